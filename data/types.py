@@ -1,0 +1,136 @@
+"""The types that carry everything: facts (Record), words (Script, Turn, Dialogue), tensors (Batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MaskFn = Callable[[], np.ndarray]  # draws a (H, W) bool mask when asked, not before
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing the text may talk about. `mask` None: it is not in the picture."""
+
+    phrase: str
+    mask: MaskFn | None
+    correction: str | None = None  # what is there instead (false premise)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Hole in an answer: the mask tokens of `targets[target]` go here."""
+
+    target: int
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Hole in an answer: the token that says `targets[target]` is absent goes here."""
+
+    target: int
+
+
+Script = tuple["str | Mask | Refuse", ...]  # an answer: text with typed holes
+
+
+@dataclass(frozen=True)
+class Turn:
+    question: str  # holds IMAGE_PLACEHOLDER once in the first turn of a dialogue about a picture
+    answer: Script
+
+
+Dialogue = tuple[Turn, ...]  # one row for the language model
+
+IMAGE_PLACEHOLDER = "<image>"
+IMAGE_ID = -200  # stands for the picture in token ids; never an embedding row
+IGNORE_ID = -100  # label that takes no part in the text loss
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a source yields for one picture: facts; no wording, no tensors, no chance.
+
+    kind: "classes" (targets are the present classes, `vocabulary` the label set in dataset order), "refer" (targets
+    are phrases), "reason" (targets are sentences), "multi" (several targets belong in one answer), "vqa" (no targets).
+    `asked`: dialogues that the dataset itself ships (VQA rounds; for "refer" and "reason" the explanations).
+    `ignore`: pixels that no metric may count, (H, W) bool.
+    """
+
+    image: Path
+    kind: str
+    targets: tuple[Target, ...] = ()
+    vocabulary: tuple[str, ...] = ()
+    asked: tuple[Dialogue, ...] = ()
+    ignore: MaskFn | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """One evaluation question about a record: fixed words, the answer that teacher forcing feeds, what it asks about.
+
+    `targets` indexes `Record.targets`; `asked` holds the phrases or class names in the order of the question.
+    """
+
+    question: str
+    forced: Script
+    targets: tuple[int, ...] = ()
+    asked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an answer says of one thing: `mask` is the index of its mask in the answer, None if it was refused."""
+
+    phrase: str
+    mask: int | None
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the picture lies in the mask-side view: `original` (H, W), `resized` (h, w) before zero padding."""
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+
+
+@dataclass
+class Batch:
+    """A batch of B pictures with R rows (dialogues), L positions a row after image expansion, Q masks of K tokens.
+
+    Rows of one picture stand together. `mask_rows`/`mask_positions` point at the states that *predict* the mask tokens,
+    in row order and then in answer order; `masks[b]` holds the truth in that same order (empty in generation).
+    """
+
+    pixels: Tensor  # (B, 3, h, w) language-side view, one a picture, never one a row
+    seg_pixels: Tensor | None  # (B, 3, S, S) mask-side view, None for heads that reuse the language-side features
+    ids: Tensor  # (R, L) long, IMAGE_ID at every image position
+    labels: Tensor  # (R, L) long, IGNORE_ID where unsupervised
+    attention: Tensor  # (R, L) bool, True at real tokens
+    row_image: Tensor  # (R,) long, picture of each row
+    mask_rows: Tensor  # (Q,) long
+    mask_positions: Tensor  # (Q, K) long
+    masks: list[Tensor]  # B x (N_b, H_b, W_b) float32 in {0, 1}
+    geometry: list[Geometry] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # picture paths, for messages
+
+    def __len__(self) -> int:
+        return len(self.geometry)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
+        """Moves every tensor; only the two picture views take `dtype`."""
+
+        def move(value, cast: bool):
+            if isinstance(value, Tensor):
+                return value.to(device, dtype if cast else value.dtype, non_blocking=True)
+            if isinstance(value, list) and value and isinstance(value[0], Tensor):
+                return [move(item, cast) for item in value]
+            return value
+
+        views = ("pixels", "seg_pixels")
+        return replace(self, **{name: move(getattr(self, name), name in views) for name in self.__dataclass_fields__})

@@ -1,0 +1,256 @@
+"""Recipes: frozen dataclasses, YAML, dotted overrides. The resolved recipe is saved in the run folder and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.registry import unknown
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """LoRA on the language model's linears; r = 0 turns it off."""
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    version: str = "liuhaotian/llava-llama-2-13b-chat-lightning-preview"  # base LLaVA or a finished checkpoint
+    vision_tower: str | None = "openai/clip-vit-large-patch14"  # CLIP folder; None: the one inside or named by version
+    vision_pretrained: str | None = None  # SAM weights (file or folder); None: those inside version
+    conv_type: str = "llava_v1"
+    model_max_length: int = 512  # longest row after image expansion that may be trained on; 0: no limit
+    image_size: int | None = None  # mask-side view; None: what the mask encoder was built for (SAM: 1024)
+    out_dim: int | None = None  # width of the mask prompt; None: what the mask decoder takes (SAM: 256)
+    precision: str = "bf16"  # fp32 | bf16 | fp16
+    attn_implementation: str = "auto"  # auto | sdpa | eager | flash_attention_2
+    use_mm_start_end: bool = True
+    train_mask_decoder: bool = True
+    gradient_checkpointing: bool = True
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    allow_missing: bool = False  # go on when a checkpoint lacks a needed weight or has unexpected ones
+    decoder_heads: int = 8  # heads of the mask decoder (not readable from tensor shapes)
+    head: dict[str, Any] = field(default_factory=dict)  # options of the mask head
+    lora: LoraConfig = LoraConfig()
+
+
+@dataclass(frozen=True)
+class SetConfig:
+    """One dataset of a task: a name in SOURCES with its rate inside the task and its own options."""
+
+    source: str
+    rate: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """One task of the mixture (sem_seg, refer_seg, vqa, reason_seg, or any name) with its rate and its sets."""
+
+    task: str
+    sets: tuple[SetConfig, ...]
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    dataset_dir: str = "./dataset"
+    mixture: tuple[MixConfig, ...] = ()
+    on_bad_sample: str = "raise"  # raise | skip (skipped ones are counted and reported)
+    workers: int = 4
+    val_workers: int = 2
+    exclude_val: bool = False
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    ce: float = 1.0
+    dice: float = 0.5
+    bce: float = 2.0
+    ignore_region: bool = False  # published: ignored pixels are background in training
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: int = 10
+    steps_per_epoch: int = 500
+    batch_size: int = 2  # pictures a device
+    grad_accumulation_steps: int = 10
+    lr: float = 3e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    clip: float = 1.0
+    zero_stage: int = 2
+    seed: int = 0
+    print_freq: int = 1
+    auto_resume: bool = True
+    resume: str | None = None
+    keep_checkpoints: int = 2  # newest ones kept beside the best
+    save_steps: int = 0  # also save every so many steps; 0: after each epoch only
+    time_limit_minutes: float = 0.0  # stop and save cleanly after so long; 0: no limit
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    suites: tuple[str, ...] = ("ReasonSeg|val",)
+    every_epochs: int = 1
+    no_eval: bool = False
+    eval_only: bool = False
+    protocol: str = "teacher_forced"  # teacher_forced | generate
+    limit: int = 0  # pictures a suite; 0: all
+    batch_size: int = 1
+    max_new_tokens: int = 512
+    best_by: str = "gIoU"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    log_base_dir: str = "./runs"
+    exp_name: str = "lisa"
+    tensorboard: bool = True
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.log_base_dir) / self.exp_name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run needs, saved as `recipe.yaml` in its folder. `options` go to the system (a name in SYSTEMS)."""
+
+    system: str = "lisa"
+    options: dict[str, Any] = field(default_factory=dict)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    run: RunConfig = RunConfig()
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
+    """Builds a (nested) dataclass from plain values; an unknown key or a wrong type raises and names its place."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or cls.__name__}: expected a mapping, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ValueError(unknown(f"field in {where or 'the recipe'}", key, hints))
+    return cls(**{key: _cast(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()})
+
+
+def _cast(value: Any, kind: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _cast(value, next(arg for arg in args if arg is not type(None)), where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        return tuple(_cast(item, args[0], f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is dict or kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        if kind is SetConfig and isinstance(value, str):  # `- ade20k` is short for `- {source: ade20k}`
+            value = {"source": value}
+        return value if isinstance(value, kind) else from_dict(kind, value, where)
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        return _number(float, value, where)
+    if kind is int and isinstance(value, str):
+        return _number(int, value, where)
+    if kind is str and isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _number(kind: type, value: Any, where: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}") from None
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """Plain values (lists, not tuples) that YAML and `from_dict` take."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return plain(dataclasses.asdict(recipe))
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, mapping by mapping; lists and scalars replace."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """A recipe file as plain values. `base: other.yaml` (relative to the file) is read first and overridden."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe {path}; see configs/ for the ones shipped")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping at the top, got {type(values).__name__}")
+    base = values.pop("base", None)
+    return merge(load_yaml(path.parent / base), values) if base else values
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe of a YAML file or of a run folder (its `recipe.yaml`)."""
+    path = Path(path)
+    return from_dict(Recipe, load_yaml(path / "recipe.yaml" if path.is_dir() else path))
+
+
+def save_recipe(recipe: Recipe, folder: str | Path) -> Path:
+    path = Path(folder) / "recipe.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """Applies one `a.b=v` (v is read as YAML) to plain values; list items by index (`data.mixture.0.rate=2`)."""
+    if "=" not in assignment:
+        raise ValueError(f"--set takes a.b=value, got {assignment!r}")
+    dotted, text = assignment.split("=", 1)
+    head, *rest = dotted.split(".")
+    return _put(values, [head, *rest], yaml.safe_load(text), dotted)
+
+
+def _put(values: Any, keys: list[str], value: Any, dotted: str) -> Any:
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    if isinstance(values, list):
+        if not key.isdigit() or int(key) >= len(values):
+            raise ValueError(f"--set {dotted}: {key!r} is not an index below {len(values)}")
+        return [_put(item, rest, value, dotted) if i == int(key) else item for i, item in enumerate(values)]
+    values = values if isinstance(values, dict) else {}
+    return {**values, key: _put(values.get(key, {}), rest, value, dotted)}

@@ -1,0 +1,46 @@
+"""Names to factories; an unknown name raises and lists the ones there are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class Registry:
+    """A small table of factories, e.g. `SOURCES = Registry("source")`; `@SOURCES.register("ade20k")` adds one."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._factories: dict[str, Callable[..., Any]] = {}
+
+    def register(self, *names: str) -> Callable:
+        """Decorator that files a class or function under one or several names."""
+
+        def add(factory: Callable) -> Callable:
+            for name in names:
+                if name in self._factories:
+                    raise ValueError(f"two {self.kind}s are called {name!r}")
+                self._factories[name] = factory
+            return factory
+
+        return add
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        try:
+            return self._factories[name]
+        except KeyError:
+            raise KeyError(unknown(self.kind, name, self._factories)) from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._factories
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._factories))
+
+
+def unknown(kind: str, name: str, have: Any) -> str:
+    """The message for a name that is not in `have`: the nearest one first, then all."""
+    near = difflib.get_close_matches(name, list(have), n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"no {kind} {name!r}{hint}; have: {', '.join(sorted(have))}"
