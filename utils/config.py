@@ -26,7 +26,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    version: str = "liuhaotian/llava-llama-2-13b-chat-lightning-preview"  # base LLaVA or a finished checkpoint
+    version: str = ""  # base LLaVA or a finished checkpoint: a folder, or a name on the hub
     vision_tower: str | None = "openai/clip-vit-large-patch14"  # CLIP folder; None: the one inside or named by version
     vision_pretrained: str | None = None  # SAM weights (file or folder); None: those inside version
     conv_type: str = "llava_v1"
@@ -120,7 +120,7 @@ class EvalConfig:
 @dataclass(frozen=True)
 class RunConfig:
     log_base_dir: str = "./runs"
-    exp_name: str = "lisa"
+    exp_name: str = "run"
     tensorboard: bool = True
 
     @property
@@ -132,7 +132,7 @@ class RunConfig:
 class Recipe:
     """Everything a run needs, saved as `recipe.yaml` in its folder. `options` go to the system (a name in SYSTEMS)."""
 
-    system: str = "lisa"
+    system: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
