@@ -1,0 +1,81 @@
+"""One dialogue a target: what refer and reason data, explanations and dialogues of a dataset become in most papers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.types import Dialogue, Mask, Query, Record, Script, Target, Turn
+from systems.base import Wording, about_picture, choose, fill_answer
+
+SLOTS = {"phrase": "phrase", "sentence": "sentence", "explain": "", "answer": "mask"}
+PHRASE_PROMPT = " What is {} in this image? Please output segmentation mask."  # the blank in front is published
+SENTENCE_PROMPT = " {} Please output segmentation mask."
+
+
+@dataclass(frozen=True)
+class SingleTarget:
+    """Up to `at_most` targets of a picture, each in its own dialogue (lisa.md 3.4, 4.3 to 4.6).
+
+    explanatory: share of the explained pictures that are trained without masks, as text only; the others are half
+    plain and half mask with explanation. Below 0: explanations are not used.
+    """
+
+    wording: Wording
+    at_most: int
+    explanatory: float
+
+    def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
+        if record.kind == "vqa":
+            return list(record.asked)
+        present = [index for index, target in enumerate(record.targets) if target.mask is not None]
+        if not present:
+            raise ValueError(f"{record.image}: a {record.kind!r} record without a target that is in the picture")
+        answered = self._style(record, rng)
+        explanation = explanation_of(record)
+        dialogues = []
+        for index in choose(present, self.at_most, rng):
+            target, answer = record.targets[index], fill_answer(self.wording.draw("answer", rng), Mask(index))
+            if answered == "plain":
+                turn = Turn(about_picture(self._question(record.kind, target, rng)), answer)
+            elif answered == "explained":
+                question = about_picture(f"{target.phrase} {self.wording.draw('explain', rng)}")
+                turn = Turn(question, (*answer, f" {explanation}"))
+            else:
+                turn = Turn(about_picture(target.phrase), (explanation,))
+            dialogues.append((turn,))
+        return dialogues
+
+    def queries(self, record: Record) -> list[Query]:
+        """The published prompts; of a sentence's rephrasings only the first is asked (lisa.md 3.3)."""
+        if record.kind == "reason":
+            return [single_query(SENTENCE_PROMPT, record, 0)]
+        return [single_query(PHRASE_PROMPT, record, index) for index in range(len(record.targets))]
+
+    def _style(self, record: Record, rng: np.random.Generator) -> str:
+        """How this picture is answered; one draw a picture, as released."""
+        if self.explanatory < 0 or not explanation_of(record):
+            return "plain"
+        if rng.random() < self.explanatory:
+            return "text only"
+        return "plain" if rng.random() < 0.5 else "explained"
+
+    def _question(self, kind: str, target: Target, rng: np.random.Generator) -> str:
+        if kind == "reason":
+            return self.wording.draw("sentence", rng).format(sentence=target.phrase)
+        return self.wording.draw("phrase", rng).format(phrase=target.phrase.lower())
+
+
+def explanation_of(record: Record) -> str:
+    """The explanation that the dataset ships for a refer or reason picture, "" where there is none."""
+    if record.kind not in ("refer", "reason") or not record.asked:
+        return ""
+    return "".join(part for part in record.asked[0][-1].answer if isinstance(part, str)).strip()
+
+
+def single_query(prompt: str, record: Record, index: int) -> Query:
+    """A published prompt about one target, with the published forced answer: the mask and a full stop."""
+    phrase = record.targets[index].phrase.strip()
+    forced: Script = (Mask(index), ".")
+    return Query(about_picture(prompt.format(phrase)), forced, (index,), (phrase,))
