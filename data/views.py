@@ -1,0 +1,117 @@
+"""The two views of a picture: what the vision tower sees and what the mask encoder sees (lisa.md 1.7)."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from data.types import Geometry
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # on the 0..255 scale
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB as OpenCV reads it: EXIF orientation applied, 16 bit, palette, CMYK and grey converted.
+
+    A missing, unreadable or truncated file raises an OSError that names it; OpenCV alone would return a truncated JPEG
+    with its lower part grey.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no picture {path}")
+    data = path.read_bytes()
+    _check_complete(data, path)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if image is None:
+        raise OSError(f"cannot read picture {path}: not an image file, or damaged")
+    return image
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """Shortest edge to `size` (PIL bicubic), centre crop, normalised: (3, size, size) float32."""
+
+    size: int = 224
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    @classmethod
+    def load(cls, folder: str | Path, size: int = 224) -> ClipView:
+        """The view of a tower's `preprocessor_config.json`; CLIP's usual one at `size` where there is no such file."""
+        file = Path(folder) / "preprocessor_config.json"
+        if not file.is_file():
+            return cls(size)
+        values = json.loads(file.read_text(encoding="utf-8"))
+        resize, crop = _edge(values["size"]), _edge(values.get("crop_size", values["size"]))
+        if resize != crop:
+            raise ValueError(f"{file}: size {resize} and crop_size {crop} differ, which is not supported")
+        return cls(crop, tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD)))
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        height, width = image.shape[:2]
+        scaled = int(self.size * max(height, width) / min(height, width))
+        height, width = (self.size, scaled) if height <= width else (scaled, self.size)
+        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        crop = resized[top : top + self.size, left : left + self.size]
+        return _normalise(crop, 255 * np.float64(self.mean), 255 * np.float64(self.std))
+
+
+@dataclass(frozen=True)
+class SamView:
+    """Longest side to `size` (PIL bilinear, antialiased), normalised, zeros right and below: (3, size, size) float32."""
+
+    size: int = 1024
+
+    def __call__(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        geometry = self.geometry(image.shape[0], image.shape[1])
+        height, width = geometry.resized
+        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        padded = torch.zeros(3, self.size, self.size)
+        padded[:, :height, :width] = _normalise(resized, SAM_MEAN, SAM_STD)
+        return padded, geometry
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        scale = self.size / max(height, width)
+        return Geometry((height, width), (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))))
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is made of one picture. seg None: the head reuses the language-side features."""
+
+    language: Callable[[np.ndarray], Tensor]
+    seg: Callable[[np.ndarray], tuple[Tensor, Geometry]] | None
+
+
+def _normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(h, w, 3) uint8 -> (3, h, w) float32."""
+    pixels = (image.astype(np.float32) - np.float32(mean)) / np.float32(std)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _check_complete(data: bytes, path: Path) -> None:
+    """Decodes once with PIL, which notices a missing end; JPEGs at an eighth of the size, for speed."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (image.width // 8, image.height // 8))
+            image.load()
+    except UnidentifiedImageError:
+        return  # a format that OpenCV may know
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"cannot read picture {path}: {error}") from None
+
+
+def _edge(size: int | dict[str, int]) -> int:
+    """224 in any of the spellings of image-processor files."""
+    return size if isinstance(size, int) else size.get("shortest_edge", size.get("height"))
