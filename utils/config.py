@@ -106,7 +106,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    suites: tuple[str, ...] = ("ReasonSeg|val",)
+    suites: tuple[str, ...] = ("ReasonSeg|val",)  # validation; the first one decides which checkpoint is best
+    final_suites: tuple[str, ...] = ()  # also scored after the last step, and by eval_only
+    final_eval: bool = True
     every_epochs: int = 1
     no_eval: bool = False
     eval_only: bool = False

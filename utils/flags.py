@@ -1,0 +1,277 @@
+"""The LISA family's command line, mapped onto the recipe. `python -m utils.flags` prints the table as markdown."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.config import Recipe, from_dict, load_yaml, merge, override, to_dict
+from utils.registry import unknown
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: its name, the recipe field it sets (dotted), a few words, and the separator if it takes a list."""
+
+    name: str
+    field: str
+    help: str
+    separator: str = ","
+    kind: type | None = None  # None: told by the field
+
+    @property
+    def type(self) -> Any:
+        return self.kind or _field_type(self.field)
+
+
+FLAGS = (
+    Flag("version", "model.version", "base LLaVA, or a finished checkpoint to go on from"),
+    Flag("vision_tower", "model.vision_tower", "CLIP folder or hub name"),
+    Flag("vision_pretrained", "model.vision_pretrained", "SAM weights, file or folder"),
+    Flag("precision", "model.precision", "fp32, bf16 or fp16"),
+    Flag("image_size", "model.image_size", "side of the mask encoder's view"),
+    Flag("model_max_length", "model.model_max_length", "longest row that is trained on"),
+    Flag("out_dim", "model.out_dim", "width of the mask prompt"),
+    Flag("conv_type", "model.conv_type", "conversation template"),
+    Flag("use_mm_start_end", "model.use_mm_start_end", "wrap the picture in <im_start> and <im_end>"),
+    Flag("train_mask_decoder", "model.train_mask_decoder", "train the mask decoder"),
+    Flag("gradient_checkpointing", "model.gradient_checkpointing", "recompute activations in the backward pass"),
+    Flag("load_in_8bit", "model.load_in_8bit", "8-bit language model (inference)"),
+    Flag("load_in_4bit", "model.load_in_4bit", "4-bit language model (inference)"),
+    Flag("allow_missing", "model.allow_missing", "go on when a checkpoint lacks weights or has unexpected ones"),
+    Flag("lora_r", "model.lora.r", "LoRA rank, 0: none"),
+    Flag("lora_alpha", "model.lora.alpha", "LoRA scale times rank"),
+    Flag("lora_dropout", "model.lora.dropout", "LoRA dropout"),
+    Flag("lora_target_modules", "model.lora.target_modules", "linears that get LoRA"),
+    Flag("dataset_dir", "data.dataset_dir", "root of all datasets"),
+    Flag("workers", "data.workers", "loader processes"),
+    Flag("exclude_val", "data.exclude_val", "leave validation pictures out of training"),
+    Flag("num_classes_per_sample", "options.num_classes_per_sample", "dialogues a picture at most", kind=int),
+    Flag("num_all_classes", "options.num_all_classes", "classes an answer speaks of at most", kind=int),
+    Flag("explanatory", "options.explanatory", "share of samples that ask for an explanation", kind=float),
+    Flag("ce_loss_weight", "loss.ce", "weight of the text loss"),
+    Flag("dice_loss_weight", "loss.dice", "weight of the dice loss"),
+    Flag("bce_loss_weight", "loss.bce", "weight of the mask cross entropy"),
+    Flag("epochs", "train.epochs", "epochs"),
+    Flag("steps_per_epoch", "train.steps_per_epoch", "optimizer steps an epoch"),
+    Flag("batch_size", "train.batch_size", "pictures a device and micro-step"),
+    Flag("grad_accumulation_steps", "train.grad_accumulation_steps", "micro-steps a step"),
+    Flag("lr", "train.lr", "peak learning rate"),
+    Flag("beta1", "train.beta1", "AdamW"),
+    Flag("beta2", "train.beta2", "AdamW"),
+    Flag("print_freq", "train.print_freq", "steps between two log lines"),
+    Flag("resume", "train.resume", "checkpoint folder to go on from"),
+    Flag("auto_resume", "train.auto_resume", "go on from the run folder's last checkpoint"),
+    Flag("val_dataset", "eval.suites", "validation suites", separator="||"),
+    Flag("val_dataset_list", "eval.final_suites", "suites of the final evaluation"),
+    Flag("final_eval", "eval.final_eval", "evaluate the final suites after the last step"),
+    Flag("val_batch_size", "eval.batch_size", "pictures a validation step"),
+    Flag("no_eval", "eval.no_eval", "no validation while training"),
+    Flag("eval_only", "eval.eval_only", "evaluate and exit"),
+    Flag("log_base_dir", "run.log_base_dir", "folder of all runs"),
+    Flag("exp_name", "run.exp_name", "name of the run folder"),
+)
+
+TASK_DATA = "_data"  # --<task>_data "a||b": the sets of a task of the mixture
+MIXTURE = {
+    "dataset": 'tasks of the mixture, "sem_seg||refer_seg||vqa||reason_seg"',
+    "sample_rates": "their rates, 9,3,3,1",
+    "sem_seg_data": 'sets of the task sem_seg, "ade20k||cocostuff"',
+    "refer_seg_data": "sets of the task refer_seg",
+    "vqa_data": "sets of the task vqa",
+    "reason_seg_data": 'sets of the task reason_seg, "ReasonSeg|train"',
+}
+WITHOUT_MEANING = {  # flags of the originals that are taken and answered with a word
+    "vis_save_path": "training draws no pictures; chat.py and test_sem.py have it",
+    "save_inter": "set train.save_steps to save between epochs",
+    "start_epoch": "the checkpoint that is resumed knows its step",
+    "local_rank": "",  # every launcher passes it; the environment says the same
+}
+
+
+def resolve(argv: list[str], takes: Callable[[dict[str, Any]], list[str]], say: Callable = print) -> Recipe:
+    """The recipe of a command line: dataclass default < --config < family flag < --set.
+
+    takes: the systems that accept given options, e.g. those a flag such as --num_all_classes sets. With no --config the
+    system is the one of --system, or the one system that takes the flags, and its `configs/<system>.yaml` is the base.
+    """
+    given = vars(_parser().parse_args(_normal(argv)))
+    config, system, sets = given.pop("config", None), given.pop("system", None), given.pop("set", [])
+    for name in [name for name in given if name in WITHOUT_MEANING]:
+        given.pop(name)
+        if WITHOUT_MEANING[name]:
+            say(f"--{name} does nothing here: {WITHOUT_MEANING[name]}")
+    over: dict[str, Any] = {}
+    for flag in FLAGS:
+        if flag.name in given:
+            *outer, last = flag.field.split(".")
+            over = merge(over, _nest(outer, {last: given.pop(flag.name)}))
+    if config:
+        base = load_yaml(config)
+        base |= {"system": system} if system else {}
+    else:
+        system = system or _only_system(takes(over.get("options", {})), over.get("options", {}))
+        path = CONFIGS / f"{system}.yaml"
+        base = load_yaml(path) if path.is_file() else {"system": system}
+    values = to_dict(from_dict(Recipe, merge(base, over)))
+    values["data"]["mixture"] = mix(values["data"]["mixture"], given)
+    for assignment in sets:
+        values = override(values, assignment)
+    return from_dict(Recipe, values)
+
+
+def mix(mixture: list[dict[str, Any]], given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The recipe's mixture changed by --dataset, --sample_rates and --<task>_data.
+
+    A task or set that the recipe already has keeps its rate and options; a new one starts at rate 1.
+    """
+    mixture = [dict(task) for task in mixture]
+    have = {task["task"]: task for task in mixture}
+    names = _split(given["dataset"], "||") if "dataset" in given else list(have)
+    sets = {name.removesuffix(TASK_DATA): value for name, value in given.items() if name.endswith(TASK_DATA)}
+    for task, value in sets.items():
+        if task not in names:
+            raise ValueError(f"--{task}{TASK_DATA}: {unknown('task', task, names)}")
+        known = {item["source"]: item for item in have.get(task, {}).get("sets", ())}
+        chosen = [known.get(name, {"source": name, "rate": 1.0, "options": {}}) for name in _split(value, "||")]
+        have[task] = {"task": task, "rate": 1.0, **have.get(task, {}), "sets": chosen}
+    for name in names:
+        if name not in have:
+            raise ValueError(
+                f"--dataset: {unknown('task', name, have)}; give a new task its sets by --{name}{TASK_DATA}"
+            )
+    chosen = [dict(have[name]) for name in names]
+    if "sample_rates" in given:
+        rates = _split(given["sample_rates"], ",")
+        if len(rates) != len(chosen):
+            raise ValueError(f"--sample_rates has {len(rates)} numbers for {len(chosen)} tasks ({', '.join(names)})")
+        for task, rate in zip(chosen, rates, strict=True):
+            task["rate"] = rate
+    return chosen
+
+
+def markdown() -> str:
+    """The table of flags for the README."""
+    lines = ["| flag | recipe field | default | what |", "| --- | --- | --- | --- |"]
+    for flag in FLAGS:
+        spelling = f"`--{flag.name}`" + (f", `--no-{flag.name}`" if flag.type is bool else "")
+        lines.append(f"| {spelling} | `{flag.field}` | {_default(flag)} | {flag.help} |")
+    for name, text in MIXTURE.items():
+        lines.append(f"| `--{name}` | `data.mixture` | | {text.replace('|', chr(92) + '|')} |")
+    lines += [f"| `--{name}` | | | taken, without meaning: {why} |" for name, why in WITHOUT_MEANING.items() if why]
+    return "\n".join(lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(f"{self.prog}: {message}")
+
+    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        found, extra = self.parse_known_args(args, namespace)
+        for text in extra:
+            name = text.partition("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            self.error(f"unknown {'flag' if text.startswith('-') else 'argument'} {text!r}; {hint}")
+        return found
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        description="Trains a segmentation assistant. Precedence: default < --config < flag < --set.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        epilog="Flags may be written with dashes or underscores.",
+    )
+    parser.add_argument("--config", metavar="YAML", help="recipe to start from (see configs/)")
+    parser.add_argument("--system", metavar="NAME", help="with no --config: whose recipe to start from")
+    parser.add_argument("--set", action="append", metavar="A.B=V", help="set any recipe field, e.g. train.zero_stage=3")
+    for flag in FLAGS:
+        text = f"{flag.help} [{flag.field}]"
+        if flag.type is bool:
+            names = (f"--{flag.name}", f"--no_{flag.name}")
+            parser.add_argument(*names, action=_Switch, dest=flag.name, nargs=0, help=text)
+        else:
+            parser.add_argument(f"--{flag.name}", type=_reader(flag), metavar="V", help=text)
+    for name, text in MIXTURE.items():
+        parser.add_argument(f"--{name}", metavar="V", help=text)
+    for name, why in WITHOUT_MEANING.items():
+        parser.add_argument(
+            f"--{name}", nargs="?", metavar="V", help=f"taken, without meaning: {why}" if why else argparse.SUPPRESS
+        )
+    return parser
+
+
+class _Switch(argparse.Action):
+    """`--name` sets True, `--no_name` False."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, option_string == f"--{self.dest}")
+
+
+def _normal(argv: list[str]) -> list[str]:
+    """Flag names with underscores, whichever way they were written; values stay."""
+    normal = []
+    for text in argv:
+        name, equals, value = text.partition("=")
+        normal.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else text)
+    return normal
+
+
+def _reader(flag: Flag) -> Callable[[str], Any]:
+    if flag.type in (int, float, str):
+        return flag.type
+    return lambda text: _split(text, flag.separator)
+
+
+def _split(text: str, separator: str) -> list[str]:
+    return [part.strip() for part in text.split(separator) if part.strip()]
+
+
+def _nest(keys: list[str], value: Any) -> Any:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _only_system(names: list[str], options: dict[str, Any]) -> str:
+    """The default system where it takes the options, else the only one that does."""
+    default = Recipe().system
+    if default in names:
+        return default
+    if len(names) != 1:
+        have = ", ".join(names) or "none"
+        raise ValueError(f"which system? pass --system or --config (those that take {', '.join(options)}: {have})")
+    return names[0]
+
+
+def _field_type(dotted: str) -> Any:
+    kind: Any = Recipe
+    for key in dotted.split("."):
+        kind = typing.get_type_hints(kind)[key]
+    if isinstance(kind, types.UnionType):
+        kind = next(arg for arg in typing.get_args(kind) if arg is not types.NoneType)
+    return kind
+
+
+def _default(flag: Flag) -> str:
+    value: Any = Recipe()
+    for key in flag.field.split("."):
+        if not dataclasses.is_dataclass(value):
+            return "the system's"
+        value = getattr(value, key)
+    text = flag.separator.join(value) if isinstance(value, tuple) else str(value)
+    return f"`{text}`".replace("|", "\\|") if text else ""
+
+
+if __name__ == "__main__":
+    print(markdown())
