@@ -118,6 +118,8 @@ class Batch:
     masks: list[Tensor]  # B x (N_b, H_b, W_b) float32 in {0, 1}
     geometry: list[Geometry] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # picture paths, for messages
+    ignore: list[Tensor | None] = field(default_factory=list)  # B x (H_b, W_b) bool: pixels the mask loss leaves out
+    skipped: list[str] = field(default_factory=list)  # what was left out while drawing this batch, and why
 
     def __len__(self) -> int:
         return len(self.geometry)
@@ -125,12 +127,19 @@ class Batch:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
         """Moves every tensor; only the two picture views take `dtype`."""
 
-        def move(value, cast: bool):
-            if isinstance(value, Tensor):
-                return value.to(device, dtype if cast else value.dtype, non_blocking=True)
-            if isinstance(value, list) and value and isinstance(value[0], Tensor):
-                return [move(item, cast) for item in value]
-            return value
-
         views = ("pixels", "seg_pixels")
-        return replace(self, **{name: move(getattr(self, name), name in views) for name in self.__dataclass_fields__})
+        return self._each(lambda name, x: x.to(device, dtype if name in views else x.dtype, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Page-locked copies, for loaders that feed a GPU."""
+        return self._each(lambda name, x: x.pin_memory())
+
+    def _each(self, change: Callable[[str, Tensor], Tensor]) -> Batch:
+        """A copy with every tensor changed, alone or in a list."""
+
+        def apply(name: str, value):
+            if isinstance(value, list):
+                return [apply(name, item) for item in value]
+            return change(name, value) if isinstance(value, Tensor) else value
+
+        return replace(self, **{name: apply(name, getattr(self, name)) for name in self.__dataclass_fields__})

@@ -69,7 +69,7 @@ class ClipView:
 
 @dataclass(frozen=True)
 class SamView:
-    """Longest side to `size` (PIL bilinear, antialiased), normalised, zeros right and below: (3, size, size) float32."""
+    """Longest side to `size` (PIL bilinear with antialias), normalised, zeros right and below: (3, size, size)."""
 
     size: int = 1024
 
@@ -96,8 +96,11 @@ class Views:
 
 def _normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(h, w, 3) uint8 -> (3, h, w) float32."""
-    pixels = (image.astype(np.float32) - np.float32(mean)) / np.float32(std)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    pixels = np.empty((3, *image.shape[:2]), np.float32)
+    for channel, plane in enumerate(pixels):
+        np.subtract(image[..., channel], np.float32(mean[channel]), out=plane)
+        plane /= np.float32(std[channel])
+    return torch.from_numpy(pixels)
 
 
 def _check_complete(data: bytes, path: Path) -> None:

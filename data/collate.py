@@ -1,0 +1,208 @@
+"""Records to samples and samples to batches: a picture is read once, its rows and masks stay in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.encode import Encoded, Encoder, SequenceTooLong
+from data.types import IGNORE_ID, IMAGE_ID, Batch, Dialogue, Geometry, MaskFn, Query, Record, Turn
+from data.views import Views, read_image
+
+
+class NothingToAsk(ValueError):
+    """A record gives no dialogue, e.g. a picture without a known class: a fact about the set, no fault of a file."""
+
+
+@dataclass
+class Sample:
+    """One picture (H, W) with its rows; `masks` follow the holes of the rows, row by row."""
+
+    name: str
+    pixels: Tensor  # (3, h, w)
+    seg_pixels: Tensor | None  # (3, S, S)
+    geometry: Geometry
+    rows: list[Encoded] = field(default_factory=list)
+    masks: Tensor | None = None  # (N, H, W) float32 in {0, 1}
+    ignore: Tensor | None = None  # (H, W) bool
+    queries: list[Query] | None = None  # evaluation: the question of each row
+    skipped: list[str] = field(default_factory=list)
+
+
+class Task(Protocol):
+    """Facts to words; the systems have them."""
+
+    def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]: ...
+
+    def queries(self, record: Record) -> list[Query]: ...
+
+
+class Maker:
+    """Makes samples: words from the task, ids from the encoder, pictures from the views, masks from the record.
+
+    ignore_region: carry the record's ignored pixels. drop_long_rows: leave a row out that does not fit, and note it,
+    instead of raising SequenceTooLong; when none is left it raises all the same.
+    """
+
+    def __init__(
+        self, task: Task, encoder: Encoder, views: Views, *, ignore_region: bool = False, drop_long_rows: bool = False
+    ):
+        self.task = task
+        self.encoder = encoder
+        self.views = views
+        self.ignore_region = ignore_region
+        self.drop_long_rows = drop_long_rows
+
+    def make_sample(self, record: Record, rng: np.random.Generator) -> Sample:
+        """A training sample. Errors name the picture: NothingToAsk, SequenceTooLong, other ValueErrors, OSErrors."""
+        dialogues = self.task.converse(record, rng)
+        if not dialogues:
+            raise NothingToAsk(f"{record.image}: nothing to ask about it")
+        rows, skipped = self._rows(record, dialogues)
+        sample = self._sample(record, rows)
+        sample.skipped = skipped
+        return sample
+
+    def make_questions(self, record: Record, queries: list[Query] | None = None) -> Sample:
+        """A teacher-forced evaluation sample: one row a query, with the forced answer, whatever its length."""
+        queries = self.task.queries(record) if queries is None else queries
+        rows = [_named(record, self.encoder.encode, (Turn(query.question, query.forced),)) for query in queries]
+        sample = self._sample(record, rows)
+        sample.queries = queries
+        return sample
+
+    def _rows(self, record: Record, dialogues: list[Dialogue]) -> tuple[list[Encoded], list[str]]:
+        rows, skipped = [], []
+        for dialogue in dialogues:
+            try:
+                rows.append(_named(record, self.encoder, dialogue))
+            except SequenceTooLong as error:
+                if not self.drop_long_rows:
+                    raise
+                skipped.append(str(error))
+        if not rows:
+            raise SequenceTooLong(skipped[0])
+        return rows, skipped
+
+    def _sample(self, record: Record, rows: list[Encoded]) -> Sample:
+        sample = look(record.image, self.views)
+        sample.rows = rows
+        sample.masks = draw_masks(record, [hole for row in rows for hole in row.holes], sample.geometry.original)
+        if self.ignore_region and record.ignore is not None:
+            sample.ignore = torch.from_numpy(_draw(record, "ignore region", record.ignore, sample.geometry.original))
+        return sample
+
+
+def look(path: str | Path, views: Views) -> Sample:
+    """A picture in both views, without rows or masks; enough for generation."""
+    image = read_image(path)
+    shape = image.shape[:2]
+    seg_pixels, geometry = views.seg(image) if views.seg else (None, Geometry(shape, shape))
+    return Sample(str(path), views.language(image), seg_pixels, geometry)
+
+
+def draw_masks(record: Record, targets: Sequence[int], shape: tuple[int, int]) -> Tensor:
+    """(N, H, W) float32 in {0, 1}: the masks of these targets of a picture of `shape`, each drawn once."""
+    drawn = {}
+    for index in targets:
+        if index not in drawn:
+            target = record.targets[index]
+            if target.mask is None:
+                raise ValueError(f"{record.image}: an answer has a mask for {target.phrase!r}, which is absent")
+            drawn[index] = torch.from_numpy(_draw(record, repr(target.phrase), target.mask, shape)).float()
+    return torch.stack([drawn[index] for index in targets]) if drawn else torch.zeros(0, *shape)
+
+
+def collate(samples: Sequence[Sample], image_tokens: int, pad_id: int = 0) -> Batch:
+    """A training or teacher-forced batch, padded on the right."""
+    rows = [row for sample in samples for row in sample.rows]
+    expanded = [_expand(row, image_tokens) for row in rows]
+    length = max((len(ids) for ids, _, _ in expanded), default=0)
+    batch = _pictures(samples, [len(sample.rows) for sample in samples], length, pad_id)
+    for index, (ids, labels, _) in enumerate(expanded):
+        batch.ids[index, : len(ids)] = torch.from_numpy(ids)
+        batch.labels[index, : len(ids)] = torch.from_numpy(labels)
+        batch.attention[index, : len(ids)] = True
+    positions = [torch.from_numpy(positions) for _, _, positions in expanded if len(positions)]
+    if positions:
+        batch.mask_positions = torch.cat(positions)
+    batch.mask_rows = torch.tensor([index for index, row in enumerate(rows) for _ in row.holes], dtype=torch.long)
+    batch.masks = [_masks(sample) for sample in samples]
+    return batch
+
+
+def collate_prompts(
+    samples: Sequence[Sample], prompts: Sequence[Sequence[list[int]]], image_tokens: int, pad_id: int = 0
+) -> Batch:
+    """A generation batch, padded on the left: `prompts[b]` holds the open prompts (ids) about `samples[b]`."""
+    rows = [Encoded(ids, [IGNORE_ID] * len(ids), (), ()) for group in prompts for ids in group]
+    expanded = [_expand(row, image_tokens)[0] for row in rows]
+    length = max(map(len, expanded), default=0)
+    batch = _pictures(samples, [len(group) for group in prompts], length, pad_id)
+    for index, ids in enumerate(expanded):
+        batch.ids[index, length - len(ids) :] = torch.from_numpy(ids)
+        batch.attention[index, length - len(ids) :] = True
+    return batch
+
+
+def _pictures(samples: Sequence[Sample], rows: list[int], length: int, pad_id: int) -> Batch:
+    """A batch with its pictures and nothing but padding in its rows; `rows[b]` rows belong to picture b."""
+    shape = (sum(rows), length)
+    seg_pixels = [sample.seg_pixels for sample in samples if sample.seg_pixels is not None]
+    return Batch(
+        pixels=torch.stack([sample.pixels for sample in samples]),
+        seg_pixels=torch.stack(seg_pixels) if seg_pixels else None,
+        ids=torch.full(shape, pad_id),
+        labels=torch.full(shape, IGNORE_ID),
+        attention=torch.zeros(shape, dtype=torch.bool),
+        row_image=torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(rows)),
+        mask_rows=torch.zeros(0, dtype=torch.long),
+        mask_positions=torch.zeros(0, 1, dtype=torch.long),
+        masks=[torch.zeros(0, *sample.geometry.original) for sample in samples],
+        geometry=[sample.geometry for sample in samples],
+        names=[sample.name for sample in samples],
+        ignore=[sample.ignore for sample in samples],
+        skipped=[message for sample in samples for message in sample.skipped],
+    )
+
+
+def _masks(sample: Sample) -> Tensor:
+    count = sum(len(row.holes) for row in sample.rows)
+    if sample.masks is None or len(sample.masks) != count:
+        have = 0 if sample.masks is None else len(sample.masks)
+        raise ValueError(f"{sample.name}: {count} masks named in its rows, {have} drawn")
+    return sample.masks
+
+
+def _expand(row: Encoded, image_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids and labels with `image_tokens` places for the picture, and (N, K) mask positions in that row.
+
+    A token's state is that of its last place: right behind the picture, the last patch predicts.
+    """
+    ids, labels = np.asarray(row.ids, np.int64), np.asarray(row.labels, np.int64)
+    repeats = np.where(ids == IMAGE_ID, image_tokens, 1)
+    last = np.cumsum(repeats) - 1
+    return ids.repeat(repeats), labels.repeat(repeats), last[np.array(row.mask_positions, int)]
+
+
+def _draw(record: Record, what: str, mask: MaskFn, shape: tuple[int, int]) -> np.ndarray:
+    """The mask as (H, W) bool; another size than the picture's is an error (as are a source's own, which stay)."""
+    drawn = np.asarray(mask())
+    if drawn.shape != tuple(shape):
+        raise ValueError(f"{record.image}: the mask of {what} is {drawn.shape}, the picture (H, W) {tuple(shape)}")
+    return drawn.astype(bool)
+
+
+def _named(record: Record, encode: Callable[[Dialogue], Encoded], dialogue: Dialogue) -> Encoded:
+    """Encodes; an error of the encoder gets the name of the picture."""
+    try:
+        return encode(dialogue)
+    except ValueError as error:
+        kind = SequenceTooLong if isinstance(error, SequenceTooLong) else ValueError
+        raise kind(f"{record.image}: {error}") from error
