@@ -1,0 +1,158 @@
+"""Annotations to masks: COCO polygons and RLE, painted shapes. A mask is (H, W) bool; sizes are (H, W).
+
+What cannot be drawn raises a ValueError that says why; who knows the file and the entry adds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco
+
+Size = tuple[int, int]
+OVERLAPS = ("union", "exclude")
+FAR = 16  # a coordinate so many picture sides away is damage, not a polygon that runs over the edge
+
+
+def segmentation_to_mask(segmentation: Any, size: Size, overlap: str = "union") -> np.ndarray:
+    """Any COCO `segmentation`: polygons, one RLE, a list of RLEs (RefCLEF); an empty list is an empty mask.
+
+    overlap: what pixels covered by several parts become. "union": inside. "exclude": outside, which scores as the
+    released readers do (they sum the parts, and a pixel of value 2 counts as neither class; lisa.md 4.4, 6).
+    """
+    if overlap not in OVERLAPS:
+        raise ValueError(f"no overlap {overlap!r}; have: {', '.join(OVERLAPS)}")
+    if isinstance(segmentation, dict):
+        segmentation = [segmentation]
+    if not isinstance(segmentation, list):
+        raise ValueError(f"a segmentation is a list of polygons or RLEs, got {type(segmentation).__name__}")
+    if not segmentation:
+        return np.zeros(size, bool)
+    if all(isinstance(part, dict) for part in segmentation):
+        parts = [_checked_rle(part, size) for part in segmentation]
+    else:
+        parts = _polygon_parts(segmentation, size)
+    return _join(parts, overlap)
+
+
+def polygons_to_mask(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray:
+    """The union of flat polygons [x0, y0, x1, y1, ...], drawn by COCO's rule; what lies over the edge is cut off."""
+    return segmentation_to_mask(list(polygons), size)
+
+
+def rle_to_mask(rle: dict[str, Any], size: Size) -> np.ndarray:
+    """One RLE, `counts` compressed (str or bytes) or plain (list); its `size` must be the picture's."""
+    return segmentation_to_mask(rle, size)
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """{"size": [H, W], "counts": str} of a mask, ready for JSON."""
+    rle = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def paint_shapes(shapes: Sequence[tuple[Sequence[Sequence[float]], int]], size: Size) -> np.ndarray:
+    """(H, W) uint8 map of (points, value) shapes, 0 elsewhere, as the ReasonSeg reader paints them (lisa.md 4.6).
+
+    Points lose their fraction; a shape is its filled polygon and the closed 1-px outline; the larger is painted first,
+    so that the smaller overwrites it whatever its value.
+    """
+    drawn = [(_painted(points, size), value) for points, value in shapes]
+    areas = [int(mask.sum()) for mask, _ in drawn]
+    painted = np.zeros(size, np.uint8)
+    for index in sorted(range(len(drawn)), key=lambda index: (areas[index], index), reverse=True):
+        mask, value = drawn[index]
+        painted[mask] = value
+    return painted
+
+
+class Once:
+    """Draws at the first call and keeps the mask: targets of one picture that share a mask share this."""
+
+    def __init__(self, draw: Callable[[], np.ndarray]):
+        self._draw = draw
+        self._mask: np.ndarray | None = None
+
+    def __call__(self) -> np.ndarray:
+        if self._mask is None:
+            self._mask = self._draw()
+        return self._mask
+
+
+def _join(parts: list[dict[str, Any]], overlap: str) -> np.ndarray:
+    if overlap == "union":
+        return coco.decode(coco.merge(parts)).astype(bool)
+    return coco.decode(parts).sum(axis=2, dtype=np.int32) == 1
+
+
+def _polygon_parts(polygons: list[Any], size: Size) -> list[dict[str, Any]]:
+    points = [_points(polygon, f"polygon {index}") for index, polygon in enumerate(polygons)]
+    if all(_outside(polygon, size) for polygon in points):
+        raise ValueError(f"every polygon lies outside the picture of {size[0]} x {size[1]} (height x width)")
+    for index, polygon in enumerate(points):
+        _not_far(polygon, size, f"polygon {index}")
+    return coco.frPyObjects([polygon.ravel().tolist() for polygon in points], *size)
+
+
+def _points(polygon: Any, what: str) -> np.ndarray:
+    """(N, 2) of a flat polygon. COCO's own code would take four numbers for a box."""
+    if not isinstance(polygon, (list, tuple)) or len(polygon) < 6 or len(polygon) % 2:
+        have = f"{len(polygon)} numbers" if isinstance(polygon, (list, tuple)) else repr(polygon)
+        raise ValueError(f"{what} has {have}; a polygon is x, y, x, y, ... of three or more points")
+    return _numbers(polygon, what).reshape(-1, 2)
+
+
+def _numbers(values: Any, what: str) -> np.ndarray:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} holds something that is not a number") from None
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what} holds a coordinate that is not finite")
+    return array
+
+
+def _outside(points: np.ndarray, size: Size) -> bool:
+    limit = np.array([size[1], size[0]])
+    return bool((points.max(axis=0) < 0).any() or (points.min(axis=0) > limit).any())
+
+
+def _not_far(points: np.ndarray, size: Size, what: str) -> None:
+    if np.abs(points).max() > FAR * max(size):
+        raise ValueError(f"{what} has the coordinate {np.abs(points).max():g} in a picture of {size[0]} x {size[1]}")
+
+
+def _painted(points: Any, size: Size) -> np.ndarray:
+    corners = _numbers(points, "a shape")
+    if corners.ndim != 2 or corners.shape[1] != 2:
+        raise ValueError(f"a shape is [[x, y], ...] of one or more points, got {points!r}")
+    if _outside(corners, size):
+        raise ValueError(f"a shape lies outside the picture of {size[0]} x {size[1]} (height x width)")
+    _not_far(corners, size, "a shape")
+    mask = np.zeros(size, np.uint8)
+    whole = corners.astype(np.int32)[None]
+    cv2.polylines(mask, whole, isClosed=True, color=1, thickness=1)
+    cv2.fillPoly(mask, whole, 1)
+    return mask.astype(bool)
+
+
+def _checked_rle(rle: Any, size: Size) -> dict[str, Any]:
+    """A compressed RLE of the picture's size."""
+    if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
+        raise ValueError("an RLE has the keys size and counts")
+    if list(rle["size"]) != list(size):
+        raise ValueError(f"the RLE is of size {list(rle['size'])}, the picture of {list(size)} (height, width)")
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        if any(not isinstance(run, int) or run < 0 for run in counts) or sum(counts) != size[0] * size[1]:
+            raise ValueError(f"the runs of the RLE do not add up to {size[0]} x {size[1]} pixels")
+        return coco.frPyObjects({"size": list(size), "counts": counts}, *size)
+    packed = {"size": list(size), "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+    try:
+        coco.decode(packed)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the RLE is damaged: {error}") from None
+    return packed
