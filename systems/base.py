@@ -17,6 +17,7 @@ from data.types import IMAGE_PLACEHOLDER, Claim, Dialogue, Mask, Query, Record, 
 from utils.config import from_dict
 from utils.registry import Registry
 
+ORIGINAL = "lisa"  # whose command line the others extend
 SYSTEMS = Registry("system")  # factories: options by keyword -> System
 WORDING = Path(__file__).parent / "wording"
 ABSENT = Refuse(-1)  # an asked class of the vocabulary that no target of the record stands for
@@ -48,6 +49,18 @@ class System:
 def build_system(name: str, options: dict[str, Any] | None = None) -> System:
     """The system `name` with the recipe's `options`; an unknown name or option raises and lists the choices."""
     return SYSTEMS[name](**(options or {}))
+
+
+def taking(options: dict[str, Any]) -> list[str]:
+    """The systems that accept these options, the original first: which paper a command line of flags means."""
+    names = []
+    for name in sorted(SYSTEMS, key=lambda name: name != ORIGINAL):
+        try:
+            build_system(name, options)
+        except ValueError:
+            continue
+        names.append(name)
+    return names
 
 
 def make_options(cls: type[Item], values: dict[str, Any]) -> Item:

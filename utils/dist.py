@@ -1,4 +1,4 @@
-"""Processes and devices: who am I, how many are we, where do tensors live. The device is decided here, and only here."""
+"""Processes and devices: who am I, how many are we. The device is decided here, and only here."""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ WITHOUT_MEANING = {  # flags of the originals that are taken and answered with a
 def resolve(argv: list[str], takes: Callable[[dict[str, Any]], list[str]], say: Callable = print) -> Recipe:
     """The recipe of a command line: dataclass default < --config < family flag < --set.
 
-    takes: the systems that accept given options, e.g. those a flag such as --num_all_classes sets. With no --config the
-    system is the one of --system, or the one system that takes the flags, and its `configs/<system>.yaml` is the base.
+    takes: the systems that accept given options (what --num_all_classes sets), the default one first. With no --config
+    the system is that of --system, or the one that takes the flags, and its `configs/<system>.yaml` is the base.
     """
     given = vars(_parser().parse_args(_normal(argv)))
     config, system, sets = given.pop("config", None), given.pop("system", None), given.pop("set", [])
@@ -119,7 +119,9 @@ def resolve(argv: list[str], takes: Callable[[dict[str, Any]], list[str]], say: 
         base = load_yaml(config)
         base |= {"system": system} if system else {}
     else:
-        system = system or _only_system(takes(over.get("options", {})), over.get("options", {}))
+        system = system or _told_by(over.get("options", {}), takes)
+        if system not in takes({}):
+            raise ValueError(f"--system: {unknown('system', system, takes({}))}")
         path = CONFIGS / f"{system}.yaml"
         base = load_yaml(path) if path.is_file() else {"system": system}
     values = to_dict(from_dict(Recipe, merge(base, over)))
@@ -243,9 +245,9 @@ def _nest(keys: list[str], value: Any) -> Any:
     return value
 
 
-def _only_system(names: list[str], options: dict[str, Any]) -> str:
+def _told_by(options: dict[str, Any], takes: Callable[[dict[str, Any]], list[str]]) -> str:
     """The default system where it takes the options, else the only one that does."""
-    default = Recipe().system
+    names, default = takes(options), takes({})[0]
     if default in names:
         return default
     if len(names) != 1:

@@ -1,0 +1,139 @@
+"""Command lines of the papers become the right recipes; wrong ones are refused with the nearest right thing."""
+
+import shlex
+
+import pytest
+import yaml
+
+import systems  # noqa: F401  (registers the systems)
+from systems.base import taking
+from utils.config import Recipe
+from utils.flags import FLAGS, markdown, mix, resolve
+
+LISA_README = (
+    "--version=LLAVA --dataset_dir=./data --vision_pretrained=SAM --dataset='sem_seg||refer_seg||vqa||reason_seg' "
+    "--sample_rates=9,3,3,1 --exp_name=lisa-7b"
+)
+LASAGNA_README = (
+    "--version=LLAVA --dataset_dir=./dataset --vision_pretrained=SAM --vision_tower=CLIP "
+    "--dataset='sem_seg||refer_seg||vqa||reason_seg' --exp_name=LaSagnA-7b --batch_size=2 --model_max_length=1024 "
+    "--num_all_classes=80"
+)
+
+
+def recipe(line: str, said: list | None = None) -> Recipe:
+    return resolve(shlex.split(line), taking, say=(said if said is not None else []).append)
+
+
+def tasks(found: Recipe) -> dict:
+    return {task.task: (task.rate, [item.source for item in task.sets]) for task in found.data.mixture}
+
+
+def test_lisa_readme_line():
+    found = recipe(LISA_README)
+    assert found.system == "lisa"
+    assert (found.model.version, found.model.vision_pretrained) == ("LLAVA", "SAM")
+    assert found.run.exp_name == "lisa-7b"
+    assert {task: rate for task, (rate, _) in tasks(found).items()} == {
+        "sem_seg": 9,
+        "refer_seg": 3,
+        "vqa": 3,
+        "reason_seg": 1,
+    }
+    assert tasks(found)["refer_seg"][1] == ["refclef", "refcoco", "refcoco+", "refcocog"]
+    assert (found.train.epochs, found.train.steps_per_epoch, found.train.zero_stage) == (10, 500, 2)
+    assert (found.model.lora.r, found.model.lora.alpha, found.model.lora.target_modules) == (
+        8,
+        16,
+        ("q_proj", "v_proj"),
+    )
+
+
+def test_lasagna_readme_line_is_told_by_its_own_flag():
+    found = recipe(LASAGNA_README)
+    assert found.system == "lasagna"
+    assert found.options["num_all_classes"] == 80
+    assert found.model.vision_tower == "CLIP" and found.model.model_max_length == 1024
+    assert found.train.epochs == 36
+    assert tasks(found)["sem_seg"][0] == 10
+    assert {item.source: item.rate for item in found.data.mixture[0].sets} == {
+        "cocostuff": 6,
+        "ade20k": 3,
+        "mapillary": 2,
+        "cityscapes": 2,
+    }
+    assert "refcocog|umd|test" in found.eval.final_suites
+
+
+def test_dashes_and_underscores_are_the_same():
+    assert recipe("--vision-tower=A --lora-r 4") == recipe("--vision_tower A --lora_r=4")
+
+
+@pytest.mark.parametrize("name", [flag.name for flag in FLAGS if flag.type is bool])
+def test_switches_have_both_forms(name):
+    (flag,) = [flag for flag in FLAGS if flag.name == name]
+    section, field = flag.field.split(".")
+    for text, value in ((f"--{name}", True), (f"--no-{name}", False), (f"--no_{name}", False)):
+        assert getattr(getattr(recipe(text), section), field) is value
+
+
+def test_precedence(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"system": "lisa", "train": {"lr": 1e-4, "batch_size": 3, "epochs": 7}}))
+    found = recipe(f"--config {path} --batch_size 4 --epochs 8 --set train.epochs=9")
+    assert found.train.steps_per_epoch == 500  # default
+    assert found.train.lr == 1e-4  # recipe
+    assert found.train.batch_size == 4  # flag over recipe
+    assert found.train.epochs == 9  # --set over flag
+    assert recipe(f"--config {path} --system lasagna").system == "lasagna"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--versoin=X", ["--versoin", "did you mean --version?"]),
+        ("--learning-rate-of-nothing 3", ["unknown flag"]),
+        ("stray", ["unknown argument 'stray'"]),
+        ("--lr fast", ["--lr", "float"]),
+    ],
+)
+def test_wrong_flags_are_refused_with_the_nearest(line, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        recipe(line)
+    assert all(word in str(stop.value) for word in words)
+
+
+def test_wrong_values_name_their_place():
+    with pytest.raises(ValueError, match=r"train\.lrr.*lr|field in train 'lrr'"):
+        recipe("--set train.lrr=3")
+    with pytest.raises(ValueError, match=r"'sem_segg'.*did you mean 'sem_seg'"):
+        recipe("--dataset sem_segg")
+    with pytest.raises(ValueError, match="2 numbers for 4 tasks"):
+        recipe("--sample_rates 1,2")
+    with pytest.raises(ValueError, match=r"no system 'nowhere'; have: "):
+        recipe("--system nowhere")
+
+
+def test_mixture_keeps_what_the_recipe_knows():
+    base = [
+        {"task": "sem_seg", "rate": 10, "sets": [{"source": "a", "rate": 6, "options": {"x": 1}}, {"source": "b"}]},
+        {"task": "vqa", "rate": 2, "sets": [{"source": "v"}]},
+    ]
+    found = mix(base, {"dataset": "vqa||sem_seg||new", "new_data": "n", "sem_seg_data": "c||a"})
+    assert [task["task"] for task in found] == ["vqa", "sem_seg", "new"]
+    assert [task["rate"] for task in found] == [2, 10, 1.0]
+    assert [(item["source"], item["rate"]) for item in found[1]["sets"]] == [("c", 1.0), ("a", 6)]
+    assert found[1]["sets"][1]["options"] == {"x": 1}
+    assert base[0]["sets"][0]["source"] == "a" and len(base) == 2  # unchanged
+
+
+def test_flags_without_meaning_say_so():
+    said = []
+    recipe("--vis_save_path=./x --local_rank=0 --start_epoch 3", said)
+    assert len(said) == 2 and "vis_save_path" in said[0] and "start_epoch" in said[1]
+
+
+def test_table_lists_every_flag():
+    table = markdown()
+    assert all(f"`--{flag.name}`" in table for flag in FLAGS)
+    assert all(line.replace("\\|", "").count("|") == 5 for line in table.splitlines())

@@ -1,0 +1,76 @@
+"""What is measured while training: mean loss parts, pictures a second, waiting for data; and the progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils import dist
+
+
+class Meters:
+    """Weighted means since the last `read`, over all processes. Adding does not wait for the device."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self.names: list[str] = []
+        self.sums: Tensor | None = None  # (parts + 1,): weighted sums, then the weight
+        self.waited, self.since = 0.0, time.perf_counter()
+
+    def add(self, parts: dict[str, Tensor], weight: int) -> None:
+        self.names = list(parts)
+        values = torch.stack([value.detach().float() for value in parts.values()])
+        row = torch.cat([values, values.new_ones(1)]) * weight
+        self.sums = row if self.sums is None else self.sums + row
+
+    def timed(self, stream: Iterator[Any]) -> Iterator[Any]:
+        """The same stream; the time spent waiting for it counts."""
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(stream)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - start
+            yield item
+
+    def read(self) -> dict[str, float]:
+        """Means of the parts, images/s, share of time spent waiting for data; starts anew. All processes call it."""
+        if self.sums is None:
+            return {}
+        *sums, weight = dist.total(self.sums.double()).tolist()
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        values = {name: value / weight for name, value in zip(self.names, sums, strict=True)}
+        values |= {"images_per_second": weight / seconds, "data_wait": self.waited / seconds}
+        self._start()
+        return values
+
+
+class Progress:
+    """A bar on the main process: steps, time left, loss parts, images/s."""
+
+    def __init__(self, steps: int, start: int = 0):
+        self.bar = tqdm(
+            total=steps, initial=start, desc="train", unit="step", disable=not dist.is_main(), mininterval=1
+        )
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def show(self, values: dict[str, float]) -> None:
+        words = {
+            name: f"{value:.3f}" for name, value in values.items() if name not in ("images_per_second", "data_wait")
+        }
+        if "images_per_second" in values:
+            words["img/s"] = f"{values['images_per_second']:.1f}"
+        self.bar.set_postfix(words, refresh=False)
+
+    def close(self) -> None:
+        self.bar.close()
