@@ -28,7 +28,7 @@ class SegTask(Protocol):
     """Facts to words. Pure: the same generator state gives the same words; no file is opened."""
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
-        """Training dialogues of one picture, one row each."""
+        """Training dialogues of one picture, one row each; none where there is nothing to ask."""
 
     def queries(self, record: Record) -> list[Query]:
         """Evaluation questions of one picture: fixed words, no chance."""

@@ -19,7 +19,7 @@ class SingleTarget:
     """Up to `at_most` targets of a picture, each in its own dialogue (lisa.md 3.4, 4.3 to 4.6).
 
     explanatory: share of the explained pictures that are trained without masks, as text only; the others are half
-    plain and half mask with explanation. Below 0: explanations are not used.
+    plain and half mask with explanation. Below 0: explanations are not used. Absent targets are not asked about.
     """
 
     wording: Wording
@@ -30,8 +30,6 @@ class SingleTarget:
         if record.kind == "vqa":
             return list(record.asked)
         present = [index for index, target in enumerate(record.targets) if target.mask is not None]
-        if not present:
-            raise ValueError(f"{record.image}: a {record.kind!r} record without a target that is in the picture")
         answered = self._style(record, rng)
         explanation = explanation_of(record)
         dialogues = []

@@ -262,9 +262,17 @@ def test_unknown_options_list_the_choices(options, message):
         (Record(Path("p.jpg"), "classes", (), ()), "p.jpg: a 'classes' record with an empty class list"),
         (picture(("sky", "Sky"), ()), "photo.jpg: the class list names sky more than once"),
         (Record(Path("p.jpg"), "classes", (Target("sun", mask),), ("sky",)), "p.jpg: targets sun are not in"),
-        (Record(Path("p.jpg"), "refer", (Target("sun", None),)), "p.jpg: a 'refer' record without a target"),
     ],
 )
 def test_unusable_records_are_named(record, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         one(record)
+
+
+def test_nothing_to_ask_gives_no_dialogue():
+    rng = np.random.default_rng(0)
+    empty = picture(present=())
+    assert build_system("lasagna", {"sequence_augmentation": False}).task.converse(empty, rng) == []
+    assert all(hole == ABSENT for _, hole in answered(one(empty)))
+    absent = Record(Path("p.jpg"), "refer", (Target("sun", None),))
+    assert build_system("lasagna").task.converse(absent, rng) == []
