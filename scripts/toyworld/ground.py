@@ -19,7 +19,7 @@ FLAT = tuple(name for name in STUFF if name not in ("sky", "mountain"))
 
 
 def draw_ground(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Background RGB (size, size, 3) float32 0-255, band index (size, size) uint8, and the bands' names from the top."""
+    """Background RGB (size, size, 3) float32 0-255, band index (size, size) uint8, band names from the top."""
     names = _choose_bands(rng)
     bands = _stack_bands(names, size, rng)
     image = np.empty((size, size, 3), np.float32)

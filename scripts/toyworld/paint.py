@@ -14,7 +14,7 @@ PADDING = 2  # pixels left free around the shape, for its outline
 
 @dataclass(frozen=True)
 class Sprite:
-    """A drawn object: premultiplied RGB (h, w, 3) float 0-255, coverage (h, w) float 0-1, 1 + part index (h, w) uint8."""
+    """A drawn object: premultiplied RGB (h, w, 3) 0-255, coverage (h, w) 0-1, 1 + part index (h, w) uint8."""
 
     rgb: np.ndarray
     coverage: np.ndarray
