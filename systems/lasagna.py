@@ -135,9 +135,7 @@ class ClassList:
         asked = self._question_list(names, sample, rng)
         answered = set(sample) if self.options.sequence_augmentation else set(sample) & set(present)
         if not answered:
-            raise ValueError(
-                f"{record.image}: no class is present, and without sequence_augmentation no answer is left"
-            )
+            return []
         order = [name for name in asked if name in answered]
         if not self.options.order_following:
             order = shuffled(order, rng)
