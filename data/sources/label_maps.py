@@ -1,0 +1,121 @@
+"""Semantic sets: one picture, one label map (ADE20K, COCO-Stuff, Cityscapes, Mapillary Vistas)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.sources.base import SOURCES, choice, field, locate, read_json
+from data.sources.semantic import Classes, LabelMaps, Table, paired, selected, shipped_labels
+
+TRAINING = {"train": "training", "val": "validation"}
+CITYSCAPES_VOID = frozenset({*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 255})  # 255: licence plates, -1 in the table
+COCO_UNUSED = frozenset({11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90})  # label values that no picture holds
+MAPILLARY_2 = "config_v2.0.json"
+
+
+@SOURCES.register("ade20k")
+def ade20k(root: Path, split: str = "train", classes: Classes = None, ignore_unknown: bool = False) -> LabelMaps:
+    """ADE20K, 150 classes; label 0 is unlabelled, label k is class k - 1 (lisa.md 4.3)."""
+    folder = TRAINING[choice("split of ade20k", split, TRAINING)]
+    images, maps = locate(
+        root,
+        f"ade20k {split}",
+        *((f"{base}/images/{folder}", f"{base}/annotations/{folder}") for base in ("ade20k", "ADEChallengeData2016")),
+    )
+    table = selected(Table.of(shipped_labels("ade20k"), void={0}), classes, root)
+    return LabelMaps(paired(images, maps), (images, maps), table, ignore_unknown)
+
+
+@SOURCES.register("cocostuff")
+def cocostuff(
+    root: Path, split: str = "train", table: str = "171", classes: Classes = None, ignore_unknown: bool = False
+) -> LabelMaps:
+    """COCO-Stuff; label values 0 to 181, 255 unlabelled.
+
+    table: "171" has every class that occurs, without its suffix (-merged, -other, -stuff; lasagna.md 5.4). "182" has
+    the names of all label values, and every name with a "-" is unlabelled (lisa.md 4.3).
+    """
+    choice("split of cocostuff", split, ("train", "val"))
+    choice("table of cocostuff", table := str(table), ("171", "182"))
+    (maps,) = locate(
+        root,
+        f"cocostuff {split} label maps",
+        *((f"{base}/{split}2017",) for base in ("cocostuff", "coco/stuffthingmaps_trainval2017")),
+    )
+    (images,) = locate(root, f"pictures of cocostuff {split}", (f"coco/{split}2017",))
+    if table == "171":
+        void = COCO_UNUSED | {255}
+        suffix = re.compile("-(merged|other|stuff)$")
+        entries = [
+            (v, re.sub("-(merged|other|stuff)$", "", n)) for v, n in shipped_labels("cocostuff") if v not in void
+        ]
+    else:
+        void = {255} | {value for value, name in shipped_labels("cocostuff") if "-" in name}
+        entries = [(value, name) for value, name in shipped_labels("cocostuff") if value not in void]
+    names = selected(Table.of(entries, void), classes, root)
+    return LabelMaps(paired(images, maps), (images, maps), names, ignore_unknown)
+
+
+@SOURCES.register("cityscapes")
+def cityscapes(root: Path, split: str = "train", classes: Classes = None, ignore_unknown: bool = False) -> LabelMaps:
+    """Cityscapes, the 19 evaluated classes of the labelIds maps; every other id is unlabelled (lasagna.md 5.5)."""
+    choice("split of cityscapes", split, ("train", "val"))
+    places = (f"cityscapes/leftImg8bit/{split}", f"cityscapes/gtFine/{split}")
+    images, maps = locate(root, f"cityscapes {split}", places)
+    table = selected(Table.of(shipped_labels("cityscapes"), CITYSCAPES_VOID), classes, root)
+    pairs = paired(images, maps, picture_end="_leftImg8bit", map_end="_gtFine_labelIds")
+    return LabelMaps(pairs, (images, maps), table, ignore_unknown)
+
+
+@SOURCES.register("mapillary")
+def mapillary(
+    root: Path,
+    split: str = "train",
+    version: str | None = None,
+    unlabeled: str | None = None,
+    classes: Classes = None,
+    ignore_unknown: bool = False,
+) -> LabelMaps:
+    """Mapillary Vistas v2.0 (names of config_v2.0.json; lisa.md 4.3) or v1.2 (65 panoptic names; lasagna.md 5.5).
+
+    version: None takes v2.0 where it is there. unlabeled: "class" asks about the class of that name, "ignore" leaves
+    it out; None is as published, a class in v2.0 and ignored in v1.2.
+    """
+    folder = TRAINING[choice("split of mapillary", split, TRAINING)]
+    versions = ("v2.0", "v1.2") if version is None else (choice("version of mapillary", version, ("v2.0", "v1.2")),)
+    places = [place for version in versions for place in _mapillary_places(folder, version)]
+    images, maps, names_file = locate(root, f"mapillary {split}", *places)
+    old = names_file.name != MAPILLARY_2
+    names = _mapillary_names(names_file)
+    if old and names[-1] != "unlabeled":
+        names.append("unlabeled")  # label value 65, which the panoptic file leaves out
+    unlabeled = choice("unlabeled of mapillary", unlabeled or ("ignore" if old else "class"), ("class", "ignore"))
+    asked = [(value, name) for value, name in enumerate(names) if name != "unlabeled" or unlabeled == "class"]
+    void = set(range(len(names))) - {value for value, _ in asked} | ({255} if old else set())
+    table = selected(Table.of(asked, void), classes, root)
+    return LabelMaps(paired(images, maps), (images, maps), table, ignore_unknown)
+
+
+def _mapillary_places(folder: str, version: str) -> Iterator[tuple[str, str, str]]:
+    """(pictures, label maps, names) of every known layout."""
+    for base in ("mapillary", "mapillary_vistas"):
+        images = f"{base}/{folder}/images"
+        if version == "v2.0":
+            yield images, f"{base}/{folder}/v2.0/labels", f"{base}/{MAPILLARY_2}"
+        else:
+            yield images, f"{base}/{folder}/labels", f"{base}/validation/panoptic/panoptic_2018.json"
+            yield images, f"{base}/{folder}/labels", f"{base}/config.json"
+            yield images, f"{base}/{folder}/v1.2/labels", f"{base}/config_v1.2.json"
+
+
+def _mapillary_names(path: Path) -> list[str]:
+    """Lower-cased names in the order of label values, of a config (`readable`) or a panoptic file (`name`)."""
+    values = read_json(path)
+    kind, key = ("labels", "readable") if "labels" in values else ("categories", "name")
+    entries = field(values, kind, str(path))
+    names = [str(field(entry, key, f"{path}: {kind}[{i}]")).strip().lower() for i, entry in enumerate(entries)]
+    if not names:
+        raise ValueError(f"{path}: the list {kind!r} is empty")
+    return names

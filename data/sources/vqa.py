@@ -1,0 +1,55 @@
+"""LLaVA-Instruct: whole dialogues about a picture, no masks (lisa.md 4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.sources.base import SOURCES, Rows, field, locate, picture, read_json
+from data.types import IMAGE_PLACEHOLDER, Dialogue, Record, Turn
+
+
+@SOURCES.register("llava_instruct_150k")
+class LlavaInstruct:
+    """`split` is "train": the file has no other. A record's only dialogue holds every round."""
+
+    def __init__(self, root: Path, split: str = "train"):
+        if split != "train":
+            raise ValueError(f"llava_instruct_150k has no split {split!r}; have: train")
+        (self._file,) = locate(root, "llava_instruct_150k", ("llava_dataset/llava_instruct_150k.json",))
+        (self._folder,) = locate(root, "pictures of llava_instruct_150k", ("coco/train2017",))
+        self._rows = Rows(parse(self._file))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        name, image, rounds = self._rows[index]
+        where = f"{self._file}: entry {index} (id {name})"
+        return Record(picture(self._folder, image, where), "vqa", asked=(dialogue(rounds, where),))
+
+
+def parse(path: Path) -> Iterator[list[Any]]:
+    """[id, picture, [[speaker, text], ...]] of every entry."""
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: expected a list of dialogues, got {type(entries).__name__} of length {len(entries)}")
+    for index, entry in enumerate(entries):
+        where = f"{path}: entry {index}"
+        rounds = [
+            [field(said, "from", where), field(said, "value", where)] for said in field(entry, "conversations", where)
+        ]
+        yield [entry.get("id"), field(entry, "image", where), rounds]
+
+
+def dialogue(rounds: list[list[str]], where: str) -> Dialogue:
+    """Turns of question and answer; the picture's line is put in front of the first question."""
+    said = [(speaker, text.replace(IMAGE_PLACEHOLDER, "").strip()) for speaker, text in rounds]
+    if said and said[0][0] == "gpt":  # an answer without a question is dropped, as LLaVA does
+        said = said[1:]
+    speakers = [speaker for speaker, _ in said]
+    if not said or len(said) % 2 or speakers != ["human", "gpt"] * (len(said) // 2):
+        raise ValueError(f"{where}: human and gpt must take turns and gpt speak last; got {', '.join(speakers) or '-'}")
+    turns = [Turn(question, (answer,)) for (_, question), (_, answer) in zip(said[::2], said[1::2], strict=True)]
+    return (Turn(f"{IMAGE_PLACEHOLDER}\n{turns[0].question}", turns[0].answer), *turns[1:])
