@@ -61,7 +61,7 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path, stage, precision):
     start = run(first, range(4))
     folder = Checkpoints(tmp_path).save(first, TrainState(step=4, samples=32, zero_stage=stage))
     second = engine(settings)
-    state = restore(second, folder, zero_stage=stage)
+    state = restore(second, folder, settings)
     assert (state.step, state.samples) == (4, 32)
     assert start + run(second, range(4, 8)) == whole
     assert whole[-1] < whole[0]
@@ -111,7 +111,10 @@ def stored(tmp_path):
     first, checkpoints = engine(recipe(0)), Checkpoints(tmp_path / "checkpoints", keep=2)
     checkpoints.prepare()
     for step in range(1, 5):
-        checkpoints.save(first, TrainState(step=step, zero_stage=0), best=step == 1)
+        state = TrainState(step=step, zero_stage=0)
+        checkpoints.save(first, state)
+        if step == 1:
+            checkpoints.mark_best(state)
     return checkpoints
 
 
@@ -128,7 +131,7 @@ def test_half_written_ones_are_never_picked_and_cleared(stored):
     stored.prepare()
     assert not (stored.folder / ".unfinished_step_9").exists()
     with pytest.raises(FileNotFoundError, match=r"step_8 is not a complete checkpoint: expected state\.json"):
-        restore(engine(recipe(0)), stored.folder / "step_8", zero_stage=0)
+        restore(engine(recipe(0)), stored.folder / "step_8", recipe(0))
 
 
 def test_death_while_saving_leaves_the_last_one(stored, monkeypatch):
@@ -150,7 +153,7 @@ def test_a_later_best_score_is_stored(stored):
 
 def test_other_stage_or_processes_are_refused(stored):
     with pytest.raises(ValueError, match=r"saved by 1 process.*stage 0, this run has 1 with stage 2"):
-        restore(engine(recipe(2)), stored.last(), zero_stage=2)
+        restore(engine(recipe(2)), stored.last(), recipe(2))
 
 
 def test_unusable_run_folder_is_reported(tmp_path):

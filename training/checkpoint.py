@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from training.engine import SHARDS, Engine
 from utils import dist
+from utils.config import Recipe
 from utils.log import log
 
 WEIGHTS, STATE = "trainable.safetensors", "state.json"
@@ -34,6 +35,15 @@ class TrainState:
     processes: int = 1
     zero_stage: int = 2
 
+    @classmethod
+    def begin(cls, recipe: Recipe) -> TrainState:
+        return cls(processes=dist.world_size(), zero_stage=recipe.train.zero_stage)
+
+    def advance(self, recipe: Recipe) -> None:
+        """One optimizer step is done."""
+        self.step += 1
+        self.samples += recipe.train.batch_size * recipe.train.grad_accumulation_steps * self.processes
+
 
 class Checkpoints:
     """The folder `checkpoints/` of a run."""
@@ -47,7 +57,7 @@ class Checkpoints:
         for path in self.folder.glob(f"{UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def save(self, engine: Engine, state: TrainState, *, best: bool = False) -> Path:
+    def save(self, engine: Engine, state: TrainState) -> Path:
         """Writes a checkpoint on all processes; it gets its name only when everything is on the disk."""
         name = f"step_{state.step}"
         target, draft = self.folder / name, self.folder / f"{UNFINISHED}_{name}"
@@ -67,18 +77,18 @@ class Checkpoints:
             if draft.exists():
                 os.replace(draft, target)
             self._point("last", name)
-            if best:
-                self._point("best", name)
             self._thin()
         dist.barrier()
         return target
 
     def mark_best(self, state: TrainState) -> None:
-        """The checkpoint of this step is the best one; its stored best score follows (main process)."""
+        """The saved checkpoint of this step is the best one; its stored best score follows."""
         target = self.folder / f"step_{state.step}"
-        _write(target / STATE, json.dumps(asdict(state)))
-        self._point("best", target.name)
-        self._thin()
+        if dist.is_main():
+            _write(target / STATE, json.dumps(asdict(state)))
+            self._point("best", target.name)
+            self._thin()
+        dist.barrier()
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -104,7 +114,7 @@ class Checkpoints:
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
-def restore(engine: Engine, folder: Path, *, zero_stage: int) -> TrainState:
+def restore(engine: Engine, folder: Path, recipe: Recipe) -> TrainState:
     """Puts engine and state where they were when `folder` was saved.
 
     Raises when the checkpoint is incomplete or was saved by another number of processes or ZeRO stage, whose shards do
@@ -116,7 +126,7 @@ def restore(engine: Engine, folder: Path, *, zero_stage: int) -> TrainState:
     known = {field.name for field in fields(TrainState)}
     values = json.loads(path.read_text(encoding="utf-8"))
     state = TrainState(**{key: value for key, value in values.items() if key in known})
-    now = (dist.world_size(), zero_stage)
+    now = (dist.world_size(), recipe.train.zero_stage)
     if (state.processes, state.zero_stage) != now:
         raise ValueError(
             f"{folder} was saved by {state.processes} process(es) with ZeRO stage {state.zero_stage}, this run has "

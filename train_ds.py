@@ -1,0 +1,149 @@
+"""Trains a segmentation assistant: build it, then the training loop, in the open.
+
+    deepspeed train_ds.py --version=LLAVA --vision_pretrained=SAM --dataset_dir=./dataset --exp_name=mine ...
+    python train_ds.py --config configs/toy_lasagna.yaml
+    torchrun --nproc_per_node 2 train_ds.py --config RECIPE --set train.zero_stage=3
+
+Writes runs/<exp_name>/: recipe.yaml, meta.json, log.jsonl, tensorboard/, checkpoints/{step_*, last, best}.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.collate import Maker
+from data.mixture import Mixture, Stream
+from data.types import Batch
+from evaluation.runner import evaluate
+from model.losses import Losses, objective
+from systems.assistant import Assistant, build
+from systems.base import taking
+from training.checkpoint import TrainState, restore
+from training.engine import Engine
+from training.meters import Meters, Progress
+from training.run import Stop, open_run
+from utils import dist
+from utils.config import Recipe
+from utils.flags import resolve
+from utils.log import RunLog, log, setup_logging
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        recipe = resolve(sys.argv[1:] if argv is None else argv, taking)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"train_ds.py: {error}") from None
+    dist.start()
+    setup_logging(dist.is_main())
+    torch.manual_seed(recipe.train.seed)
+    assistant = build(recipe, device=dist.device(), trainable=not recipe.eval.eval_only)
+    if recipe.eval.eval_only:
+        score(assistant, recipe, (*recipe.eval.suites, *final_suites(recipe)))
+    else:
+        train(assistant, recipe)
+    dist.stop()
+
+
+def train(assistant: Assistant, recipe: Recipe) -> None:
+    """Trains to the end, the time limit or SIGTERM; validates after each epoch; goes on where a run folder stopped."""
+    settings, total = recipe.train, recipe.train.epochs * recipe.train.steps_per_epoch
+    checkpoints, resume = open_run(recipe, assistant.model)
+    engine = Engine(assistant.model, recipe)
+    state = restore(engine, resume, recipe) if resume else TrainState.begin(recipe)
+    run_log = RunLog(recipe.run.folder, step=state.step, tensorboard=recipe.run.tensorboard, enabled=dist.is_main())
+    meters, bar, stop = Meters(), Progress(total, state.step), Stop(settings.time_limit_minutes)
+    stream = meters.timed(training_stream(assistant, recipe, state))
+
+    leave = False
+    for step in range(state.step, total):
+        engine.train()
+        seed_chance(settings.seed, step)
+        for _ in range(settings.grad_accumulation_steps):
+            batch = next(stream).to(engine.device, engine.dtype)
+            losses = objective(engine(batch), batch, recipe.loss)
+            check_finite(losses, batch, step)
+            engine.backward(losses.total)
+            engine.step()
+            meters.add(losses.parts, weight=len(batch))
+        state.advance(recipe)
+        bar.step()
+
+        leave, epoch_ends = stop(), state.step % settings.steps_per_epoch == 0
+        if state.step % settings.print_freq == 0 or leave or epoch_ends:
+            values = {**meters.read(), "lr": engine.lr, "grad_norm": engine.grad_norm}
+            bar.show(values)
+            run_log.write("train", state.step, values)
+        if leave or epoch_ends or (settings.save_steps and state.step % settings.save_steps == 0):
+            checkpoints.save(engine, state)
+        if leave:
+            break
+        if epoch_ends:
+            validate(assistant, recipe, state, checkpoints, run_log)
+    bar.close()
+    stop.close()
+    if not leave and recipe.eval.final_eval and recipe.eval.final_suites:
+        run_log.write("final", state.step, score(assistant, recipe, recipe.eval.final_suites))
+    run_log.close()
+    log.info("%s at step %d of %d: %s", "stopped" if leave else "finished", state.step, total, recipe.run.folder)
+
+
+def training_stream(assistant: Assistant, recipe: Recipe, state: TrainState) -> Stream:
+    """The batches of this process, from where the state stands."""
+    train, data, model = recipe.train, recipe.data, assistant.model
+    maker = Maker(
+        assistant.system.task,
+        assistant.encoder,
+        assistant.views,
+        ignore_region=recipe.loss.ignore_region,
+        drop_long_rows=data.on_bad_sample == "skip",
+    )
+    return Stream(
+        Mixture.build(data, maker, seed=train.seed, held_out=recipe.eval.suites),
+        train.batch_size,
+        image_tokens=model.vlm.image_tokens,
+        rank=dist.rank(),
+        world=dist.world_size(),
+        start=state.samples // (train.batch_size * dist.world_size()),
+        workers=data.workers,
+        pin_memory=dist.device().type == "cuda",
+    )
+
+
+def seed_chance(seed: int, step: int) -> None:
+    """Dropout of a step depends on (seed, step, process) alone, so a resumed run repeats it without stored states."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, dist.rank())).generate_state(1, np.uint64)[0]))
+
+
+def check_finite(losses: Losses, batch: Batch, step: int) -> None:
+    """Stops the run at a loss that is no number, and says which pictures gave it."""
+    if not torch.isfinite(losses.total):
+        parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.parts.items())
+        raise FloatingPointError(f"step {step + 1}: the loss is {losses.total.item()} ({parts}) for {batch.names}")
+
+
+def validate(
+    assistant: Assistant, recipe: Recipe, state: TrainState, checkpoints: Checkpoints, run_log: RunLog
+) -> None:
+    """Scores the validation suites and marks the checkpoint just saved as best where it is (always without scores)."""
+    last = state.step == recipe.train.epochs * recipe.train.steps_per_epoch
+    due = last or (state.step // recipe.train.steps_per_epoch) % recipe.eval.every_epochs == 0
+    if recipe.eval.no_eval or not recipe.eval.suites:
+        checkpoints.mark_best(state)
+    elif due:
+        scores = score(assistant, recipe, recipe.eval.suites)
+        run_log.write("val", state.step, scores)
+        value = scores[recipe.eval.suites[0]][recipe.eval.best_by]
+        if state.best is None or value > state.best:
+            state.best = value
+            checkpoints.mark_best(state)
+
+
+def score(assistant: Assistant, recipe: Recipe, suites: tuple[str, ...]) -> dict[str, Any]: ...
+
+
+if __name__ == "__main__":
+    main()
