@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import normalizers
 from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerBase
 
 IMAGE_START, IMAGE_END = "<im_start>", "<im_end>"
@@ -53,6 +54,9 @@ def load_tokenizer(folder: str | Path, spec: TokenSpec, max_length: int = 512) -
     names = dict.fromkeys([name for name, _ in known if name not in plain] + list(spec.all_added))
     tokens = [AddedToken(name, lstrip=True, rstrip=True, normalized=False, special=True) for name in names]
     tokenizer.add_tokens(tokens, special_tokens=True)
+    if tokenizer.is_fast:  # as SentencePiece: one blank before every piece, even where the text begins with one
+        blanks = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.backend_tokenizer.normalizer, tokenizer.backend_tokenizer.pre_tokenizer = blanks, None
     return tokenizer
 
 

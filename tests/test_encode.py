@@ -1,0 +1,196 @@
+"""Encoding: golden ids and labels, equality with tokenising the whole text, tokens and masks by construction."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.dialogue import template
+from data.encode import Encoder, SequenceTooLong
+from data.tokens import TokenSpec, load_tokenizer, mask_ids
+from data.types import IGNORE_ID, IMAGE_ID, Mask, Refuse, Turn
+
+GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
+SIX = tuple(f"[SEG{index}]" for index in range(6))
+SPECS = {
+    "lisa": TokenSpec(("[SEG]",), ("[SEG]",)),
+    "lasagna": TokenSpec(("<cat_start>", "<cat_end>", "<semantic>", "<ins>", "<no_ins>"), ("<ins>",), "<no_ins>"),
+    "six": TokenSpec(SIX, SIX),
+}
+FOLDERS = {"lisa": "lisa", "lasagna": "lasagna", "six": "lisa"}
+TOKENIZERS = {}
+
+
+def tokenizer_of(name):
+    if name not in TOKENIZERS:
+        TOKENIZERS[name] = load_tokenizer(GOLDEN / FOLDERS[name], SPECS[name])
+    return TOKENIZERS[name]
+
+
+def encoder_of(name, **options):
+    return Encoder(tokenizer_of(name), SPECS[name], **options)
+
+
+def script_of(text, spec):
+    """Text with tokens to text with holes, numbered in order."""
+    tokens = ["".join(spec.mask), *([spec.refuse] if spec.refuse else [])]
+    parts = [part for part in re.split("(" + "|".join(map(re.escape, tokens)) + ")", text) if part]
+    holes = iter(range(len(parts)))
+    kinds = {tokens[0]: Mask, spec.refuse: Refuse}
+    return tuple(kinds[part](next(holes)) if part in kinds else part for part in parts)
+
+
+@pytest.mark.parametrize("name", ["lisa", "lasagna"])
+def test_golden_ids_and_labels(name):
+    encoder = encoder_of(name)
+    conversations = json.loads((GOLDEN / name / "golden.json").read_text())["conversations"]
+    record = np.load(GOLDEN / name / "golden.npz")
+    rows = [row for picture in conversations for row in picture]
+    for index, row in enumerate(rows):
+        question, answer = re.fullmatch(r"(?s).*? USER: (.*) ASSISTANT: (.*)</s>", row).groups()
+        encoded = encoder((Turn(question, script_of(answer, SPECS[name])),))
+        real = record["attention_mask"][index]
+        assert encoded.ids == record["input_ids"][index][real].tolist()
+        assert encoded.labels == record["labels"][index][real].tolist()
+
+
+@pytest.mark.parametrize("name", ["lisa", "lasagna"])
+def test_golden_prompt(name):
+    prompt = json.loads((GOLDEN / name / "generate.json").read_text())["prompt"]
+    question = re.fullmatch(r"(?s).*? USER: (.*) ASSISTANT:", prompt)[1].replace("<im_start>", "")
+    ids = encoder_of(name).prompt(question.replace("<im_end>", ""))
+    assert ids == np.load(GOLDEN / name / "generate.npz")["prompt_ids"][0].tolist()
+
+
+# --- the published way: tokenise whole texts, then find the labels by measuring rounds (lisa.md 2.4 and 3.2)
+
+
+def whole_text_ids(tokenizer, text):
+    first, *rest = [tokenizer(piece)["input_ids"] for piece in text.split("<image>")]
+    return first + [index for piece in rest for index in (IMAGE_ID, *piece[1:])]
+
+
+def published_row(name, layout, dialogue):
+    tokenizer, spec = tokenizer_of(name), SPECS[name]
+    words = {Mask: "".join(spec.mask), Refuse: spec.refuse}
+    ids, labels = [], []
+    rounds = []
+    for index, turn in enumerate(dialogue):
+        question = turn.question.replace("<image>", "<im_start><image><im_end>")
+        answer = "".join(item if isinstance(item, str) else words[type(item)] for item in turn.answer)
+        prefix = template(layout).prefix(question, first=index == 0)
+        rounds.append((prefix + " ", prefix + " " + answer + template(layout).close))
+    ids = whole_text_ids(tokenizer, "".join(full for _, full in rounds))
+    labels, start = list(ids), 1
+    labels[0] = IGNORE_ID
+    for opening, full in rounds:
+        instruction = len(whole_text_ids(tokenizer, opening)) - 2
+        labels[start : start + instruction] = [IGNORE_ID] * instruction
+        start += len(whole_text_ids(tokenizer, full.removesuffix("</s>")))
+    assert start == len(ids)
+    return ids, labels
+
+
+BLANKS = st.text(st.sampled_from(" \n\t"), max_size=3)
+WORDS = st.text(st.sampled_from("abcdefISTUe.,:?!'\"()[]<>/-0127 \n\té漢😀"), max_size=20)
+PLAIN = st.tuples(BLANKS, WORDS, BLANKS).map("".join)
+
+
+@st.composite
+def dialogues(draw, spec):
+    typed = [token for token in spec.added if token not in (*spec.mask, spec.refuse)]
+    text = st.lists(st.one_of(PLAIN, st.sampled_from(typed)) if typed else PLAIN, max_size=4).map("".join)
+    items = [PLAIN, st.builds(Mask, st.integers(0, 5))]
+    items += [st.builds(Refuse, st.integers(0, 5))] if spec.refuse else []
+    filled = st.lists(st.one_of(items), min_size=1, max_size=6).filter(
+        lambda script: any(not isinstance(item, str) or item.strip() for item in script)
+    )
+    turns = [Turn(draw(text), tuple(draw(filled))) for _ in range(draw(st.integers(1, 3)))]
+    first = turns[0]
+    return (Turn(draw(BLANKS) + "<image>" + draw(BLANKS) + first.question, first.answer), *turns[1:])
+
+
+@pytest.mark.parametrize("layout", ["llava_v1", "llava_llama_2"])
+@pytest.mark.parametrize("name", sorted(SPECS))
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_encoding_equals_the_published_way(name, layout, data):
+    dialogue = data.draw(dialogues(SPECS[name]))
+    encoded = encoder_of(name, template=layout)(dialogue)
+    assert (encoded.ids, encoded.labels) == published_row(name, layout, dialogue)
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_tokens_and_masks_agree(name, data):
+    spec = SPECS[name]
+    dialogue = data.draw(dialogues(spec))
+    encoded = encoder_of(name)(dialogue)
+    wanted = [item.target for turn in dialogue for item in turn.answer if isinstance(item, Mask)]
+    assert list(encoded.holes) == wanted
+    group = mask_ids(tokenizer_of(name), spec)
+    predicted = [tuple(encoded.ids[p + 1] for p in positions) for positions in encoded.mask_positions]
+    assert predicted == [group] * len(wanted)
+    assert all(encoded.labels[p + 1] == encoded.ids[p + 1] for row in encoded.mask_positions for p in row)
+    assert sum(index in group for index in encoded.ids) == len(wanted) * len(group)
+
+
+def test_an_open_prompt_is_the_row_up_to_the_answer():
+    encoder = encoder_of("lisa")
+    first, second = Turn("<image>\nWhere?", ("It is ", Mask(0), ".")), Turn("And the dog?", ("There.",))
+    row = encoder((first, second))
+    assert row.ids[: len(encoder.prompt(first.question))] == encoder.prompt(first.question)
+    prompt = encoder.prompt(second.question, history=(first,))
+    assert row.ids[: len(prompt)] == prompt
+    assert row.labels[len(prompt)] == row.ids[len(prompt)] and row.labels[len(prompt) - 1] == IGNORE_ID
+
+
+def test_without_the_wrap_the_picture_stands_alone():
+    spec = TokenSpec(("[SEG]",), ("[SEG]",), wrap_image=False)
+    tokenizer = tokenizer_of("lisa")
+    ids = Encoder(tokenizer, spec).prompt("<image>\nHi")
+    text = template("llava_v1").prefix("<image>\nHi", first=True)
+    assert ids == whole_text_ids(tokenizer, text) and 601 not in ids
+
+
+def test_a_row_fits_exactly_or_is_refused_with_its_text():
+    dialogue = (Turn("<image>\nWhere is the red car?", ("Sure, ", Mask(0), ".")),)
+    length = len(encoder_of("lisa")(dialogue).ids) - 1 + 256
+    assert encoder_of("lisa", max_length=length)(dialogue) == encoder_of("lisa")(dialogue)
+    with pytest.raises(SequenceTooLong, match=rf"{length} positions.*model_max_length {length - 1}.*red car"):
+        encoder_of("lisa", max_length=length - 1)(dialogue)
+    assert encoder_of("lisa", max_length=length - 1).encode(dialogue).holes == (0,)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "message"),
+    [
+        ("<image>\nDraw [SEG] now", ("ok",), r"token '\[SEG\]', which may not be typed: .*Draw"),
+        ("<image>\nHi", ("a [SEG]",), r"token '\[SEG\]'"),
+        ("<image>\nHi</s>", ("ok",), "token '</s>'"),
+        ("<image>\nHi", ("ok <unk>",), "token '<unk>'"),
+        ("<im_start><image>\nHi", ("ok",), "token '<im_start>'"),
+        ("Hi", ("ok",), "<image> must stand once"),
+        ("<image><image>\nHi", ("ok",), "<image> must stand once"),
+        ("<image>\nHi", ("see <image>",), "<image> in an answer"),
+        ("<image>\nHi", (" \n",), "empty answer to .*Hi"),
+        ("<image>\nHi", (), "empty answer"),
+        ("<image>\nHi", ("no ", Refuse(0)), "no token for absent targets"),
+    ],
+)
+def test_texts_that_cannot_be_encoded_are_named(question, answer, message):
+    with pytest.raises(ValueError, match=message):
+        encoder_of("lisa")((Turn(question, answer),))
+
+
+def test_the_picture_belongs_to_the_first_question_only():
+    with pytest.raises(ValueError, match="in no other"):
+        encoder_of("lisa")((Turn("<image>\nHi", ("ok",)), Turn("<image>\nHi", ("ok",))))
+    with pytest.raises(ValueError, match="empty dialogue"):
+        encoder_of("lisa")(())
