@@ -1,0 +1,140 @@
+"""Views: golden inputs, sizes, OpenCV's reading of every kind of picture, and files that are not whole."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.views import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, ClipView, SamView, read_image
+
+GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
+
+
+def scene(height=48, width=64):
+    small = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize("name", ["lisa", "lasagna"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_golden_inputs(name, index):
+    record = np.load(GOLDEN / name / "golden.npz")
+    image = read_image(GOLDEN / name / f"image{index}.png")
+    pixels = ClipView.load(GOLDEN / name / "clip")(image)
+    np.testing.assert_allclose(pixels.numpy(), record[f"clip{index}"], atol=1e-6, rtol=0)
+    seg_pixels, geometry = SamView()(image)
+    assert np.array_equal(seg_pixels[:, :8, :8].numpy(), record[f"sam_corner{index}"])
+    assert seg_pixels.double().sum().item() == pytest.approx(record[f"sam_sum{index}"].item(), abs=1e-6)
+    assert geometry.original == image.shape[:2] and geometry.resized == tuple(record["resize"][index])
+
+
+@settings(max_examples=200, derandomize=True)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([128, 448, 1024]))
+def test_sam_geometry_fills_one_side_and_keeps_the_shape(height, width, size):
+    resized = SamView(size).geometry(height, width).resized
+    assert max(resized) == size and min(resized) >= 1
+    assert abs(min(resized) - size * min(height, width) / max(height, width)) <= 1
+
+
+def test_sam_view_pads_right_and_below_with_zeros():
+    for shape in ((30, 64), (64, 30)):
+        pixels, geometry = SamView(128)(scene(*shape))
+        height, width = geometry.resized
+        assert pixels.shape == (3, 128, 128) and pixels.dtype == torch.float32
+        assert not pixels[:, height:].any() and not pixels[:, :, width:].any()
+        assert pixels[:, :height, :width].abs().amin(0).max() > 0
+
+
+def test_normalisation_is_per_channel():
+    image = np.full((20, 20, 3), (10, 100, 200), np.uint8)
+    clip, (sam, _) = ClipView(8)(image), SamView(16)(image)
+    for channel, value in enumerate((10, 100, 200)):
+        expected = (value / 255 - CLIP_MEAN[channel]) / CLIP_STD[channel]
+        torch.testing.assert_close(clip[channel], torch.full((8, 8), expected), atol=1e-5, rtol=1e-5)
+        expected = (value - SAM_MEAN[channel]) / SAM_STD[channel]
+        torch.testing.assert_close(sam[channel], torch.full((16, 16), expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (7, 300), (5, 5)])
+def test_clip_view_crops_the_centre(shape):
+    image = scene(*shape)
+    pixels = ClipView(32)(image)
+    assert pixels.shape == (3, 32, 32)
+    flipped = ClipView(32)(np.ascontiguousarray(image[::-1, ::-1]))
+    if (int(32 * max(shape) / min(shape)) - 32) % 2 == 0:
+        torch.testing.assert_close(pixels, flipped.flip(1, 2), atol=0.04, rtol=0)  # resampling may round by one
+
+
+@pytest.mark.parametrize("size", [224, {"shortest_edge": 224}, {"height": 224, "width": 224}])
+def test_image_processor_files_old_and_new(tmp_path, size):
+    values = {"size": size, "crop_size": 224, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    assert ClipView.load(tmp_path) == ClipView(224, (0.5,) * 3, (0.25,) * 3)
+
+
+def test_without_an_image_processor_file_clip_defaults_hold(tmp_path):
+    assert ClipView.load(tmp_path, 336) == ClipView(336, CLIP_MEAN, CLIP_STD)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 256, "crop_size": 224}))
+    with pytest.raises(ValueError, match=r"preprocessor_config.json: size 256 and crop_size 224"):
+        ClipView.load(tmp_path)
+
+
+# --- reading
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp"])
+def test_reading_equals_opencv_in_rgb(tmp_path, ending):
+    path = tmp_path / f"picture.{ending}"
+    cv2.imwrite(str(path), scene())
+    assert np.array_equal(read_image(path), cv2.imread(str(path))[..., ::-1])
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    path, exif = tmp_path / "turned.jpg", Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    Image.fromarray(scene(48, 64)).save(path, exif=exif, quality=95)
+    image = read_image(path)
+    assert image.shape == (64, 48, 3)
+    plain = tmp_path / "plain.jpg"
+    Image.fromarray(scene(48, 64)).save(plain, quality=95)
+    assert np.array_equal(image, np.rot90(read_image(plain), -1))
+
+
+def test_other_pixel_formats_become_rgb_bytes(tmp_path):
+    image = Image.fromarray(scene())
+    grey, palette = image.convert("L"), image.convert("P", palette=Image.Palette.ADAPTIVE)
+    pictures = {"grey.png": grey, "palette.png": palette, "alpha.png": image.convert("RGBA")}
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+        assert np.array_equal(read_image(tmp_path / name), np.asarray(picture.convert("RGB"))), name
+    cv2.imwrite(str(tmp_path / "deep.png"), scene().astype(np.uint16)[..., ::-1] * 257)
+    assert np.array_equal(read_image(tmp_path / "deep.png"), scene())
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    cmyk = read_image(tmp_path / "cmyk.jpg")
+    assert cmyk.dtype == np.uint8 and np.abs(cmyk.astype(int) - scene()).mean() < 8
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.3, 0.9, 0.99])
+def test_a_truncated_picture_is_named(tmp_path, ending, kept):
+    buffer = io.BytesIO()
+    Image.fromarray(scene(120, 160)).save(buffer, {"jpg": "jpeg", "png": "png"}[ending])
+    path = tmp_path / f"half.{ending}"
+    path.write_bytes(buffer.getvalue()[: int(kept * len(buffer.getvalue()))])
+    with pytest.raises(OSError, match=rf"half\.{ending}"):
+        read_image(path)
+
+
+def test_other_unreadable_files_are_named(tmp_path):
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    for name, message in (("notes.jpg", "cannot read picture .*notes.jpg"), ("none.jpg", "no picture .*none.jpg")):
+        with pytest.raises(OSError, match=message):
+            read_image(tmp_path / name)
