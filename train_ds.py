@@ -63,7 +63,7 @@ def train(assistant: Assistant, recipe: Recipe) -> None:
         engine.train()
         seed_chance(settings.seed, step)
         for _ in range(settings.grad_accumulation_steps):
-            batch = next(stream).to(engine.device, engine.dtype)
+            batch = next(stream).to(engine.device, assistant.model.dtype)
             losses = objective(engine(batch), batch, recipe.loss)
             check_finite(losses, batch, step)
             engine.backward(losses.total)

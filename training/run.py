@@ -1,0 +1,107 @@
+"""The run folder: what it holds, whether it can be used, and when a run has to stop early."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from training.checkpoint import Checkpoints, check_writable
+from utils import dist
+from utils.config import Recipe, save_recipe
+from utils.log import log
+
+PACKAGES = ("torch", "transformers", "peft", "deepspeed", "numpy", "safetensors")
+BYTES_A_WEIGHT = 18  # of a checkpoint: whole weights and master copy in fp32, two Adam moments, the weights in bf16
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def open_run(recipe: Recipe, model: nn.Module) -> tuple[Checkpoints, Path | None]:
+    """Makes the run folder ready and returns its checkpoints and the one to go on from, if any.
+
+    Raises, before anything is computed, when the folder cannot be written, has no room for a checkpoint of the
+    model's trained weights, or holds another run that this one would overwrite.
+    """
+    folder = recipe.run.folder
+    checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
+    resume = Path(recipe.train.resume) if recipe.train.resume else None
+    if resume is None and checkpoints.last():
+        if not recipe.train.auto_resume:
+            raise FileExistsError(
+                f"{folder} already holds a run up to {checkpoints.last().name}: go on with --auto_resume, "
+                "choose another --exp_name, or remove the folder"
+            )
+        resume = checkpoints.last()
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if dist.is_main():
+        check_writable(folder, BYTES_A_WEIGHT * trained)
+        checkpoints.prepare()
+        save_recipe(recipe, folder)
+        describe(folder)
+    dist.barrier()
+    return checkpoints, resume
+
+
+def describe(folder: Path) -> None:
+    """Adds how this run was started to `meta.json`: command, versions, revision, devices; one entry a start."""
+    path = folder / "meta.json"
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    device = dist.device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    starts.append(
+        {
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": shlex.join(sys.argv),
+            "revision": revision(),
+            "processes": dist.world_size(),
+            "device": f"{device.type}: {name}",
+            "python": platform.python_version(),
+            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        }
+    )
+    path.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
+
+
+def revision() -> str:
+    """The git revision of the code, with `+changes` where the tree differs from it; "unknown" without git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class Stop:
+    """Whether to save and leave: the time limit is over, or a scheduler sent SIGTERM. All processes get one answer."""
+
+    def __init__(self, minutes: float = 0.0):
+        self.until = time.monotonic() + 60 * minutes if minutes > 0 else None
+        self.asked = False
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+
+    def __call__(self) -> bool:
+        over = self.until is not None and time.monotonic() > self.until
+        stop = dist.any_process(self.asked or over)
+        if stop:
+            log.info("stopping early: %s", "SIGTERM" if self.asked else "time limit, or another process asked to")
+        return stop
+
+    def close(self) -> None:
+        signal.signal(signal.SIGTERM, self._before)
