@@ -48,9 +48,7 @@ def cocostuff(
     if table == "171":
         void = COCO_UNUSED | {255}
         suffix = re.compile("-(merged|other|stuff)$")
-        entries = [
-            (v, re.sub("-(merged|other|stuff)$", "", n)) for v, n in shipped_labels("cocostuff") if v not in void
-        ]
+        entries = [(value, suffix.sub("", name)) for value, name in shipped_labels("cocostuff") if value not in void]
     else:
         void = {255} | {value for value, name in shipped_labels("cocostuff") if "-" in name}
         entries = [(value, name) for value, name in shipped_labels("cocostuff") if value not in void]

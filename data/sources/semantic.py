@@ -91,7 +91,7 @@ def shipped_labels(name: str) -> list[tuple[int, str]]:
 
 
 def selected(table: Table, classes: Classes, root: Path) -> Table:
-    """The table cut down to `classes`: names, or a file with one a line, below the dataset folder or the working one."""
+    """The table cut down to `classes`; a file is looked for below the dataset folder, then the working folder."""
     if classes is None:
         return table
     where = "classes"
