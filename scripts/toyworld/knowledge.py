@@ -106,7 +106,7 @@ def implicit(scene: Scene, rng: np.random.Generator) -> list[Implicit]:
 
 
 def _ask(fact: Fact, name: str, targets: tuple[int, ...], rng: np.random.Generator) -> Implicit:
-    order = rng.permutation(len(_LONG))[: int(rng.integers(1, 5))]
+    order = rng.permutation(len(_LONG))[: int(rng.integers(1, len(_LONG) + 1))]
     phrasings = tuple(_LONG[i].format(phrase=fact.phrase) for i in order)
     answer = with_article(name) if name in OBJECTS else f"the {name}"
     explanation = f"the answer is {answer}, because {fact.reason}."

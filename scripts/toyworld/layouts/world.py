@@ -1,0 +1,75 @@
+"""The scenes a data set is written from: which ones each layout draws, and each picture written once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from toyworld.scene import Scene, make_scene, scene_seed
+
+POOLS: dict[str, int] = {  # pools of training scenes, and how many of 20 training pictures each one gets
+    "ade20k": 5,
+    "coco2017": 4,
+    "coco2014": 5,
+    "reason_seg": 3,
+    "cityscapes": 1,
+    "mapillary": 1,
+    "saiapr": 1,
+}
+ID_OFFSET = {"train": 1, "val": 1_000_001, "test": 2_000_001}  # picture ids of the splits never meet
+POOL_BITS, TEST_BIT = 24, 1 << 24
+
+
+@dataclass
+class World:
+    """Scenes by split. Training scenes differ from pool to pool; validation and test scenes are shared by all."""
+
+    out: Path
+    seed: int
+    val_images: int
+    train_images: dict[str, int]  # pool -> number
+    quiet: bool = False
+    _written: set[Path] = field(default_factory=set)
+
+    def train(self, pool: str) -> Iterator[tuple[int, Scene]]:
+        """(picture id, scene) of the pool's training pictures."""
+        first = list(POOLS).index(pool) << POOL_BITS
+        return self._draw("train", pool, range(first, first + self.train_images[pool]))
+
+    def val(self) -> Iterator[tuple[int, Scene]]:
+        return self._draw("val", "val", range(self.val_images))
+
+    def test(self) -> Iterator[tuple[int, Scene]]:
+        return self._draw("test", "test", range(TEST_BIT, TEST_BIT + self.val_images))
+
+    def more_tests(self) -> Iterator[tuple[int, Scene]]:
+        """Test scenes without end, for a split that needs a kind of scene which the first ones lack."""
+        return self._draw("test", "more", count(TEST_BIT + self.val_images), start=self.val_images)
+
+    def words(self, scene: Scene, layout: str) -> np.random.Generator:
+        """The chance that chooses words: its own for every scene and layout."""
+        return np.random.default_rng([scene.seed, *layout.encode()])
+
+    def picture(self, path: str, scene: Scene) -> Path:
+        """Write the scene's picture, `path` being relative to the data set; layouts that share it write it once."""
+        target = self.file(path)
+        if target not in self._written:
+            Image.fromarray(scene.image).save(target, quality=95, subsampling=0, compress_level=1)
+            self._written.add(target)
+        return target
+
+    def file(self, path: str) -> Path:
+        """The place of a file of the data set, with its folder made."""
+        target = self.out / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _draw(self, split: str, title: str, indices: range | count, start: int = 0) -> Iterator[tuple[int, Scene]]:
+        home = "train" if split == "train" else "val"
+        bar = tqdm(indices, desc=f"  {title}", unit="picture", leave=False, disable=self.quiet or None)
+        for number, index in enumerate(bar, start):
+            yield ID_OFFSET[split] + number, make_scene(scene_seed(home, index, self.seed))
