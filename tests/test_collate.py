@@ -1,0 +1,237 @@
+"""Samples and batches: one reading a picture, masks in hole order, positions that point at the predicting states."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data import collate as module
+from data.collate import Maker, NothingToAsk, Sample, collate, collate_prompts, draw_masks, look
+from data.encode import Encoded, Encoder, SequenceTooLong
+from data.tokens import TokenSpec, load_tokenizer, mask_ids
+from data.types import IGNORE_ID, IMAGE_ID, Geometry, Mask, Query, Record, Target, Turn
+from data.views import ClipView, SamView, Views
+
+GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
+SPEC = TokenSpec(("[SEG]",), ("[SEG]",))
+SIX = TokenSpec(tuple(f"[SEG{i}]" for i in range(6)), tuple(f"[SEG{i}]" for i in range(6)))
+VIEWS = Views(ClipView(28), SamView(64))
+TOKENIZER = load_tokenizer(GOLDEN / "lisa", SPEC)
+PATCHES = 4
+SHAPE = (30, 40)
+
+
+class Phrases:
+    """One row a target, in the given order."""
+
+    def __init__(self, order=None, words="Where is the {}?"):
+        self.order, self.words = order, words
+
+    def converse(self, record, rng):
+        order = range(len(record.targets)) if self.order is None else self.order
+        question = "<image>\n" + self.words
+        return [(Turn(question.format(record.targets[i].phrase), ("It is ", Mask(i), ".")),) for i in order]
+
+    def queries(self, record):
+        asked = range(len(record.targets))
+        return [Query(f"<image>\n{record.targets[i].phrase}", (Mask(i), "."), (i,)) for i in asked]
+
+
+def stripe(index, shape=SHAPE):
+    mask = np.zeros(shape, bool)
+    mask[:, index] = True
+    return mask
+
+
+@pytest.fixture
+def record(tmp_path):
+    path = tmp_path / "scene.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (*SHAPE, 3), dtype=np.uint8)).save(path)
+    targets = tuple(Target(f"thing {i}", partial(stripe, i)) for i in range(4))
+    return Record(path, "refer", targets, ignore=partial(stripe, 39))
+
+
+def maker(task, max_length=0, **options):
+    return Maker(task, Encoder(TOKENIZER, SPEC, max_length=max_length, image_tokens=PATCHES), VIEWS, **options)
+
+
+RNG = np.random.default_rng(0)
+
+
+def test_masks_follow_the_holes_of_the_rows(record):
+    order = [2, 0, 2, 1]
+    sample = maker(Phrases(order)).make_sample(record, RNG)
+    assert [hole for row in sample.rows for hole in row.holes] == order
+    assert sample.masks.dtype == torch.float32
+    assert np.array_equal(sample.masks.numpy(), np.stack([stripe(i) for i in order]))
+    assert sample.name == str(record.image) and sample.geometry == Geometry(SHAPE, (48, 64))
+    assert sample.pixels.shape == (3, 28, 28) and sample.seg_pixels.shape == (3, 64, 64) and sample.ignore is None
+
+
+def test_only_named_masks_are_drawn_once_and_the_picture_is_read_once(record, monkeypatch):
+    drawn, read = [], []
+    targets = tuple(Target(t.phrase, lambda i=i: drawn.append(i) or stripe(i)) for i, t in enumerate(record.targets))
+    reader = module.read_image
+    monkeypatch.setattr(module, "read_image", lambda path: read.append(path) or reader(path))
+    task = Phrases([3, 1, 3])
+    maker(task).make_sample(Record(record.image, "refer", targets), RNG)
+    assert sorted(drawn) == [1, 3] and read == [record.image]
+
+
+def test_the_ignore_region_comes_along_when_wanted(record):
+    task = Phrases()
+    plain = Record(record.image, "refer", record.targets)
+    samples = [maker(task, ignore_region=True).make_sample(each, RNG) for each in (record, plain)]
+    batch = collate(samples, PATCHES)
+    assert np.array_equal(batch.ignore[0].numpy(), stripe(39)) and batch.ignore[1] is None
+    moved = batch.to("cpu", torch.bfloat16)
+    assert moved.ignore[0].dtype == torch.bool and moved.ignore[1] is None
+
+
+def test_overlapping_parts_count_once(record):
+    twice = Record(record.image, "refer", (Target("a", lambda: stripe(0).astype(np.uint8) * 2),))
+    assert draw_masks(twice, [0], SHAPE).max() == 1
+
+
+def test_a_mask_of_another_size_names_the_file_and_both_sizes(record):
+    wrong = Record(record.image, "refer", (Target("red car", lambda: stripe(0, (40, 30))),))
+    with pytest.raises(ValueError, match=r"scene.png: the mask of 'red car' is \(40, 30\), .*\(30, 40\)"):
+        maker(Phrases()).make_sample(wrong, RNG)
+
+
+def test_a_mask_of_an_absent_target_is_an_error(record):
+    with pytest.raises(ValueError, match=r"scene.png: .*mask for 'unicorn', which is absent"):
+        maker(Phrases()).make_sample(Record(record.image, "refer", (Target("unicorn", None),)), RNG)
+
+
+def test_errors_of_the_encoder_name_the_picture(record):
+    with pytest.raises(ValueError, match=r"scene.png: .*'\[SEG\]'.*may not be typed"):
+        maker(Phrases(words="[SEG] {}")).make_sample(record, RNG)
+    with pytest.raises(NothingToAsk, match=r"scene.png: nothing to ask"):
+        maker(Phrases([])).make_sample(record, RNG)
+
+
+def test_a_row_that_is_too_long_is_left_out_whole_only_when_allowed(record):
+    long = Target("a " * 40 + "thing", partial(stripe, 1))
+    mixed = Record(record.image, "refer", (record.targets[0], long, record.targets[2]))
+    limit = len(maker(Phrases([0])).make_sample(mixed, RNG).rows[0].ids) - 1 + PATCHES
+    with pytest.raises(SequenceTooLong, match=r"scene.png: .*model_max_length"):
+        maker(Phrases(), limit).make_sample(mixed, RNG)
+    sample = maker(Phrases(), limit, drop_long_rows=True).make_sample(mixed, RNG)
+    assert [row.holes for row in sample.rows] == [(0,), (2,)]
+    assert np.array_equal(sample.masks.numpy(), np.stack([stripe(0), stripe(2)]))
+    assert len(sample.skipped) == 1 and "scene.png" in sample.skipped[0]
+    assert collate([sample], PATCHES).skipped == sample.skipped
+    with pytest.raises(SequenceTooLong):
+        maker(Phrases([1]), limit, drop_long_rows=True).make_sample(mixed, RNG)
+
+
+def test_evaluation_samples_hold_the_forced_answers_of_any_length(record):
+    sample = maker(Phrases(), max_length=10).make_questions(record)
+    assert [query.targets for query in sample.queries] == [(0,), (1,), (2,), (3,)]
+    assert [row.holes for row in sample.rows] == [(0,), (1,), (2,), (3,)] and len(sample.masks) == 4
+
+
+# --- batches
+
+
+def fake_sample(rows, width=1, shape=(2, 3)):
+    """A sample of rows given as (length, place of the picture, places of mask groups)."""
+    encoded = []
+    for length, picture, groups in rows:
+        ids = list(range(10, 10 + length))
+        ids[picture] = IMAGE_ID
+        positions = tuple(tuple(start - 1 + k for k in range(width)) for start in groups)
+        encoded.append(Encoded(ids, [IGNORE_ID] * 2 + ids[2:], tuple(range(len(groups))), positions))
+        encoded[-1].labels[picture] = IGNORE_ID
+    count = sum(len(groups) for _, _, groups in rows)
+    pixels = torch.zeros(3, 4, 4)
+    return Sample("x", pixels, pixels, Geometry(shape, (4, 4)), encoded, torch.zeros(count, *shape))
+
+
+ROWS = st.tuples(st.integers(12, 20), st.integers(0, 4), st.lists(st.integers(5, 9), max_size=3, unique=True))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    pictures=st.lists(st.lists(ROWS, max_size=3), min_size=1, max_size=3),
+    patches=st.integers(1, 6),
+    width=st.integers(1, 3),
+)
+def test_expansion_keeps_every_token_and_every_position(pictures, patches, width):
+    samples = [fake_sample([(n, p, sorted(g)) for n, p, g in rows], width) for rows in pictures]
+    batch = collate(samples, patches, pad_id=7)
+    rows = [row for sample in samples for row in sample.rows]
+    assert batch.row_image.tolist() == [b for b, sample in enumerate(samples) for _ in sample.rows]
+    assert batch.mask_rows.tolist() == [r for r, row in enumerate(rows) for _ in row.holes]
+    masks = iter(zip(batch.mask_rows, batch.mask_positions, strict=True))
+    for index, row in enumerate(rows):
+        real = batch.attention[index]
+        length = len(row.ids) - 1 + patches
+        assert real.sum() == length and real[:length].all()
+        ids, labels = batch.ids[index, :length], batch.labels[index, :length]
+        picture = ids == IMAGE_ID
+        assert picture.sum() == patches and (labels[picture] == IGNORE_ID).all()
+        assert ids[~picture].tolist() == [i for i in row.ids if i != IMAGE_ID]
+        assert (batch.ids[index, length:] == 7).all() and (batch.labels[index, length:] == IGNORE_ID).all()
+        for positions in row.mask_positions:
+            mask_row, found = next(masks)
+            assert mask_row == index and ids[found + 1].tolist() == [row.ids[p + 1] for p in positions]
+
+
+@pytest.mark.parametrize("spec", [SPEC, SIX])
+def test_positions_point_at_the_states_that_predict_the_mask_tokens(record, spec):
+    tokenizer = load_tokenizer(GOLDEN / "lisa", spec)
+    full = Maker(Phrases([1, 0]), Encoder(tokenizer, spec, image_tokens=9), VIEWS)
+    batch = collate([full.make_sample(record, RNG)] * 2, 9)
+    group = mask_ids(tokenizer, spec)
+    assert batch.mask_positions.shape == (4, len(group)) and batch.mask_rows.tolist() == [0, 1, 2, 3]
+    predicted = batch.ids[batch.mask_rows[:, None], batch.mask_positions + 1]
+    assert predicted.tolist() == [list(group)] * 4
+    assert [len(masks) for masks in batch.masks] == [2, 2] and len(batch) == 2
+
+
+def test_golden_positions_are_those_of_the_published_offset():
+    """A token at unexpanded index t is predicted at t + 254 with 256 patches (lisa.md 1.5)."""
+    encoder = Encoder(TOKENIZER, SPEC)
+    row = encoder((Turn("<image>\nWhere is the dog in this image?", ("It is ", Mask(0), ".")),))
+    batch = collate(
+        [Sample("x", torch.zeros(3, 2, 2), None, Geometry((1, 1), (1, 1)), [row], torch.zeros(1, 1, 1))], 256
+    )
+    assert batch.mask_positions.tolist() == [[row.ids.index(600) + 254]] and batch.seg_pixels is None
+
+
+def test_a_batch_without_masks_has_empty_queries(record):
+    batch = collate([fake_sample([(12, 1, [])])], PATCHES)
+    assert batch.mask_rows.shape == (0,) and batch.mask_positions.shape == (0, 1) and len(batch.masks[0]) == 0
+
+
+def test_masks_and_holes_must_agree():
+    sample = fake_sample([(12, 1, [5])])
+    sample.masks = sample.masks[:0]
+    with pytest.raises(ValueError, match="x: 1 masks named in its rows, 0 drawn"):
+        collate([sample], PATCHES)
+
+
+def test_prompts_are_padded_on_the_left(record):
+    encoder = Encoder(TOKENIZER, SPEC, image_tokens=PATCHES)
+    sample = look(record.image, VIEWS)
+    prompts = [
+        [encoder.prompt("<image>\nHi"), encoder.prompt("<image>\nWhere is the thing?")],
+        [encoder.prompt("<image>")],
+    ]
+    batch = collate_prompts([sample, sample], prompts, PATCHES)
+    flat = [ids for group in prompts for ids in group]
+    assert batch.row_image.tolist() == [0, 0, 1] and batch.geometry[0].original == SHAPE
+    for index, ids in enumerate(flat):
+        length = len(ids) - 1 + PATCHES
+        assert batch.attention[index].tolist() == [False] * (batch.ids.shape[1] - length) + [True] * length
+        real = batch.ids[index][batch.attention[index]]
+        assert real[real != IMAGE_ID].tolist() == [i for i in ids if i != IMAGE_ID]
+        assert (real == IMAGE_ID).sum() == PATCHES and (batch.labels[index] == IGNORE_ID).all()
