@@ -1,0 +1,298 @@
+"""From weights on disk to a SegModel: a base LLaVA with a SAM, a published assistant, or one of our own folders."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
+
+from data.tokens import TokenSpec, token_id
+from data.views import ClipView, SamView, Views
+from model.heads import HEADS
+from model.legacy import Report, reading_table, to_ours, tower_to_ours
+from model.plan import (
+    SECTION,
+    Plan,
+    feature_layer,
+    language_sizes,
+    projector_depth,
+    read_config,
+    tower_name,
+    tower_sizes,
+)
+from model.seg_model import SegModel, text_mlp
+from model.vlm.llava import Llava
+from model.weights import read_tensors
+from utils.config import ModelConfig
+from utils.registry import unknown
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
+HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
+NEW_ROW_STD = 0.02  # of new vocabulary rows (lisa.md 2.3)
+_EMBED, _LM_HEAD = "vlm.language.model.embed_tokens.weight", "vlm.language.lm_head.weight"
+
+
+def build_model(
+    config: ModelConfig, spec: TokenSpec, tokenizer: PreTrainedTokenizerBase, head: str = "sam", *, seed: int = 0
+) -> SegModel:
+    """The model that `config` names, on the CPU in its precision, with a row for every token of `tokenizer`.
+
+    `config.version` is a base LLaVA (Hugging Face's or the original layout), which takes the mask head from
+    `vision_pretrained` and gets a new text MLP, or a finished assistant (published or our own), whose weights all
+    count. A needed weight that is missing, or one without a place, is an error unless `allow_missing`.
+    """
+    folder = fetch(config.version)
+    source = _read(folder, config, head)
+    source = _add_tower(_add_head(source, config), config)
+    generator = torch.Generator().manual_seed(seed)
+    _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
+    plan = _plan(source, tokenizer)
+    with torch.device("meta"):
+        model = assemble(plan, resolve_attention(config.attn_implementation, config.precision))
+    _check_sizes(model, config)
+    _fill(model, source, dtype_of(config.precision), generator, config.allow_missing)
+    model.vlm.view = source.view or ClipView(plan.tower["image_size"])
+    model.plan, model.report = plan, source.report
+    return model
+
+
+def load_folder(
+    folder: str | Path,
+    spec: TokenSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    head: str = "sam",
+    config: ModelConfig | None = None,
+) -> SegModel:
+    """A finished assistant for inference, frozen: a published folder or one that `save_folder` wrote.
+
+    `config` gives precision, attention, quantisation, decoder_heads and a vision tower for folders without one; its
+    `version` is not read. A folder without a mask head is refused.
+    """
+    config = replace(config or ModelConfig(vision_tower=None), version=str(folder), vision_pretrained=None)
+    model = build_model(config, spec, tokenizer, head).eval().requires_grad_(False)
+    if config.load_in_4bit or config.load_in_8bit:
+        from model.quantize import quantize  # bitsandbytes is optional
+
+        quantize(model, bits=4 if config.load_in_4bit else 8)
+    return model
+
+
+def assemble(plan: Plan, attention: str = "sdpa") -> SegModel:
+    """An uninitialised model of these sizes."""
+    head = HEADS[plan.head].build(plan.head_config, "eager" if attention == "eager" else "sdpa")
+    vlm = Llava.build(
+        CLIPVisionConfig(**plan.tower),
+        LlamaConfig(**plan.language),
+        projector_depth=plan.projector_depth,
+        feature_layer=plan.feature_layer,
+        attention=attention,
+    )
+    return SegModel(vlm, head, text_mlp(vlm.hidden_size, head.prompt_dim))
+
+
+def views_for(model: SegModel) -> Views:
+    """What the model's two eyes want of a picture."""
+    side = model.head.view_size
+    return Views(language=model.vlm.view, seg=SamView(side) if side else None)
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    if precision not in DTYPES:
+        raise ValueError(unknown("precision", precision, DTYPES))
+    return DTYPES[precision]
+
+
+def resolve_attention(name: str, precision: str) -> str:
+    """`auto` is flash-attention 2 where it is installed and can run (GPU, 16 bit), else SDPA."""
+    if name not in ATTENTION:
+        raise ValueError(unknown("attn_implementation", name, ATTENTION))
+    installed = importlib.util.find_spec("flash_attn") is not None
+    if name == "flash_attention_2" and not installed:
+        raise ImportError("attn_implementation=flash_attention_2 needs the flash-attn package (requirements-gpu.txt)")
+    if name != "auto":
+        return name
+    return "flash_attention_2" if installed and torch.cuda.is_available() and precision != "fp32" else "sdpa"
+
+
+def fetch(name: str | Path) -> Path:
+    """The folder `name`, or its copy from the hub when it reads like `owner/repository`."""
+    if not str(name):
+        raise ValueError("model.version is empty: give the folder or hub name of a LLaVA or of a finished assistant")
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if len(path.parts) != 2 or path.suffix in (".pth", ".bin", ".safetensors"):
+        raise FileNotFoundError(f"no file or folder {name}")
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub's client raises many kinds
+        raise FileNotFoundError(f"no folder {name} here, and the hub did not give it: {error}") from error
+
+
+@dataclass
+class _Source:
+    """Weights under our names with what was learnt about them on the way."""
+
+    folder: Path
+    values: dict[str, Any]  # config.json
+    head: str
+    tensors: dict[str, Tensor]
+    report: Report
+    finished: bool  # it holds a mask head: an assistant, not a base
+    options: dict[str, Any]  # of the head
+    tower: dict[str, Any] | None = None  # sizes
+    tower_name: str | None = None
+    view: ClipView | None = None
+    fresh: list[str] = field(default_factory=list)
+
+
+def _read(folder: Path, config: ModelConfig, head: str) -> _Source:
+    values, report = read_config(folder), Report()
+    tensors = to_ours(read_tensors(folder), reading_table(HEADS[head].NAMES), report)
+    if _LM_HEAD not in tensors and _EMBED in tensors and values.get("text_config", values).get("tie_word_embeddings"):
+        tensors[_LM_HEAD] = tensors[_EMBED].clone()
+    finished = any(name.startswith("head.") for name in tensors)
+    options = {"decoder_heads": config.decoder_heads, **config.head}
+    return _Source(folder, values, head, tensors, report, finished, options)
+
+
+def _add_head(source: _Source, config: ModelConfig) -> _Source:
+    if source.finished:
+        return source
+    if not config.vision_pretrained:
+        raise ValueError(
+            f"{source.folder} is a base model without a mask head: name the head's weights in model.vision_pretrained "
+            "(--vision_pretrained), e.g. sam_vit_h_4b8939.pth"
+        )
+    read, options = HEADS[source.head].read(fetch(config.vision_pretrained), source.options)
+    source.tensors.update({f"head.{name}": tensor for name, tensor in read.items()})
+    source.options = options
+    source.fresh = ["project.0.weight", "project.0.bias", "project.2.weight", "project.2.bias"]
+    return source
+
+
+def _add_tower(source: _Source, config: ModelConfig) -> _Source:
+    """The tower inside the folder counts; one outside gives what is lacking (sizes, weights, picture settings)."""
+    inside = any(name.startswith("vlm.tower.") for name in source.tensors)
+    source.tower_name = tower_name(source.values)
+    if "vision_config" in source.values and inside:
+        source.tower = tower_sizes(source.values)
+        source.view = ClipView.load(source.folder, source.tower["image_size"])
+        return source
+    folder = _find_tower(source, config)
+    source.tower = tower_sizes(read_config(folder))
+    source.view = ClipView.load(folder, source.tower["image_size"])
+    if not inside:
+        source.tensors.update(tower_to_ours(read_tensors(folder), source.report))
+    return source
+
+
+def _find_tower(source: _Source, config: ModelConfig) -> Path:
+    """Folders before hub names, the recipe's before the one that `config.json` names (beside it or anywhere)."""
+    named = source.tower_name
+    local = [config.vision_tower, named and source.folder / named, named]
+    for place in local:
+        if place and (Path(place) / "config.json").is_file():
+            return Path(place)
+    name = config.vision_tower or named
+    if not name:
+        raise ValueError(f"{source.folder} holds no vision tower and names none: set model.vision_tower")
+    source.tower_name = str(name)
+    return fetch(name)
+
+
+def _fit_vocabulary(
+    source: _Source, spec: TokenSpec, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator, lenient: bool
+) -> None:
+    """Embedding and output rows for exactly the tokenizer's ids. A base grows; a finished model must fit already."""
+    if _EMBED not in source.tensors or _LM_HEAD not in source.tensors:
+        absent = [name for name in (_EMBED, _LM_HEAD) if name not in source.tensors]
+        raise ValueError(f"{source.folder} has no language model: {', '.join(absent)} missing")
+    rows, size = len(source.tensors[_EMBED]), len(tokenizer)
+    strange = [token for token in spec.all_added if token_id(tokenizer, token) >= rows]
+    if source.finished and strange and not lenient:
+        raise ValueError(
+            f"{source.folder} is a checkpoint of another system: its vocabulary of {rows} rows has no "
+            f"{', '.join(strange)}; choose the system it was trained with"
+        )
+    if source.finished and rows != size and not lenient:
+        raise ValueError(
+            f"{source.folder}: wrong vocabulary size, {rows} embedding rows for a tokenizer of {size} tokens; "
+            "its tokenizer files belong to another checkpoint"
+        )
+    for name in (_EMBED, _LM_HEAD):
+        table = source.tensors[name]
+        new = torch.randn(max(0, size - len(table)), table.shape[1], generator=generator) * NEW_ROW_STD
+        source.tensors[name] = torch.cat([table[:size], new.to(table.dtype)]) if len(table) != size else table
+
+
+def _plan(source: _Source, tokenizer: PreTrainedTokenizerBase) -> Plan:
+    where, head = str(source.folder / "config.json"), HEADS[source.head]
+    section = source.values.get(SECTION, {})
+    parts = {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
+    return Plan(
+        language=language_sizes(source.values, tokenizer, where),
+        tower=source.tower,
+        projector_depth=projector_depth(source.tensors, where),
+        feature_layer=feature_layer(source.values, where),
+        head=source.head,
+        head_config=section.get("head_config") or head.plan(parts, source.options),
+        tower_name=source.tower_name,
+    )
+
+
+def _check_sizes(model: SegModel, config: ModelConfig) -> None:
+    """Sizes that the recipe repeats must be those of the weights."""
+    if config.out_dim not in (None, model.head.prompt_dim):
+        raise ValueError(f"model.out_dim is {config.out_dim}, the mask decoder takes {model.head.prompt_dim}")
+    if config.image_size not in (None, model.head.view_size):
+        raise ValueError(f"model.image_size is {config.image_size}, the mask encoder takes {model.head.view_size}")
+
+
+def _fill(model: SegModel, source: _Source, dtype: torch.dtype, generator: torch.Generator, lenient: bool) -> None:
+    """Puts the weights in place of the meta tensors; the report tells what was not so."""
+    wanted, report = model.state_dict(), source.report
+    report.unexpected += [name for name in source.tensors if name not in wanted]
+    absent = [name for name in wanted if name not in source.tensors]
+    report.fresh = [name for name in absent if name in source.fresh]
+    report.missing = [name for name in absent if name not in source.fresh]
+    if (report.missing or report.unexpected) and not lenient:
+        raise ValueError(_complaint(source.folder, report))
+    state = {name: source.tensors[name] for name in wanted if name in source.tensors}
+    report.mapped = len(state)
+    wrong = [
+        f"{n} {tuple(t.shape)} for {tuple(wanted[n].shape)}" for n, t in state.items() if t.shape != wanted[n].shape
+    ]
+    if wrong:
+        raise ValueError(f"{source.folder}: shapes differ from the sizes in config.json: {'; '.join(wrong[:8])}")
+    bound = 1 / math.sqrt(model.vlm.hidden_size)
+    state |= {name: _draw(name, tuple(wanted[name].shape), bound, generator) for name in absent}
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
+    model.vlm.reset_buffers()
+
+
+def _draw(name: str, shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
+    """A new weight: the text MLP within `bound` as torch draws linears, normalisation as identity, others small."""
+    if name.startswith("project."):
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    if len(shape) == 1:
+        return torch.ones(shape) if "norm" in name and name.endswith("weight") else torch.zeros(shape)
+    return torch.randn(shape, generator=generator) * NEW_ROW_STD
+
+
+def _complaint(folder: Path, report: Report) -> str:
+    def listed(names: list[str]) -> str:
+        return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+    parts = [f"{folder}: the weights do not fit the model"]
+    parts += [f"missing: {listed(report.missing)}"] if report.missing else []
+    parts += [f"unexpected: {listed(report.unexpected)}"] if report.unexpected else []
+    return "; ".join(parts) + " (model.allow_missing=true, --allow_missing, goes on and draws the missing ones anew)"

@@ -1,0 +1,68 @@
+"""The training objective: text cross-entropy, mask BCE and mask dice (lisa.md 5.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.types import Batch
+from model.seg_model import SegOutput
+from utils.config import LossConfig
+
+DICE_SCALE, DICE_EPS, COUNT_EPS = 1000.0, 1e-6, 1e-8  # as released
+
+
+@dataclass
+class Losses:
+    """`total` is optimised; `parts` (weighted, detached) are logged."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
+    """Weighted sum over one micro-batch: CE is a mean over supervised tokens, BCE and dice are means over masks."""
+    if [len(masks) for masks in output.masks] != [len(masks) for masks in batch.masks]:
+        counts = [(len(drawn), len(truth)) for drawn, truth in zip(output.masks, batch.masks, strict=True)]
+        raise ValueError(f"predicted and true masks differ in number, picture by picture: {counts} {batch.names}")
+    ce = config.ce * text_loss(output.token_logits, output.token_targets)
+    count = sum(len(masks) for masks in batch.masks) + COUNT_EPS
+    sums = [mask_losses(*picture) for picture in zip(output.masks, batch.masks, _ignored(batch, config), strict=True)]
+    bce = config.bce * sum(bce for bce, _ in sums) / count
+    dice = config.dice * sum(dice for _, dice in sums) / count
+    total = ce + bce + dice
+    parts = {"loss": total, "ce": ce, "mask": bce + dice, "bce": bce, "dice": dice}
+    return Losses(total, {name: value.detach() for name, value in parts.items()})
+
+
+def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """(S, V) logits, (S,) targets. Zero, with a graph, where nothing is supervised."""
+    if not len(targets):
+        return logits.float().sum()
+    return F.cross_entropy(logits.float(), targets)
+
+
+def mask_losses(logits: Tensor, truth: Tensor, ignore: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(N, H, W) float32 logits and truth of one picture -> BCE and dice, each summed over its masks.
+
+    ignore: (H, W) bool, pixels that count in neither.
+    """
+    logits, truth = logits.flatten(1), truth.to(logits.dtype).flatten(1)
+    if ignore is not None:
+        keep = ~ignore.flatten()
+        logits, truth = logits[:, keep], truth[:, keep]
+    pixels = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    bce = pixels.sum(1) / max(1, pixels.shape[1])
+    shares = torch.sigmoid(logits) / DICE_SCALE
+    overlap = 2 * (shares * truth).sum(1)
+    area = shares.sum(1) + (truth / DICE_SCALE).sum(1)
+    dice = 1 - (overlap + DICE_EPS) / (area + DICE_EPS)
+    return bce.sum(), dice.sum()
+
+
+def _ignored(batch: Batch, config: LossConfig) -> list[Tensor | None]:
+    """Ignored pixels of each picture; none unless the recipe asks, for as released they are background."""
+    return batch.ignore if config.ignore_region and batch.ignore else [None] * len(batch.masks)

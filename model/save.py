@@ -1,0 +1,128 @@
+"""Writing a SegModel: one self-contained Hugging Face folder, or the layout of released checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from data.views import ClipView
+from model.heads import HEADS
+from model.legacy import folder_table, published_table, to_theirs
+from model.plan import Plan
+from model.seg_model import SegModel
+from model.weights import write_tensors
+from utils.config import Recipe, save_recipe
+
+OWN_TOWER = "vision_tower"  # subfolder for a tower that the hub does not have
+
+
+def save_folder(
+    model: SegModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe | None = None
+) -> None:
+    """Safetensors, config, tokenizer, picture settings: everything `load_folder` needs, vision tower included.
+
+    The layout is Hugging Face's LLaVA with `head.*` and `project.*` beside it, so that
+    `LlavaForConditionalGeneration.from_pretrained` takes the language side of a model with an MLP projector.
+    """
+    folder = Path(folder)
+    write_tensors(to_theirs(model.state_dict(), folder_table()), folder)
+    _write_json(folder / "config.json", model.plan.to_json() | {"dtype": str(model.dtype).removeprefix("torch.")})
+    _write_view(folder, model.vlm.view)
+    _write_tokenizer(folder, tokenizer)
+    if recipe is not None:
+        save_recipe(recipe, folder)
+
+
+def save_original(
+    model: SegModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase, architecture: str = "LlavaLlamaForCausalLM"
+) -> None:
+    """The published layout: flat config, published key names, `pytorch_model*.bin`, no vision tower (lisa.md 7).
+
+    The tower's hub name goes into the config; one that is no hub name is written to a subfolder beside it.
+    `architecture`: the class name in the config.
+    """
+    folder, plan = Path(folder), model.plan
+    tensors = to_theirs(model.state_dict(), published_table(HEADS[plan.head].NAMES, plan.projector_depth))
+    tower = {name: tensors.pop(name) for name in list(tensors) if ".vision_tower." in name}
+    write_tensors(tensors, folder, safe=False)
+    name = plan.tower_name
+    if not name or not _is_hub_name(name):
+        name = OWN_TOWER
+        prefix = "model.vision_tower.vision_tower."
+        write_tensors({key.removeprefix(prefix): value for key, value in tower.items()}, folder / name)
+        _write_json(folder / name / "config.json", {"model_type": "clip_vision_model", **plan.tower})
+        _write_view(folder / name, model.vlm.view)
+    _write_json(folder / "config.json", _published_config(plan, name, architecture, str(model.dtype)))
+    _write_tokenizer(folder, tokenizer)
+
+
+def _published_config(plan: Plan, tower: str, architecture: str, dtype: str) -> dict[str, Any]:
+    """The flat `config.json` of lisa.md 7.3."""
+    language = dict(plan.language)
+    rope = language.pop("rope_parameters", {})
+    scaled = rope.get("rope_type", "default") != "default"
+    return {
+        "architectures": [architecture],
+        "model_type": "llava",
+        **language,
+        "rope_theta": rope.get("rope_theta", 10000.0),
+        "rope_scaling": {"type": rope["rope_type"], "factor": rope["factor"]} if scaled else None,
+        "tie_word_embeddings": False,
+        "use_cache": False,
+        "torch_dtype": dtype.removeprefix("torch."),
+        "mm_vision_tower": tower,
+        "vision_tower": tower,
+        "mm_hidden_size": plan.tower["hidden_size"],
+        "mm_projector_type": "linear" if plan.projector_depth == 1 else f"mlp{plan.projector_depth}x_gelu",
+        "mm_vision_select_layer": plan.feature_layer,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": True,
+        "mm_use_im_patch_token": False,
+        "use_mm_proj": True,
+        "image_aspect_ratio": "square",
+        "tune_mm_mlp_adapter": False,
+        "freeze_mm_mlp_adapter": True,
+        "pretrain_mm_mlp_adapter": None,
+        "train_mask_decoder": True,
+    }
+
+
+def _write_view(folder: Path, view: ClipView) -> None:
+    values = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": view.size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": view.size, "width": view.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(view.mean),
+        "image_std": list(view.std),
+    }
+    _write_json(folder / "preprocessor_config.json", values)
+
+
+def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Library files, and the sentencepiece model with `added_tokens.json`, which published folders have."""
+    tokenizer.save_pretrained(folder)
+    source = Path(str(tokenizer.name_or_path)) / "tokenizer.model"
+    if source.is_file() and source.parent.resolve() != folder.resolve():
+        shutil.copyfile(source, folder / "tokenizer.model")
+    plain = len(tokenizer) - len(tokenizer.get_added_vocab())
+    added = {name: index for name, index in tokenizer.get_added_vocab().items() if index >= plain or index > 2}
+    _write_json(folder / "added_tokens.json", dict(sorted(added.items(), key=lambda item: item[1])))
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
