@@ -201,10 +201,10 @@ def test_golden_positions_are_those_of_the_published_offset():
     """A token at unexpanded index t is predicted at t + 254 with 256 patches (lisa.md 1.5)."""
     encoder = Encoder(TOKENIZER, SPEC)
     row = encoder((Turn("<image>\nWhere is the dog in this image?", ("It is ", Mask(0), ".")),))
-    batch = collate(
-        [Sample("x", torch.zeros(3, 2, 2), None, Geometry((1, 1), (1, 1)), [row], torch.zeros(1, 1, 1))], 256
-    )
-    assert batch.mask_positions.tolist() == [[row.ids.index(600) + 254]] and batch.seg_pixels is None
+    sample = Sample("x", torch.zeros(3, 2, 2), None, Geometry((1, 1), (1, 1)), [row], torch.zeros(1, 1, 1))
+    batch = collate([sample], 256)
+    (token,) = mask_ids(TOKENIZER, SPEC)
+    assert batch.mask_positions.tolist() == [[row.ids.index(token) + 254]] and batch.seg_pixels is None
 
 
 def test_a_batch_without_masks_has_empty_queries(record):

@@ -57,12 +57,11 @@ class Chance:
     def converse(self, record, rng):
         if not record.targets:
             return []
-        chosen = rng.integers(len(record.targets), size=rng.integers(1, 4))
-        words = ("Where is", "What about", "Show me")
-        return [
-            (Turn(f"<image>\n{words[rng.integers(3)]} {record.targets[i].phrase}?", (Mask(int(i)), ".")),)
-            for i in chosen
-        ]
+        rows = []
+        for index in rng.integers(len(record.targets), size=rng.integers(1, 4)):
+            words = ("Where is", "What about", "Show me")[rng.integers(3)]
+            rows.append((Turn(f"<image>\n{words} {record.targets[index].phrase}?", (Mask(int(index)), ".")),))
+        return rows
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +147,12 @@ class NameOnly:
         self.name, self.skipped = name, skipped
 
 
-@SOURCES.register("counted")
-def counted(root, split="train", count=3):
-    return Counted(f"{split}", count)
+@pytest.fixture(autouse=True)
+def counted_source(monkeypatch):
+    def counted(root, split="train", count=3):
+        return Counted(split, count)
+
+    monkeypatch.setitem(SOURCES._factories, "counted", counted)
 
 
 def test_nested_rates_then_uniform_records():
