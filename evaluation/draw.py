@@ -1,0 +1,155 @@
+"""Pictures of answers: masks over the photo in one colour a name, a legend, and grids of input, answer, predicted, true."""
+
+from __future__ import annotations
+
+import colorsys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+GOLDEN_ANGLE = 0.618033988749895  # turns of the hue circle: neighbours in a list never look alike
+OPACITY = 0.5
+INK, PAPER = (30, 30, 30), (255, 255, 255)
+FONT_SIZE, MARGIN = 13, 6
+LINE = FONT_SIZE + 5
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One mask to be shown: (H, W) bool, its name in the legend ("" for none), its colour."""
+
+    mask: np.ndarray
+    name: str
+    colour: Colour
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One row of a grid: the picture, what was asked and answered, what was predicted and what is true."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    question: str
+    answer: str
+    predicted: Sequence[Layer]
+    true: Sequence[Layer]
+    note: str = ""
+
+
+def colour_of(index: int) -> Colour:
+    """The colour of the index-th name: hues far apart, brightness in three steps."""
+    hue = (index * GOLDEN_ANGLE) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 if index % 2 else 0.65, (1.0, 0.8, 0.9)[index % 3])
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def overlay(image: np.ndarray, layers: Sequence[Layer]) -> np.ndarray:
+    """(H, W, 3) uint8: the picture with each mask half transparent and outlined; later layers lie on top."""
+    shown = image.astype(np.float32)
+    for layer in layers:
+        if layer.mask.shape != image.shape[:2]:
+            raise ValueError(f"mask {layer.name!r} is {layer.mask.shape}, the picture {image.shape[:2]}")
+        colour = np.array(layer.colour, np.float32)
+        shown[layer.mask] = (1 - OPACITY) * shown[layer.mask] + OPACITY * colour
+        shown[outline(layer.mask)] = colour
+    return shown.round().astype(np.uint8)
+
+
+def with_legend(image: np.ndarray, layers: Sequence[Layer]) -> np.ndarray:
+    """The overlay with a strip of colours and names below it, each name once."""
+    shown = overlay(image, layers)
+    entries = dict.fromkeys((layer.name, layer.colour) for layer in layers if layer.name)
+    if not entries:
+        return shown
+    width, font = shown.shape[1], _font()
+    places, x, y = [], MARGIN, MARGIN
+    for name, colour in entries:
+        step = FONT_SIZE + 4 + round(font.getlength(name)) + 2 * MARGIN
+        if x > MARGIN and x + step > width:
+            x, y = MARGIN, y + LINE
+        places.append((x, y, name, colour))
+        x += step
+    strip = Image.new("RGB", (width, y + LINE + MARGIN // 2), PAPER)
+    draw = ImageDraw.Draw(strip)
+    for x, y, name, colour in places:
+        draw.rectangle((x, y + 1, x + FONT_SIZE - 2, y + FONT_SIZE - 1), fill=colour, outline=INK)
+        draw.text((x + FONT_SIZE + 4, y - 1), name, fill=INK, font=font)
+    return np.concatenate([shown, np.asarray(strip)])
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask that touch its outside (the picture's border is no outside)."""
+    padded = np.pad(mask, 1, mode="edge")
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
+
+
+def grid(panels: Sequence[Panel], side: int = 260) -> np.ndarray:
+    """(H, W, 3) uint8: a row a panel, in columns input, answer, predicted, true; pictures are `side` wide."""
+    if not panels:
+        raise ValueError("a grid needs at least one panel")
+    rows = [_title(side, ("input", "question and answer", "predicted", "true"))]
+    for panel in panels:
+        image = _scaled(panel.image, side)
+        shown = [image, _words(panel, side)]
+        for layers in (panel.predicted, panel.true):
+            fitted = [Layer(_scaled_mask(layer.mask, image.shape[:2]), layer.name, layer.colour) for layer in layers]
+            shown.append(with_legend(image, fitted))
+        rows.append(_side_by_side(shown))
+    return np.concatenate(rows)
+
+
+def _words(panel: Panel, width: int) -> np.ndarray:
+    """Question, answer and note, wrapped; as high as they need."""
+    parts = [(panel.question, (90, 90, 90)), (panel.answer, INK), (panel.note, (160, 60, 0))]
+    lines = [
+        (line, ink) for text, ink in parts if text for line in [*textwrap.wrap(text, _letters(width), max_lines=14), ""]
+    ]
+    page = Image.new("RGB", (width, LINE * len(lines) + 2 * MARGIN), PAPER)
+    draw = ImageDraw.Draw(page)
+    for number, (line, ink) in enumerate(lines):
+        draw.text((MARGIN, MARGIN + number * LINE), line, fill=ink, font=_font())
+    return np.asarray(page)
+
+
+def _title(side: int, names: Sequence[str]) -> np.ndarray:
+    page = Image.new("RGB", (side * len(names) + MARGIN * (len(names) + 1), LINE + MARGIN), PAPER)
+    draw = ImageDraw.Draw(page)
+    for column, name in enumerate(names):
+        draw.text((MARGIN + column * (side + MARGIN), MARGIN // 2), name, fill=INK, font=_font())
+    return np.asarray(page)
+
+
+def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images in a row on white, with margins; all get the height of the highest."""
+    height = max(image.shape[0] for image in images) + MARGIN
+    width = sum(image.shape[1] for image in images) + MARGIN * (len(images) + 1)
+    page = np.full((height, width, 3), 255, np.uint8)
+    x = MARGIN
+    for image in images:
+        page[: image.shape[0], x : x + image.shape[1]] = image
+        x += image.shape[1] + MARGIN
+    return page
+
+
+def _scaled(image: np.ndarray, side: int) -> np.ndarray:
+    size = (side, max(1, round(image.shape[0] * side / image.shape[1])))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def _scaled_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST))
+
+
+def _letters(width: int) -> int:
+    return max(8, round((width - 2 * MARGIN) / (_font().getlength("abcdefghij klmnop") / 17)))
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(FONT_SIZE)

@@ -1,0 +1,82 @@
+"""From what an answer claims to what was asked: names to classes, claims to phrases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rapidfuzz import fuzz, process, utils
+
+from data.types import Claim
+
+
+def compact(name: str) -> str:
+    """A name without its blanks and capitals: decoders differ in where they put them."""
+    return "".join(name.lower().split())
+
+
+class Names:
+    """The label set of a picture, for looking claimed names up."""
+
+    def __init__(self, names: Sequence[str]):
+        self.names = list(names)
+        self._index = {compact(name): index for index, name in reversed(list(enumerate(self.names)))}
+
+    def exact(self, name: str) -> int | None:
+        """Index of the class so named, blanks and capitals aside."""
+        return self._index.get(compact(name))
+
+    def fuzzy(self, name: str) -> int | None:
+        """Index of the most similar class, however little similar: as released (lasagna.md 7.2). None of no name."""
+        if not compact(name):
+            return None
+        best = process.extractOne(compact(name), self.names, scorer=fuzz.WRatio, processor=utils.default_process)
+        return best[2] if best else None
+
+
+@dataclass(frozen=True)
+class ListReading:
+    """What an answer to a class list says: (class, k-th mask) in the answer's order, refused classes, strangers.
+
+    `unmatched` counts the claims that name none of the classes: parse failures.
+    """
+
+    masks: tuple[tuple[int, int], ...]
+    refused: frozenset[int]
+    unmatched: int = 0
+
+
+def read_list(claims: Sequence[Claim], asked: Sequence[str], names: Names, *, fuzzy: bool = False) -> ListReading:
+    """Claims to classes of `names`. Whatever answers a question about a single class is about that class."""
+    find = names.fuzzy if fuzzy else names.exact
+    masks, refused, unmatched = [], set(), 0
+    for claim in claims:
+        index = names.exact(asked[0]) if len(asked) == 1 else find(claim.phrase)
+        if index is None:
+            unmatched += 1
+        elif claim.mask is None:
+            refused.add(index)
+        else:
+            masks.append((index, claim.mask))
+    return ListReading(tuple(masks), frozenset(refused), unmatched)
+
+
+def assign(claims: Sequence[Claim], asked: Sequence[str]) -> list[int | None]:
+    """The mask of each asked phrase: index into the answer's masks, None where it was refused or not answered.
+
+    One phrase: the first mask of the answer. Several: by name where the claims carry the names asked, each claim used
+    once; claims without a known name take the phrases still open, in order.
+    """
+    if len(asked) == 1:
+        return [next((claim.mask for claim in claims if claim.mask is not None), None)]
+    found: dict[int, int | None] = {}
+    nameless = []
+    for claim in claims:
+        same = [i for i, name in enumerate(asked) if compact(name) == compact(claim.phrase) and i not in found]
+        if same:
+            found[same[0]] = claim.mask
+        else:
+            nameless.append(claim)
+    still_open = [index for index in range(len(asked)) if index not in found]
+    found.update((index, claim.mask) for index, claim in zip(still_open, nameless, strict=False))
+    return [found.get(index) for index in range(len(asked))]

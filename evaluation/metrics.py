@@ -1,0 +1,228 @@
+"""Scores as integer counts: exact, mergeable across processes, read in a standard and an as-released variant.
+
+An accumulator holds integers only: `add` counts one picture, `merge` takes over another process's (they are plain
+picklable values). Figures come from the counts alone, so any sharding, order or batch size gives the same numbers to
+the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = -1  # truth of a pixel that no standard metric counts
+STANDARD, RELEASED = "standard", "as_released"
+LISA_EPS, CIOU_EPS, GSVA_EPS = 1e-5, 1e-10, 1e-8  # denominators of the released scoring programs
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number with everything that names it; value None: there was nothing to count."""
+
+    metric: str
+    variant: str
+    value: float | None
+
+
+class Overlap(NamedTuple):
+    """Pixel counts of one predicted mask against one true mask. `rejected`: the answer says that it is not there."""
+
+    intersection: int
+    union: int
+    truth: int
+    predicted: int
+    rejected: int = 0
+
+
+def overlap(predicted: Tensor, truth: Tensor, ignore: Tensor | None = None, *, rejected: bool = False) -> Overlap:
+    """Counts of two (H, W) bool masks, without the pixels of `ignore` (H, W)."""
+    if predicted.shape != truth.shape:
+        raise ValueError(f"predicted mask {tuple(predicted.shape)} and true mask {tuple(truth.shape)} differ in shape")
+    keep = torch.ones_like(truth) if ignore is None else ~ignore
+    predicted, truth = predicted & keep, truth & keep
+    counts = torch.stack([(predicted & truth).sum(), (predicted | truth).sum(), truth.sum(), predicted.sum()])
+    return Overlap(*counts.tolist(), int(rejected))
+
+
+@dataclass
+class Overlaps:
+    """gIoU, cIoU, N-acc and T-acc from one row of counts a query."""
+
+    rows: list[Overlap] = field(default_factory=list)
+
+    def add(self, row: Sequence[int]) -> None:
+        """`row`: an Overlap, or its numbers as read back from a file."""
+        self.rows.append(Overlap(*row))
+
+    def merge(self, other: Overlaps) -> None:
+        self.rows += other.rows
+
+    def giou(self) -> float | None:
+        """Mean IoU over the queries; nothing there and nothing predicted counts as 1."""
+        return mean([row.intersection / row.union if row.union else 1.0 for row in self.rows])
+
+    def ciou(self) -> float | None:
+        """Sum of intersections over sum of unions."""
+        return ratio(sum(row.intersection for row in self.rows), sum(row.union for row in self.rows))
+
+    def n_acc(self) -> float | None:
+        """Share of the absent targets that were rejected (no mask, or an empty one)."""
+        absent = [row for row in self.rows if not row.truth]
+        return ratio(sum(row.rejected or not row.predicted for row in absent), len(absent))
+
+    def t_acc(self) -> float | None:
+        """Share of the present targets that were not rejected."""
+        present = [row for row in self.rows if row.truth]
+        return ratio(sum(not row.rejected and row.predicted > 0 for row in present), len(present))
+
+    def precision(self, threshold: float) -> float | None:
+        """Pr@threshold: share of the present targets whose IoU reaches it."""
+        present = [row for row in self.rows if row.truth]
+        return ratio(sum(row.intersection >= threshold * row.union for row in present), len(present))
+
+    def released(self) -> dict[str, float]:
+        """gIoU and cIoU of LISA's validation (lisa.md 6), also LaSagnA's: a small constant in every denominator."""
+        terms = [row.intersection / (row.union + LISA_EPS) + (row.union == 0) for row in self.rows]
+        union = sum(row.union for row in self.rows)
+        return {
+            "gIoU": math.fsum(terms) / (len(terms) + LISA_EPS),
+            "cIoU": sum(row.intersection for row in self.rows) / (union + CIOU_EPS),
+        }
+
+    def released_generalised(self, *, count_false_masks: bool) -> dict[str, float]:
+        """GSVA's scoring of sets with absent targets (gsva.md 6.3).
+
+        A present target that was rejected keeps the credit of its mask. count_false_masks: the mask of an absent target
+        enters the union of cIoU (gRefCOCO); without: it does not (every other set).
+        """
+        present = [row for row in self.rows if row.truth]
+        absent = [row for row in self.rows if not row.truth]
+        terms = [row.intersection / (row.union + GSVA_EPS) for row in present] + [float(row.rejected) for row in absent]
+        union = sum(row.union for row in present)
+        if count_false_masks:
+            union += sum(row.predicted for row in absent if not row.rejected)
+        return {
+            "gIoU": math.fsum(terms) / (len(terms) + LISA_EPS),
+            "cIoU": sum(row.intersection for row in present) / (union + CIOU_EPS),
+            "N-acc": ratio(sum(row.rejected for row in absent), len(absent)) or 0.0,
+            "T-acc": ratio(sum(not row.rejected for row in present), len(present)) or 0.0,
+        }
+
+    def figures(self) -> list[Figure]:
+        """The standard variant, and LISA's where it differs."""
+        figures = [Figure("gIoU", STANDARD, self.giou()), Figure("cIoU", STANDARD, self.ciou())]
+        figures += [Figure("Pr@0.5", STANDARD, self.precision(0.5))]
+        if any(not row.truth for row in self.rows):
+            figures += [Figure("N-acc", STANDARD, self.n_acc()), Figure("T-acc", STANDARD, self.t_acc())]
+        return figures + [Figure(name, RELEASED, value) for name, value in self.released().items() if self.rows]
+
+
+class Confusion:
+    """Pixels of true class (rows, K) predicted as class (columns, K, then one for "none")."""
+
+    def __init__(self, classes: int):
+        self.classes = classes
+        self.counts = np.zeros((classes, classes + 1), dtype=np.int64)
+
+    def add(self, cells: np.ndarray) -> None:
+        """`cells`: (n, 3) of true class, predicted class, number of pixels, as `confusion_cells` gives them."""
+        cells = np.asarray(cells, dtype=np.int64).reshape(-1, 3)
+        np.add.at(self.counts, (cells[:, 0], cells[:, 1]), cells[:, 2])
+
+    def merge(self, other: Confusion) -> None:
+        self.counts += other.counts
+
+    def iou(self) -> np.ndarray:
+        """IoU of each class, NaN where the class is neither in the truth nor predicted."""
+        right = np.diagonal(self.counts).astype(np.float64)
+        union = self.counts.sum(axis=1) + self.counts[:, :-1].sum(axis=0) - right
+        return np.divide(right, union, out=np.full(self.classes, np.nan), where=union > 0)
+
+    def miou(self) -> float | None:
+        """Mean of the classes that have an IoU."""
+        return mean([value for value in self.iou().tolist() if not math.isnan(value)])
+
+    def pixel_accuracy(self) -> float | None:
+        return ratio(int(np.diagonal(self.counts).sum()), int(self.counts.sum()))
+
+    def weighted_iou(self) -> float | None:
+        """IoU of each class weighted by its share of the true pixels."""
+        pixels, iou = self.counts.sum(axis=1), np.nan_to_num(self.iou())
+        return ratio(math.fsum((pixels * iou).tolist()), int(pixels.sum()))
+
+
+def confusion_cells(truth: Tensor, predicted: Tensor, classes: int) -> np.ndarray:
+    """The cells of one picture that are not zero: (n, 3) int64 of true class, predicted class (`classes`: none), pixels.
+
+    truth: (H, W) in 0..classes-1 or IGNORE. predicted: (H, W) in 0..classes.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(f"predicted map {tuple(predicted.shape)} and true map {tuple(truth.shape)} differ in shape")
+    keep = truth != IGNORE
+    flat = torch.bincount((truth[keep].long() * (classes + 1) + predicted[keep]), minlength=classes * (classes + 1))
+    cells = flat.nonzero().squeeze(1)
+    return torch.stack([cells // (classes + 1), cells % (classes + 1), flat[cells]], dim=1).cpu().numpy()
+
+
+def class_map(logits: dict[int, Tensor], shape: tuple[int, int], none: int, device: torch.device | str) -> Tensor:
+    """(H, W) long: the class of the highest logit among the positive ones, `none` where there is none.
+
+    logits: class index -> (H, W). Of equal logits the lower index wins, as an argmax over all classes would have it.
+    """
+    best = torch.zeros(shape, device=device)
+    winner = torch.full(shape, none, dtype=torch.long, device=device)
+    for index in sorted(logits):
+        better = logits[index] > best
+        best = torch.where(better, logits[index], best)
+        winner[better] = index
+    return winner
+
+
+@dataclass
+class Presence:
+    """Answers to a class list: was each present class given a mask, and no absent one?
+
+    An absent class is right when it was refused or not mentioned; a present one when it was given a mask.
+    """
+
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(4, dtype=np.int64))
+
+    def add(self, cells: np.ndarray) -> None:
+        """`cells`: (4,) present right, present, absent right, absent, as `presence_cells` gives them."""
+        self.counts += np.asarray(cells, dtype=np.int64)
+
+    def merge(self, other: Presence) -> None:
+        self.counts += other.counts
+
+    def present_accuracy(self) -> float | None:
+        return ratio(int(self.counts[0]), int(self.counts[1]))
+
+    def absent_accuracy(self) -> float | None:
+        return ratio(int(self.counts[2]), int(self.counts[3]))
+
+    def figures(self) -> list[Figure]:
+        return [
+            Figure("present_accuracy", STANDARD, self.present_accuracy()),
+            Figure("absent_accuracy", STANDARD, self.absent_accuracy()),
+        ]
+
+
+def presence_cells(asked: set[int], present: set[int], claimed: set[int]) -> tuple[int, int, int, int]:
+    """Counts of one picture from class indices: asked about, truly there, answered with a mask."""
+    here, absent = asked & present, asked - present
+    return len(here & claimed), len(here), len(absent - claimed), len(absent)
+
+
+def mean(values: list[float]) -> float | None:
+    """Independent of the order (exactly rounded sum); None of nothing."""
+    return math.fsum(values) / len(values) if values else None
+
+
+def ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,91 @@
+"""Benchmarks by name. A suite is a split of a source with the way its answers are scored: one entry each."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.sources import Source, build_source
+from utils.registry import unknown
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`name` is what users type and, unless `source` says otherwise, what `build_source` takes."""
+
+    name: str
+    group: str
+    metric: str  # a name in SCORERS
+    needs: str  # the data, below the dataset folder
+    options: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    def open(self, dataset_dir: str | Path, options: dict[str, Any] | None = None) -> Source:
+        """The pictures; missing data raise an error that names the paths. `options` of the source: the suite's own win."""
+        return build_source(self.source or self.name, dataset_dir, **{**(options or {}), **self.options})
+
+    @property
+    def base(self) -> str:
+        """The name in SOURCES."""
+        return (self.source or self.name).split("|")[0]
+
+
+FIRST_TEXT = {"texts": "first", "explanations": False}  # the published protocol asks the first rephrasing (lisa.md 3.3)
+
+ENTRIES = (
+    Suite("ade20k|val", "semantic", "semantic", "ade20k: images and annotations of validation"),
+    Suite("cocostuff|val", "semantic", "semantic", "cocostuff/val2017, coco/val2017"),
+    Suite("cityscapes|val", "semantic", "semantic", "cityscapes: gtFine/val, leftImg8bit/val"),
+    Suite("mapillary|val", "semantic", "semantic", "mapillary: validation, and its config or panoptic JSON"),
+    *(
+        Suite(f"{name}|{split_by}|{split}", "refer", "overlap", f"{name}/refs({split_by}).p, instances.json, train2014")
+        for name, split_by, splits in (
+            ("refcoco", "unc", ("val", "testA", "testB")),
+            ("refcoco+", "unc", ("val", "testA", "testB")),
+            ("refcocog", "umd", ("val", "test")),
+            ("refclef", "unc", ("val", "testA", "testB", "testC")),
+        )
+        for split in splits
+    ),
+    Suite("ReasonSeg|val", "reason", "overlap", "ReasonSeg/val", FIRST_TEXT),
+    Suite("ReasonSeg|test", "reason", "overlap", "ReasonSeg/test", FIRST_TEXT),
+)
+
+SUITES: dict[str, Suite] = {suite.name: suite for suite in ENTRIES}
+GROUPS = tuple(dict.fromkeys(suite.group for suite in ENTRIES))
+ALIASES = {suite.name.split("|")[0]: suite.name for suite in ENTRIES if suite.group == "semantic"}  # as flags name them
+
+
+def find_suites(patterns: Iterable[str]) -> list[Suite]:
+    """The suites of names, groups (semantic, refer, reason, all), set names (ade20k) and globs (`refcoco*|val`).
+
+    In the order asked, each once. A pattern that finds nothing raises and lists the choices.
+    """
+    found: dict[str, Suite] = {}
+    for pattern in patterns:
+        hits = [suite for suite in ENTRIES if _fits(suite, pattern)]
+        if not hits:
+            raise ValueError(unknown("suite", pattern, (*SUITES, *GROUPS, "all")))
+        found |= {suite.name: suite for suite in hits}
+    if not found:
+        raise ValueError(f"no suite named; have: {', '.join(SUITES)}, and the groups {', '.join(GROUPS)}, all")
+    return list(found.values())
+
+
+def table() -> str:
+    """What `--list` prints: name, group, metric, data needed."""
+    rows = [("suite", "group", "metric", "data below the dataset folder")]
+    rows += [(suite.name, suite.group, suite.metric, suite.needs) for suite in ENTRIES]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows
+    )
+
+
+def _fits(suite: Suite, pattern: str) -> bool:
+    if pattern in ("all", suite.name, suite.group) or ALIASES.get(pattern) == suite.name:
+        return True
+    return any(mark in pattern for mark in "*?[") and fnmatch.fnmatchcase(suite.name, pattern)
