@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.encode import Encoded, Encoder, SequenceTooLong
-from data.types import IGNORE_ID, IMAGE_ID, Batch, Dialogue, Geometry, MaskFn, Query, Record, Turn
+from data.types import IGNORE_ID, IMAGE_ID, Batch, Dialogue, Geometry, MaskFn, Record
 from data.views import Views, read_image
 
 
@@ -31,7 +31,6 @@ class Sample:
     rows: list[Encoded] = field(default_factory=list)
     masks: Tensor | None = None  # (N, H, W) float32 in {0, 1}
     ignore: Tensor | None = None  # (H, W) bool
-    queries: list[Query] | None = None  # evaluation: the question of each row
     skipped: list[str] = field(default_factory=list)
 
 
@@ -39,8 +38,6 @@ class Task(Protocol):
     """Facts to words; the systems have them."""
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]: ...
-
-    def queries(self, record: Record) -> list[Query]: ...
 
 
 class Maker:
@@ -65,16 +62,11 @@ class Maker:
         if not dialogues:
             raise NothingToAsk(f"{record.image}: nothing to ask about it")
         rows, skipped = self._rows(record, dialogues)
-        sample = self._sample(record, rows)
-        sample.skipped = skipped
-        return sample
-
-    def make_questions(self, record: Record, queries: list[Query] | None = None) -> Sample:
-        """A teacher-forced evaluation sample: one row a query, with the forced answer, whatever its length."""
-        queries = self.task.queries(record) if queries is None else queries
-        rows = [_named(record, self.encoder.encode, (Turn(query.question, query.forced),)) for query in queries]
-        sample = self._sample(record, rows)
-        sample.queries = queries
+        sample = look(record.image, self.views)
+        sample.rows, sample.skipped = rows, skipped
+        sample.masks = draw_masks(record, [hole for row in rows for hole in row.holes], sample.geometry.original)
+        if self.ignore_region and record.ignore is not None:
+            sample.ignore = torch.from_numpy(_draw(record, "ignore region", record.ignore, sample.geometry.original))
         return sample
 
     def _rows(self, record: Record, dialogues: list[Dialogue]) -> tuple[list[Encoded], list[str]]:
@@ -89,14 +81,6 @@ class Maker:
         if not rows:
             raise SequenceTooLong(skipped[0])
         return rows, skipped
-
-    def _sample(self, record: Record, rows: list[Encoded]) -> Sample:
-        sample = look(record.image, self.views)
-        sample.rows = rows
-        sample.masks = draw_masks(record, [hole for row in rows for hole in row.holes], sample.geometry.original)
-        if self.ignore_region and record.ignore is not None:
-            sample.ignore = torch.from_numpy(_draw(record, "ignore region", record.ignore, sample.geometry.original))
-        return sample
 
 
 def look(path: str | Path, views: Views) -> Sample:

@@ -15,7 +15,7 @@ from data import collate as module
 from data.collate import Maker, NothingToAsk, Sample, collate, collate_prompts, draw_masks, look
 from data.encode import Encoded, Encoder, SequenceTooLong
 from data.tokens import TokenSpec, load_tokenizer, mask_ids
-from data.types import IGNORE_ID, IMAGE_ID, Geometry, Mask, Query, Record, Target, Turn
+from data.types import IGNORE_ID, IMAGE_ID, Geometry, Mask, Record, Target, Turn
 from data.views import ClipView, SamView, Views
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
@@ -37,10 +37,6 @@ class Phrases:
         order = range(len(record.targets)) if self.order is None else self.order
         question = "<image>\n" + self.words
         return [(Turn(question.format(record.targets[i].phrase), ("It is ", Mask(i), ".")),) for i in order]
-
-    def queries(self, record):
-        asked = range(len(record.targets))
-        return [Query(f"<image>\n{record.targets[i].phrase}", (Mask(i), "."), (i,)) for i in asked]
 
 
 def stripe(index, shape=SHAPE):
@@ -130,12 +126,6 @@ def test_a_row_that_is_too_long_is_left_out_whole_only_when_allowed(record):
     assert collate([sample], PATCHES).skipped == sample.skipped
     with pytest.raises(SequenceTooLong):
         maker(Phrases([1]), limit, drop_long_rows=True).make_sample(mixed, RNG)
-
-
-def test_evaluation_samples_hold_the_forced_answers_of_any_length(record):
-    sample = maker(Phrases(), max_length=10).make_questions(record)
-    assert [query.targets for query in sample.queries] == [(0,), (1,), (2,), (3,)]
-    assert [row.holes for row in sample.rows] == [(0,), (1,), (2,), (3,)] and len(sample.masks) == 4
 
 
 # --- batches
