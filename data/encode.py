@@ -123,7 +123,7 @@ class Encoder:
         """Ids and labels of (text, supervised) parts, starting with BOS."""
         pieces = self._pieces(parts)
         plain = [piece.text for piece in pieces if piece.index is None]
-        encoded = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else ())
+        encoded = iter(self.tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"] if plain else ())
         ids, labels = [self.tokenizer.bos_token_id], [IGNORE_ID]
         for piece in pieces:
             new = next(encoded) if piece.index is None else [piece.index]
