@@ -57,7 +57,7 @@ def save_original(
         _write_json(folder / name / "config.json", {"model_type": "clip_vision_model", **plan.tower})
         _write_view(folder / name, model.vlm.view)
     _write_json(folder / "config.json", _published_config(plan, name, architecture, str(model.dtype)))
-    _write_tokenizer(folder, tokenizer)
+    _write_old_tokenizer(folder, tokenizer)
 
 
 def _published_config(plan: Plan, tower: str, architecture: str, dtype: str) -> dict[str, Any]:
@@ -109,14 +109,43 @@ def _write_view(folder: Path, view: ClipView) -> None:
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Library files, and the sentencepiece model with `added_tokens.json`, which published folders have."""
     tokenizer.save_pretrained(folder)
-    source = Path(str(tokenizer.name_or_path)) / "tokenizer.model"
-    if source.is_file() and source.parent.resolve() != folder.resolve():
-        shutil.copyfile(source, folder / "tokenizer.model")
-    plain = len(tokenizer) - len(tokenizer.get_added_vocab())
-    added = {name: index for name, index in tokenizer.get_added_vocab().items() if index >= plain or index > 2}
-    _write_json(folder / "added_tokens.json", dict(sorted(added.items(), key=lambda item: item[1])))
+    if pieces := _pieces(tokenizer):
+        _copy(pieces, folder)
+
+
+def _write_old_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The four files of a published folder, which library 4.31 reads; without a sentencepiece model, today's files."""
+    pieces = _pieces(tokenizer)
+    if not pieces:
+        tokenizer.save_pretrained(folder)
+        return
+    _copy(pieces, folder)
+    plain = {name: _plain_token(getattr(tokenizer, name)) for name in ("bos_token", "eos_token", "unk_token")}
+    names = {token["content"] for token in plain.values()}
+    added = sorted((index, name) for name, index in tokenizer.get_added_vocab().items() if name not in names)
+    _write_json(folder / "added_tokens.json", {name: index for index, name in added})
+    _write_json(folder / "special_tokens_map.json", {**plain, "pad_token": tokenizer.pad_token})
+    settings = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False, "legacy": True}
+    settings |= {"model_max_length": tokenizer.model_max_length, "padding_side": "right", "sp_model_kwargs": {}}
+    tokens = {name: {"__type": "AddedToken", **token} for name, token in plain.items()}
+    settings |= {"pad_token": None, "tokenizer_class": "LlamaTokenizer", **tokens}
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _plain_token(content: str) -> dict[str, Any]:
+    return {"content": content, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase) -> Path | None:
+    """The sentencepiece file that the tokenizer came from, if it did."""
+    places = [getattr(tokenizer, "vocab_file", None), Path(str(tokenizer.name_or_path)) / "tokenizer.model"]
+    return next((Path(place) for place in places if place and Path(place).is_file()), None)
+
+
+def _copy(file: Path, folder: Path) -> None:
+    if file.resolve() != (folder / "tokenizer.model").resolve():
+        shutil.copyfile(file, folder / "tokenizer.model")
 
 
 def _is_hub_name(name: str) -> bool:

@@ -7,9 +7,9 @@ import pickle
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -51,8 +51,15 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path, *, safe: bool = True
     folder.mkdir(parents=True, exist_ok=True)
     for stale in [*folder.glob("model*.safetensors*"), *folder.glob("pytorch_model*.bin*")]:
         stale.unlink()
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_torch_state_dict(contiguous, folder, safe_serialization=safe, max_shard_size=SHARD_SIZE)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    pattern = "model{suffix}.safetensors" if safe else "pytorch_model{suffix}.bin"
+    plan = split_torch_state_dict_into_shards(plain, filename_pattern=pattern, max_shard_size=SHARD_SIZE)
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: plain[name] for name in names}
+        save_file(shard, folder / file, {"format": "pt"}) if safe else torch.save(shard, folder / file)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / INDEXES[0 if safe else 1]).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
