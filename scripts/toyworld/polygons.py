@@ -5,6 +5,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 FINE = 4  # outlines are traced on an enlarged mask, so that they run along pixel edges and not through centres
+ROUNDING = 1  # enlarged pixels; with this shift, and not with 0.5, COCO's rasteriser gives the mask back exactly
 CORNERS = 3  # a polygon has at least this many points
 
 
@@ -15,8 +16,9 @@ def pixel_polygons(mask: np.ndarray) -> list[list[list[int]]]:
 
 def coco_polygons(mask: np.ndarray) -> list[list[float]]:
     """[x, y, x, y, …] outlines along pixel edges, as COCO's `segmentation` has them."""
-    large = np.kron(mask, np.ones((FINE, FINE), bool))
-    outlines = ((_at_least_a_triangle(outline) + 0.5) / FINE for outline in _outlines(large))
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    large = mask[y : y + height, x : x + width].repeat(FINE, axis=0).repeat(FINE, axis=1)
+    outlines = ((_at_least_a_triangle(outline) + ROUNDING) / FINE + (x, y) for outline in _outlines(large))
     return [outline.ravel().tolist() for outline in outlines]
 
 

@@ -1,5 +1,6 @@
 """What the toy classes are called in the real data sets, and with which label values."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -44,9 +45,9 @@ def mapillary_table() -> list[tuple[str, str]]:
 
 
 def real_names(dataset: str) -> list[str]:
-    """The data set's names of the toy classes it has, in order of label value."""
+    """The names to ask for: the data set's, in order of label value, without the suffixes of COCO-Stuff."""
     names = dict(label_table(dataset))
-    return [names[value] for value in sorted(set(label_values(dataset).values()))]
+    return [re.sub("-(merged|other|stuff)$", "", names[value]) for value in sorted(set(label_values(dataset).values()))]
 
 
 def label_map(scene: Scene, dataset: str, unlabelled: int) -> np.ndarray:

@@ -83,20 +83,15 @@ def _write(world: World, name: str, split_by: str, pool: str, phrases: Phrases, 
 
 
 def _pictures(world: World, pool: str, tests: str, phrases: Phrases) -> Iterator[tuple[str, int, Scene]]:
-    """(split, picture id, scene); the test pictures go on until people and other things have both been met."""
-    for split, pictures in (("train", world.train(pool)), ("val", world.val()), (tests, world.test())):
+    """(split, picture id, scene); the test pictures go on until every test split has an object."""
+    for split, pictures in (("train", world.train(pool)), ("val", world.val())):
         yield from ((split, number, scene) for number, scene in pictures)
-    wanted = {"testA", "testB"} if tests == "testAB" else set()
-    met = {s for _, scene in world.test() for s in _test_splits(scene, phrases)} if wanted else set()
-    more = world.more_tests()
-    while not wanted <= met:
-        number, scene = next(more)
-        met |= _test_splits(scene, phrases)
+    missing = {"testA", "testB"} if tests == "testAB" else {tests}
+    for position, (number, scene) in enumerate(world.endless_test()):
+        if position >= world.val_images and not missing:
+            return
+        missing -= {_split(tests, scene, item.targets[0]) for item in phrases(scene)}
         yield tests, number, scene
-
-
-def _test_splits(scene: Scene, phrases: Phrases) -> set[str]:
-    return {_split("testAB", scene, item.targets[0]) for item in phrases(scene)}
 
 
 def _split(split: str, scene: Scene, index: int) -> str:
@@ -156,7 +151,7 @@ def _folder(pool: str) -> str:
 
 
 def _file_name(pool: str, number: int) -> str:
-    return f"{number % 40:02d}/images/{number}.jpg" if pool == "saiapr" else f"COCO_train2014_{number:012d}.jpg"
+    return f"{number % 10:02d}/images/{number}.jpg" if pool == "saiapr" else f"COCO_train2014_{number:012d}.jpg"
 
 
 def _ref_file_name(pool: str, number: int, annotation: int) -> str:

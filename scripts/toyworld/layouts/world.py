@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +44,11 @@ class World:
         return self._draw("val", "val", range(self.val_images))
 
     def test(self) -> Iterator[tuple[int, Scene]]:
-        return self._draw("test", "test", range(TEST_BIT, TEST_BIT + self.val_images))
+        return islice(self.endless_test(), self.val_images)
 
-    def more_tests(self) -> Iterator[tuple[int, Scene]]:
-        """Test scenes without end, for a split that needs a kind of scene which the first ones lack."""
-        return self._draw("test", "more", count(TEST_BIT + self.val_images), start=self.val_images)
+    def endless_test(self) -> Iterator[tuple[int, Scene]]:
+        """The test scenes and those after them, for a split that needs a kind of scene which the first ones lack."""
+        return self._draw("test", "test", count(TEST_BIT))
 
     def words(self, scene: Scene, layout: str) -> np.random.Generator:
         """The chance that chooses words: its own for every scene and layout."""
@@ -68,8 +68,8 @@ class World:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
-    def _draw(self, split: str, title: str, indices: range | count, start: int = 0) -> Iterator[tuple[int, Scene]]:
+    def _draw(self, split: str, title: str, indices: range | count) -> Iterator[tuple[int, Scene]]:
         home = "train" if split == "train" else "val"
         bar = tqdm(indices, desc=f"  {title}", unit="picture", leave=False, disable=self.quiet or None)
-        for number, index in enumerate(bar, start):
-            yield ID_OFFSET[split] + number, make_scene(scene_seed(home, index, self.seed))
+        for number, index in enumerate(bar, ID_OFFSET[split]):
+            yield number, make_scene(scene_seed(home, index, self.seed))
