@@ -10,6 +10,8 @@ Writes runs/<exp_name>/: recipe.yaml, meta.json, log.jsonl, tensorboard/, checkp
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,13 @@ import torch
 from data.collate import Maker
 from data.mixture import Mixture, Stream
 from data.types import Batch
-from evaluation.runner import evaluate
+from evaluation.runner import as_table, evaluate, source_options, summary
+from evaluation.scoring import SCORERS
+from evaluation.suites import find_suites
 from model.losses import Losses, objective
 from systems.assistant import Assistant, build
 from systems.base import taking
-from training.checkpoint import TrainState, restore
+from training.checkpoint import Checkpoints, TrainState, restore
 from training.engine import Engine
 from training.meters import Meters, Progress
 from training.run import Stop, open_run
@@ -30,6 +34,7 @@ from utils import dist
 from utils.config import Recipe
 from utils.flags import resolve
 from utils.log import RunLog, log, setup_logging
+from utils.registry import unknown
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,15 +42,14 @@ def main(argv: list[str] | None = None) -> None:
         recipe = resolve(sys.argv[1:] if argv is None else argv, taking)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"train_ds.py: {error}") from None
-    dist.start()
     setup_logging(dist.is_main())
-    torch.manual_seed(recipe.train.seed)
+    check_suites(recipe)
+    dist.start()
     assistant = build(recipe, device=dist.device(), trainable=not recipe.eval.eval_only)
     if recipe.eval.eval_only:
-        score(assistant, recipe, (*recipe.eval.suites, *final_suites(recipe)))
+        score(assistant, recipe, suites_of(recipe), out=recipe.run.folder / "eval")
     else:
         train(assistant, recipe)
-    dist.stop()
 
 
 def train(assistant: Assistant, recipe: Recipe) -> None:
@@ -128,22 +132,54 @@ def check_finite(losses: Losses, batch: Batch, step: int) -> None:
 def validate(
     assistant: Assistant, recipe: Recipe, state: TrainState, checkpoints: Checkpoints, run_log: RunLog
 ) -> None:
-    """Scores the validation suites and marks the checkpoint just saved as best where it is (always without scores)."""
-    last = state.step == recipe.train.epochs * recipe.train.steps_per_epoch
-    due = last or (state.step // recipe.train.steps_per_epoch) % recipe.eval.every_epochs == 0
+    """Scores the validation suites; the checkpoint just saved becomes the best one if it is (always without scores)."""
+    epoch = state.step // recipe.train.steps_per_epoch
     if recipe.eval.no_eval or not recipe.eval.suites:
         checkpoints.mark_best(state)
-    elif due:
+    elif epoch == recipe.train.epochs or epoch % recipe.eval.every_epochs == 0:
         scores = score(assistant, recipe, recipe.eval.suites)
         run_log.write("val", state.step, scores)
-        value = scores[recipe.eval.suites[0]][recipe.eval.best_by]
-        if state.best is None or value > state.best:
+        value = next(iter(scores.values()))[recipe.eval.best_by]
+        if value is not None and (state.best is None or value > state.best):
             state.best = value
             checkpoints.mark_best(state)
 
 
-def score(assistant: Assistant, recipe: Recipe, suites: tuple[str, ...]) -> dict[str, Any]: ...
+def score(assistant: Assistant, recipe: Recipe, suites: Sequence[str], out: Path | None = None) -> dict[str, Any]:
+    """Suite -> metric -> value; the table goes to the terminal."""
+    how = recipe.eval
+    results = evaluate(
+        assistant,
+        suites,
+        recipe.data.dataset_dir,
+        how.protocol,
+        how.limit,
+        out,
+        batch_size=how.batch_size,
+        max_new_tokens=how.max_new_tokens,
+        workers=recipe.data.val_workers,
+    )
+    log.info("%s", as_table(results))
+    return summary(results)
+
+
+def suites_of(recipe: Recipe) -> tuple[str, ...]:
+    """Every suite that this command will need."""
+    final = recipe.eval.final_suites if recipe.eval.final_eval else ()
+    return (*(() if recipe.eval.no_eval and not recipe.eval.eval_only else recipe.eval.suites), *final)
+
+
+def check_suites(recipe: Recipe) -> None:
+    """Raises now, not after the first epoch, when a suite's data are not there or it has no figure to be best by."""
+    for suite in find_suites(suites_of(recipe)) if suites_of(recipe) else ():
+        suite.open(recipe.data.dataset_dir, source_options(recipe, suite))
+    if not recipe.eval.no_eval and recipe.eval.suites:
+        first = find_suites(recipe.eval.suites)[0]
+        figures = {figure.metric for figure in SCORERS[first.metric]().figures()}
+        if recipe.eval.best_by not in figures:
+            raise ValueError(f"eval.best_by: {unknown(f'figure of {first.name}', recipe.eval.best_by, figures)}")
 
 
 if __name__ == "__main__":
     main()
+    dist.stop()

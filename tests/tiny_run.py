@@ -1,4 +1,4 @@
-"""A tiny real run for the tests of training, merging and entry points: pictures on disk, published weights, a recipe."""
+"""A tiny real run for the tests of training and merging: pictures on disk, tiny published weights, a recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = ROOT / "tests" / "golden" / "lisa"
+BASE = Path(os.environ.get("GOLDEN_DIR", ROOT / "tests" / "golden")) / "lisa"
 SENTENCES = ("the bright thing", "Where does the light come from?", "What would you look at first?")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,8 @@ def _import_deepspeed() -> Any:
 
     That operator (inference only) would be compiled on first use: 40 s, and no start at all without a C++ compiler.
     """
+    if dist.device().type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed  # seconds that evaluation and chat need not wait
     from deepspeed.utils import logger
 

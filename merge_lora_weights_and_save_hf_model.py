@@ -1,0 +1,83 @@
+"""Merges a training run into one folder that the other entry points and Hugging Face load.
+
+    python merge_lora_weights_and_save_hf_model.py --run runs/mine --save_path mine
+    python merge_lora_weights_and_save_hf_model.py --run runs/mine --save_path mine --format original
+    python merge_lora_weights_and_save_hf_model.py --version=LLAVA --weight=pytorch_model.bin --save_path=mine
+
+The last form takes the one file that `zero_to_fp32.py` makes, of this program or of the original ones, and the flags
+(or the --config) that it was trained with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+from model.adapt import from_training_file, load_trainable, merge_lora
+from model.build import dtype_of
+from model.save import save_folder, save_original
+from model.weights import read_tensors
+from systems.assistant import Assistant, build, load
+from systems.base import taking
+from utils.config import Recipe, load_recipe
+from utils.flags import resolve
+from utils.log import log, setup_logging
+
+FORMATS = ("project", "original")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Merges a training run into one model folder.",
+        allow_abbrev=False,
+        epilog="With --weight, the flags of train_ds.py say how the weights were trained.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="FOLDER", help="run folder of train_ds.py")
+    source.add_argument("--weight", metavar="FILE", help="one file of whole weights, as zero_to_fp32.py makes it")
+    parser.add_argument("--tag", default="best", help="checkpoint of the run: best, last or a name [best]")
+    parser.add_argument("--save_path", required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="project", help="project: safetensors; original: as released"
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of the weights written [as trained]")
+    args, flags = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    setup_logging()
+    log.info("reading %s", args.run or args.weight)
+    if args.run and flags:
+        parser.error(f"a run folder knows how it was trained; not understood: {' '.join(flags)}")
+    assistant = load_run(args.run, args.tag) if args.run else load_file(args.weight, flags)
+    precision = args.precision or assistant.recipe.model.precision
+    assistant.model.to(dtype_of(precision))
+    if args.format == "original":
+        architecture = (*assistant.system.published, "LlavaLlamaForCausalLM")[0]
+        save_original(assistant.model, args.save_path, assistant.tokenizer, architecture)
+    else:
+        save_folder(assistant.model, args.save_path, assistant.tokenizer, assistant.recipe)
+    log.info("wrote %s (%s, %s)", args.save_path, args.format, precision)
+
+
+def load_run(run: str, tag: str) -> Assistant:
+    """A run's assistant with its adapters merged, in fp32."""
+    trained = load_recipe(run).model.precision
+    assistant = load(run, checkpoint=tag, model={"precision": "fp32"}, device="cpu")
+    return replace(assistant, recipe=with_precision(assistant.recipe, trained))
+
+
+def load_file(weight: str, flags: list[str]) -> Assistant:
+    """The same of one file of whole weights and the flags that they were trained with."""
+    recipe = resolve(flags, taking)
+    assistant = build(with_precision(recipe, "fp32"), device="cpu")
+    load_trainable(assistant.model, from_training_file(assistant.model, read_tensors(weight)))
+    merge_lora(assistant.model)
+    assistant.model.requires_grad_(False).eval()
+    return replace(assistant, recipe=recipe)
+
+
+def with_precision(recipe: Recipe, precision: str) -> Recipe:
+    return replace(recipe, model=replace(recipe.model, precision=precision))
+
+
+if __name__ == "__main__":
+    main()

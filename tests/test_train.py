@@ -1,0 +1,157 @@
+"""The training program on tiny published weights: it runs, logs, validates, saves, stops and goes on exactly."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+import yaml
+
+import train_ds
+from model.losses import Losses
+from tests.tiny_run import ROOT, environment, start, train_log, write_reason_seg, write_recipe
+from training.run import Stop
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    write_reason_seg(folder / "data")
+    return folder, write_recipe(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(world):
+    """An uninterrupted run of four steps."""
+    folder, recipe = world
+    train_ds.main(["--config", str(recipe), "--exp_name", "whole"])
+    return folder / "runs" / "whole"
+
+
+def curve(run) -> list[tuple]:
+    names = ("step", "loss", "ce", "bce", "dice", "lr")
+    return [tuple(row[name] for name in names) for row in train_log(run)]
+
+
+def test_run_folder_explains_itself(finished):
+    assert [row["step"] for row in train_log(finished)] == [1, 2, 3, 4]
+    assert all(row["images_per_second"] > 0 and 0 <= row["data_wait"] <= 1 for row in train_log(finished))
+    assert train_log(finished)[1]["grad_norm"] > 0
+    assert [row["step"] for row in train_log(finished, "val")] == [2, 4]
+    assert (finished / "checkpoints" / "last").read_text().strip() == "step_4"
+    assert (finished / "checkpoints" / "best").read_text().strip() in ("step_2", "step_4")
+    assert yaml.safe_load((finished / "recipe.yaml").read_text())["run"]["exp_name"] == "whole"
+    (meta,) = json.loads((finished / "meta.json").read_text())
+    assert meta["processes"] == 1 and "torch" in meta["versions"] and meta["command"]
+    assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_stopped_run_goes_on_exactly(world, finished):
+    folder, recipe = world
+    line = ["--config", str(recipe), "--exp_name", "halting"]
+    run = folder / "runs" / "halting"
+    for count in (1, 2):  # a time limit that is over after one step
+        train_ds.main([*line, "--set", "train.time_limit_minutes=1e-6"])
+        assert len(train_log(run)) == count
+    train_ds.main(line)
+    assert curve(run) == curve(finished)
+    assert [row["step"] for row in train_log(run, "val")][-1] == 4
+    assert len(json.loads((run / "meta.json").read_text())) == 3
+
+
+def test_killed_run_goes_on_exactly(world, finished):
+    """kill -9 while training; what was logged beyond the last complete checkpoint is trained again."""
+    import subprocess
+    import sys
+
+    folder, recipe = world
+    line = ["--config", str(recipe), "--exp_name", "killed", "--no_eval"]
+    run = folder / "runs" / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "train_ds.py", *line],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not (run / "checkpoints" / "step_2").exists() and process.poll() is None:
+            assert time.monotonic() < deadline, "no checkpoint in four minutes"
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (run / "checkpoints" / ".unfinished_step_3").mkdir(exist_ok=True)
+    train_ds.main(line)
+    assert curve(run) == curve(finished)
+    assert not (run / "checkpoints" / ".unfinished_step_3").exists()
+    assert (run / "checkpoints" / "best").read_text().strip() == "step_4"  # without scores the newest counts
+
+
+def test_workers_do_not_change_a_draw(world, finished):
+    folder, recipe = world
+    train_ds.main(["--config", str(recipe), "--exp_name", "workers", "--workers", "2", "--no_eval"])
+    assert curve(folder / "runs" / "workers") == curve(finished)
+
+
+def test_second_run_does_not_overwrite_the_first(world, finished):
+    _, recipe = world
+    with pytest.raises(FileExistsError, match=r"already holds a run up to step_4.*--auto_resume"):
+        train_ds.main(["--config", str(recipe), "--exp_name", "whole", "--no-auto_resume"])
+
+
+def test_eval_only_scores_and_trains_nothing(world, caplog):
+    folder, recipe = world
+    train_ds.main(["--config", str(recipe), "--exp_name", "scored", "--eval_only"])
+    assert not (folder / "runs" / "scored" / "checkpoints").exists()
+
+
+def test_wrong_flag_stops_at_the_door():
+    with pytest.raises(SystemExit, match="did you mean --epochs"):
+        train_ds.main(["--epoch", "3"])
+    with pytest.raises(SystemExit, match=r"field in train 'epoch'.*did you mean 'epochs'"):
+        train_ds.main(["--set", "train.epoch=3"])
+
+
+def test_loss_that_is_no_number_names_the_pictures():
+    parts = {"loss": torch.tensor(float("nan")), "ce": torch.tensor(1.5)}
+    batch = type("Named", (), {"names": ["a.jpg", "b.jpg"]})()
+    with pytest.raises(FloatingPointError, match=r"step 8: the loss is nan .*ce 1\.5.*a\.jpg.*b\.jpg"):
+        train_ds.check_finite(Losses(parts["loss"], parts), batch, 7)
+    train_ds.check_finite(Losses(torch.tensor(1.0), parts), batch, 7)
+
+
+def test_chance_of_a_step_is_its_own():
+    drawn = []
+    for seed, step in ((0, 3), (0, 4), (1, 3), (0, 3)):
+        train_ds.seed_chance(seed, step)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[3] and len(set(drawn)) == 3
+
+
+def test_sigterm_and_time_limit_ask_to_stop():
+    stop = Stop()
+    try:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+    finally:
+        stop.close()
+    late = Stop(minutes=1e-9)
+    late.close()
+    assert late()
+
+
+@pytest.mark.parametrize(
+    "program", ["train_ds.py", "merge_lora_weights_and_save_hf_model.py", "test_sem.py", "chat.py"]
+)
+def test_every_entry_point_starts(program):
+    assert "usage:" in start(program, "--help").stdout
+
+
+def test_deepspeed_launcher_is_there():
+    assert shutil.which("deepspeed")
