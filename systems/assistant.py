@@ -1,0 +1,204 @@
+"""A system with its weights: built from a recipe for training, or loaded from any kind of folder to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from data.encode import Encoder
+from data.tokens import TokenSpec, load_tokenizer
+from data.views import Views
+from model.adapt import apply_lora, from_training_file, load_trainable, mark_trainable, merge_lora, prepare_training
+from model.build import build_model, fetch, load_folder, views_for
+from model.plan import read_config
+from model.quantize import quantize
+from model.seg_model import SegModel
+from model.weights import read_tensors
+from systems.base import SYSTEMS, System, build_system
+from utils import dist
+from utils.config import ModelConfig, Recipe, from_dict, load_recipe, merge, to_dict
+from utils.registry import unknown
+
+RECIPE, CHECKPOINTS, WEIGHTS = "recipe.yaml", "checkpoints", "trainable.safetensors"
+POINTERS = ("best", "last")
+BASE_TOKENS = {"<s>", "</s>", "<unk>", "<pad>", "[PAD]", "<image>", "<im_patch>", "<im_start>", "<im_end>"}
+UNLIMITED = 10**9  # tokenizers warn beyond their length; rows are limited by the encoder alone
+
+
+@dataclass
+class Assistant:
+    """All that answers: words (`system`), ids (`tokenizer`, `encoder`), pictures (`views`), weights (`model`)."""
+
+    system: System
+    tokenizer: PreTrainedTokenizerBase
+    model: SegModel
+    views: Views
+    encoder: Encoder
+    recipe: Recipe
+
+
+def build(recipe: Recipe, device: torch.device | str | None = None, trainable: bool = True) -> Assistant:
+    """The assistant of a recipe from the weights it names: a base LLaVA with a mask head, or a finished assistant.
+
+    trainable: with LoRA, trained parts marked, in training mode; else frozen, in evaluation mode.
+    """
+    system, tokenizer, model = _parts(recipe)
+    if trainable:
+        prepare_training(model, recipe.model, seed=recipe.train.seed)
+    else:
+        model.requires_grad_(False).eval()
+    return _assemble(system, tokenizer, model, recipe, device)
+
+
+def load(
+    path: str | Path,
+    *,
+    system: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+    checkpoint: str = "best",
+    weights: str | Path | None = None,
+) -> Assistant:
+    """A finished assistant, frozen, its adapters merged.
+
+    path: a run folder, a merged folder, a published checkpoint, or the hub name of one of the latter.
+    system: which one it must be; None: what the recipe, the `config.json` or the tokens tell.
+    options, model: fields that override the recipe's (`model={"precision": "fp16", "vision_tower": ...}`). Precision is
+    the recipe's on a GPU and fp32 on a CPU unless said here.
+    checkpoint: of a run folder: best (last where there is no best), last, or a name like step_500.
+    weights: of a run folder: a whole-model training file (`pytorch_model.bin`) instead of a checkpoint.
+    """
+    device = torch.device(device) if device is not None else dist.device()
+    folder = fetch(path)
+    if (folder / CHECKPOINTS).is_dir() or weights is not None:
+        recipe = _overridden(_checked(load_recipe(folder), folder, system), options, model, device)
+        return _load_run(folder, recipe, device, checkpoint, weights)
+    recipe = _checked(load_recipe(folder), folder, system) if (folder / RECIPE).is_file() else _told(folder, system)
+    recipe = replace(recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None))
+    recipe = _overridden(recipe, options, model, device)
+    found = _system_of(recipe)
+    tokenizer = _tokenizer(folder, found, recipe)
+    weighed = load_folder(folder, found.tokens, tokenizer, found.head, recipe.model)
+    return _assemble(found, tokenizer, weighed, recipe, device)
+
+
+def _load_run(
+    folder: Path, recipe: Recipe, device: torch.device, checkpoint: str, weights: str | Path | None
+) -> Assistant:
+    """The recipe's base with a run's trained weights on it."""
+    file = Path(weights) if weights is not None else find_checkpoint(folder, checkpoint) / WEIGHTS
+    tensors = read_tensors(file)
+    system, tokenizer, model = _parts(recipe)
+    apply_lora(model, recipe.model.lora)
+    mark_trainable(model, recipe.model)
+    try:
+        load_trainable(model, from_training_file(model, tensors) if weights is not None else tensors)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    merge_lora(model)
+    model.requires_grad_(False).eval()
+    if recipe.model.load_in_4bit or recipe.model.load_in_8bit:
+        quantize(model, bits=4 if recipe.model.load_in_4bit else 8)
+    return _assemble(system, tokenizer, model, recipe, device)
+
+
+def find_checkpoint(run: Path, name: str = "best") -> Path:
+    """The folder of a run's checkpoint: `best` (`last` while there is no best), `last`, or its own name."""
+    folder = run / CHECKPOINTS
+    have = sorted(place.name for place in folder.glob("*") if (place / WEIGHTS).is_file())
+    if not have:
+        raise FileNotFoundError(f"{run} has no finished checkpoint: expected {CHECKPOINTS}/<name>/{WEIGHTS} there")
+    if name == "best" and not (folder / "best").is_file():
+        name = "last"
+    if name in POINTERS:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} names no {name!r} checkpoint; have: {', '.join(have)}")
+        name = (folder / name).read_text(encoding="utf-8").strip()
+    if name not in have:
+        raise FileNotFoundError(f"{run}: {unknown('checkpoint', name, [*have, *POINTERS])}")
+    return folder / name
+
+
+def _checked(recipe: Recipe, folder: Path, asked: str | None) -> Recipe:
+    if asked is not None and asked != recipe.system:
+        SYSTEMS[asked]  # an unknown name raises with the choices
+        raise ValueError(f"{folder} holds a {recipe.system!r} assistant, {asked!r} was asked for")
+    return recipe
+
+
+def _told(folder: Path, asked: str | None) -> Recipe:
+    """A recipe for a folder without one: the architecture in `config.json` tells the system, else the tokens do."""
+    values = read_config(folder)
+    wrap = bool(values.get("mm_use_im_start_end", True))
+    model = ModelConfig(version=str(folder), vision_tower=None, use_mm_start_end=wrap)
+    names = _by_architecture(values.get("architectures") or ())
+    if len(names) != 1:
+        names = [name for name in _by_tokens(folder) if not names or name in names]
+    if asked is not None:
+        SYSTEMS[asked]
+        if names and asked not in names:
+            raise ValueError(f"{folder} holds a {' or '.join(names)!r} assistant, {asked!r} was asked for")
+        return Recipe(system=asked, model=model)
+    if len(names) == 1:
+        return Recipe(system=names[0], model=model)
+    if names:
+        raise ValueError(f"{folder} could hold any of {', '.join(names)}: say which system it is")
+    raise ValueError(
+        f"{folder} does not tell its system (no {RECIPE}, architecture {values.get('architectures')}, tokens of none): "
+        f"a base model, or a checkpoint of a system that is not here; have: {', '.join(SYSTEMS)}"
+    )
+
+
+def _by_architecture(names: list[str]) -> list[str]:
+    return [system for system in SYSTEMS if set(names) & set(build_system(system).published)]
+
+
+def _by_tokens(folder: Path) -> list[str]:
+    """The systems that add exactly the tokens that the folder's tokenizer has beyond a base model's."""
+    have = set(load_tokenizer(folder, TokenSpec((), (), wrap_image=False)).get_added_vocab()) - BASE_TOKENS
+    return [system for system in SYSTEMS if set(build_system(system).tokens.added) == have]
+
+
+def _overridden(
+    recipe: Recipe, options: Mapping[str, Any] | None, model: Mapping[str, Any] | None, device: torch.device
+) -> Recipe:
+    model = dict(model or {})
+    if device.type == "cpu":
+        model.setdefault("precision", "fp32")
+    return from_dict(Recipe, merge(to_dict(recipe), {"options": dict(options or {}), "model": model}))
+
+
+def _system_of(recipe: Recipe) -> System:
+    system = build_system(recipe.system, recipe.options)
+    return replace(system, tokens=replace(system.tokens, wrap_image=recipe.model.use_mm_start_end))
+
+
+def _parts(recipe: Recipe) -> tuple[System, PreTrainedTokenizerBase, SegModel]:
+    """System, tokenizer and untrained model of a recipe, on the CPU."""
+    system = _system_of(recipe)
+    tokenizer = _tokenizer(fetch(recipe.model.version), system, recipe)
+    return system, tokenizer, build_model(recipe.model, system.tokens, tokenizer, system.head, seed=recipe.train.seed)
+
+
+def _tokenizer(folder: Path, system: System, recipe: Recipe) -> PreTrainedTokenizerBase:
+    return load_tokenizer(folder, system.tokens, recipe.model.model_max_length or UNLIMITED)
+
+
+def _assemble(
+    system: System,
+    tokenizer: PreTrainedTokenizerBase,
+    model: SegModel,
+    recipe: Recipe,
+    device: torch.device | str | None,
+) -> Assistant:
+    encoder = Encoder(
+        tokenizer, system.tokens, recipe.model.conv_type, recipe.model.model_max_length, model.vlm.image_tokens
+    )
+    model.to(device if device is not None else dist.device())
+    return Assistant(system, tokenizer, model, views_for(model), encoder, recipe)

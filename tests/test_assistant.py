@@ -1,0 +1,184 @@
+"""Loading what a system left behind: published folders, run folders, merged folders; and refusing what does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data.collate import collate, look
+from data.tokens import mask_ids
+from data.types import Turn
+from model.adapt import trainable_state
+from model.save import save_folder
+from systems.assistant import build, find_checkpoint, load
+from utils.config import LoraConfig, ModelConfig, Recipe, save_recipe
+
+GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
+TINY = {"decoder_heads": 4}  # heads of the golden mask decoder, which no file tells
+QUESTION, ANSWER = "<image>\n What is sky in this image? Please output segmentation mask.", ("it is ",)
+
+
+def recipe(**options) -> Recipe:
+    folder = GOLDEN / "lasagna"
+    lora = LoraConfig(r=2, alpha=4, dropout=0.1)
+    model = ModelConfig(str(folder), str(folder / "clip"), precision="bf16", decoder_heads=4, lora=lora)
+    return Recipe("lasagna", {"num_all_classes": 30, **options}, model)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder whose trained weights differ from the base's, and the assistant that was saved."""
+    folder = tmp_path_factory.mktemp("run")
+    assistant = build(recipe(), "cpu")
+    with torch.no_grad():
+        for parameter in assistant.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.02)
+    for name in ("step_3", "step_6"):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+        state = {key: value.float().clone() for key, value in trainable_state(assistant.model).items()}
+        save_file(state, folder / "checkpoints" / name / "trainable.safetensors")
+    (folder / "checkpoints" / "last").write_text("step_6\n")
+    save_recipe(assistant.recipe, folder)
+    return folder, assistant
+
+
+def logits(assistant) -> torch.Tensor:
+    """Text logits of a fixed row about a fixed picture."""
+    sample = look(GOLDEN / "lasagna" / "image0.png", assistant.views)
+    sample.rows = [assistant.encoder.encode((Turn(QUESTION, ANSWER),))]
+    sample.masks = torch.zeros(0, *sample.geometry.original)
+    batch = collate([sample], assistant.model.vlm.image_tokens).to("cpu", assistant.model.dtype)
+    with torch.no_grad():
+        return assistant.model(batch).token_logits.float()
+
+
+@pytest.mark.parametrize("name", ["lisa", "lasagna"])
+def test_a_published_folder_tells_its_system(name):
+    assistant = load(GOLDEN / name, model=TINY, device="cpu")
+    assert assistant.system.name == assistant.recipe.system == name
+    assert assistant.model.dtype == torch.float32 and not assistant.model.training
+    assert not any(parameter.requires_grad for parameter in assistant.model.parameters())
+    written = json.loads((GOLDEN / name / "added_tokens.json").read_text())
+    assert mask_ids(assistant.tokenizer, assistant.system.tokens) == (written[assistant.system.tokens.mask[0]],)
+    assert assistant.encoder.prompt(QUESTION)[-1] == assistant.tokenizer("ASSISTANT:")["input_ids"][-1]
+    assert assistant.views.language(np.zeros((40, 60, 3), np.uint8)).shape == (3, 224, 224)
+
+
+def test_a_run_folder_gives_the_trained_model_with_its_adapters_merged(run):
+    folder, trained = run
+    loaded = load(folder, device="cpu")
+    assert loaded.system.name == "lasagna" and loaded.system.task.lists.options.num_all_classes == 30
+    assert not any("lora" in name for name in loaded.model.state_dict())
+    expected = logits(build(loaded.recipe, "cpu", trainable=False))
+    assert not torch.allclose(logits(loaded), expected, atol=1e-3), "training changed something"
+    trained.model.float().eval()
+    assert torch.allclose(logits(loaded), logits(trained), atol=1e-4)
+
+
+def test_a_merged_folder_stands_alone(run, tmp_path):
+    loaded = load(run[0], device="cpu")
+    save_folder(loaded.model, tmp_path / "merged", loaded.tokenizer, loaded.recipe)
+    merged = load(tmp_path / "merged", device="cpu", options={"classes_per_query": 7})
+    assert torch.allclose(logits(loaded), logits(merged), atol=1e-5)
+    assert merged.system.task.lists.options.classes_per_query == 7
+    assert merged.system.task.lists.options.num_all_classes == 30
+    assert merged.recipe.model.version == str(tmp_path / "merged")
+
+
+def test_precision_is_the_recipes_unless_said(run):
+    assert load(run[0], device="cpu", model={"precision": "bf16"}).model.dtype == torch.bfloat16
+    assert load(run[0], device="cpu").model.dtype == torch.float32
+    assert build(recipe(), "cpu", trainable=False).model.dtype == torch.bfloat16
+
+
+def test_building_marks_what_trains():
+    assistant = build(recipe(), "cpu")
+    trained = [name for name, parameter in assistant.model.named_parameters() if parameter.requires_grad]
+    assert assistant.model.training and any("lora_A" in name for name in trained)
+    assert not any(name.startswith("vlm.tower") for name in trained)
+
+
+def test_checkpoints_are_found_by_pointer_and_by_name(run):
+    folder, _ = run
+    assert find_checkpoint(folder).name == "step_6", "without a best one the last one counts"
+    assert find_checkpoint(folder, "step_3").name == "step_3"
+    (folder / "checkpoints" / "best").write_text("step_3\n")
+    assert find_checkpoint(folder).name == "step_3" and find_checkpoint(folder, "last").name == "step_6"
+    (folder / "checkpoints" / "best").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'step_9' .*have: best, last, step_3, step_6"):
+        find_checkpoint(folder, "step_9")
+
+
+def test_a_run_without_checkpoints_says_so(tmp_path):
+    save_recipe(recipe(), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
+        load(tmp_path, device="cpu")
+
+
+def test_trained_weights_of_another_recipe_are_refused(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    save_file({"project.0.bias": torch.zeros(48)}, tmp_path / "run/checkpoints/step_6/trainable.safetensors")
+    with pytest.raises(ValueError, match=r"step_6/trainable.safetensors: .*missing: head.decoder"):
+        load(tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["published", "run"])
+def test_another_system_than_asked_is_refused(kind, run):
+    place = GOLDEN / "lasagna" if kind == "published" else run[0]
+    with pytest.raises(ValueError, match="holds a 'lasagna' assistant, 'lisa' was asked for"):
+        load(place, system="lisa", model=TINY, device="cpu")
+    with pytest.raises(KeyError, match="no system 'lisaa'"):
+        load(place, system="lisaa", model=TINY, device="cpu")
+
+
+def copied(name: str, folder: Path, **config) -> Path:
+    """A golden folder with other fields in its `config.json`."""
+    shutil.copytree(GOLDEN / name, folder, ignore=shutil.ignore_patterns("*.npz", "*.png", "golden.json"))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **config}))
+    return folder
+
+
+def test_tokens_tell_where_the_architecture_does_not(tmp_path):
+    folder = copied("lasagna", tmp_path / "fork", architectures=["MyForkForCausalLM"])
+    assert load(folder, model=TINY, device="cpu").system.name == "lasagna"
+
+
+def test_a_folder_that_tells_nothing_lists_the_systems(tmp_path):
+    folder = copied("lisa", tmp_path / "base", architectures=["LlavaLlamaForCausalLM"])
+    added = json.loads((folder / "added_tokens.json").read_text())
+    (folder / "added_tokens.json").write_text(json.dumps({**added, "[OTHER]": 603}))
+    with pytest.raises(ValueError, match=r"does not tell its system.*have: lasagna, lisa"):
+        load(folder, model=TINY, device="cpu")
+
+
+def test_wrong_vocabulary_is_another_systems_checkpoint(tmp_path):
+    """A system claimed by the recipe, whose tokens the weights have no rows for."""
+    folder = copied("lisa", tmp_path / "claimed")
+    save_recipe(recipe(), folder)
+    with pytest.raises(ValueError, match=r"checkpoint of another system.*<ins>"):
+        load(folder, model=TINY, device="cpu")
+
+
+def test_overrides_are_checked(run):
+    with pytest.raises(ValueError, match=re.escape("no field in model 'precison' (did you mean 'precision'?)")):
+        load(run[0], model={"precison": "fp32"}, device="cpu")
+    with pytest.raises(ValueError, match="no field in options 'nope'"):
+        load(run[0], options={"nope": 1}, device="cpu")
+
+
+def test_missing_places_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        load(tmp_path / "nowhere", device="cpu")
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        load(tmp_path, device="cpu")
