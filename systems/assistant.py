@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from data.encode import Encoder
 from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
-from model.adapt import apply_lora, from_training_file, load_trainable, mark_trainable, merge_lora, prepare_training
+from model.adapt import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
 from model.build import build_model, fetch, load_folder, views_for
 from model.plan import read_config
 from model.quantize import quantize
@@ -63,7 +63,6 @@ def load(
     model: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     checkpoint: str = "best",
-    weights: str | Path | None = None,
 ) -> Assistant:
     """A finished assistant, frozen, its adapters merged.
 
@@ -72,13 +71,12 @@ def load(
     options, model: fields that override the recipe's (`model={"precision": "fp16", "vision_tower": ...}`). Precision is
     the recipe's on a GPU and fp32 on a CPU unless said here.
     checkpoint: of a run folder: best (last where there is no best), last, or a name like step_500.
-    weights: of a run folder: a whole-model training file (`pytorch_model.bin`) instead of a checkpoint.
     """
     device = torch.device(device) if device is not None else dist.device()
     folder = fetch(path)
-    if (folder / CHECKPOINTS).is_dir() or weights is not None:
+    if (folder / CHECKPOINTS).is_dir():
         recipe = _overridden(_checked(load_recipe(folder), folder, system), options, model, device)
-        return _load_run(folder, recipe, device, checkpoint, weights)
+        return _load_run(folder, recipe, device, checkpoint)
     recipe = _checked(load_recipe(folder), folder, system) if (folder / RECIPE).is_file() else _told(folder, system)
     recipe = replace(recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None))
     recipe = _overridden(recipe, options, model, device)
@@ -88,17 +86,14 @@ def load(
     return _assemble(found, tokenizer, weighed, recipe, device)
 
 
-def _load_run(
-    folder: Path, recipe: Recipe, device: torch.device, checkpoint: str, weights: str | Path | None
-) -> Assistant:
+def _load_run(folder: Path, recipe: Recipe, device: torch.device, checkpoint: str) -> Assistant:
     """The recipe's base with a run's trained weights on it."""
-    file = Path(weights) if weights is not None else find_checkpoint(folder, checkpoint) / WEIGHTS
-    tensors = read_tensors(file)
+    file = find_checkpoint(folder, checkpoint) / WEIGHTS
     system, tokenizer, model = _parts(recipe)
     apply_lora(model, recipe.model.lora)
     mark_trainable(model, recipe.model)
     try:
-        load_trainable(model, from_training_file(model, tensors) if weights is not None else tensors)
+        load_trainable(model, read_tensors(file))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     merge_lora(model)

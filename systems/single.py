@@ -46,10 +46,9 @@ class SingleTarget:
         return dialogues
 
     def queries(self, record: Record) -> list[Query]:
-        """The published prompts; of a sentence's rephrasings only the first is asked (lisa.md 3.3)."""
-        if record.kind == "reason":
-            return [single_query(SENTENCE_PROMPT, record, 0)]
-        return [single_query(PHRASE_PROMPT, record, index) for index in range(len(record.targets))]
+        """The published prompts (lisa.md 3.3), one query a target. Which targets count is the benchmark's choice."""
+        prompt = SENTENCE_PROMPT if record.kind == "reason" else PHRASE_PROMPT
+        return [single_query(prompt, record, index) for index in range(len(record.targets))]
 
     def _style(self, record: Record, rng: np.random.Generator) -> str:
         """How this picture is answered; one draw a picture, as released."""

@@ -86,8 +86,8 @@ def test_evaluation_prompts_are_the_published_ones():
     first, second = task.queries(record("refer", "the left man ", "a dog"))
     assert first.question == "<image>\n What is the left man in this image? Please output segmentation mask."
     assert first.forced == (Mask(0), ".") and second.forced == (Mask(1), ".")
-    (only,) = task.queries(record("reason", "What swims?", "Which one lives in water?"))
-    assert only.question == "<image>\n What swims? Please output segmentation mask."
+    sentence, _ = task.queries(record("reason", "What swims?", "Which one lives in water?"))
+    assert sentence.question == "<image>\n What swims? Please output segmentation mask."
 
 
 def test_a_label_set_is_asked_class_by_class():
