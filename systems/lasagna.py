@@ -102,6 +102,8 @@ def resolve(options: Options) -> Options:
     one_of("random_list", options.random_list, (None, "sampled", "all", "released"))
     if not 0 <= options.min_all_classes <= options.num_all_classes or options.num_all_classes < 1:
         raise ValueError("options: 0 <= min_all_classes <= num_all_classes and 1 <= num_all_classes must hold")
+    if options.classes_per_query < 0:
+        raise ValueError(f"options.classes_per_query must be 0 (all) or more, got {options.classes_per_query}")
     preset = PRESETS[options.strategies]
     return replace(options, **{name: value for name, value in preset.items() if getattr(options, name) is None})
 

@@ -26,6 +26,12 @@ class SingleTarget:
     at_most: int
     explanatory: float
 
+    def __post_init__(self) -> None:
+        if self.at_most < 1:
+            raise ValueError(f"options.num_classes_per_sample must be 1 or more, got {self.at_most}")
+        if self.explanatory > 1:
+            raise ValueError(f"options.explanatory is a share, at most 1, got {self.explanatory}")
+
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         if record.kind == "vqa":
             return list(record.asked)

@@ -248,6 +248,9 @@ def test_reading_undoes_writing(form):
         ({"tokens": "old"}, "options.tokens: 'old' is not a choice; have: released, paper"),
         ({"strategies": "none"}, "options.strategies"),
         ({"random_list": "some"}, "options.random_list"),
+        ({"classes_per_query": -1}, "options.classes_per_query"),
+        ({"num_classes_per_sample": 0}, "options.num_classes_per_sample must be 1 or more, got 0"),
+        ({"explanatory": 10}, "options.explanatory is a share"),
         ({"min_all_classes": 90}, "min_all_classes <= num_all_classes"),
     ],
 )
