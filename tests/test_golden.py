@@ -1,0 +1,161 @@
+"""Published checkpoints (toy size, published layout) give the published implementation's numbers.
+
+GOLDEN_DIR points to another copy of the records. Tolerances are those of golden/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.collate import collate, collate_prompts, look
+from data.tokens import TokenSpec, mask_ids
+from data.types import Mask, Refuse, Turn
+from model.heads import HEADS
+from model.legacy import published_table
+from model.losses import objective
+from systems.assistant import Assistant, load
+from utils.config import LossConfig
+
+GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
+SYSTEMS = ("lisa", "lasagna")
+
+
+@dataclass
+class Case:
+    folder: Path
+    assistant: Assistant
+    record: dict[str, np.ndarray]
+    told: dict
+
+    @property
+    def batch(self):
+        """The two pictures of the record with their conversations, as training would see them."""
+        samples = []
+        for index, conversations in enumerate(self.told["conversations"]):
+            sample = look(self.folder / f"image{index}.png", self.assistant.views)
+            sample.rows = [
+                self.assistant.encoder(dialogue(text, self.assistant.system.tokens)) for text in conversations
+            ]
+            sample.masks = torch.from_numpy(self.record[f"gt{index}"]).float()
+            samples.append(sample)
+        return collate(samples, self.assistant.model.vlm.image_tokens)
+
+
+def dialogue(text: str, spec: TokenSpec) -> tuple[Turn, ...]:
+    """A recorded one-round conversation as a Turn with holes."""
+    question, answer = text.split("USER: ", 1)[1].removesuffix("</s>").split(" ASSISTANT: ")
+    (token,), script, holes = spec.mask, [], 0
+    for part in (piece for piece in _split(answer, [token, *([spec.refuse] if spec.refuse else [])]) if piece):
+        script.append(Mask(holes) if part == token else Refuse(holes) if part == spec.refuse else part)
+        holes += part in (token, spec.refuse)
+    return (Turn(question, tuple(script)),)
+
+
+def _split(text: str, tokens: list[str]) -> list[str]:
+    for token in tokens:
+        text = text.replace(token, f"\0{token}\0")
+    return text.split("\0")
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def case(request) -> Case:
+    folder = GOLDEN / request.param
+    assistant = load(folder, model={"precision": "fp32", "decoder_heads": 4}, device="cpu")
+    assert assistant.system.name == request.param
+    return Case(
+        folder, assistant, dict(np.load(folder / "golden.npz")), json.loads((folder / "golden.json").read_text())
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(case):
+    """One training forward and backward over everything that had a gradient."""
+    model, batch = case.assistant.model, case.batch
+    model.requires_grad_(True)
+    output = model(batch)
+    losses = objective(output, batch, LossConfig(ce=1.0, dice=0.5, bce=2.0))
+    losses.total.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    model.requires_grad_(False).zero_grad()
+    return output, losses, gradients
+
+
+def test_ids_and_labels_are_the_published_ones(case):
+    encoder = case.assistant.encoder
+    texts = [text for conversations in case.told["conversations"] for text in conversations]
+    for index, text in enumerate(texts):
+        row = encoder(dialogue(text, case.assistant.system.tokens))
+        length = int(case.record["attention_mask"][index].sum())
+        assert row.ids == case.record["input_ids"][index][:length].tolist()
+        assert row.labels == case.record["labels"][index][:length].tolist()
+
+
+def test_rows_expand_to_one_position_a_patch(case):
+    batch, patches = case.batch, case.assistant.model.vlm.image_tokens
+    assert patches == 256
+    lengths = torch.from_numpy(case.record["attention_mask"].sum(1))
+    assert torch.equal(batch.attention.sum(1), lengths + patches - 1)
+    assert batch.row_image.bincount().cumsum(0).tolist() == case.record["offset"][1:].tolist()
+
+
+def test_pictures_are_prepared_as_published(case):
+    for index in range(2):
+        sample = look(case.folder / f"image{index}.png", case.assistant.views)
+        np.testing.assert_allclose(sample.pixels.numpy(), case.record[f"clip{index}"], atol=1e-5)
+        np.testing.assert_allclose(sample.seg_pixels[:, :8, :8].numpy(), case.record[f"sam_corner{index}"], atol=1e-5)
+        np.testing.assert_allclose(sample.seg_pixels.double().sum().item(), case.record[f"sam_sum{index}"], rtol=1e-6)
+        assert sample.geometry.resized == tuple(case.record["resize"][index])
+
+
+def test_mask_logits(case, trained):
+    for index, masks in enumerate(trained[0].masks):
+        np.testing.assert_allclose(masks.detach().numpy(), case.record[f"pred{index}"], atol=1e-4)
+
+
+def test_losses(case, trained):
+    names = {"loss": "loss", "ce": "ce_loss", "bce": "mask_bce_loss", "dice": "mask_dice_loss", "mask": "mask_loss"}
+    for ours, theirs in names.items():
+        assert trained[1].parts[ours].item() == pytest.approx(case.told["train_forward"][theirs], rel=1e-5)
+
+
+def test_gradient_norms(case, trained):
+    recorded = json.loads((case.folder / "grad_norms.json").read_text())
+    table = published_table(HEADS["sam"].NAMES, projector_depth=1)
+    norms = {table.theirs(name): gradient.norm().item() for name, gradient in trained[2].items()}
+    counted = {name: norm for name, norm in recorded.items() if norm > 1e-6}
+    assert len(counted) > 100
+    assert {name: norms[name] for name in counted} == pytest.approx(counted, rel=1e-3)
+
+
+def test_generated_ids_and_masks(case):
+    """Greedy decoding with a cache equals the published re-encoding of the whole sequence at every step."""
+    told = json.loads((case.folder / "generate.json").read_text())
+    record = np.load(case.folder / "generate.npz")
+    assistant, model = case.assistant, case.assistant.model
+    prompt = record["prompt_ids"][0].tolist()
+    question = told["prompt"].split("USER: ", 1)[1].removesuffix(" ASSISTANT:")
+    question = question.replace("<im_start>", "").replace("<im_end>", "")
+    assert assistant.encoder.prompt(question) == prompt
+    batch = collate_prompts([look(case.folder / "image0.png", assistant.views)], [[prompt]], model.vlm.image_tokens)
+    head, row = model.vlm.language.lm_head.weight.data, told["lm_head_row"]
+    plain = head[row].clone()
+    head[row] = (plain * told["lm_head_row_scale"]).bfloat16().float()  # so that random weights emit the mask token
+    try:
+        (answer,) = model.generate(
+            batch,
+            max_new_tokens=told["max_new_tokens"],
+            mask_ids=mask_ids(assistant.tokenizer, assistant.system.tokens),
+            eos=assistant.tokenizer.eos_token_id,
+        )
+    finally:
+        head[row] = plain
+    assert prompt + answer.ids == record["output_ids"][0].tolist()
+    assert len(record["pred"]) > 2
+    np.testing.assert_allclose(answer.masks.numpy(), record["pred"], atol=1e-4)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.losses import mask_losses, objective
+from model.seg_model import SegOutput
+from tests.tiny_model import tiny_batch
+from utils.config import LossConfig
+
+
+def direct(logits, truth):
+    """The formulas of lisa.md 5.3, mask by mask and pixel by pixel."""
+    bce = dice = 0.0
+    for x, t in zip(logits.double(), truth.double(), strict=True):
+        p = 1 / (1 + torch.exp(-x))
+        bce += -(t * torch.log(p) + (1 - t) * torch.log(1 - p)).mean().item()
+        dice += (1 - (2 * (p / 1000 * t).sum() + 1e-6) / ((p / 1000).sum() + (t / 1000).sum() + 1e-6)).item()
+    return bce, dice
+
+
+@pytest.fixture
+def output():
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.randn(2, 20, 30, generator=generator), torch.randn(1, 25, 10, generator=generator)]
+    return SegOutput(torch.randn(5, 40, generator=generator), torch.tensor([1, 7, 3, 39, 0]), masks)
+
+
+def test_objective_is_the_published_one(output):
+    batch, config = tiny_batch(), LossConfig(ce=1.5, dice=0.5, bce=2.0)
+    losses = objective(output, batch, config)
+    sums = [direct(*pair) for pair in zip(output.masks, batch.masks, strict=True)]
+    bce, dice = (sum(values) / 3 for values in zip(*sums, strict=True))
+    log_shares = torch.log_softmax(output.token_logits.double(), -1)
+    ce = -log_shares[range(5), output.token_targets].mean().item()
+    expected = {"ce": 1.5 * ce, "bce": 2 * bce, "dice": 0.5 * dice}
+    for name, value in expected.items():
+        assert losses.parts[name].item() == pytest.approx(value, rel=1e-5)
+    assert losses.total.item() == pytest.approx(sum(expected.values()), rel=1e-5)
+    assert losses.parts["mask"].item() == pytest.approx(expected["bce"] + expected["dice"], rel=1e-5)
+
+
+def test_perfect_and_empty_masks():
+    truth = torch.zeros(2, 8, 8)
+    truth[0, 2:5] = 1
+    bce, dice = mask_losses((truth - 0.5) * 200, truth)
+    assert bce.item() < 1e-6
+    assert dice.item() < 1e-3
+    bce, dice = mask_losses(torch.zeros(0, 8, 8), torch.zeros(0, 8, 8))
+    assert (bce.item(), dice.item()) == (0, 0)
+
+
+def test_ignored_pixels_count_only_when_the_recipe_ignores_not(output):
+    batch = tiny_batch()
+    plain = objective(output, batch, LossConfig()).total
+    batch.ignore = [torch.zeros(20, 30, dtype=torch.bool), None]
+    batch.ignore[0][:, 15:] = True
+    assert objective(output, batch, LossConfig()).total == plain
+    spared = objective(output, batch, LossConfig(ignore_region=True)).total
+    changed = [output.masks[0].clone(), output.masks[1]]
+    changed[0][:, :, 15:] = 50.0
+    other = SegOutput(output.token_logits, output.token_targets, changed)
+    assert objective(other, batch, LossConfig(ignore_region=True)).total == spared
+    bce, _ = mask_losses(output.masks[0], batch.masks[0], batch.ignore[0])
+    assert bce.item() == pytest.approx(direct(output.masks[0][:, :, :15], batch.masks[0][:, :, :15])[0], rel=1e-5)
+
+
+def test_everything_ignored_is_no_loss(output):
+    batch = tiny_batch()
+    bce, dice = mask_losses(output.masks[0], batch.masks[0], torch.ones(20, 30, dtype=torch.bool))
+    assert bce.item() == 0
+    assert dice.item() == 0
+
+
+def test_nothing_supervised_is_zero_with_a_graph():
+    logits = torch.zeros(0, 40, requires_grad=True)
+    batch = tiny_batch(masks=False)
+    masks = [torch.zeros(0, 20, 30, requires_grad=True), torch.zeros(0, 25, 10)]
+    total = objective(SegOutput(logits, torch.zeros(0, dtype=torch.long), masks), batch, LossConfig()).total
+    assert total.item() == 0
+    total.backward()
+
+
+def test_mask_numbers_must_agree(output):
+    batch = tiny_batch()
+    batch.masks[1] = batch.masks[1][:0]
+    with pytest.raises(ValueError, match=r"differ in number.*\(1, 0\).*b\.jpg"):
+        objective(output, batch, LossConfig())
+
+
+def test_bf16_logits_are_scored_in_float32(output):
+    half = SegOutput(output.token_logits.bfloat16(), output.token_targets, output.masks)
+    assert objective(half, tiny_batch(), LossConfig()).total.dtype == torch.float32
