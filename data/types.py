@@ -15,11 +15,17 @@ MaskFn = Callable[[], np.ndarray]  # draws a (H, W) bool mask when asked, not be
 
 @dataclass(frozen=True)
 class Target:
-    """One thing the text may talk about. `mask` None: it is not in the picture."""
+    """One thing the text may talk about. `mask` None: it is not in the picture.
+
+    `correction`: what is there instead (false premise); for a reason query the whole answer that the data set gives.
+    `aliases`: other names of the same thing that the data set has, for tasks that vary names: "the wheel of the car"
+    beside the phrase "car wheel", the category beside MUSE's rephrased name.
+    """
 
     phrase: str
     mask: MaskFn | None
-    correction: str | None = None  # what is there instead (false premise)
+    correction: str | None = None
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ class Record:
 
     kind: "classes" (targets are the present classes, `vocabulary` the label set in dataset order), "refer" (targets
     are phrases), "reason" (targets are sentences), "multi" (several targets belong in one answer), "vqa" (no targets).
-    `asked`: dialogues that the dataset itself ships (VQA rounds; for "refer" and "reason" the explanations).
+    `asked`: dialogues that the dataset itself ships (VQA rounds; for "refer" and "reason" the explanations; for "multi"
+    one a question, without the picture's line, whose answer holds a Mask a target; an answer of holes only has no text
+    in the dataset, and the task words it from the targets' phrases).
     `ignore`: pixels that no metric may count, (H, W) bool.
     """
 

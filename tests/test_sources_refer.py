@@ -107,7 +107,7 @@ def test_refcocog_is_split_by_umd_unless_told(tmp_path):
     write(tmp_path, "refcocog", split_by="umd")
     assert len(build_source("refcocog", tmp_path)) == 2
     assert phrases(build_source("refcocog|google|val", tmp_path)[0]) == ["google's"]
-    with pytest.raises(FileNotFoundError, match=r"(?s)refcocog unc not found.*refs\(unc\)\.p.*holds instances.json"):
+    with pytest.raises(FileNotFoundError, match=r"(?s)refcocog not found.*refs\(unc\)\.p.*holds instances.json"):
         build_source("refcocog|unc|val", tmp_path)
 
 

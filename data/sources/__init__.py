@@ -6,11 +6,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from data.sources import label_maps, reason, refer, vqa
+from data.sources import false_premise, grefer, label_maps, reason, refer, vqa
 from data.sources.base import SOURCES, Rows, Source, locate
 from utils.registry import unknown
 
-FAMILIES = (label_maps, reason, refer, vqa)  # importing a family registers its sources
+FAMILIES = (false_premise, grefer, label_maps, reason, refer, vqa)  # importing a family registers its sources
 
 __all__ = ["FAMILIES", "SOURCES", "Rows", "Source", "build_source", "locate"]
 

@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from data.sources.annotations import by_id, draw, known, size_of, whole_polygons
 from data.sources.base import SOURCES, Rows, choice, field, locate, picture, read_json
 from data.types import Record, Target
-from utils.masks import OVERLAPS, Once, Size, segmentation_to_mask
+from utils.masks import OVERLAPS, Once
 from utils.safe_pickle import load_plain
 
 FOLDERS = ("refer_seg/", "", "refer/")  # the level is there for training and missing for the released evaluation
 COCO_2014 = (*((f"{base}images/mscoco/images/train2014",) for base in FOLDERS), ("coco/train2014",))
 SAIAPR = tuple((f"{base}images/saiapr_tc-12",) for base in FOLDERS)
+OTHER_HALF = "val2014"  # beside train2014, for the pictures that are called COCO_val2014_*
 
 # The toolkit's rule: exact names, the letter of testA..C anywhere in the ref's split (RefCLEF has "testAB").
 SPLITS: dict[str, Callable[[str], bool]] = {
@@ -28,25 +28,36 @@ SPLITS: dict[str, Callable[[str], bool]] = {
     "testB": lambda split: "B" in split,
     "testC": lambda split: "C" in split,
 }
+Said = Callable[[dict[str, Any], str], tuple[bool, str | None]]  # (sentence, where) -> (is it there, what is instead)
 log = logging.getLogger(__name__)
 
 
 class Refer:
-    """One record a picture, one target a sentence; the sentences of one object share its mask.
+    """One record a picture, one target a sentence; the sentences of one ref share its mask.
 
-    overlap: what pixels under several parts of one object are, see `segmentation_to_mask`.
+    A ref of several annotations (`ann_id` is a list) is one target whose mask is their union; a ref of none is absent.
+    overlap: what pixels under several parts of one object are, see `segmentation_to_mask`. said: reads from a sentence
+    whether it is true. bad_polygons: "raise", or "drop" what is no polygon, with a warning that counts them.
     """
 
-    def __init__(self, root: Path, name: str, split: str, *, split_by: str, images: tuple, overlap: str):
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        split: str,
+        *,
+        files: tuple[tuple[str, str], ...],
+        images: tuple[tuple[str], ...] = COCO_2014,
+        overlap: str = "union",
+        said: Said = lambda sentence, where: (True, None),
+        bad_polygons: str = "raise",
+    ):
         choice(f"split of {name}", split, SPLITS)
+        choice(f"bad_polygons of {name}", bad_polygons, ("raise", "drop"))
         self._overlap = choice(f"overlap of {name}", overlap, OVERLAPS)
-        self._refs, self._instances = locate(
-            root,
-            f"{name} {split_by}",
-            *((f"{base}{name}/refs({split_by}).p", f"{base}{name}/instances.json") for base in FOLDERS),
-        )
+        self._refs, self._instances = locate(root, name, *files)
         (self._folder,) = locate(root, f"pictures of {name}", *images)
-        self._rows = Rows(parse(self._refs, self._instances, split))
+        self._rows = Rows(parse(self._refs, self._instances, split, said, bad_polygons == "drop"))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -55,66 +66,99 @@ class Refer:
         row = self._rows[index]
         targets = []
         for ref in row["refs"]:
-            where = f"{self._instances}: annotation {ref['ann_id']} (ref {ref['ref_id']})"
-            mask = Once(partial(draw, ref["segmentation"], tuple(row["size"]), self._overlap, where))
-            targets += [Target(sentence, mask) for sentence in ref["sentences"]]
-        image = picture(self._folder, row["file_name"], f"{self._instances}: image {row['image_id']}")
-        return Record(image, "refer", tuple(targets))
+            where = f"{self._instances}: annotation {', '.join(map(str, ref['ann_ids']))} (ref {ref['ref_id']})"
+            mask = Once(partial(draw, ref["segmentations"], tuple(row["size"]), self._overlap, where))
+            targets += [
+                Target(text, mask if there else None, correction) for text, there, correction in ref["sentences"]
+            ]
+        return Record(self._picture(row), "refer", tuple(targets))
+
+    def _picture(self, row: dict[str, Any]) -> Path:
+        name, folder = row["file_name"], self._folder
+        if str(name).startswith(f"COCO_{OTHER_HALF}") and not (folder / name).is_file():
+            folder = folder.with_name(OTHER_HALF)
+        return picture(folder, name, f"{self._instances}: image {row['image_id']}")
+
+
+def refer_files(name: str, split_by: str) -> tuple[tuple[str, str], ...]:
+    """Where the two files of a set may be, one level up or down."""
+    return tuple((f"{base}{name}/refs({split_by}).p", f"{base}{name}/instances.json") for base in FOLDERS)
 
 
 @SOURCES.register("refclef")
 def refclef(root: Path, split: str = "train", split_by: str = "unc", overlap: str = "union") -> Refer:
-    return Refer(root, "refclef", split, split_by=split_by, images=SAIAPR, overlap=overlap)
+    return Refer(root, "refclef", split, files=refer_files("refclef", split_by), images=SAIAPR, overlap=overlap)
 
 
 @SOURCES.register("refcoco")
 def refcoco(root: Path, split: str = "train", split_by: str = "unc", overlap: str = "union") -> Refer:
-    return Refer(root, "refcoco", split, split_by=split_by, images=COCO_2014, overlap=overlap)
+    """split_by "unc_exclude_unified" is SESAME's release without pictures of other sets' evaluation splits."""
+    return Refer(root, "refcoco", split, files=refer_files("refcoco", split_by), overlap=overlap)
 
 
 @SOURCES.register("refcoco+")
 def refcoco_plus(root: Path, split: str = "train", split_by: str = "unc", overlap: str = "union") -> Refer:
-    return Refer(root, "refcoco+", split, split_by=split_by, images=COCO_2014, overlap=overlap)
+    return Refer(root, "refcoco+", split, files=refer_files("refcoco+", split_by), overlap=overlap)
 
 
 @SOURCES.register("refcocog")
 def refcocog(root: Path, split: str = "train", split_by: str = "umd", overlap: str = "union") -> Refer:
-    return Refer(root, "refcocog", split, split_by=split_by, images=COCO_2014, overlap=overlap)
+    """split_by: "umd", "google" (no test split) or SESAME's "umd_exclude_unified"."""
+    return Refer(root, "refcocog", split, files=refer_files("refcocog", split_by), overlap=overlap)
 
 
-def draw(segmentation: Any, size: Size, overlap: str, where: str) -> np.ndarray:
-    """`segmentation_to_mask`, whose errors get the file and the entry."""
-    try:
-        return segmentation_to_mask(segmentation, size, overlap)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def parse(refs_path: Path, instances_path: Path, split: str) -> Iterator[dict[str, Any]]:
+def parse(
+    refs_path: Path, instances_path: Path, split: str, said: Said, drop_bad_polygons: bool
+) -> Iterator[dict[str, Any]]:
     """A row a picture of the split, in the order of the refs file; both files must agree."""
-    refs = _chosen(load_plain(refs_path), refs_path, split)
+    refs = _chosen(load_plain(refs_path) if refs_path.suffix == ".p" else read_json(refs_path), refs_path, split)
     instances = read_json(instances_path)
-    images, annotations = (_by_id(instances, key, instances_path) for key in ("images", "annotations"))
+    images, annotations = (by_id(instances, key, instances_path) for key in ("images", "annotations"))
     pictures: dict[int, list[dict[str, Any]]] = {}
-    silent = 0
+    silent = dropped = 0
     for ref in refs:
         where = f"{refs_path}: ref {ref.get('ref_id')}"
-        sentences = [field(sentence, "sent", where).strip().lower() for sentence in field(ref, "sentences", where)]
-        silent += sum(not sentence for sentence in sentences)
-        annotation = _known(annotations, field(ref, "ann_id", where), "annotation", where, instances_path)
-        kept = {
-            "ref_id": ref.get("ref_id"),
-            "ann_id": ref["ann_id"],
-            "segmentation": field(annotation, "segmentation", f"{instances_path}: annotation {ref['ann_id']}"),
-            "sentences": [sentence for sentence in sentences if sentence],
-        }
+        numbers = annotation_ids(ref, where)
+        entries = [known(annotations, number, "annotation", where, instances_path) for number in numbers]
+        places = [f"{instances_path}: annotation {number}" for number in numbers]
+        shapes = [field(entry, "segmentation", place) for entry, place in zip(entries, places, strict=True)]
+        if drop_bad_polygons:
+            whole = [whole_polygons(shape) for shape in shapes]
+            dropped += sum(len(shape) - len(rest) for shape, rest in zip(shapes, whole, strict=True))
+            shapes = whole
+        spoken = [_sentence(sentence, bool(numbers), said, where) for sentence in field(ref, "sentences", where)]
+        silent += sum(not text for text, _, _ in spoken)
+        sentences = [entry for entry in spoken if entry[0]]
+        kept = {"ref_id": ref.get("ref_id"), "ann_ids": numbers, "segmentations": shapes, "sentences": sentences}
         pictures.setdefault(field(ref, "image_id", where), []).append(kept)
     if silent:
         log.warning("%s: left out %d empty sentences of split %s", refs_path, silent, split)
-    for image_id, refs_there in pictures.items():
-        image = _known(images, image_id, "image", f"{refs_path}: ref {refs_there[0]['ref_id']}", instances_path)
-        name, *size = (field(image, k, f"{instances_path}: image {image_id}") for k in ("file_name", "height", "width"))
-        yield {"image_id": image_id, "file_name": name, "size": size, "refs": refs_there}
+    if dropped:
+        log.warning("%s: left out %d broken polygons of split %s", instances_path, dropped, split)
+    for number, refs_there in pictures.items():
+        image = known(images, number, "image", f"{refs_path}: ref {refs_there[0]['ref_id']}", instances_path)
+        where = f"{instances_path}: image {number}"
+        name, size = field(image, "file_name", where), size_of(image, where)
+        yield {"image_id": number, "file_name": name, "size": size, "refs": refs_there}
+
+
+def annotation_ids(ref: dict[str, Any], where: str) -> list[int]:
+    """The annotations of a ref. In a list, none or the single number -1 means that its sentences name nothing there."""
+    numbers = field(ref, "ann_id", where)
+    numbers = (numbers if numbers != [-1] else []) if isinstance(numbers, list) else [numbers]
+    if ref.get("no_target", not numbers) != (not numbers):
+        raise ValueError(f"{where}: no_target is {ref['no_target']}, but ann_id is {ref['ann_id']}")
+    return numbers
+
+
+def _sentence(sentence: Any, has_annotation: bool, said: Said, where: str) -> tuple[str, bool, str | None]:
+    """(text, is it there, correction)."""
+    text = field(sentence, "sent", where)
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: a sentence is {text!r}; expected text")
+    text = text.strip().lower()
+    there, correction = said(sentence, f"{where}: sentence {text!r}")
+    return text, there and has_annotation, None if there else correction
 
 
 def _chosen(refs: Any, path: Path, split: str) -> list[dict[str, Any]]:
@@ -125,15 +169,3 @@ def _chosen(refs: Any, path: Path, split: str) -> list[dict[str, Any]]:
         have = sorted({ref["split"] for ref in refs})
         raise ValueError(f"{path}: no ref of split {split!r} among {len(refs)}; it has {', '.join(have) or 'none'}")
     return chosen
-
-
-def _by_id(instances: Any, key: str, path: Path) -> dict[int, dict[str, Any]]:
-    return {
-        field(entry, "id", f"{path}: {key}[{i}]"): entry for i, entry in enumerate(field(instances, key, str(path)))
-    }
-
-
-def _known(table: dict[int, Any], key: int, what: str, where: str, path: Path) -> Any:
-    if key not in table:
-        raise ValueError(f"{where}: names {what} {key}, which is not in {path}; are the two files of one release?")
-    return table[key]

@@ -1,0 +1,48 @@
+"""Referring sets with sentences that are not true of the picture: R-RefCOCO/+/g and FP-RefCOCO/+/g (sesame.md 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data.sources.base import SOURCES
+from data.sources.refer import Refer, refer_files
+
+WORDS = {"true": True, "false": False}
+DEFAULTS = {  # set -> the split_by of its released file
+    "R-refcoco": "unc_exclude_unified",
+    "R-refcoco+": "unc_exclude_unified",
+    "R-refcocog": "umd_exclude_unified",
+    "fprefcoco": "berkeley_exclude_unified",
+    "fprefcoco+": "berkeley_exclude_unified",
+    "fprefcocog": "berkeley_exclude_unified",
+}
+
+
+def premise(sentence: dict[str, Any], where: str) -> tuple[bool, str | None]:
+    """(is it true, what is there instead). `is_false_premise` wins over `exist`; with neither it is true."""
+    correction = str(sentence.get("gt_sent") or "").strip().lower() or None
+    if "is_false_premise" in sentence:
+        return not _flag(sentence, "is_false_premise", where), correction
+    return ("exist" not in sentence or _flag(sentence, "exist", where)), correction
+
+
+def _flag(sentence: dict[str, Any], key: str, where: str) -> bool:
+    """A Python bool, or what stands for one in files that went through other tools: 0, 1, "true", "False"."""
+    value = sentence[key]
+    value = WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
+    if value not in (True, False):
+        raise ValueError(f"{where}: {key} is {sentence[key]!r}; expected true or false")
+    return bool(value)
+
+
+def _set(name: str, split_by_default: str) -> Callable[..., Refer]:
+    def build(root: Path, split: str = "train", split_by: str = split_by_default, overlap: str = "union") -> Refer:
+        return Refer(root, name, split, files=refer_files(name, split_by), overlap=overlap, said=premise)
+
+    return build
+
+
+for _name, _split_by in DEFAULTS.items():
+    SOURCES.register(_name)(_set(_name, _split_by))
