@@ -63,8 +63,9 @@ class Record:
     """What a source yields for one picture: facts; no wording, no tensors, no chance.
 
     kind: "classes" (targets are the present classes, `vocabulary` the label set in dataset order), "refer" (targets
-    are phrases), "reason" (targets are sentences), "multi" (several targets belong in one answer), "vqa" (no targets).
-    `asked`: dialogues that the dataset itself ships (VQA rounds; for "refer" and "reason" the explanations; for "multi"
+    are phrases, asked alone or together), "reason" (targets are sentences that call for reasoning), "phrase" (short
+    phrases that do), "multi" (several targets belong in one answer), "vqa" (no targets).
+    `asked`: dialogues that the dataset itself ships (VQA rounds; for "reason" and "phrase" the explanations; for "multi"
     one a question, without the picture's line, whose answer holds a Mask a target; an answer of holes only has no text
     in the dataset, and the task words it from the targets' phrases).
     `ignore`: pixels that no metric may count, (H, W) bool.

@@ -10,6 +10,7 @@ from data.types import Dialogue, Mask, Query, Record, Script, Target, Turn
 from systems.base import Wording, about_picture, choose, fill_answer
 
 SLOTS = {"phrase": "phrase", "sentence": "sentence", "explain": "", "answer": "mask"}
+REASONING = ("reason", "phrase")  # kinds of record: sentences and phrases that call for reasoning
 PHRASE_PROMPT = " What is {} in this image? Please output segmentation mask."  # the blank in front is published
 SENTENCE_PROMPT = " {} Please output segmentation mask."
 
@@ -71,8 +72,8 @@ class SingleTarget:
 
 
 def explanation_of(record: Record) -> str:
-    """The explanation that the dataset ships for a refer or reason picture, "" where there is none."""
-    if record.kind not in ("refer", "reason") or not record.asked:
+    """The explanation that the dataset ships for a reasoning picture, "" where there is none."""
+    if record.kind not in REASONING or not record.asked:
         return ""
     return "".join(part for part in record.asked[0][-1].answer if isinstance(part, str)).strip()
 

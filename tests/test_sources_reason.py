@@ -42,9 +42,9 @@ def test_every_text_has_the_same_mask(tmp_path, base):
     assert np.array_equal(record.targets[0].mask(), expected) and not record.ignore().any()
 
 
-def test_a_phrase_is_a_referring_record_and_only_the_first_may_be_asked(tmp_path):
+def test_a_phrase_has_its_own_kind_and_only_the_first_may_be_asked(tmp_path):
     put(tmp_path, is_sentence=False)
-    assert build_source("ReasonSeg", tmp_path)[0].kind == "refer"
+    assert build_source("ReasonSeg", tmp_path)[0].kind == "phrase"
     record = build_source("ReasonSeg", tmp_path, texts="first")[0]
     assert [target.phrase for target in record.targets] == ["What swims here?"]
 

@@ -74,7 +74,7 @@ def test_explanations_follow_the_published_shares():
 
 @pytest.mark.parametrize("options", [{"explanatory": -1}, {"explanatory": 1.0}])
 def test_explanatory_extremes(options):
-    one = record("refer", "fish", explanation="It swims.")
+    one = record("phrase", "fish", explanation="It swims.")
     for seed in range(20):
         ((turn,),) = converse(one, seed, **options)
         assert (turn.answer == ("It swims.",)) == (options["explanatory"] == 1.0)

@@ -20,7 +20,7 @@ FOLDERS = ("reason_seg/ReasonSeg", "ReasonSeg")
 
 @SOURCES.register("ReasonSeg")
 class ReasonSeg:
-    """Every text of a picture has the same mask; a sentence is of kind "reason", a phrase of kind "refer".
+    """Every text of a picture has the same mask; a sentence is of kind "reason", a phrase of kind "phrase".
 
     split: one, or several joined (`train_val`). explanations: put the explanation of `explanatory/train.json` into
     `Record.asked`; None: if the file is there. texts: "all" rephrasings are targets, or only the "first", which is the
@@ -46,7 +46,7 @@ class ReasonSeg:
         mask = Once(partial(_equals, painted, TARGET))
         return Record(
             image,
-            "reason" if field(entry, "is_sentence", str(path)) else "refer",
+            "reason" if field(entry, "is_sentence", str(path)) else "phrase",
             tuple(Target(text, mask) for text in texts),
             asked=self._explained.get(image.name, ()),
             ignore=partial(_equals, painted, IGNORED),
