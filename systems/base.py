@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -36,7 +36,11 @@ class SegTask(Protocol):
 
 @dataclass(frozen=True)
 class System:
-    """A paper. `published` names the architectures in the `config.json` of its released checkpoints."""
+    """A paper.
+
+    published: the architectures in the `config.json` of its released checkpoints. prompt_template: the conversation
+    template of generated answers where it is not the trained one. flags: command-line flags that only its original has.
+    """
 
     name: str
     tokens: TokenSpec
@@ -44,6 +48,8 @@ class System:
     head: str  # a name in HEADS
     read: Callable[[str], list[Claim]]
     published: tuple[str, ...] = ()
+    prompt_template: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 def build_system(name: str, options: dict[str, Any] | None = None) -> System:
@@ -51,15 +57,16 @@ def build_system(name: str, options: dict[str, Any] | None = None) -> System:
     return SYSTEMS[name](**(options or {}))
 
 
-def taking(options: dict[str, Any]) -> list[str]:
-    """The systems that accept these options, the original first: which paper a command line of flags means."""
-    names = []
+def taking(options: dict[str, Any], flags: Iterable[str] = ()) -> list[str]:
+    """The systems that accept these options and flags, the original first: which paper a command line means."""
+    names, owners = [], {flag: name for name in SYSTEMS for flag in build_system(name).flags}
     for name in sorted(SYSTEMS, key=lambda name: name != ORIGINAL):
         try:
             build_system(name, options)
         except ValueError:
             continue
-        names.append(name)
+        if all(owners.get(flag, name) == name for flag in flags):
+            names.append(name)
     return names
 
 
@@ -87,10 +94,11 @@ class Wording:
 
 
 def load_wording(name: str, slots: dict[str, str]) -> Wording:
-    """Reads `systems/wording/<name>.yaml` (or a YAML path) and checks it against `slots`: list name to slot name.
+    """Reads `systems/wording/<name>.yaml` (or a YAML path) and checks it against `slots`: list name to slot names.
 
-    An empty slot name means that the list's templates have none. A missing list, an empty one, or a template without
-    its slot (or with it twice, or with another one) is an error that names the file, the list and the template.
+    Several slots of a list stand with blanks between them, `?` behind one that its templates may leave out; "" means
+    none. A missing list, an empty one, or a template without its slots (or with one twice, or with another) is an error
+    that names the file, the list and the template.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else WORDING / f"{name}.yaml"
     if not path.is_file():
@@ -103,9 +111,11 @@ def load_wording(name: str, slots: dict[str, str]) -> Wording:
         if not lists[key]:
             raise ValueError(f"{path}: the list {key!r} is empty")
         for template in lists[key]:
-            found = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-            if found != [slot] * bool(slot):
-                raise ValueError(f"{path}: {key}: {template!r} must hold {f'{{{slot}}} once' if slot else 'no slot'}")
+            found = sorted(field for _, field, _, _ in string.Formatter().parse(template) if field is not None)
+            needed = sorted(name for name in slot.split() if not name.endswith("?"))
+            if found not in (needed, sorted(slot.replace("?", "").split())):
+                wanted = " and ".join(f"{{{name}}} once" for name in needed) or "no slot"
+                raise ValueError(f"{path}: {key}: {template!r} must hold {wanted}")
     return Wording(name, {key: tuple(templates) for key, templates in lists.items()})
 
 
