@@ -1,4 +1,4 @@
-"""Pictures of answers: masks over the photo in one colour a name, a legend, and grids of input, answer, predicted, true."""
+"""Pictures of answers: masks over the photo, one colour a name, a legend; grids of input, answer, predicted, true."""
 
 from __future__ import annotations
 

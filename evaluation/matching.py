@@ -36,29 +36,26 @@ class Names:
 
 @dataclass(frozen=True)
 class ListReading:
-    """What an answer to a class list says: (class, k-th mask) in the answer's order, refused classes, strangers.
+    """What an answer to a class list claims: (class, k-th mask) in the answer's order.
 
     `unmatched` counts the claims that name none of the classes: parse failures.
     """
 
     masks: tuple[tuple[int, int], ...]
-    refused: frozenset[int]
     unmatched: int = 0
 
 
 def read_list(claims: Sequence[Claim], asked: Sequence[str], names: Names, *, fuzzy: bool = False) -> ListReading:
     """Claims to classes of `names`. Whatever answers a question about a single class is about that class."""
     find = names.fuzzy if fuzzy else names.exact
-    masks, refused, unmatched = [], set(), 0
+    masks, unmatched = [], 0
     for claim in claims:
         index = names.exact(asked[0]) if len(asked) == 1 else find(claim.phrase)
         if index is None:
             unmatched += 1
-        elif claim.mask is None:
-            refused.add(index)
-        else:
+        elif claim.mask is not None:
             masks.append((index, claim.mask))
-    return ListReading(tuple(masks), frozenset(refused), unmatched)
+    return ListReading(tuple(masks), unmatched)
 
 
 def assign(claims: Sequence[Claim], asked: Sequence[str]) -> list[int | None]:

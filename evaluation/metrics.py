@@ -158,9 +158,9 @@ class Confusion:
 
 
 def confusion_cells(truth: Tensor, predicted: Tensor, classes: int) -> np.ndarray:
-    """The cells of one picture that are not zero: (n, 3) int64 of true class, predicted class (`classes`: none), pixels.
+    """The cells of one picture that are not zero: (n, 3) int64 of true class, predicted class, number of pixels.
 
-    truth: (H, W) in 0..classes-1 or IGNORE. predicted: (H, W) in 0..classes.
+    truth: (H, W) in 0..classes-1 or IGNORE. predicted: (H, W) in 0..classes, the last for "none".
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"predicted map {tuple(predicted.shape)} and true map {tuple(truth.shape)} differ in shape")

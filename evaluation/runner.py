@@ -50,11 +50,12 @@ def evaluate(
     batch_size: int = 1,
     max_new_tokens: int = 512,
     workers: int = 2,
-    options: dict[str, Any] | None = None,
+    classes: str | None = None,
 ) -> dict[str, Any]:
-    """Scores the suites (names, groups, globs) and returns results that name metric, variant and protocol of each figure.
+    """Scores the suites (names, groups, globs); each figure of the results names its metric, variant and protocol.
 
-    limit: pictures a suite, 0 for all. batch_size: pictures a batch. options: of every source, over the recipe's.
+    limit: pictures a suite, 0 for all. batch_size: pictures a batch. classes: a class-list file for the semantic
+    suites, `{source}` in it stands for the source's name; without it the recipe's class lists count.
     out_dir: gets results.json and a folder of predictions, one JSON line a picture. A suite without its data is
     reported under `missing`, and the others go on. Run on all processes: each scores its share, all return the whole.
     """
@@ -66,7 +67,7 @@ def evaluate(
     try:
         for suite in find_suites(suites):
             try:
-                source = suite.open(dataset_dir, {**recipe_options(assistant.recipe, suite), **(options or {})})
+                source = suite.open(dataset_dir, source_options(assistant.recipe, suite, classes))
             except (FileNotFoundError, ValueError) as error:
                 log.warning("%s cannot be evaluated: %s", suite.name, error)
                 results["missing"][suite.name] = str(error)
@@ -106,10 +107,13 @@ def as_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def recipe_options(recipe: Recipe, suite: Suite) -> dict[str, Any]:
-    """What the recipe says of the suite's source and scoring must share, such as the class list."""
+def source_options(recipe: Recipe, suite: Suite, classes: str | None = None) -> dict[str, Any]:
+    """What the recipe says of the suite's source and scoring must share, such as the class list, or `classes`."""
     sets = [item for task in recipe.data.mixture for item in task.sets if item.source.split("|")[0] == suite.base]
-    return {key: value for item in sets for key, value in item.options.items() if key in KEPT_OPTIONS}
+    options = {key: value for item in sets for key, value in item.options.items() if key in KEPT_OPTIONS}
+    if classes and suite.metric == "semantic":
+        options["classes"] = classes.replace("{source}", suite.base)
+    return options
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.types import Query, Record
-from evaluation.matching import ListReading, Names, assign, read_list
+from evaluation.matching import Names, assign, read_list
 from evaluation.metrics import (
     IGNORE,
     RELEASED,
@@ -32,11 +32,11 @@ SCORERS = Registry("metric kind")  # one instance a suite and process
 
 @SCORERS.register("semantic")
 class SemanticScorer:
-    """mIoU of class lists from one confusion matrix, in two variants (lasagna.md 7.2, 7.3), and present/absent accuracy.
+    """mIoU of class lists from one confusion matrix, in two variants, and present/absent accuracy.
 
-    standard: names match exactly, of two masks of a class the higher logit counts, ignored pixels do not, pixels without
-    an answer are wrong. as_released: names match the most similar class, a class's last mask replaces earlier ones, and
-    ignored or unanswered pixels are class 0.
+    standard: names match exactly, of two masks of a class the higher logit counts, ignored pixels do not count, pixels
+    without an answer are wrong. as_released (lasagna.md 7.2): names match the most similar class, a class's last mask
+    replaces earlier ones, and ignored or unanswered pixels are class 0.
     """
 
     def __init__(self) -> None:
@@ -51,20 +51,20 @@ class SemanticScorer:
         names = Names(record.vocabulary)
         shape, device = replies[0].masks.shape[-2:], replies[0].masks.device
         truth = true_map(record, names, shape).to(device)
-        exact, logits = _read(replies, queries, names, fuzzy=False)
-        fuzzy, released = _read(replies, queries, names, fuzzy=True)
+        exact, unmatched = read_masks(replies, queries, names, fuzzy=False)
+        fuzzy, _ = read_masks(replies, queries, names, fuzzy=True)
         size = len(names.names)
         counts: dict[str, Any] = {
             "classes": names.names,
-            STANDARD: confusion_cells(truth, standard_map(logits, shape, size, device), size).tolist(),
-            RELEASED: confusion_cells(released_truth(truth), released_map(released, shape, device), size).tolist(),
-            "unmatched": exact.unmatched,
+            STANDARD: confusion_cells(truth, standard_map(exact, shape, size, device), size).tolist(),
+            RELEASED: confusion_cells(released_truth(truth), released_map(fuzzy, shape, device), size).tolist(),
+            "unmatched": unmatched,
             "presence": None,
         }
         if protocol != FORCED:
             asked = {names.exact(name) for query in queries for name in query.asked}
             present = {names.exact(target.phrase) for target in record.targets if target.mask is not None}
-            counts["presence"] = presence_cells(asked, present, {index for index, _ in exact.masks})
+            counts["presence"] = presence_cells(asked, present, {index for index, _ in exact})
         return counts
 
     def add(self, counts: dict[str, Any]) -> None:
@@ -191,24 +191,16 @@ def released_truth(truth: Tensor) -> Tensor:
     return truth.clamp(min=0)
 
 
-def _read(
+def read_masks(
     replies: Sequence[Reply], queries: Sequence[Query], names: Names, *, fuzzy: bool
-) -> tuple[ListReading, list[tuple[int, Tensor]]]:
-    """The readings of all answers about a picture as one, and the (class, logits) pairs in their order."""
-    readings = [
-        read_list(reply.claims, query.asked, names, fuzzy=fuzzy) for query, reply in zip(queries, replies, strict=True)
-    ]
-    pairs = [
-        (index, reply.masks[mask])
-        for reading, reply in zip(readings, replies, strict=True)
-        for index, mask in reading.masks
-    ]
-    whole = ListReading(
-        tuple(pair for reading in readings for pair in reading.masks),
-        frozenset().union(*(reading.refused for reading in readings)),
-        sum(reading.unmatched for reading in readings),
-    )
-    return whole, pairs
+) -> tuple[list[tuple[int, Tensor]], int]:
+    """(class, logits) pairs of all answers about a picture, in their order, and the number of claims that name none."""
+    pairs, unmatched = [], 0
+    for query, reply in zip(queries, replies, strict=True):
+        reading = read_list(reply.claims, query.asked, names, fuzzy=fuzzy)
+        pairs += [(index, reply.masks[mask]) for index, mask in reading.masks]
+        unmatched += reading.unmatched
+    return pairs, unmatched
 
 
 def _true_mask(record: Record, target: int, shape: tuple[int, int]) -> Tensor:

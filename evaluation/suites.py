@@ -24,7 +24,7 @@ class Suite:
     source: str = ""
 
     def open(self, dataset_dir: str | Path, options: dict[str, Any] | None = None) -> Source:
-        """The pictures; missing data raise an error that names the paths. `options` of the source: the suite's own win."""
+        """The pictures; missing data raise an error that names the paths. The suite's own options win over these."""
         return build_source(self.source or self.name, dataset_dir, **{**(options or {}), **self.options})
 
     @property
@@ -79,10 +79,8 @@ def table() -> str:
     """What `--list` prints: name, group, metric, data needed."""
     rows = [("suite", "group", "metric", "data below the dataset folder")]
     rows += [(suite.name, suite.group, suite.metric, suite.needs) for suite in ENTRIES]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows
-    )
+    name, group, metric = (max(len(row[column]) for row in rows) for column in range(3))
+    return "\n".join(f"{row[0]:<{name}}  {row[1]:<{group}}  {row[2]:<{metric}}  {row[3]}" for row in rows)
 
 
 def _fits(suite: Suite, pattern: str) -> bool:

@@ -1,0 +1,137 @@
+"""Talks about pictures: a prompt and a picture in, text and masks out.
+
+    python chat.py --version CHECKPOINT                                              # asks for prompt and path, again and again
+    python chat.py --version CHECKPOINT --image dog.jpg --prompt "Where is the dog?"
+    python chat.py --version CHECKPOINT --image street.jpg --classes "road,car,sky"  # a class list
+
+Each answer leaves in --vis_save_path one PNG a mask, an overlay and a JSON with text, names and areas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data.collate import look
+from data.types import IMAGE_PLACEHOLDER, Query, Record
+from data.views import read_image
+from evaluation.cli import Parser, add_model_flags, load_assistant
+from evaluation.draw import Layer, colour_of, with_legend
+from evaluation.protocols import Reply, generate
+from systems.assistant import Assistant
+from utils.log import setup_logging
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    setup_logging()
+    assistant = load_assistant(args)
+    if args.image:
+        return 0 if answer(assistant, args.image, args.prompt, args.classes, args) else 1
+    talk(assistant, args)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_model_flags(parser)
+    parser.add_argument("--vis_save_path", type=Path, default=Path("./vis_output"), help="where pictures go")
+    parser.add_argument("--image", help="picture of a single question")
+    parser.add_argument("--prompt", default="", help="the question about --image")
+    parser.add_argument("--classes", default="", metavar="A,B,C", help="ask about --image for each of these classes")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer")
+    args = parser.parse(argv)
+    if not args.version:
+        parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")
+    if (args.prompt or args.classes) and not args.image:
+        parser.error("--prompt and --classes go with --image; without them the program asks")
+    if args.image and bool(args.prompt.strip()) == bool(args.classes.strip(" ,")):
+        parser.error("--image needs a --prompt or a list of --classes, one of the two, and not an empty one")
+    return args
+
+
+def talk(assistant: Assistant, args: argparse.Namespace) -> None:
+    """Asks for a prompt, then for a picture, until the input ends. Each question starts anew, as in the original."""
+    while True:
+        try:
+            prompt = input("Please input your prompt (Ctrl-D leaves): ").strip()
+            if not prompt:
+                print("The prompt is empty; type a question about a picture.")
+                continue
+            image = input("Please input the image path: ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        answer(assistant, image, prompt, "", args)
+
+
+def answer(assistant: Assistant, image: str, prompt: str, classes: str, args: argparse.Namespace) -> bool:
+    """Asks, prints and saves; what is wrong with the picture or the words is said, and the answer is False."""
+    try:
+        queries = make_queries(assistant, Path(image), prompt, classes)
+        (replies,) = generate(assistant, [look(image, assistant.views)], [queries], args.max_new_tokens)
+        report = save(Path(image), queries, replies, args.vis_save_path)
+    except (OSError, ValueError) as error:
+        print(f"Cannot answer: {error}")
+        return False
+    print("\n".join(entry["text"] for entry in report["answers"]))
+    for mask in report["masks"]:
+        print(f"  {mask['name'] or 'mask'}: {mask['area']} pixels ({mask['share']:.1%}) -> {mask['file']}")
+    for name in report["absent"]:
+        print(f"  {name}: not in the picture")
+    if not report["masks"]:
+        print("  no mask in this answer")
+    print(f"  saved {report['overlay']}")
+    return True
+
+
+def make_queries(assistant: Assistant, image: Path, prompt: str, classes: str) -> list[Query]:
+    """The prompt as it is behind the picture, or the system's own question about a class list."""
+    if prompt.strip():
+        return [Query(f"{IMAGE_PLACEHOLDER}\n{prompt.strip()}", ())]
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    return assistant.system.task.queries(Record(image, "classes", vocabulary=tuple(names)))
+
+
+def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder: Path) -> dict[str, Any]:
+    """Writes masks, overlay and JSON under names that are still free; returns what the JSON holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, shown = free_name(folder, image.stem), read_image(image)
+    report: dict[str, Any] = {"image": str(image), "answers": [], "masks": [], "absent": []}
+    layers = []
+    for query, reply in zip(queries, replies, strict=True):
+        report["answers"].append({"question": query.question, "text": reply.text, "finished": reply.finished})
+        for claim in reply.claims:
+            name = claim.phrase or (query.asked[0] if len(query.asked) == 1 else "")
+            if claim.mask is None:
+                report["absent"].append(name)
+                continue
+            mask = (reply.masks[claim.mask] > 0).cpu().numpy()
+            file = folder / f"{stem}_mask_{len(layers)}.png"
+            Image.fromarray(mask.astype(np.uint8) * 255).save(file)
+            report["masks"].append(
+                {"name": name, "file": str(file), "area": int(mask.sum()), "share": float(mask.mean())}
+            )
+            layers.append(Layer(mask, name, colour_of(len(layers))))
+    report["overlay"] = str(folder / f"{stem}_overlay.png")
+    Image.fromarray(with_legend(shown, layers)).save(report["overlay"])
+    (folder / f"{stem}.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report
+
+
+def free_name(folder: Path, stem: str) -> str:
+    """`dog`, or `dog_2`, `dog_3` where earlier answers about that picture are kept."""
+    number = 1
+    while (folder / f"{stem if number == 1 else f'{stem}_{number}'}.json").exists():
+        number += 1
+    return stem if number == 1 else f"{stem}_{number}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

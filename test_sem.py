@@ -1,0 +1,91 @@
+"""Evaluates an assistant on named suites, the semantic ones unless told otherwise.
+
+    python test_sem.py --version runs/mine --dataset_dir ./dataset
+    python test_sem.py --version runs/mine-merged --suites 'refcoco*' ReasonSeg'|val' --protocol teacher_forced
+    torchrun --nproc_per_node 8 test_sem.py --version CHECKPOINT --val_dataset_list cityscapes,ade20k,cocostuff
+    python test_sem.py --list
+
+Prints a table and writes OUT/results.json and OUT/predictions/<suite>.jsonl; every figure names protocol and variant.
+The exit status is 1 when the data of a suite are missing (the others are evaluated all the same).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation import suites
+from evaluation.cli import Parser, add_model_flags, load_assistant
+from evaluation.protocols import GENERATED, PROTOCOLS
+from evaluation.runner import as_table, evaluate
+from utils import dist
+from utils.log import setup_logging
+
+DEFAULT_SUITES = ("cityscapes", "ade20k", "cocostuff")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if args.list:
+        print(suites.table())
+        return 0
+    chosen = args.suites or args.val_dataset_list.split(",")
+    try:
+        suites.find_suites(chosen)
+    except ValueError as error:
+        raise SystemExit(f"test_sem.py: {error}") from None
+    dist.start(timeout_minutes=24 * 60)  # a slow process may lag far behind before the figures meet
+    setup_logging(dist.is_main())
+    assistant = load_assistant(args)
+    out = Path(args.out or Path("runs") / "evaluation" / Path(args.version).name) / args.protocol
+    results = evaluate(
+        assistant,
+        chosen,
+        args.dataset_dir,
+        args.protocol,
+        args.limit,
+        out,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+        workers=args.workers,
+        classes=args.classes,
+    )
+    if dist.is_main():
+        print(as_table(results))
+        print(f"results: {out / 'results.json'}; predictions: {out / 'predictions'}")
+    dist.stop()
+    return 1 if results["missing"] else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_model_flags(parser)
+    parser.add_argument("--dataset_dir", default="./dataset", help="root of all datasets")
+    parser.add_argument("--suites", nargs="+", metavar="NAME", help="names, set names, globs or groups; see --list")
+    parser.add_argument(
+        "--val_dataset_list", default=",".join(DEFAULT_SUITES), help="the same, in the original's spelling: a,b,c"
+    )
+    parser.add_argument("--protocol", default=GENERATED, choices=PROTOCOLS, help="default: generate")
+    parser.add_argument("--limit", type=int, default=0, help="pictures a suite, the first ones; 0: all")
+    parser.add_argument("--classes", metavar="FILE", help="class list of the semantic suites; {source} is filled in")
+    parser.add_argument("--batch_size", "--val_batch_size", type=int, default=1, help="pictures a batch")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer")
+    parser.add_argument("--workers", type=int, default=2, help="threads that read pictures ahead")
+    parser.add_argument("--out", help="default: runs/evaluation/<name of version>")
+    parser.add_argument("--list", action="store_true", help="print the suites and leave")
+    parser.add_argument("--eval_only", action="store_true", help="taken as the original has it: it is what this does")
+    args = parser.parse(argv)
+    if not args.list and not args.version:
+        parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")
+    for name in ("limit", "workers"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} must not be negative")
+    for name in ("batch_size", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    return args
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,270 @@
+"""Evaluation end to end with tiny real models on toy pictures in the real layouts, and scoring of hand-made answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
+
+import test_sem
+from data.types import Claim, Mask, Query, Record, Target
+from evaluation.metrics import RELEASED, STANDARD
+from evaluation.protocols import FORCED, GENERATED, Reply
+from evaluation.runner import Tally, as_table, evaluate, source_options, summary
+from evaluation.scoring import SCORERS, OverlapScorer, SemanticScorer
+from evaluation.suites import find_suites
+from utils.config import Recipe, from_dict
+from utils.masks import rle_to_mask
+
+SUITES = ["ade20k|val", "refcoco|unc|val", "ReasonSeg|val"]
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return toy_world(tmp_path_factory.mktemp("world"), "ade20k", "refcoco", "reason_seg")
+
+
+@pytest.fixture(scope="module")
+def assistant():
+    return tiny("lasagna", eager=8)
+
+
+def lines(folder: Path, suite: str) -> list[dict]:
+    path = folder / "predictions" / f"{suite.replace('|', '_')}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def values(results: dict) -> dict:
+    named = {name: suite["figures"] for name, suite in results["suites"].items()}
+    return {(name, f["metric"], f["variant"]): f["value"] for name, figures in named.items() for f in figures}
+
+
+def from_predictions(folder: Path) -> dict:
+    """The figures of every suite from its JSON lines alone."""
+    found = {}
+    for name, metric in zip(SUITES, ("semantic", "overlap", "overlap"), strict=True):
+        scorer = SCORERS[metric]()
+        predictions = lines(folder, name)
+        for line in predictions:
+            scorer.add(line["counts"])
+        found[name] = [{**vars(figure), "protocol": predictions[0]["protocol"]} for figure in scorer.figures()]
+    return found
+
+
+def figures(results: dict) -> dict:
+    return {name: suite["figures"] for name, suite in results["suites"].items()}
+
+
+@pytest.mark.parametrize("protocol", [GENERATED, FORCED])
+def test_every_suite_gives_named_figures_and_batching_changes_nothing(world, assistant, tmp_path, protocol):
+    runs = {}
+    for size in (1, 3):
+        out = tmp_path / str(size)
+        runs[size] = evaluate(
+            assistant, SUITES, world, protocol, 0, out, batch_size=size, max_new_tokens=6, classes=CLASSES
+        )
+    assert not runs[1]["missing"] and values(runs[1]) == pytest.approx(values(runs[3]), abs=1e-5)  # rounding of floats
+    for name in SUITES:
+        single, batched = lines(tmp_path / "1", name), lines(tmp_path / "3", name)
+        assert len(single) == runs[1]["suites"][name]["pictures"] == 3
+        for one, other in zip(single, batched, strict=True):
+            assert [a["text"] for a in one["answers"]] == [a["text"] for a in other["answers"]]
+            assert one["image"] == other["image"]
+        for figure in runs[1]["suites"][name]["figures"]:
+            assert figure["protocol"] == protocol and figure["variant"] in (STANDARD, RELEASED)
+            assert figure["value"] is not None
+    assert json.loads((tmp_path / "1" / "results.json").read_text()) == json.loads(json.dumps(runs[1]))
+    assert from_predictions(tmp_path / "1") == figures(runs[1])
+    present = [f for f in runs[1]["suites"]["ade20k|val"]["figures"] if f["metric"] == "present_accuracy"]
+    assert len(present) == (protocol == GENERATED)  # a forced answer names the classes itself
+
+
+def test_predicted_masks_are_kept_at_the_size_of_the_picture(world, assistant, tmp_path):
+    evaluate(assistant, ["refcoco|unc|val"], world, FORCED, 1, tmp_path)
+    (line,) = lines(tmp_path, "refcoco|unc|val")
+    height, width = line["answers"][0]["masks"][0]["size"]
+    for answer, (_, _, _, predicted, _) in zip(line["answers"], line["counts"]["overlaps"], strict=True):
+        (mask,) = answer["masks"]
+        assert int(rle_to_mask(mask, (height, width)).sum()) == predicted
+
+
+def test_pictures_are_encoded_once_however_many_questions(world, assistant):
+    seen = []
+    encode = assistant.model.vlm.encode_images
+    assistant.model.vlm.encode_images = lambda pixels: (seen.append(len(pixels)), encode(pixels))[1]
+    try:
+        results = evaluate(assistant, ["refcoco|unc|val"], world, GENERATED, batch_size=2, max_new_tokens=4)
+    finally:
+        del assistant.model.vlm.encode_images
+    assert seen == [2, 1]
+    assert results["suites"]["refcoco|unc|val"]["queries"] > 3
+
+
+def test_nothing_predicted_is_a_score_of_zero_not_a_crash(world):
+    results = evaluate(tiny("lasagna"), SUITES, world, GENERATED, 2, max_new_tokens=2, classes=CLASSES)
+    scores = summary(results)
+    assert scores["ade20k|val"]["mIoU"] == scores["refcoco|unc|val"]["cIoU"] == scores["ReasonSeg|val"]["gIoU"] == 0.0
+    assert scores["ade20k|val"]["present_accuracy"] == 0.0 and scores["ade20k|val"]["absent_accuracy"] == 1.0
+    assert results["suites"]["ade20k|val"]["unfinished"] == 2
+    assert "unfinished" in as_table(results)
+
+
+def test_a_class_at_a_time_is_scored_like_a_list(world):
+    results = evaluate(tiny("lisa", eager=5), ["ade20k|val"], world, GENERATED, 1, max_new_tokens=6, classes=CLASSES)
+    suite = results["suites"]["ade20k|val"]
+    assert suite["queries"] == len(suite["class_iou"]) > 5 and suite["parse_failures"] == 0
+
+
+def test_missing_data_are_named_and_the_others_go_on(world, assistant):
+    results = evaluate(assistant, ["cityscapes", "ReasonSeg|val"], world, FORCED, 1)
+    assert list(results["suites"]) == ["ReasonSeg|val"] and "cityscapes" in results["missing"]["cityscapes|val"]
+    assert str(world) in as_table(results)
+
+
+def test_training_mode_comes_back(world, assistant):
+    assistant.model.train()
+    evaluate(assistant, ["ReasonSeg|val"], world, FORCED, 1)
+    assert assistant.model.training
+    assistant.model.eval()
+
+
+def test_unknown_protocols_and_suites_are_refused(world, assistant):
+    with pytest.raises(ValueError, match=r"no protocol 'forced'.*have: generate, teacher_forced"):
+        evaluate(assistant, ["ReasonSeg|val"], world, "forced")
+    with pytest.raises(ValueError, match="no suite"):
+        evaluate(assistant, ["ReasonSegg|val"], world)
+
+
+def test_program_prints_and_writes_and_tells_missing_suites(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # the launcher's variables that it sets go again
+    command = ["--version", str(GOLDEN / "lasagna"), "--vision-tower", str(GOLDEN / "lasagna" / "clip")]
+    command += ["--dataset_dir", str(world), "--limit", "1", "--out", str(tmp_path), "--max_new_tokens", "4"]
+    command += ["--eval_only", "--batch_size", "2", "--classes", CLASSES]
+    assert test_sem.main([*command, "--suites", "ade20k"]) == 0
+    said = capsys.readouterr().out
+    assert "mIoU" in said and "standard" in said and "as_released" in said and "generate" in said
+    assert "ade20k|val" in json.loads((tmp_path / "generate" / "results.json").read_text())["suites"]
+    assert (
+        test_sem.main([*command, "--val_dataset_list", "ade20k,cocostuff", "--protocol", FORCED, "--lora_r", "8"]) == 1
+    )
+    said = capsys.readouterr().out
+    assert "cocostuff|val: not evaluated" in said and "--lora_r has no meaning here" in said
+    with pytest.raises(SystemExit, match=r"unknown argument '--suite_names'; did you mean"):
+        test_sem.main([*command, "--suite_names", "ade20k"])
+    with pytest.raises(SystemExit, match=r"cannot load .*nowhere"):
+        test_sem.main(["--version", str(tmp_path / "nowhere" / "x.y")])
+    assert test_sem.main(["--list"]) == 0 and "ReasonSeg|test" in capsys.readouterr().out
+
+
+def test_two_processes_give_what_one_gives(world, tmp_path):
+    chosen, out = ["ade20k|val", "ReasonSeg|val"], tmp_path / "two"
+    command = ["test_sem.py", "--version", str(GOLDEN / "lasagna"), "--vision_tower", str(GOLDEN / "lasagna" / "clip")]
+    command += ["--dataset_dir", str(world), "--suites", *chosen, "--protocol", FORCED, "--classes", CLASSES]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, *launcher, *command, "--out", str(out)], cwd=ROOT, env=env, check=True)
+    two = json.loads((out / FORCED / "results.json").read_text())
+    one = evaluate(tiny("lasagna"), chosen, world, FORCED, classes=CLASSES)
+    assert values(one) == values(two)
+    for name in chosen:
+        assert one["suites"][name]["pictures"] == two["suites"][name]["pictures"] == 3  # uneven: two and one
+        parts = sorted((out / FORCED / "predictions").glob(f"{name.replace('|', '_')}*.jsonl"))
+        indices = [json.loads(line)["index"] for part in parts for line in part.read_text().splitlines()]
+        assert len(parts) == 2 and sorted(indices) == [0, 1, 2]
+
+
+# Scoring of hand-made answers: 2 x 4 pixels, class 0 on the left, class 1 on the right, the last column ignored.
+
+NAMES = ("wall", "blue sky", "door")
+LEFT = np.array([[True, True, False, False]] * 2)
+RIGHT = np.array([[False, False, True, False]] * 2)
+RECORD = Record(
+    Path("x.png"),
+    "classes",
+    (Target("wall", lambda: LEFT), Target("blue sky", lambda: RIGHT)),
+    NAMES,
+    ignore=lambda: ~(LEFT | RIGHT),
+)
+LIST = Query("", (), (0, 1), NAMES)
+
+
+def logits(*masks: np.ndarray) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(np.where(mask, 1.0, -1.0)).float() for mask in masks])
+
+
+def semantic(claims: list[Claim], masks: torch.Tensor, query: Query = LIST) -> dict:
+    scorer = SemanticScorer()
+    scorer.add(scorer.count(RECORD, [query], [Reply("", tuple(claims), masks)], GENERATED))
+    return {(figure.metric, figure.variant): figure.value for figure in scorer.figures()}
+
+
+def test_a_perfect_answer_scores_one_and_ignored_pixels_do_not_count():
+    everywhere_right = RIGHT | ~(LEFT | RIGHT)
+    got = semantic([Claim("bluesky", 0), Claim("door", None), Claim("wall", 1)], logits(everywhere_right, LEFT))
+    assert got["mIoU", STANDARD] == got["pixel_accuracy", STANDARD] == 1.0
+    assert got["present_accuracy", STANDARD] == got["absent_accuracy", STANDARD] == 1.0
+    assert got["mIoU", RELEASED] == pytest.approx((4 / 6 + 2 / 4) / 2)  # the ignored column is class 0, claimed as sky
+
+
+def test_unanswered_pixels_are_wrong_in_standard_and_class_zero_as_released():
+    got = semantic([Claim("wall", None)], torch.zeros(0, 2, 4))
+    assert got["mIoU", STANDARD] == 0.0 and got["present_accuracy", STANDARD] == 0.0
+    assert got["mIoU", RELEASED] == pytest.approx((6 / 8 + 0) / 2)  # class 0: left, ignored, and the sky's two pixels
+
+
+def test_duplicates_count_by_maximum_in_standard_and_the_last_replaces_as_released():
+    claims = [Claim("wall", 0), Claim("wall", 1), Claim("blue sky", 2)]
+    masks = logits(LEFT, np.zeros_like(LEFT), RIGHT | LEFT)
+    masks[2] *= 0.5
+    got = semantic(claims, masks)
+    assert got["mIoU", STANDARD] == 1.0
+    assert got["pixel_accuracy", RELEASED] == pytest.approx(4 / 8)  # sky over the wall; the ignored column is class 0
+
+
+def test_a_misspelt_name_is_a_failure_in_standard_and_the_nearest_class_as_released():
+    scorer = SemanticScorer()
+    counts = scorer.count(RECORD, [LIST], [Reply("", (Claim("wal", 0),), logits(LEFT))], GENERATED)
+    assert counts["unmatched"] == 1
+    scorer.add(counts)
+    got = {(figure.metric, figure.variant): figure.value for figure in scorer.figures()}
+    assert got["mIoU", STANDARD] == 0.0 and got["mIoU", RELEASED] > 0.3
+
+
+def test_absent_classes_that_get_a_mask_are_wrong_and_only_asked_ones_are_counted():
+    got = semantic([Claim("door", 0)], logits(LEFT))
+    assert got["absent_accuracy", STANDARD] == 0.0
+    alone = semantic([Claim("", 0)], logits(LEFT), Query("", (), (0,), ("wall",)))
+    assert alone["present_accuracy", STANDARD] == 1.0 and alone["absent_accuracy", STANDARD] is None
+
+
+def test_phrases_are_scored_against_their_own_masks_and_refusals_are_empty():
+    record = Record(Path("x.png"), "refer", (Target("a", lambda: LEFT), Target("b", None)))
+    queries = [Query("", (Mask(0), "."), (0,), ("a",)), Query("", (Mask(1), "."), (1,), ("b",))]
+    replies = [Reply("", (Claim("", 0),), logits(LEFT | RIGHT)), Reply("", (Claim("b", None),), torch.zeros(0, 2, 4))]
+    counts = OverlapScorer.count(record, queries, replies, GENERATED)
+    assert counts["overlaps"] == [[4, 6, 4, 6, 0], [0, 0, 0, 0, 1]]
+
+
+def test_failures_are_counted():
+    tally = Tally()
+    replies = [Reply("", (), logits(LEFT), finished=False, unread=2), Reply("", (), logits(LEFT))]
+    tally.add({"answers": [(LIST, reply) for reply in replies], "counts": {"unmatched": 3}})
+    assert (tally.pictures, tally.queries, tally.parse_failures, tally.unfinished) == (1, 2, 5, 1)
+
+
+def test_training_and_scoring_share_the_class_list(world):
+    mixture = {"data": {"mixture": [{"task": "t", "sets": [{"source": "ade20k", "options": {"classes": "list.txt"}}]}]}}
+    recipe, (suite,) = from_dict(Recipe, mixture), find_suites(["ade20k"])
+    assert source_options(recipe, suite) == {"classes": "list.txt"}
+    assert source_options(recipe, suite, CLASSES) == {"classes": "toy_classes/ade20k.txt"}
+    assert source_options(Recipe(), suite) == {}
