@@ -31,6 +31,7 @@ from model.seg_model import SegModel, text_mlp
 from model.vlm.llava import Llava
 from model.weights import read_tensors
 from utils.config import ModelConfig
+from utils.log import log
 from utils.registry import unknown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -166,6 +167,8 @@ def _read(folder: Path, config: ModelConfig, head: str) -> _Source:
 
 def _add_head(source: _Source, config: ModelConfig) -> _Source:
     if source.finished:
+        if config.vision_pretrained:
+            log.info("%s has its own mask head; %s is not read", source.folder, config.vision_pretrained)
         return source
     if not config.vision_pretrained:
         raise ValueError(
@@ -205,6 +208,8 @@ def _find_tower(source: _Source, config: ModelConfig) -> Path:
     name = config.vision_tower or named
     if not name:
         raise ValueError(f"{source.folder} holds no vision tower and names none: set model.vision_tower")
+    if named and name != named:
+        log.warning("%s was made with the vision tower %s; model.vision_tower=%s is used", source.folder, named, name)
     source.tower_name = str(name)
     return fetch(name)
 
@@ -277,6 +282,7 @@ def _fill(model: SegModel, source: _Source, dtype: torch.dtype, generator: torch
     state |= {name: _draw(name, tuple(wanted[name].shape), bound, generator) for name in absent}
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     model.vlm.reset_buffers()
+    log.info("%s: %s", source.folder, report)
 
 
 def _draw(name: str, shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:

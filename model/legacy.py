@@ -54,6 +54,11 @@ class Report:
     missing: list[str] = field(default_factory=list)  # weights of the model that no file gave
     fresh: list[str] = field(default_factory=list)  # drawn anew, as the recipe expects (a base has no text MLP)
 
+    def __str__(self) -> str:
+        counts = {"loaded": self.mapped, "new": len(self.fresh), "ignored": len(self.ignored)}
+        counts |= {"missing": len(self.missing), "unexpected": len(self.unexpected)}
+        return ", ".join(f"{count} weights {name}" for name, count in counts.items() if count)
+
 
 def reading_table(head: list[Pair]) -> NameTable:
     """Every layout that can be read. `head`: the mask head's published names below `model.`."""

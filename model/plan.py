@@ -70,7 +70,7 @@ def language_sizes(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, w
     for those of published base files are wrong."""
     text = values.get("text_config", values)
     kind = text.get("model_type", "llama")
-    if kind not in ("llama", "llava"):
+    if kind not in ("llama", "llava", "llava_llama"):
         raise ValueError(f"{where}: " + unknown("language model", kind, ["llama"]))
     sizes = {key: text[key] for key in _LANGUAGE_KEYS if text.get(key) is not None}
     sizes["bos_token_id"], sizes["eos_token_id"] = tokenizer.bos_token_id, tokenizer.eos_token_id

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from data.tokens import IMAGE_START
 from data.views import ClipView
 from model.heads import HEADS
 from model.legacy import folder_table, published_table, to_theirs
@@ -56,31 +57,33 @@ def save_original(
         write_tensors({key.removeprefix(prefix): value for key, value in tower.items()}, folder / name)
         _write_json(folder / name / "config.json", {"model_type": "clip_vision_model", **plan.tower})
         _write_view(folder / name, model.vlm.view)
-    _write_json(folder / "config.json", _published_config(plan, name, architecture, str(model.dtype)))
+    told = {
+        "architectures": [architecture],
+        "torch_dtype": str(model.dtype).removeprefix("torch."),
+        "mm_vision_tower": name,
+        "vision_tower": name,
+        "mm_use_im_start_end": IMAGE_START in tokenizer.get_added_vocab(),
+    }
+    _write_json(folder / "config.json", _published_config(plan) | told)
     _write_old_tokenizer(folder, tokenizer)
 
 
-def _published_config(plan: Plan, tower: str, architecture: str, dtype: str) -> dict[str, Any]:
-    """The flat `config.json` of lisa.md 7.3."""
+def _published_config(plan: Plan) -> dict[str, Any]:
+    """The flat `config.json` of lisa.md 7.3, as far as sizes go."""
     language = dict(plan.language)
     rope = language.pop("rope_parameters", {})
     scaled = rope.get("rope_type", "default") != "default"
     return {
-        "architectures": [architecture],
         "model_type": "llava",
         **language,
         "rope_theta": rope.get("rope_theta", 10000.0),
         "rope_scaling": {"type": rope["rope_type"], "factor": rope["factor"]} if scaled else None,
         "tie_word_embeddings": False,
         "use_cache": False,
-        "torch_dtype": dtype.removeprefix("torch."),
-        "mm_vision_tower": tower,
-        "vision_tower": tower,
         "mm_hidden_size": plan.tower["hidden_size"],
         "mm_projector_type": "linear" if plan.projector_depth == 1 else f"mlp{plan.projector_depth}x_gelu",
         "mm_vision_select_layer": plan.feature_layer,
         "mm_vision_select_feature": "patch",
-        "mm_use_im_start_end": True,
         "mm_use_im_patch_token": False,
         "use_mm_proj": True,
         "image_aspect_ratio": "square",

@@ -91,4 +91,4 @@ def _unpickle(file: Path):
         reason = str(error).splitlines()[0]
         raise ValueError(f"{file}: refused, this pickle is damaged or would run code when read ({reason})") from None
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} is damaged: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{file} is damaged: {(str(error) or 'it ends too early').splitlines()[0]}") from None

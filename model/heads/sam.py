@@ -17,6 +17,8 @@ from model.names import under
 from model.vlm.llava import Vision
 from model.weights import read_tensors
 
+QUERIES_AT_ONCE = 64  # in inference; each costs about a dozen copies of a picture embedding
+
 
 @HEADS.register("sam")
 class SamHead(nn.Module):
@@ -66,7 +68,16 @@ class SamHead(nn.Module):
             return self.encoder(batch.seg_pixels).last_hidden_state
 
     def decode(self, features: Tensor, queries: Tensor, query_image: Tensor, geometry: list[Geometry]) -> list[Tensor]:
-        """All queries of the batch in one pass. (Q, K, D) to B x (N_b, H_b, W_b) float32 logits."""
+        """All queries of the batch in one pass (without gradients: so many at once). (Q, K, D) to
+        B x (N_b, H_b, W_b) float32 logits."""
+        size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE
+        pieces = zip(queries.split(size), query_image.split(size), strict=True)
+        logits = torch.cat([self._low_resolution(features, piece, image) for piece, image in pieces])
+        by_image = split_by_image(logits, query_image, len(geometry))
+        return [to_original(piece, place, self.view_size) for piece, place in zip(by_image, geometry, strict=True)]
+
+    def _low_resolution(self, features: Tensor, queries: Tensor, query_image: Tensor) -> Tensor:
+        """(Q, K, D) to (Q, 4h, 4w) logits: each query with its own copy of its picture's embedding."""
         dtype = features.dtype
         dense = self.prompts.no_mask_embed.weight.to(dtype)[:, :, None, None]  # (1, D, 1, 1)
         logits, _ = self.decoder(
@@ -76,8 +87,7 @@ class SamHead(nn.Module):
             dense_prompt_embeddings=dense,
             multimask_output=False,
         )
-        pieces = split_by_image(logits[:, 0, 0], query_image, len(geometry))
-        return [to_original(piece, place, self.view_size) for piece, place in zip(pieces, geometry, strict=True)]
+        return logits[:, 0, 0]
 
     def _positions(self, features: Tensor) -> Tensor:
         """(1, C, h, w) random-Fourier encoding of the patch centres."""
