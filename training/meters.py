@@ -64,10 +64,10 @@ class Progress:
     def step(self) -> None:
         self.bar.update()
 
-    def show(self, values: dict[str, float]) -> None:
-        words = {
-            name: f"{value:.3f}" for name, value in values.items() if name not in ("images_per_second", "data_wait")
-        }
+    def show(self, values: dict[str, float | None]) -> None:
+        """Puts the values beside the bar; one that is None (a gradient norm that nobody keeps) is left out."""
+        hidden = ("images_per_second", "data_wait")
+        words = {n: f"{value:.3g}" for n, value in values.items() if n not in hidden and value is not None}
         if "images_per_second" in values:
             words["img/s"] = f"{values['images_per_second']:.1f}"
         self.bar.set_postfix(words, refresh=False)
