@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
+from data.sources.index import Rows, indexed
+from data.sources.stream import read_entries
 from data.types import Record
 from utils.registry import Registry, unknown
 
+__all__ = [  # the vocabulary of a source file
+    "SOURCES", "Rows", "Source", "choice", "field", "image_paths", "indexed", "locate", "picture", "picture_size",
+    "read_entries", "read_json",
+]  # fmt: skip
 SOURCES = Registry("source")
 EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # values of the tag with which rows and columns change places
 
 
 class Source(Protocol):
-    """Facts only: a pure map from index to record, one record a picture."""
+    """Facts only: a pure map from index to record, one record a picture.
+
+    A source may have `image_paths() -> list[str]`, the picture of every record without making the records, and
+    `files`, the annotation files it reads; see the functions of these names.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
 
 
-class Rows:
-    """JSON values packed in one buffer: far smaller than Python objects, and shared by workers that fork."""
-
-    def __init__(self, rows: Iterable[Any]):
-        self._buffer, self._ends = bytearray(), array("q", [0])
-        for row in rows:
-            self._buffer += json.dumps(row, separators=(",", ":")).encode("ascii")
-            self._ends.append(len(self._buffer))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return json.loads(self._buffer[self._ends[index] : self._ends[index + 1]])
+def image_paths(source: Source) -> list[str]:
+    """The picture of every record: what the source lists itself, else what its records say."""
+    listed = getattr(source, "image_paths", None)
+    return listed() if listed else [str(source[index].image) for index in range(len(source))]
 
 
 def locate(root: Path, what: str, *places: Sequence[str]) -> list[Path]:
@@ -82,17 +79,22 @@ def field(entry: Any, key: str, where: str) -> Any:
     return entry[key]
 
 
-def picture(folder: Path, name: Any, where: str) -> Path:
-    """The picture that an annotation names, which must lie below `folder`; `where` is the file and the entry."""
+def picture(folder: Path, name: Any, where: str, what: str = "picture") -> Path:
+    """The file that an annotation names, which must lie below `folder`; `where`: the annotation file and the entry."""
+    path = inside(folder, name, where, what)
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: names the {what} {name!r}, but there is no file {path}")
+    return path
+
+
+def inside(folder: Path, name: Any, where: str, what: str = "picture") -> Path:
+    """`folder / name`, refused where `name` is no relative path that stays below `folder`."""
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{where}: names no picture ({name!r})")
+        raise ValueError(f"{where}: names no {what} ({name!r})")
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
-        raise ValueError(f"{where}: the path {name!r} leaves {folder}; annotations may only name pictures below it")
-    path = folder / parts
-    if not path.is_file():
-        raise FileNotFoundError(f"{where}: names the picture {name!r}, but there is no file {path}")
-    return path
+        raise ValueError(f"{where}: the path {name!r} leaves {folder}; annotations may only name files below it")
+    return folder / parts
 
 
 def picture_size(path: Path) -> tuple[int, int]:

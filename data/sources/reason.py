@@ -1,4 +1,4 @@
-"""ReasonSeg: implicit queries about a picture, polygons in a labelme-like file beside it (lisa.md 4.6)."""
+"""ReasonSeg: implicit queries about a picture, polygons in a labelme-like file beside it (lisa 4.6, sesame 4.3)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class ReasonSeg:
 
     split: one, or several joined (`train_val`). explanations: put the explanation of `explanatory/train.json` into
     `Record.asked`; None: if the file is there. texts: "all" rephrasings are targets, or only the "first", which is the
-    published evaluation.
+    published evaluation. SESAME's release also has questions about what is not there: they follow as absent targets,
+    whose `correction` is the whole answer; "first" keeps one of them.
     """
 
     def __init__(self, root: Path, split: str = "train", explanations: bool | None = None, texts: str = "all"):
@@ -38,16 +39,21 @@ class ReasonSeg:
     def __len__(self) -> int:
         return len(self._files)
 
+    def image_paths(self) -> list[str]:
+        return [str(image) for image, _ in self._files]
+
     def __getitem__(self, index: int) -> Record:
         image, path = self._files[index]
         entry = read_json(path, ENCODINGS)
         painted = Once(partial(paint, field(entry, "shapes", str(path)), picture_size(image), path))
-        texts = _texts(entry, path)[: 1 if self._first_only else None]
+        at_most = 1 if self._first_only else None
         mask = Once(partial(_equals, painted, TARGET))
+        targets = [Target(text, mask) for text in _texts(entry, path)[:at_most]]
+        targets += [Target(question, None, reply) for question, reply in _false_premises(entry, path)[:at_most]]
         return Record(
             image,
             "reason" if field(entry, "is_sentence", str(path)) else "phrase",
-            tuple(Target(text, mask) for text in texts),
+            tuple(targets),
             asked=self._explained.get(image.name, ()),
             ignore=partial(_equals, painted, IGNORED),
         )
@@ -101,6 +107,18 @@ def _texts(entry: dict[str, Any], path: Path) -> list[str]:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"{path}: 'text' must be a list of one or more queries, got {texts!r}")
     return [text.strip() for text in texts]
+
+
+def _false_premises(entry: dict[str, Any], path: Path) -> list[tuple[str, str]]:
+    """[question, answer] of every entry [question, is it a sentence, answer] of `false_premise_QA`."""
+    found = []
+    for index, item in enumerate(entry.get("false_premise_QA") or []):
+        if not isinstance(item, list) or len(item) != 3 or not all(isinstance(item[i], str) for i in (0, 2)):
+            raise ValueError(
+                f"{path}: false_premise_QA[{index}] must be [question, true or false, answer], got {item!r}"
+            )
+        found.append((item[0].strip(), item[2].strip()))
+    return found
 
 
 def _equals(painted: Once, value: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.sources.annotations import by_id, draw, known, size_of, whole_polygons
-from data.sources.base import SOURCES, Rows, choice, field, locate, picture, read_json
+from data.sources.base import SOURCES, choice, field, indexed, locate, picture, read_json
 from data.types import Record, Target
 from utils.masks import OVERLAPS, Once
 from utils.safe_pickle import load_plain
@@ -37,7 +37,7 @@ class Refer:
 
     A ref of several annotations (`ann_id` is a list) is one target whose mask is their union; a ref of none is absent.
     overlap: what pixels under several parts of one object are, see `segmentation_to_mask`. said: reads from a sentence
-    whether it is true. bad_polygons: "raise", or "drop" what is no polygon, with a warning that counts them.
+    whether it is true; None: all are. bad_polygons: "raise", or "drop" what is no polygon (and say how many).
     """
 
     def __init__(
@@ -49,15 +49,16 @@ class Refer:
         files: tuple[tuple[str, str], ...],
         images: tuple[tuple[str], ...] = COCO_2014,
         overlap: str = "union",
-        said: Said = lambda sentence, where: (True, None),
+        said: Said | None = None,
         bad_polygons: str = "raise",
     ):
         choice(f"split of {name}", split, SPLITS)
         choice(f"bad_polygons of {name}", bad_polygons, ("raise", "drop"))
         self._overlap = choice(f"overlap of {name}", overlap, OVERLAPS)
-        self._refs, self._instances = locate(root, name, *files)
+        self.files = self._refs, self._instances = tuple(locate(root, name, *files))
         (self._folder,) = locate(root, f"pictures of {name}", *images)
-        self._rows = Rows(parse(self._refs, self._instances, split, said, bad_polygons == "drop"))
+        options = split, said, bad_polygons == "drop"
+        self._rows = indexed(root, parse, self.files, *options, picture="file_name")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -71,13 +72,17 @@ class Refer:
             targets += [
                 Target(text, mask if there else None, correction) for text, there, correction in ref["sentences"]
             ]
-        return Record(self._picture(row), "refer", tuple(targets))
+        name = row["file_name"]
+        image = picture(self._home(name), name, f"{self._instances}: image {row['image_id']}")
+        return Record(image, "refer", tuple(targets))
 
-    def _picture(self, row: dict[str, Any]) -> Path:
-        name, folder = row["file_name"], self._folder
-        if str(name).startswith(f"COCO_{OTHER_HALF}") and not (folder / name).is_file():
-            folder = folder.with_name(OTHER_HALF)
-        return picture(folder, name, f"{self._instances}: image {row['image_id']}")
+    def image_paths(self) -> list[str]:
+        return [f"{self._home(name)}/{name}" for name in self._rows.pictures()]
+
+    def _home(self, name: Any) -> Path:
+        """The folder of a picture."""
+        elsewhere = str(name).startswith(f"COCO_{OTHER_HALF}") and not (self._folder / name).is_file()
+        return self._folder.with_name(OTHER_HALF) if elsewhere else self._folder
 
 
 def refer_files(name: str, split_by: str) -> tuple[tuple[str, str], ...]:
@@ -108,7 +113,7 @@ def refcocog(root: Path, split: str = "train", split_by: str = "umd", overlap: s
 
 
 def parse(
-    refs_path: Path, instances_path: Path, split: str, said: Said, drop_bad_polygons: bool
+    refs_path: Path, instances_path: Path, split: str, said: Said | None, drop_bad_polygons: bool
 ) -> Iterator[dict[str, Any]]:
     """A row a picture of the split, in the order of the refs file; both files must agree."""
     refs = _chosen(load_plain(refs_path) if refs_path.suffix == ".p" else read_json(refs_path), refs_path, split)
@@ -151,13 +156,13 @@ def annotation_ids(ref: dict[str, Any], where: str) -> list[int]:
     return numbers
 
 
-def _sentence(sentence: Any, has_annotation: bool, said: Said, where: str) -> tuple[str, bool, str | None]:
+def _sentence(sentence: Any, has_annotation: bool, said: Said | None, where: str) -> tuple[str, bool, str | None]:
     """(text, is it there, correction)."""
     text = field(sentence, "sent", where)
     if not isinstance(text, str):
         raise ValueError(f"{where}: a sentence is {text!r}; expected text")
     text = text.strip().lower()
-    there, correction = said(sentence, f"{where}: sentence {text!r}")
+    there, correction = said(sentence, f"{where}: sentence {text!r}") if said else (True, None)
     return text, there and has_annotation, None if there else correction
 
 

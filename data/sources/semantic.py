@@ -65,6 +65,9 @@ class LabelMaps:
     def __len__(self) -> int:
         return len(self._pairs)
 
+    def image_paths(self) -> list[str]:
+        return [f"{self._images}/{name}" for name in self._pairs.pictures()]
+
     def __getitem__(self, index: int) -> Record:
         image, path = self._pairs[index]
         labels = read_label_map(self._maps / path)
@@ -94,20 +97,26 @@ def selected(table: Table, classes: Classes, root: Path) -> Table:
     """The table cut down to `classes`; a file is looked for below the dataset folder, then the working folder."""
     if classes is None:
         return table
-    where = "classes"
-    if isinstance(classes, (str, Path)):
-        files = [root / classes, Path(classes)]
-        where = next((path for path in files if path.is_file()), None)
-        if where is None:
-            raise FileNotFoundError(f"no class list {classes}; looked for {files[0]} and {files[1].absolute()}")
-        classes = where.read_text(encoding="utf-8-sig").splitlines()
-    names = [name.strip().lower() for name in classes if name.strip()]
-    if not names:
-        raise ValueError(f"{where}: the class list is empty; name at least one class or leave the option out")
+    names, where = class_names(classes, root)
     try:
         return table.keep(names)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def class_names(classes: Classes, root: Path) -> tuple[list[str], str]:
+    """Lower-case names of the option `classes`, and where they stand."""
+    where = "classes"
+    if isinstance(classes, (str, Path)):
+        files = [root / classes, Path(classes)]
+        path = next((path for path in files if path.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(f"no class list {classes}; looked for {files[0]} and {files[1].absolute()}")
+        classes, where = path.read_text(encoding="utf-8-sig").splitlines(), str(path)
+    names = [name.strip().lower() for name in classes if name.strip()]
+    if not names:
+        raise ValueError(f"{where}: the class list is empty; name at least one class or leave the option out")
+    return names, where
 
 
 def paired(images: Path, maps: Path, picture_end: str = "", map_end: str = "") -> Rows:
@@ -127,7 +136,7 @@ def paired(images: Path, maps: Path, picture_end: str = "", map_end: str = "") -
         )
     if not rows:
         raise FileNotFoundError(f"no label maps *{map_end}.png in {maps}")
-    return Rows(rows)
+    return Rows(rows, picture=0)
 
 
 def read_label_map(path: Path) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import SOURCES, Rows, field, locate, picture, read_json
+from data.sources.base import SOURCES, field, indexed, locate, picture, read_json
 from data.types import IMAGE_PLACEHOLDER, Dialogue, Record, Turn
 
 
@@ -17,9 +17,9 @@ class LlavaInstruct:
     def __init__(self, root: Path, split: str = "train"):
         if split != "train":
             raise ValueError(f"llava_instruct_150k has no split {split!r}; have: train")
-        (self._file,) = locate(root, "llava_instruct_150k", ("llava_dataset/llava_instruct_150k.json",))
+        self.files = (self._file,) = locate(root, "llava_instruct_150k", ("llava_dataset/llava_instruct_150k.json",))
         (self._folder,) = locate(root, "pictures of llava_instruct_150k", ("coco/train2017",))
-        self._rows = Rows(parse(self._file))
+        self._rows = indexed(root, parse, self.files, picture=1)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -28,6 +28,9 @@ class LlavaInstruct:
         name, image, rounds = self._rows[index]
         where = f"{self._file}: entry {index} (id {name})"
         return Record(picture(self._folder, image, where), "vqa", asked=(dialogue(rounds, where),))
+
+    def image_paths(self) -> list[str]:
+        return [f"{self._folder}/{name}" for name in self._rows.pictures()]
 
 
 def parse(path: Path) -> Iterator[list[Any]]:
