@@ -118,6 +118,7 @@ def collate(samples: Sequence[Sample], image_tokens: int, pad_id: int = 0) -> Ba
         batch.mask_positions = torch.cat(positions)
     batch.mask_rows = torch.tensor([index for index, row in enumerate(rows) for _ in row.holes], dtype=torch.long)
     batch.masks = [_masks(sample) for sample in samples]
+    batch.refused = [sum(row.refused for row in sample.rows) for sample in samples]
     return batch
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from data.dialogue import Template
 from data.dialogue import template as find_template
 from data.tokens import IMAGE_END, IMAGE_START, TokenSpec, mask_ids
 from data.types import IGNORE_ID, IMAGE_ID, IMAGE_PLACEHOLDER, Dialogue, Mask, Refuse, Turn
@@ -22,18 +23,20 @@ class Encoded:
     """One row, with the picture still a single IMAGE_ID.
 
     holes: the target of each mask, in answer order. mask_positions: for each, the K indices of the tokens *before*
-    its mask tokens, i.e. of the states that predict them (lisa.md 1.5).
+    its mask tokens, i.e. of the states that predict them (lisa.md 1.5). refused: the number of refusals beside them.
     """
 
     ids: list[int]
     labels: list[int]
     holes: tuple[int, ...]
     mask_positions: tuple[tuple[int, ...], ...]
+    refused: int = 0
 
 
 class Encoder:
     """Renders dialogues through a template and a TokenSpec, with the ids that tokenising the whole text would give.
 
+    prompt_template: that of open prompts where it is another (one published system answers in words it never trained).
     max_length limits a row after the picture has become `image_tokens` positions; 0: no limit. As released, LISA cut
     at `max_length - 255` unexpanded ids, the same length; here a longer row is an error.
     """
@@ -45,10 +48,12 @@ class Encoder:
         template: str = "llava_v1",
         max_length: int = 0,
         image_tokens: int = 256,
+        prompt_template: str | None = None,
     ):
         self.tokenizer = tokenizer
         self.spec = spec
         self.template = find_template(template)
+        self.prompt_template = find_template(prompt_template or template)
         self.max_length = max_length
         self.image_tokens = image_tokens
         self._mask_ids = mask_ids(tokenizer, spec)
@@ -74,27 +79,31 @@ class Encoder:
         _check_picture([turn.question for turn in dialogue])
         parts = []
         for index, turn in enumerate(dialogue):
-            parts.append((self._prefix(turn.question, first=index == 0), False))
-            parts.append((self._answer(turn) + self.template.close, True))
+            parts += self._round(turn, self.template, first=index == 0)
         ids, labels = self._encode(parts)
-        holes = tuple(item.target for turn in dialogue for item in turn.answer if isinstance(item, Mask))
-        return Encoded(ids, labels, holes, self._mask_positions(ids, len(holes)))
+        items = [item for turn in dialogue for item in turn.answer]
+        holes = tuple(item.target for item in items if isinstance(item, Mask))
+        refused = sum(isinstance(item, Refuse) for item in items)
+        return Encoded(ids, labels, holes, self._mask_positions(ids, len(holes)), refused)
 
     def prompt(self, question: str, history: Dialogue = ()) -> list[int]:
         """Ids of an open prompt: earlier rounds, then `question`, ending where the answer begins."""
         _check_picture([*(turn.question for turn in history), question])
         parts = []
         for index, turn in enumerate(history):
-            parts.append((self._prefix(turn.question, first=index == 0), False))
-            parts.append((self._answer(turn) + self.template.close, True))
-        parts.append((self._prefix(question, first=not history), False))
+            parts += self._round(turn, self.prompt_template, first=index == 0)
+        parts.append((self._prefix(question, self.prompt_template, first=not history), False))
         return self._encode(parts)[0]
 
-    def _prefix(self, question: str, *, first: bool) -> str:
+    def _round(self, turn: Turn, template: Template, *, first: bool) -> list[tuple[str, bool]]:
+        prefix = self._prefix(turn.question, template, first=first)
+        return [(prefix, False), (self._answer(turn) + template.close, True)]
+
+    def _prefix(self, question: str, template: Template, *, first: bool) -> str:
         self._check_plain(question)
         if self.spec.wrap_image:
             question = question.replace(IMAGE_PLACEHOLDER, IMAGE_START + IMAGE_PLACEHOLDER + IMAGE_END)
-        return self.template.prefix(question, first=first)
+        return template.prefix(question, first=first)
 
     def _answer(self, turn: Turn) -> str:
         text = "".join(map(self._render, turn.answer))

@@ -128,6 +128,7 @@ class Batch:
     geometry: list[Geometry] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # picture paths, for messages
     ignore: list[Tensor | None] = field(default_factory=list)  # B x (H_b, W_b) bool: pixels the mask loss leaves out
+    refused: list[int] = field(default_factory=list)  # refusals in the answers about each picture
     skipped: list[str] = field(default_factory=list)  # what was left out while drawing this batch, and why
 
     def __len__(self) -> int:

@@ -193,7 +193,12 @@ def _assemble(
     device: torch.device | str | None,
 ) -> Assistant:
     encoder = Encoder(
-        tokenizer, system.tokens, recipe.model.conv_type, recipe.model.model_max_length, model.vlm.image_tokens
+        tokenizer,
+        system.tokens,
+        recipe.model.conv_type,
+        recipe.model.model_max_length,
+        model.vlm.image_tokens,
+        system.prompt_template,
     )
     model.to(device if device is not None else dist.device())
     return Assistant(system, tokenizer, model, views_for(model), encoder, recipe)
