@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from data.types import Batch
 from model.seg_model import SegOutput
 from utils.config import LossConfig
+from utils.registry import unknown
 
 DICE_SCALE, DICE_EPS, COUNT_EPS = 1000.0, 1e-6, 1e-8  # as released
+REFUSED = ("excluded", "counted")
 
 
 @dataclass
@@ -31,6 +33,9 @@ def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
     ce = config.ce * text_loss(output.token_logits, output.token_targets)
     count = sum(len(masks) for masks in batch.masks) + COUNT_EPS
     sums = [mask_losses(*picture) for picture in zip(output.masks, batch.masks, _ignored(batch, config), strict=True)]
+    blank = _refused(batch, config)
+    count += sum(map(len, blank))
+    sums += [mask_losses(masks, masks) for masks in blank]
     bce = config.bce * sum(bce for bce, _ in sums) / count
     dice = config.dice * sum(dice for _, dice in sums) / count
     total = ce + bce + dice
@@ -61,6 +66,17 @@ def mask_losses(logits: Tensor, truth: Tensor, ignore: Tensor | None = None) -> 
     area = shares.sum(1) + (truth / DICE_SCALE).sum(1)
     dice = 1 - (overlap + DICE_EPS) / (area + DICE_EPS)
     return bce.sum(), dice.sum()
+
+
+def _refused(batch: Batch, config: LossConfig) -> list[Tensor]:
+    """(N, H, W) zeros for the refused slots of each picture that has a mask, where the recipe counts them as released:
+    logit 0 against an empty truth, a constant without gradient that weakens the others' (gsva.md 5.4)."""
+    if config.refused not in REFUSED:
+        raise ValueError(unknown("loss.refused", config.refused, REFUSED))
+    if config.refused == "excluded":
+        return []
+    counts = [number if len(masks) else 0 for number, masks in zip(batch.refused, batch.masks, strict=True)]
+    return [masks.new_zeros(number, *masks.shape[1:]) for number, masks in zip(counts, batch.masks, strict=True)]
 
 
 def _ignored(batch: Batch, config: LossConfig) -> list[Tensor | None]:

@@ -80,6 +80,7 @@ class LossConfig:
     dice: float = 0.5
     bce: float = 2.0
     ignore_region: bool = False  # published: ignored pixels are background in training
+    refused: str = "excluded"  # excluded | counted (published: constant masks beside the true ones of a picture)
 
 
 @dataclass(frozen=True)
