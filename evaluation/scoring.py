@@ -128,7 +128,7 @@ class OverlapScorer:
                 raise ValueError(f"{record.image}: {query.question!r} asks {len(query.asked)} of {query.targets}")
             for target, mask in zip(query.targets, assign(reply.claims, query.asked), strict=True):
                 predicted = reply.masks[mask] > 0 if mask is not None else _empty(shape, device)
-                truth = _true_mask(record, target, shape).to(device)
+                truth = true_mask(record, target, shape).to(device)
                 rows.append(overlap(predicted, truth, ignore, rejected=mask is None))
         return {"kind": record.kind, "overlaps": [list(row) for row in rows], "unmatched": 0}
 
@@ -163,7 +163,7 @@ def true_map(record: Record, names: Names, shape: tuple[int, int]) -> Tensor:
     truth = torch.full(shape, IGNORE, dtype=torch.long)
     present = {names.exact(target.phrase): i for i, target in enumerate(record.targets) if target.mask is not None}
     for index in sorted(present, reverse=True):
-        truth[_true_mask(record, present[index], shape)] = index
+        truth[true_mask(record, present[index], shape)] = index
     if record.ignore is not None:
         truth[torch.from_numpy(record.ignore())] = IGNORE
     return truth
@@ -203,7 +203,7 @@ def read_masks(
     return pairs, unmatched
 
 
-def _true_mask(record: Record, target: int, shape: tuple[int, int]) -> Tensor:
+def true_mask(record: Record, target: int, shape: tuple[int, int]) -> Tensor:
     draw = record.targets[target].mask if target >= 0 else None
     if draw is None:
         return torch.zeros(shape, dtype=torch.bool)
