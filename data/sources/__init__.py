@@ -6,11 +6,25 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from data.sources import false_premise, grefer, label_maps, reason, refer, vqa
+from data.sources import (
+    coco,
+    false_premise,
+    folder,
+    grefer,
+    jsonl,
+    label_maps,
+    muse,
+    openimages,
+    parts,
+    reason,
+    refer,
+    vqa,
+)
 from data.sources.base import SOURCES, Rows, Source, locate
 from utils.registry import unknown
 
-FAMILIES = (false_premise, grefer, label_maps, reason, refer, vqa)  # importing a family registers its sources
+# importing a family registers its sources
+FAMILIES = (coco, false_premise, folder, grefer, jsonl, label_maps, muse, openimages, parts, reason, refer, vqa)
 
 __all__ = ["FAMILIES", "SOURCES", "Rows", "Source", "build_source", "locate"]
 
@@ -29,8 +43,11 @@ def build_source(name: str, root: str | Path, **options: Any) -> Source:
         if options.get(key, value) != value:
             raise ValueError(f"{name!r} says {key} {value!r}, the options say {options[key]!r}")
         options[key] = value
-    choices = [key for key in inspect.signature(factory).parameters if key != "root"]
+    choices = {key: value for key, value in inspect.signature(factory).parameters.items() if key != "root"}
     for key in options:
         if key not in choices:
             raise ValueError(f"source {base!r}: {unknown('option', key, choices)}")
+    for key, value in choices.items():
+        if value.default is value.empty and key not in options:
+            raise ValueError(f"source {base!r} needs the option {key!r}; it has {', '.join(choices)}")
     return factory(Path(root), **options)

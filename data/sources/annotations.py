@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from dataclasses import field as member
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.sources.base import field
+from data.sources.base import field, read_entries
 from utils.masks import Size, segmentation_to_mask
 
 CORNERS = 3  # a polygon has at least this many
+
+
+@dataclass
+class CocoFile:
+    """A COCO-style file, read entry by entry: annotations wait as text, an eighth of what objects would take."""
+
+    path: Path
+    images: dict[Any, dict[str, Any]] = member(default_factory=dict)
+    categories: dict[Any, dict[str, Any]] = member(default_factory=dict)
+    _annotations: dict[Any, list[bytes]] = member(default_factory=dict)  # by picture
+
+    def annotations(self, image_id: Any) -> list[dict[str, Any]]:
+        """The annotations of a picture, in the order of the file."""
+        return [json.loads(text) for text in self._annotations.get(image_id, ())]
+
+    def category(self, annotation: dict[str, Any], where: str) -> dict[str, Any]:
+        return known(self.categories, field(annotation, "category_id", where), "category", where, self.path)
+
+    def place(self, kind: str, number: Any) -> str:
+        return f"{self.path}: {kind} {number}"
+
+
+def read_coco(path: Path, keep: Callable[[dict[str, Any], str], dict[str, Any]]) -> CocoFile:
+    """Images, categories and annotations of a file; `keep(annotation, where)` says what of an annotation is needed."""
+    coco, seen, sections = CocoFile(path), set(), set()
+    for key, entry in read_entries(path):
+        sections.add(key)
+        if key in ("images", "categories"):
+            table = getattr(coco, key)
+            _unique(table, field(entry, "id", f"{path}: {key}[{len(table)}]"), f"{path}: {key}[{len(table)}]")
+            table[entry["id"]] = entry
+        elif key == "annotations":
+            where = f"{path}: annotations[{len(seen)}]"
+            image_id = field(entry, "image_id", where)
+            number = entry.get("id", ("picture", image_id))  # panoptic files have one a picture, without an id
+            _unique(seen, number, where)
+            seen.add(number)
+            text = json.dumps(keep(entry, f"{path}: annotation {entry.get('id', f'of image {image_id}')}"))
+            coco._annotations.setdefault(image_id, []).append(text.encode("ascii"))
+    if missing := {"images", "categories", "annotations"} - sections:
+        have = ", ".join(sorted(sections)) or "nothing"
+        raise ValueError(f"{path}: no {' or '.join(sorted(missing))} (or an empty list); it has {have}")
+    for image_id in coco._annotations:
+        known(coco.images, image_id, "image", f"{path}: an annotation", path)
+    return coco
+
+
+def shape_of(annotation: dict[str, Any], where: str) -> dict[str, Any]:
+    """What masks need: id, category, segmentation, crowd or not."""
+    keys = ("id", "category_id", "segmentation")
+    return {key: field(annotation, key, where) for key in keys} | {"iscrowd": int(bool(annotation.get("iscrowd")))}
 
 
 def by_id(data: Any, key: str, path: Path) -> dict[Any, dict[str, Any]]:
@@ -19,8 +74,7 @@ def by_id(data: Any, key: str, path: Path) -> dict[Any, dict[str, Any]]:
     for index, entry in enumerate(field(data, key, str(path))):
         where = f"{path}: {key}[{index}]"
         number = field(entry, "id", where)
-        if number in table:
-            raise ValueError(f"{where}: the id {number} is given twice; ids must be unique")
+        _unique(table, number, where)
         table[number] = entry
     return table
 
@@ -60,3 +114,8 @@ def whole_polygons(segmentation: Any) -> Any:
 
 def _is_polygon(part: Any) -> bool:
     return isinstance(part, list) and len(part) >= 2 * CORNERS and len(part) % 2 == 0
+
+
+def _unique(table: Any, number: Any, where: str) -> None:
+    if number in table:
+        raise ValueError(f"{where}: the id {number} is given twice; ids must be unique")

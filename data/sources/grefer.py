@@ -30,7 +30,5 @@ def refzom(
     """Splits train, val, test; pictures of train2014 and val2014. `split_by` has one value: as flags write the name."""
     if split_by != "final":
         raise ValueError(f"refzom has no split_by {split_by!r}; have: final")
-    files = tuple(
-        (f"{base}refzom/{name}", f"{base}refzom/instances.json") for base in FOLDERS for name in REFZOM_NAMES
-    )
+    files = tuple((f"{base}refzom/{name}", f"{base}refzom/instances.json") for base in FOLDERS for name in REFZOM_NAMES)
     return Refer(root, "refzom", split, files=files, overlap=overlap, bad_polygons=bad_polygons)

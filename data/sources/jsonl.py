@@ -1,0 +1,105 @@
+"""Your own queries, one JSON object a line: image, phrase or question, and where it is. See docs/your_data.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.sources.annotations import draw
+from data.sources.base import SOURCES, indexed, picture, picture_size
+from data.sources.coco import existing
+from data.sources.semantic import read_label_map
+from data.types import Record, Target, Turn
+from utils.masks import Once
+
+TEXTS = ("phrase", "question")
+SHAPES = ("polygons", "rle", "mask")
+KEYS = ("image", *TEXTS, *SHAPES, "answer")
+
+
+@SOURCES.register("jsonl")
+class JsonLines:
+    """Lines about one picture that are of one kind make a record.
+
+    A phrase is asked as a referring expression, a question as it stands. `answer` explains what is there; of what is
+    not there (null for its shape) it says, for a phrase what is there instead, for a question the whole answer.
+    file, images: below the dataset folder, or absolute; images is the file's folder unless told.
+    """
+
+    def __init__(self, root: Path, file: str, images: str | None = None):
+        self.files = (existing(root, file, "file of jsonl"),)
+        self._folder = existing(root, images, "images of jsonl") if images else self.files[0].parent
+        self._rows = indexed(root, parse, self.files, picture="image")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        row = self._rows[index]
+        where = f"{self.files[0]}: line {row['queries'][0][0]}"
+        image = picture(self._folder, row["image"], where)
+        targets = []
+        for line, text, kind, shape, correction in row["queries"]:
+            mask = Once(partial(self._mask, image, kind, shape, f"{self.files[0]}: line {line}"))
+            targets.append(Target(text, None if shape is None else mask, correction))
+        asked = ((Turn(targets[0].phrase, (row["explanation"],)),),) if row["explanation"] else ()
+        return Record(image, row["kind"], tuple(targets), asked=asked)
+
+    def image_paths(self) -> list[str]:
+        return [f"{self._folder}/{name}" for name in self._rows.pictures()]
+
+    def _mask(self, image: Path, kind: str, shape: Any, where: str) -> np.ndarray:
+        size = picture_size(image)
+        if kind != "mask":
+            return draw([shape], size, "union", where)
+        path = picture(self._folder, shape, where, "mask")
+        mask = read_label_map(path) > 0
+        if mask.shape != size:
+            raise ValueError(f"{where}: the mask {path} is {mask.shape}, the picture (H, W) {size}")
+        return mask
+
+
+def parse(path: Path) -> Iterator[dict[str, Any]]:
+    """A row a picture, kind and explanation: [line, text, kind of shape, shape, correction] each."""
+    groups: dict[tuple[str, str, str | None], list[list[Any]]] = {}
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                group, query = read_line(line, f"{path}: line {number}")
+                groups.setdefault(group, []).append([number, *query])
+    if not groups:
+        raise ValueError(f"{path}: holds no line")
+    for (image, kind, explanation), queries in groups.items():
+        yield {"image": image, "kind": kind, "explanation": explanation, "queries": queries}
+
+
+def read_line(line: str, where: str) -> tuple[tuple[str, str, str | None], list[Any]]:
+    """(image, kind of record, explanation) and [text, kind of shape, shape, correction] of a line."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON, perhaps cut off ({error.msg} at column {error.colno})") from None
+    if not isinstance(entry, dict) or (strange := [key for key in entry if key not in KEYS]):
+        what = f"unknown {', '.join(strange)}" if isinstance(entry, dict) else "not an object"
+        raise ValueError(f"{where}: {what}; a line has {', '.join(KEYS)}")
+    text_key, shape_key = _one_of(entry, TEXTS, where), _one_of(entry, SHAPES, where)
+    text, shape, answer = entry[text_key], entry[shape_key], entry.get("answer")
+    for key, value in (("image", entry.get("image")), (text_key, text), *([("answer", answer)] if answer else ())):
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{where}: {key} must be text, got {value!r}")
+    explanation, correction = (None, answer) if shape is None else (answer, None)
+    kind = "reason" if text_key == "question" else "phrase" if explanation else "refer"
+    shape = [shape] if shape_key == "rle" and shape is not None else shape
+    return (entry["image"], kind, explanation), [text.strip(), shape_key, shape, correction]
+
+
+def _one_of(entry: dict[str, Any], keys: tuple[str, ...], where: str) -> str:
+    found = [key for key in keys if key in entry]
+    if len(found) != 1:
+        raise ValueError(f"{where}: give one of {', '.join(keys)}; it has {' and '.join(found) or 'none'}")
+    return found[0]

@@ -1,0 +1,93 @@
+"""Open Images V6 in LaSagnA's layout: a JSON of classes and mask files by picture (lasagna.md 5.2, 5.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data.sources.base import SOURCES, choice, indexed, locate, picture, picture_size, read_entries
+from data.sources.semantic import read_label_map
+from data.types import Record, Target
+
+HOME = "OpenImageV6"
+SPLITS = ("train", "validation", "test")
+CATEGORIES = "categories"  # the one key of the file that is no picture
+
+
+@SOURCES.register("openimage")
+class OpenImages:
+    """Every mask belongs to the class that names it (the released reader pairs masks with shuffled names).
+
+    Mask files may be of another size than the picture: they are brought to it by nearest neighbour; those of a class
+    are joined. A class that is not annotated counts as absent, though the dataset is not annotated exhaustively.
+    """
+
+    def __init__(self, root: Path, split: str = "train"):
+        choice("split of openimage", split, SPLITS)
+        places = [(f"{HOME}/annotations/new/{split}_mask.json",), (f"{HOME}/{split}_mask.json",)]
+        self.files = tuple(locate(root, f"openimage {split}", *places))
+        self._folder, self._masks = locate(
+            root, f"pictures and masks of openimage {split}", (f"{HOME}/folder_{split}", f"{HOME}/{split}-masks")
+        )
+        self._rows = indexed(root, parse, self.files, picture="file_name")
+        self.vocabulary = tuple(indexed(root, categories, self.files))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        row = self._rows[index]
+        where = f"{self.files[0]}: {row['image_id']}"
+        image = picture(self._folder, row["file_name"], where)
+        targets = []
+        for name, files in row["classes"].items():
+            paths = tuple(picture(self._masks, file, f"{where}: class {name!r}", "mask") for file in files)
+            targets.append(Target(name, partial(joined, paths, image)))
+        return Record(image, "classes", tuple(targets), self.vocabulary)
+
+    def image_paths(self) -> list[str]:
+        return [f"{self._folder}/{name}" for name in self._rows.pictures()]
+
+
+def joined(paths: tuple[Path, ...], image: Path) -> np.ndarray:
+    """(H, W) bool of the picture's size: where any of the mask files is not zero."""
+    height, width = picture_size(image)
+    mask = np.zeros((height, width), bool)
+    for path in paths:
+        part = (read_label_map(path) > 0).astype(np.uint8)
+        mask |= cv2.resize(part, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    return mask
+
+
+def parse(path: Path) -> Iterator[dict[str, Any]]:
+    """{image_id, file_name, classes: {class: mask files}} of every picture, whose classes must be categories."""
+    names = set(categories(path))
+    for number, classes in read_entries(path):
+        if number == CATEGORIES:
+            continue
+        where = f"{path}: {number}"
+        if not isinstance(classes, dict):
+            raise ValueError(f"{where}: expected class names with mask files, got {type(classes).__name__}")
+        found: dict[str, list[str]] = {}
+        for name, files in classes.items():
+            if _spelt(name) not in names:
+                raise ValueError(f"{where}: the class {name!r} is not among the {len(names)} {CATEGORIES} of the file")
+            found.setdefault(_spelt(name), []).extend(files)
+        yield {"image_id": number, "file_name": f"{number[:2]}/{number}.jpg", "classes": found}
+
+
+def categories(path: Path) -> Iterator[str]:
+    """Lower-case class names in the order of the file, each once."""
+    names = dict.fromkeys(_spelt(name) for key, name in read_entries(path) if key == CATEGORIES)
+    if not names:
+        raise ValueError(f"{path}: no {CATEGORIES!r}, the list of all class names")
+    yield from names
+
+
+def _spelt(name: str) -> str:
+    return str(name).strip().lower()
