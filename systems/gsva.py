@@ -1,0 +1,168 @@
+"""GSVA (arXiv 2312.10103): all phrases in one question, each accepted with `[SEG]` or rejected with `[REJ]`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from data.tokens import TokenSpec
+from data.types import Claim, Dialogue, Mask, Query, Record, Refuse, Script, Target, Turn
+from systems.base import (
+    ABSENT,
+    SYSTEMS,
+    System,
+    Wording,
+    about_picture,
+    choose,
+    fill_answer,
+    label_set,
+    load_wording,
+    make_options,
+    one_of,
+    read_claims,
+)
+from systems.single import REASONING, SLOTS, SingleTarget
+
+TOKENS = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
+LIST_PROMPT = " What are {list}in this image? Please output segmentation masks."  # published, blanks and all
+LIST_START, LIST_PART = "Sure,", "{phrase}:{mask}"  # of the answer that evaluation forces, without a blank between
+SEPARATORS = {"classes": ","}  # between the parts of an answer, by kind of record; as published
+SEPARATOR = ", "
+FLAGS = ("mllm_model_path", "segmentation_model_path", "weight", "sampling", "val_refzom")
+
+
+@dataclass(frozen=True)
+class Options:
+    num_classes_per_sample: int = 3  # phrases or classes in a question; reasoning: dialogues a picture
+    all_absent: str = "skip"  # a question whose phrases are all absent: skip (published: never trained on) | train
+    phrases_per_query: int = 0  # evaluation: phrases in one question; 0: all of the picture's, as published
+    explanatory: float = 0.1  # share of explained pictures answered in text only; below 0: no explanations
+    wording: str = "gsva"  # training templates: a name in systems/wording or a YAML path
+
+
+@SYSTEMS.register("gsva")
+def gsva(**values: Any) -> System:
+    options = make_options(Options, values)
+    one_of("all_absent", options.all_absent, ("skip", "train"))
+    if options.phrases_per_query < 0:
+        raise ValueError(f"options.phrases_per_query must be 0 (all) or more, got {options.phrases_per_query}")
+    wording = load_wording(options.wording, {**SLOTS, "list": "list", "start": "", "part": "phrase mask"})
+    if len(wording.lists["start"]) != len(wording.lists["part"]):
+        raise ValueError(f"wording {options.wording}: start and part belong together, they must be equally many")
+    single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
+    task = GsvaTask(single, PhraseList(options, wording))
+    read = partial(read_list, wording=wording)
+    return System("gsva", TOKENS, task, "sam", read, published=("LisaGSVAForCausalLM",), flags=FLAGS)
+
+
+@dataclass(frozen=True)
+class GsvaTask:
+    """Phrases and classes in lists; reasoning in single-target dialogues (gsva.md 3)."""
+
+    single: SingleTarget
+    lists: PhraseList
+
+    def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
+        alone = record.kind in (*REASONING, "vqa")
+        return (self.single if alone else self.lists).converse(record, rng)
+
+    def queries(self, record: Record) -> list[Query]:
+        """Reasoning as published: the answer is the mask without a full stop."""
+        if record.kind not in REASONING:
+            return self.lists.queries(record)
+        return [replace(query, forced=query.forced[:1]) for query in self.single.queries(record)]
+
+
+@dataclass(frozen=True)
+class PhraseList:
+    """One question that lists phrases, one answer that gives each its mask or its rejection."""
+
+    options: Options
+    wording: Wording
+
+    def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
+        """One dialogue about a sample of the targets. None where all of them are absent, unless they are to train."""
+        chosen = choose(range(len(record.targets)), self.options.num_classes_per_sample, rng)
+        holes = [hole_of(record, index) for index in chosen]
+        accepted = any(isinstance(hole, Mask) for hole in holes)
+        if not holes or not accepted and self.options.all_absent == "skip":
+            return []
+        names = [clean(record.targets[index].phrase) for index in chosen]
+        question = self.wording.draw("list", rng).format(list=SEPARATOR.join(names).lower())
+        style = int(rng.integers(len(self.wording.lists["start"])))
+        start, part = (self.wording.lists[key][style] for key in ("start", "part"))
+        separator = SEPARATORS.get(record.kind, SEPARATOR)
+        return [(Turn(about_picture(question), answer_of(f"{start} ", part, separator, names, holes)),)]
+
+    def queries(self, record: Record) -> list[Query]:
+        """The published prompt about every target, or every class of the label set, in order; forced: what is true."""
+        if record.kind == "classes":
+            names, present = label_set(record)
+            targets = [present.get(name, ABSENT.target) for name in names]
+        else:
+            names = [clean(target.phrase.lower()) for target in record.targets]
+            targets = list(range(len(names)))
+        size = self.options.phrases_per_query or max(1, len(names))
+        starts = range(0, len(names), size)
+        return [self._query(record, names[at : at + size], targets[at : at + size]) for at in starts]
+
+    def _query(self, record: Record, names: Sequence[str], targets: Sequence[int]) -> Query:
+        holes = [hole_of(record, index) for index in targets]
+        return Query(
+            question=about_picture(LIST_PROMPT.format(list=SEPARATOR.join(names))),
+            forced=answer_of(LIST_START, LIST_PART, SEPARATOR, names, holes),
+            targets=tuple(index for index in targets if index >= 0),
+            asked=tuple(names),
+        )
+
+
+def clean(phrase: str) -> str:
+    """Without outer blanks and full stops, as released."""
+    return phrase.strip().strip(".")
+
+
+def hole_of(record: Record, index: int) -> Mask | Refuse:
+    """What stands for a target: a mask, or a rejection where nothing of it is in the picture (as released, an
+    expression whose polygons decode to nothing is rejected too)."""
+    if index < 0 or not is_there(record.targets[index]):
+        return Refuse(index)
+    return Mask(index)
+
+
+def is_there(target: Target) -> bool:
+    return target.mask is not None and bool(target.mask().any())
+
+
+def answer_of(start: str, part: str, separator: str, names: Sequence[str], holes: Sequence[Mask | Refuse]) -> Script:
+    """`start`, the parts in the order of the names, a full stop; neighbouring texts are joined."""
+    script: list[str | Mask | Refuse] = [start]
+    for position, (name, hole) in enumerate(zip(names, holes, strict=True)):
+        pieces = [separator if position else "", *fill_answer(part.format(phrase=name, mask="{mask}"), hole), ""]
+        for piece in pieces:
+            if isinstance(piece, str) and isinstance(script[-1], str):
+                script[-1] += piece
+            else:
+                script.append(piece)
+    end = script.pop() if isinstance(script[-1], str) else ""
+    return (*script, f"{end}.")
+
+
+def read_list(text: str, wording: Wording) -> list[Claim]:
+    """Each `[SEG]` and `[REJ]` with the name before it, freed of the words that the templates put around names."""
+    starts = sorted({*wording.lists["start"], LIST_START}, key=len, reverse=True)
+    parts = [template.partition("{mask}")[0].split("{phrase}") for template in wording.lists["part"]]
+    patterns = [f"{re.escape(before)}(.+?){re.escape(after.rstrip(' :'))}" for before, after in parts]
+    lead = re.compile(r"\s*(?:" + "|".join(map(re.escape, starts)) + r")?\s*")
+    around = sorted(patterns, key=len, reverse=True)
+    return [replace(claim, phrase=_name(claim.phrase, lead, around)) for claim in read_claims(text, TOKENS)]
+
+
+def _name(words: str, lead: re.Pattern, around: Sequence[str]) -> str:
+    words = words[lead.match(words).end() :]
+    found = next((match for pattern in around if (match := re.fullmatch(pattern, words))), None)
+    return found[1].strip() if found else words

@@ -1,0 +1,189 @@
+"""SESAME (arXiv 2312.08366): see whether it is there, say so (deny, correct), segment it; absence is told in words."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from data.dialogue import template
+from data.tokens import TokenSpec
+from data.types import Claim, Dialogue, Mask, Query, Record, Script, Turn
+from systems.base import (
+    SYSTEMS,
+    System,
+    Wording,
+    about_picture,
+    choose,
+    fill_answer,
+    label_set,
+    load_wording,
+    make_options,
+    one_of,
+    read_claims,
+)
+from systems.single import PHRASE_PROMPT, REASONING, SENTENCE_PROMPT
+
+TOKENS = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
+LISTS = {
+    "phrase": "phrase",
+    "sentence": "sentence",
+    "confirm": "phrase? mask",
+    "found": "mask",
+    "deny": "phrase?",
+    "correct": "phrase instead",
+    "correct_and_mask": "phrase instead mask",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    num_classes_per_sample: int = 1  # dialogues a picture at most
+    false_denial: float = 0.07  # label sets: share of pictures asked about absent classes, which are denied
+    false_correction: float = 0.08  # ... or denied with a present class named instead
+    false_reason: float = 0.15  # reasoning: share of pictures with false premises that are asked about these
+    segment_correction: bool = False  # a correction also segments what was meant; published: words only
+    eval_prompt: str = "random"  # random (a keyed draw a query; published: unseeded) | first (template) | lisa
+    eval_seed: int = 0  # of eval_prompt: random
+    masks: str = "first"  # of an answer with several masks: first (published) | all
+    prompt_template: str = "vicuna_v1"  # conversation template of generated answers, as released; training: conv_type
+    wording: str = "sesame"  # training templates: a name in systems/wording or a YAML path
+
+
+@SYSTEMS.register("sesame")
+def sesame(**values: Any) -> System:
+    options = check(make_options(Options, values))
+    task = SesameTask(options, load_wording(options.wording, LISTS))
+    return System(
+        "sesame",
+        TOKENS,
+        task,
+        "sam",
+        partial(read, only_first=options.masks == "first"),
+        published=("SESAMEForCausalLM",),
+        prompt_template=options.prompt_template,
+    )
+
+
+def check(options: Options) -> Options:
+    one_of("eval_prompt", options.eval_prompt, ("random", "first", "lisa"))
+    one_of("masks", options.masks, ("first", "all"))
+    template(options.prompt_template)  # raises with the choices
+    if options.num_classes_per_sample < 1:
+        raise ValueError(f"options.num_classes_per_sample must be 1 or more, got {options.num_classes_per_sample}")
+    false = options.false_denial, options.false_correction, options.false_reason
+    if min(false) < 0 or max(sum(false[:2]), false[2]) > 1:
+        raise ValueError(f"options: false_denial + false_correction and false_reason are shares of 1, got {false}")
+    return options
+
+
+@dataclass(frozen=True)
+class SesameTask:
+    """One dialogue a query, true or false; which of the two is the dataset's choice, or the recipe's for label sets."""
+
+    options: Options
+    wording: Wording
+
+    def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
+        if record.kind == "vqa":
+            return list(record.asked)
+        if record.kind == "classes":
+            return self._classes(record, rng)
+        targets = range(len(record.targets))
+        if record.kind in REASONING:
+            targets = self._premise(record, rng)
+        return [self._about(record, index, rng) for index in choose(targets, self.options.num_classes_per_sample, rng)]
+
+    def queries(self, record: Record) -> list[Query]:
+        """One query a target, or a class of the label set. Forced: the mask, or the denial of what is not there."""
+        if record.kind == "classes":
+            names, present = label_set(record)
+            targets = [(present[name],) if name in present else () for name in names]
+            return [self._query(record, name, mine, bool(mine)) for name, mine in zip(names, targets, strict=True)]
+        return [self._query(record, t.phrase, (i,), t.mask is not None) for i, t in enumerate(record.targets)]
+
+    def _classes(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
+        """All true, all denied, or all corrected: one draw a picture (sesame.md 4.4)."""
+        names, present = label_set(record)
+        absent, here = [name for name in names if name not in present], list(present)
+        chance, options = rng.random(), self.options
+        denied = chance < options.false_denial
+        corrected = not denied and chance < options.false_denial + options.false_correction
+        if not absent or not here or not (denied or corrected):
+            chosen = choose(here, options.num_classes_per_sample, rng)
+            return [self._dialogue("phrase", name, self._confirm(name, present[name], rng), rng) for name in chosen]
+        dialogues = []
+        for name in choose(absent, options.num_classes_per_sample, rng):
+            instead = here[rng.integers(len(here))] if corrected else None
+            meant = present[instead] if instead else None
+            dialogues.append(self._dialogue("phrase", name, self._deny(name, instead, meant, rng), rng))
+        return dialogues
+
+    def _premise(self, record: Record, rng: np.random.Generator) -> list[int]:
+        """The true queries of a reasoning picture, or its false ones: one draw a picture."""
+        true = [index for index, target in enumerate(record.targets) if target.mask is not None]
+        false = [index for index in range(len(record.targets)) if index not in true]
+        return false if false and (not true or rng.random() < self.options.false_reason) else true
+
+    def _about(self, record: Record, index: int, rng: np.random.Generator) -> Dialogue:
+        """A question about one target and its answer: confirmed, denied, or corrected."""
+        target, reasoning = record.targets[index], record.kind in REASONING
+        text, list_name = (target.phrase, "sentence") if record.kind == "reason" else (target.phrase.lower(), "phrase")
+        if target.mask is None:
+            meant = None if reasoning else meant_by(record, target.correction)
+            answer = (target.correction,) if reasoning and target.correction else None
+            answer = answer or self._deny(text.strip(), target.correction, meant, rng)
+        elif reasoning:
+            answer = fill_answer(self.wording.draw("found", rng), Mask(index))
+        else:
+            answer = self._confirm(text.strip(), index, rng)
+        return self._dialogue(list_name, text, answer, rng)
+
+    def _dialogue(self, list_name: str, text: str, answer: Script, rng: np.random.Generator) -> Dialogue:
+        question = self.wording.draw(list_name, rng).format(**{list_name: text})
+        return (Turn(about_picture(question), answer),)
+
+    def _confirm(self, name: str, index: int, rng: np.random.Generator) -> Script:
+        return fill_answer(self.wording.draw("confirm", rng).format(phrase=name, mask="{mask}"), Mask(index))
+
+    def _deny(self, name: str, instead: str | None, meant: int | None, rng: np.random.Generator) -> Script:
+        """Words alone; with `segment_correction` also the mask of target `meant`."""
+        if instead is None:
+            return (self.wording.draw("deny", rng).format(phrase=name),)
+        words = {"phrase": name, "instead": instead.lower()}
+        if self.options.segment_correction and meant is not None:
+            return fill_answer(self.wording.draw("correct_and_mask", rng).format(**words, mask="{mask}"), Mask(meant))
+        return (self.wording.draw("correct", rng).format(**words),)
+
+    def _query(self, record: Record, phrase: str, targets: tuple[int, ...], there: bool) -> Query:
+        phrase = phrase.strip()
+        denial = self.wording.lists["deny"][0].format(phrase=phrase.lower())
+        forced = (Mask(targets[0]), ".") if there else (denial,)
+        return Query(about_picture(self._prompt(record, phrase)), forced, targets, (phrase,))
+
+    def _prompt(self, record: Record, phrase: str) -> str:
+        """The evaluation question. A random template hangs on seed, picture and phrase alone (sesame.md 6.3)."""
+        sentence = record.kind == "reason"
+        if self.options.eval_prompt == "lisa":
+            return (SENTENCE_PROMPT if sentence else PHRASE_PROMPT).format(phrase)
+        list_name = "sentence" if sentence else "phrase"
+        templates = self.wording.lists[list_name]
+        key = zlib.crc32(f"{self.options.eval_seed}|{record.image.name}|{phrase}".encode())
+        chosen = templates[key % len(templates) if self.options.eval_prompt == "random" else 0]
+        return chosen.format(**{list_name: phrase if sentence else phrase.lower()})
+
+
+def meant_by(record: Record, correction: str | None) -> int | None:
+    """The target that a correction names, where the record has it with a mask."""
+    name = (correction or "").strip().lower()
+    there = (i for i, t in enumerate(record.targets) if t.mask is not None and t.phrase.strip().lower() == name)
+    return next(there, None)
+
+
+def read(text: str, only_first: bool = True) -> list[Claim]:
+    """The mask of an answer, or its refusal where it has none; the words name nothing that could be trusted."""
+    claims = [Claim("", claim.mask) for claim in read_claims(text, TOKENS)] or [Claim("", None)]
+    return claims[:1] if only_first else claims
