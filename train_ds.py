@@ -65,9 +65,9 @@ def train(assistant: Assistant, recipe: Recipe) -> None:
     leave = False
     for step in range(state.step, total):
         engine.train()
-        seed_chance(settings.seed, step)
-        for _ in range(settings.grad_accumulation_steps):
+        for part in range(settings.grad_accumulation_steps):
             batch = next(stream).to(engine.device, assistant.model.dtype)
+            seed_chance(settings.seed, step, part)
             losses = objective(engine(batch), batch, recipe.loss)
             check_finite(losses, batch, step)
             engine.backward(losses.total)
@@ -117,9 +117,12 @@ def training_stream(assistant: Assistant, recipe: Recipe, state: TrainState) -> 
     )
 
 
-def seed_chance(seed: int, step: int) -> None:
-    """Dropout of a step depends on (seed, step, process) alone, so a resumed run repeats it without stored states."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, dist.rank())).generate_state(1, np.uint64)[0]))
+def seed_chance(*key: int) -> None:
+    """Dropout depends on the key (seed, step, micro-step) and the process alone: a resumed run needs no stored state.
+
+    Called after the batch is drawn, for a loader that starts takes a number from the same generator.
+    """
+    torch.manual_seed(int(np.random.SeedSequence((*key, dist.rank())).generate_state(1, np.uint64)[0]))
 
 
 def check_finite(losses: Losses, batch: Batch, step: int) -> None:
