@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.legacy import LORA_WRAPPER, reading_table
 from model.seg_model import SegModel
 from utils.config import LoraConfig, ModelConfig
+from utils.log import log
 from utils.registry import unknown
 
 ADAPTER = "default"
@@ -27,6 +28,7 @@ def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> 
     mark_trainable(model, config)
     if config.gradient_checkpointing:
         model.vlm.checkpoint_gradients()
+    log.info(describe(model))
     return model.train()
 
 

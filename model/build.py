@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, list_repo_files, snapshot_download
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
 
@@ -133,9 +133,16 @@ def fetch(name: str | Path) -> Path:
     if len(path.parts) != 2 or path.suffix in (".pth", ".bin", ".safetensors"):
         raise FileNotFoundError(f"no file or folder {name}")
     try:
-        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
+        return _download(str(name))
     except Exception as error:  # the hub's client raises many kinds
         raise FileNotFoundError(f"no folder {name} here, and the hub did not give it: {error}") from error
+
+
+def _download(name: str) -> Path:
+    """Weights once: pickles only where there are no safetensors. Offline, whatever the cache has."""
+    files = [] if constants.HF_HUB_OFFLINE else list_repo_files(name)
+    twice = ["*.bin"] if any(file.endswith(".safetensors") for file in files) else None
+    return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=twice))
 
 
 @dataclass

@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from data.tokens import TokenSpec, load_tokenizer
-from model.build import build_model, dtype_of, fetch, load_folder, resolve_attention, views_for
+from model.build import assemble, build_model, dtype_of, fetch, load_folder, resolve_attention, views_for
+from model.heads import HEADS
+from model.legacy import published_table
+from model.plan import Plan
 from model.save import save_folder, save_original
 from model.weights import read_tensors, write_tensors
 from tests.tiny_model import LANGUAGE, TOWER
@@ -251,6 +254,44 @@ def test_published_names_are_written_back(golden, published, tmp_path):
     assert all(json.loads((tmp_path / f).read_text()) == json.loads((GOLDEN / f).read_text()) for f in files)
 
 
+def test_published_7b_names_and_shapes():
+    """The whole of LISA-7B's state dict (lisa.md 7.2), without its memory: 923 names, 32 of them rotary tables."""
+    language = {"vocab_size": 32004, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    vision = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120}
+    sam = {"vision_config": vision | {"global_attn_indexes": [7, 15, 23, 31]}}
+    plan = Plan(
+        language | {"num_attention_heads": 32}, tower | {"image_size": 224, "patch_size": 14}, 1, -2, "sam", sam
+    )
+    with torch.device("meta"):
+        model = assemble(plan)
+    table = published_table(HEADS["sam"].NAMES, projector_depth=1)
+    shapes = {table.theirs(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: shape for name, shape in shapes.items() if "vision_tower" not in name}
+    assert len(shapes) == 923 - 32
+    sizes = {
+        part: [n for n in shapes if n.startswith(f"model.visual_model.{part}.")]
+        for part in ("image_encoder", "prompt_encoder", "mask_decoder")
+    }
+    assert [len(names) for names in sizes.values()] == [457, 17, 120]
+    for name, shape in {
+        "model.embed_tokens.weight": (32004, 4096),
+        "model.mm_projector.weight": (4096, 1024),
+        "model.text_hidden_fcs.0.2.weight": (256, 4096),
+        "model.visual_model.image_encoder.blocks.31.attn.rel_pos_h": (127, 80),
+        "model.visual_model.image_encoder.blocks.0.attn.qkv.weight": (3840, 1280),
+        "model.visual_model.image_encoder.neck.2.weight": (256, 256, 3, 3),
+        "model.visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix": (2, 128),
+        "model.visual_model.prompt_encoder.mask_downscaling.6.weight": (256, 16, 1, 1),
+        "model.visual_model.mask_decoder.transformer.layers.1.cross_attn_image_to_token.q_proj.weight": (128, 256),
+        "model.visual_model.mask_decoder.output_hypernetworks_mlps.3.layers.2.weight": (32, 256),
+        "model.visual_model.mask_decoder.iou_prediction_head.layers.2.weight": (4, 256),
+        "model.visual_model.mask_decoder.output_upscaling.3.weight": (64, 32, 2, 2),
+    }.items():
+        assert shapes[name] == shape, name
+    assert model.vlm.image_tokens == 256
+
+
 def test_toy_base():
     folder = TOY / "llava"
     model = build_model(
@@ -389,7 +430,10 @@ def test_wrong_sizes_and_choices_are_named(published, sam, tmp_path):
             build(folder, sam)
 
 
-def test_places_that_are_not_there(tmp_path):
+def test_places_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="no folder nobody/nothing here, and the hub did not give it"):
+        fetch("nobody/nothing")
     with pytest.raises(ValueError, match=r"model\.version is empty"):
         fetch("")
     with pytest.raises(FileNotFoundError, match="no file or folder"):

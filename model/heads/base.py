@@ -29,6 +29,10 @@ class MaskHead(Protocol):
     def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Any]:
         """The configuration (plain values) of a head with these weights."""
 
+    @staticmethod
+    def read(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Pretrained weights of such a head, under its own names, and `options` with what the file adds to them."""
+
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> MaskHead:
         """An uninitialised head of that configuration."""
