@@ -106,7 +106,7 @@ def training_stream(assistant: Assistant, recipe: Recipe, state: TrainState) -> 
         drop_long_rows=data.on_bad_sample == "skip",
     )
     return Stream(
-        Mixture.build(data, maker, seed=train.seed, held_out=recipe.eval.suites),
+        Mixture.build(data, maker, seed=train.seed, held_out=held_out(recipe)),
         train.batch_size,
         image_tokens=model.vlm.image_tokens,
         rank=dist.rank(),
@@ -170,6 +170,12 @@ def suites_of(recipe: Recipe) -> tuple[str, ...]:
     """Every suite that this command will need."""
     final = recipe.eval.final_suites if recipe.eval.final_eval else ()
     return (*(() if recipe.eval.no_eval and not recipe.eval.eval_only else recipe.eval.suites), *final)
+
+
+def held_out(recipe: Recipe) -> list[str]:
+    """The evaluation splits of the recipe, as sources; `data.exclude_val: eval_suites` keeps their pictures out."""
+    names = (*recipe.eval.suites, *recipe.eval.final_suites)
+    return [suite.source or suite.name for suite in find_suites(names)] if names else []
 
 
 def check_suites(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""What is trained on when: nested rates, and one keyed generator a sample, whatever the workers and restarts."""
+"""What is trained on when: rates or epochs, and one keyed generator a sample, whatever the workers and restarts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from data.blocklist import Blocklist
 from data.collate import Maker, NothingToAsk, Sample, collate
 from data.sources import Source, build_source
 from data.types import Batch
@@ -22,23 +23,72 @@ from utils.registry import unknown
 DRAWS = 100  # unusable draws in a row after which a mixture gives up
 SHOWN = 20  # skipped samples that are logged one by one; further ones are only counted
 ON_BAD_SAMPLE = ("raise", "skip")
+ORDER = 1  # keys the order of an epoch apart from the samples, whose key is one number
 
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset of the mixture; `rate` is its share of all draws, up to a common factor."""
+    """One dataset of the mixture; `rate` is its share of all draws, up to a common factor.
+
+    usable: the records that may be drawn; None: all.
+    """
 
     name: str
     source: Source
     rate: float = 1.0
+    usable: Sequence[int] | None = None
+
+    @property
+    def records(self) -> Sequence[int]:
+        return range(len(self.source)) if self.usable is None else self.usable
+
+
+class ByRate:
+    """`sampling: rates`, as published: a dataset by its rate, then one of its records uniformly."""
+
+    def __init__(self, parts: Sequence[Part], seed: int):
+        rates = np.array([part.rate for part in parts], np.float64)
+        self.parts, self.shares = parts, rates / rates.sum()
+
+    def __call__(self, index: int, rng: np.random.Generator, again: bool) -> tuple[Part, int]:
+        part = self.parts[rng.choice(len(self.parts), p=self.shares)]
+        return part, int(part.records[int(rng.integers(len(part.records)))])
+
+
+class OnceEach:
+    """`sampling: once`: every record of every dataset once an epoch, in an order keyed by (seed, epoch).
+
+    Rates other than 0 mean nothing. A record that cannot be used is replaced by any other.
+    """
+
+    def __init__(self, parts: Sequence[Part], seed: int):
+        self.parts, self.seed = parts, seed
+        self.ends = np.cumsum([len(part.records) for part in parts])
+        self.total = int(self.ends[-1])
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __call__(self, index: int, rng: np.random.Generator, again: bool) -> tuple[Part, int]:
+        epoch, place = divmod(index, self.total)
+        number = int(rng.integers(self.total)) if again else int(self._shuffled(epoch)[place])
+        which = int(np.searchsorted(self.ends, number, side="right"))
+        part = self.parts[which]
+        return part, int(part.records[number - int(self.ends[which]) + len(part.records)])
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            keyed = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(ORDER, epoch)))
+            self._epoch, self._order = epoch, keyed.permutation(self.total)
+        return self._order
+
+
+SAMPLING = {"rates": ByRate, "once": OnceEach}
 
 
 class Mixture(Dataset):
-    """Sample number `index` of an endless stream: dataset by rate, then record uniformly, then the task's own chance.
+    """Sample number `index` of an endless stream: a dataset and a record by `sampling`, then the task's own chance.
 
     All chance comes from a generator keyed by (seed, index). A record with nothing to ask about is drawn anew from the
     same generator, and so is a bad sample where `on_bad_sample` is "skip"; both are noted in `Sample.skipped`.
-    `excluded`: `picture_key`s that are never trained on.
     """
 
     def __init__(
@@ -48,10 +98,12 @@ class Mixture(Dataset):
         *,
         seed: int = 0,
         on_bad_sample: str = "raise",
-        excluded: frozenset[str] = frozenset(),
+        sampling: str = "rates",
     ):
         if on_bad_sample not in ON_BAD_SAMPLE:
             raise ValueError(unknown("data.on_bad_sample", on_bad_sample, ON_BAD_SAMPLE))
+        if sampling not in SAMPLING:
+            raise ValueError(unknown("data.sampling", sampling, SAMPLING))
         for part in parts:
             if part.rate < 0 or not np.isfinite(part.rate):
                 raise ValueError(f"the rate of {part.name} is {part.rate}; it must be a number from 0 up")
@@ -59,19 +111,20 @@ class Mixture(Dataset):
         if not self.parts:
             raise ValueError("data.mixture names no dataset with a rate above 0")
         for part in self.parts:
-            if not len(part.source):
-                raise ValueError(f"dataset {part.name} is empty")
-        rates = np.array([part.rate for part in self.parts], np.float64)
-        self.shares = rates / rates.sum()
+            if not len(part.records):
+                raise ValueError(
+                    f"dataset {part.name} is empty" + " without evaluated pictures" * bool(len(part.source))
+                )
+        self.pick = SAMPLING[sampling](self.parts, seed)
         self.maker = maker
         self.seed = seed
         self.on_bad_sample = on_bad_sample
-        self.excluded = excluded
 
     @classmethod
     def build(cls, data: DataConfig, maker: Maker, *, seed: int = 0, held_out: Sequence[str] = ()) -> Mixture:
-        """The mixture of a recipe. `held_out`: names of validation sets, whose pictures `data.exclude_val` excludes."""
+        """The mixture of a recipe. `held_out`: source names of what it is evaluated on, for `data.exclude_val`."""
         root = Path(data.dataset_dir)
+        blocklist = Blocklist.build(data.exclude_val, root, held_out)
         parts = []
         for mix in data.mixture:
             total = sum(entry.rate for entry in mix.sets)
@@ -79,24 +132,25 @@ class Mixture(Dataset):
                 if entry.rate > 0:
                     source = build_source(entry.source, root, **entry.options)
                     name = f"{mix.task}/{entry.source} ({root})"
-                    parts.append(Part(name, source, mix.rate * entry.rate / total))
-        excluded = frozenset().union(*(picture_keys(build_source(name, root)) for name in held_out if data.exclude_val))
-        return cls(parts, maker, seed=seed, on_bad_sample=data.on_bad_sample, excluded=excluded)
+                    usable = blocklist.usable(entry.source, source)
+                    parts.append(Part(name, source, mix.rate * entry.rate / total, usable))
+        return cls(parts, maker, seed=seed, on_bad_sample=data.on_bad_sample, sampling=data.sampling)
+
+    @property
+    def pictures(self) -> int:
+        """Records that may be drawn: the samples of an epoch where `sampling` is "once"."""
+        return sum(len(part.records) for part in self.parts)
 
     def __getitem__(self, index: int) -> Sample:
         return self.draw(index)
 
     def draw(self, index: int) -> Sample:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index,)))
-        skipped = []
-        for _ in range(DRAWS):
-            part = self.parts[rng.choice(len(self.parts), p=self.shares)]
-            position = int(rng.integers(len(part.source)))
+        skipped: list[str] = []
+        for attempt in range(DRAWS):
+            part, position = self.pick(index, rng, again=attempt > 0)
             try:
-                record = part.source[position]
-                if self.excluded and picture_key(record.image) in self.excluded:
-                    continue
-                sample = self.maker.make_sample(record, rng)
+                sample = self.maker.make_sample(part.source[position], rng)
             except NothingToAsk as error:
                 skipped.append(f"{part.name}: {error}")
             except (OSError, ValueError) as error:
@@ -107,7 +161,7 @@ class Mixture(Dataset):
             else:
                 sample.skipped = skipped + sample.skipped
                 return sample
-        raise RuntimeError(f"{DRAWS} draws in a row gave no sample; the last: {(skipped or ['excluded pictures'])[-1]}")
+        raise RuntimeError(f"{DRAWS} draws in a row gave no sample; the last: {skipped[-1]}")
 
 
 class Stream:
@@ -176,14 +230,3 @@ class _Indices:
 
 def _quiet_worker(_: int) -> None:
     cv2.setNumThreads(0)  # one worker, one core
-
-
-def picture_keys(source: Source) -> frozenset[str]:
-    """The pictures of a dataset."""
-    return frozenset(picture_key(source[index].image) for index in range(len(source)))
-
-
-def picture_key(path: str | Path) -> str:
-    """Tells pictures apart across datasets: the name without ending, and without COCO's split before the number."""
-    stem = Path(path).stem
-    return stem.rsplit("_", 1)[-1] if stem.startswith("COCO_") else stem

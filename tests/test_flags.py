@@ -77,6 +77,19 @@ def test_switches_have_both_forms(name):
         assert getattr(getattr(recipe(text), section), field) is value
 
 
+@pytest.mark.parametrize(
+    ("line", "excluded", "sampling"),
+    [
+        ("", "off", "rates"),
+        ("--exclude_val --no_sampling", "refer_family", "once"),
+        ("--exclude-val=cross_refer --sampling=once", "cross_refer", "once"),
+        ("--exclude_val --no-exclude_val --set data.exclude_val=off", "off", "rates"),
+    ],
+)
+def test_switches_of_named_choices(line, excluded, sampling):
+    assert (recipe(line).data.exclude_val, recipe(line).data.sampling) == (excluded, sampling)
+
+
 def test_precedence(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"system": "lisa", "train": {"lr": 1e-4, "batch_size": 3, "epochs": 7}}))

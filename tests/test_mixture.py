@@ -1,7 +1,9 @@
 """The mixture: published rates, draws that depend on nothing but seed and number, and no silent replacement."""
 
 import itertools
+import json
 import os
+import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from data.blocklist import Blocklist, picture_key
 from data.collate import Maker
 from data.encode import Encoder
-from data.mixture import DRAWS, Mixture, Part, Stream, picture_key
-from data.sources import SOURCES
+from data.mixture import DRAWS, Mixture, Part, Stream
+from data.sources import SOURCES, build_source
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Mask, Record, Target, Turn
 from data.views import ClipView, SamView, Views
@@ -96,7 +101,7 @@ def test_a_draw_depends_on_seed_and_number_only(mixture):
     assert [s.name for s in forward] != [other.draw(i).name for i in range(8)]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2, 4])
 def test_workers_change_nothing(mixture, workers):
     alone, helped = stream_of(mixture), stream_of(mixture, workers=workers)
     for _ in range(5):
@@ -176,18 +181,142 @@ def test_nested_rates_then_uniform_records():
             assert abs(count - mean) < 5 * np.sqrt(mean), (name, record)
 
 
-def test_exclude_val_keeps_validation_pictures_out():
-    data = DataConfig(mixture=(MixConfig("x", (SetConfig("counted|train", options={"count": 6}),)),))
-    held_out = ["counted|val"]  # pictures 0, 1 and 2
-    seen = {Mixture.build(data, Names(), held_out=held_out).draw(i).name for i in range(100)}
-    assert seen == {f"train/{i}" for i in range(6)}
-    kept = Mixture.build(replace(data, exclude_val=True), Names(), held_out=held_out)
-    assert {kept.draw(i).name for i in range(100)} == {f"train/{i}" for i in (3, 4, 5)}
+# --- every picture once
+
+
+def once_each(tmp_path, maker, **options):
+    sets = [Part("a", Pictures(tmp_path / "a", 4), 3.0), Part("b", Pictures(tmp_path / "b", 7), 1.0)]
+    return Mixture(sets, maker, seed=5, sampling="once", **options)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), epoch=st.integers(0, 5))
+def test_an_epoch_visits_every_record_once(seed, sizes, epoch):
+    parts = [Part(f"p{n}", Counted(f"p{n}", size), n + 1.0) for n, size in enumerate(sizes)]
+    mixture = Mixture(parts, Names(), seed=seed, sampling="once")
+    total = sum(sizes)
+    assert mixture.pictures == total
+    seen = [mixture.draw(index).name for index in range(epoch * total, (epoch + 1) * total)]
+    assert sorted(seen) == sorted(f"p{n}/{k}" for n, size in enumerate(sizes) for k in range(size))
+
+
+def test_epochs_are_shuffled_anew_and_repeatably():
+    mixture, again = (Mixture([Part("a", Counted("a", 50))], Names(), seed=3, sampling="once") for _ in range(2))
+    first, second = ([mixture.draw(50 * epoch + place).name for place in range(50)] for epoch in range(2))
+    assert first != second and first != sorted(first)
+    assert [again.draw(index).name for index in reversed(range(100))][::-1] == first + second
+
+
+@pytest.mark.parametrize("workers", [0, 2, 4])
+def test_epochs_resume_anywhere_with_any_workers(tmp_path, maker, workers):
+    """4 + 7 pictures, batches of 2: the third epoch begins inside a batch."""
+    mixture = once_each(tmp_path, maker)
+    whole = list(itertools.islice(stream_of(mixture), 12))
+    resumed = stream_of(mixture, start=5, workers=workers)
+    for batch in whole[5:]:
+        same(batch, next(resumed))
+
+
+def test_processes_share_an_epoch(tmp_path, maker):
+    mixture = once_each(tmp_path, maker)
+    ranks = [stream_of(mixture, batch_size=1, rank=rank, world=11) for rank in range(11)]
+    names = [name for stream in ranks for name in next(stream).names]
+    assert len(set(names)) == 11
+
+
+def test_an_unusable_record_of_an_epoch_is_replaced_and_noted(tmp_path, maker):
+    mixture = Mixture([Part("a", Pictures(tmp_path / "a", 4, empty=(1,)))], maker, sampling="once")
+    samples = [mixture.draw(index) for index in range(4)]
+    assert {Path(sample.name).stem for sample in samples} == {"0", "2", "3"}
+    skipped = [message for sample in samples for message in sample.skipped]
+    assert any("1.png: nothing to ask" in message for message in skipped)
+
+
+# --- evaluated pictures stay out
+
+
+def held(**values):
+    sets = values.pop("sets", (SetConfig("counted|train", options={"count": 6}),))
+    return DataConfig(mixture=(MixConfig("x", sets),), **values)
+
+
+def test_pictures_of_the_suites_stay_out_and_are_counted(monkeypatch, caplog):
+    paths = lambda self: [f"/d/{k:012d}.jpg" for k in range(self.count)]  # noqa: E731
+    monkeypatch.setattr(Counted, "image_paths", paths, raising=False)
+    monkeypatch.setattr(Counted, "__getitem__", lambda self, k: Record(Path(f"/d/{k:012d}.jpg"), "refer"))
+    suites = ["counted|val"]  # pictures 0, 1 and 2
+
+    def seen(**values):
+        mixture = Mixture.build(held(**values), Names(), held_out=suites)
+        return {int(Path(mixture.draw(index).name).stem) for index in range(100)}
+
+    assert seen() == set(range(6))
+    with caplog.at_level("INFO", logger="assistant"):
+        assert seen(exclude_val="eval_suites") == {3, 4, 5} == seen(exclude_val="eval_suites", sampling="once")
+    assert "counted|train trains without 3 of 6 pictures" in caplog.text
+    with pytest.raises(ValueError, match="is empty without evaluated pictures"):
+        Mixture.build(held(exclude_val="eval_suites", sets=(SetConfig("counted"),)), Names(), held_out=suites)
+    with pytest.raises(ValueError, match=r"no data.exclude_val 'all'; have: .*refer_family"):
+        seen(exclude_val="all")
 
 
 def test_pictures_are_told_apart_across_coco_releases():
-    assert picture_key("a/COCO_train2014_000000000009.jpg") == picture_key(Path("b/000000000009.jpg")) == "000000000009"
-    assert picture_key("a/ADE_val_00000001.jpg") == "ADE_val_00000001"
+    assert picture_key("a/COCO_train2014_000000000009.jpg") == picture_key(Path("b/000000000009.jpg"))
+    assert picture_key("train/0001.jpg") != picture_key("val/0001.jpg"), "equal names are not equal pictures"
+    assert picture_key("x/../val/1.jpg") == picture_key("val/1.jpg")
+
+
+@pytest.fixture
+def refer_world(tmp_path):
+    """RefCOCO, RefCOCOg and LLaVA-Instruct on one set of pictures: 1 is evaluated on in RefCOCO, 2 in RefCOCOg."""
+    splits = {"refcoco": {1: "testA", 2: "train", 3: "train"}, "refcocog": {1: "train", 2: "val", 3: "train"}}
+    for name, of_picture in splits.items():
+        write_refer(tmp_path, name, of_picture, split_by="umd" if name == "refcocog" else "unc")
+    folder = tmp_path / "coco/train2017"
+    folder.mkdir(parents=True)
+    said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]
+    entries = [{"id": str(n), "image": f"{n:012d}.jpg", "conversations": said} for n in (1, 2, 3, 4)]
+    (tmp_path / "llava_dataset").mkdir()
+    (tmp_path / "llava_dataset/llava_instruct_150k.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def write_refer(root, name, of_picture, split_by):
+    folder, pictures = root / "refer_seg" / name, root / "refer_seg/images/mscoco/images/train2014"
+    folder.mkdir(parents=True)
+    pictures.mkdir(parents=True, exist_ok=True)
+    refs = [
+        {"ref_id": n, "ann_id": n, "image_id": n, "split": split, "sentences": [{"sent": f"thing {n}"}]}
+        for n, split in of_picture.items()
+    ]
+    (folder / f"refs({split_by}).p").write_bytes(pickle.dumps(refs))
+    images = [{"id": n, "file_name": f"COCO_train2014_{n:012d}.jpg", "height": 4, "width": 4} for n in of_picture]
+    shapes = [{"id": n, "image_id": n, "category_id": 1, "segmentation": []} for n in of_picture]
+    (folder / "instances.json").write_text(json.dumps({"images": images, "annotations": shapes}))
+
+
+@pytest.mark.parametrize(
+    ("rule", "usable"),
+    [
+        ("off", {"refcoco": 2, "refcocog": 2, "llava_instruct_150k": 4}),
+        ("refer_family", {"refcoco": 1, "refcocog": 1, "llava_instruct_150k": 2}),
+        ("cross_refer", {"refcoco": 1, "refcocog": 1, "llava_instruct_150k": 4}),
+    ],
+)
+def test_rules_of_the_referring_sets(refer_world, caplog, rule, usable):
+    with caplog.at_level("WARNING", logger="assistant"):
+        blocklist = Blocklist.build(rule, refer_world)
+    found = {name: len(blocklist.usable(name, build_source(name, refer_world))) for name in usable}
+    assert found == usable
+    if rule != "off":
+        assert blocklist.keys == {"coco 000000000001", "coco 000000000002"}
+        assert blocklist.splits == ("refcoco|unc|testA", "refcocog|umd|val")
+        assert "grefcoco|unc|val" in caplog.text, "what is not there is said"
+
+
+def test_a_rule_without_any_of_its_sets_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data.exclude_val refer_family: none of refcoco\|unc\|val"):
+        Blocklist.build("refer_family", tmp_path)
 
 
 # --- bad samples
@@ -255,6 +384,8 @@ def test_bad_settings_are_refused(tmp_path, maker):
         Mixture([Part("a", Counted("x", 1), -1.0)], maker)
     with pytest.raises(ValueError, match=r"no data.on_bad_sample 'ignore'; have: raise, skip"):
         Mixture([Part("a", Counted("x", 1))], maker, on_bad_sample="ignore")
+    with pytest.raises(ValueError, match=r"no data.sampling 'twice'; have: once, rates"):
+        Mixture([Part("a", Counted("x", 1))], maker, sampling="twice")
 
 
 def test_a_missing_or_empty_dataset_is_named_with_its_folder(tmp_path, maker):

@@ -71,7 +71,8 @@ class DataConfig:
     on_bad_sample: str = "raise"  # raise | skip (skipped ones are counted and reported)
     workers: int = 4
     val_workers: int = 2
-    exclude_val: bool = False
+    exclude_val: str = "off"  # off | eval_suites | refer_family | cross_refer: whose pictures are not trained on
+    sampling: str = "rates"  # rates: draw by the rates for ever | once: every record once an epoch, rates but 0 ignored
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def _cast(value: Any, kind: Any, where: str) -> Any:
         return _number(float, value, where)
     if kind is int and isinstance(value, str):
         return _number(int, value, where)
+    if kind is str and value is False:  # how YAML reads a bare off or no
+        return "off"
     if kind is str and isinstance(value, Path):
         return str(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

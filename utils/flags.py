@@ -27,6 +27,7 @@ class Flag:
     help: str
     separator: str = ","
     kind: type | None = None  # None: told by the field
+    switch: tuple[str, str] | None = None  # what --name without a value and --no_name set, where the field is no bool
 
     @property
     def type(self) -> Any:
@@ -54,7 +55,18 @@ FLAGS = (
     Flag("lora_target_modules", "model.lora.target_modules", "linears that get LoRA"),
     Flag("dataset_dir", "data.dataset_dir", "root of all datasets"),
     Flag("workers", "data.workers", "loader processes"),
-    Flag("exclude_val", "data.exclude_val", "leave validation pictures out of training"),
+    Flag(
+        "exclude_val",
+        "data.exclude_val",
+        "whose pictures to leave out of training: off, eval_suites, refer_family or cross_refer",
+        switch=("refer_family", "off"),
+    ),
+    Flag(
+        "sampling",
+        "data.sampling",
+        "rates: draw by rate; once: every picture once an epoch",
+        switch=("rates", "once"),
+    ),
     Flag("num_classes_per_sample", "options.num_classes_per_sample", "dialogues a picture at most", kind=int),
     Flag("num_all_classes", "options.num_all_classes", "classes an answer speaks of at most", kind=int),
     Flag("explanatory", "options.explanatory", "share of samples that ask for an explanation", kind=float),
@@ -165,7 +177,7 @@ def markdown() -> str:
     """The table of flags for the README."""
     lines = ["| flag | recipe field | default | what |", "| --- | --- | --- | --- |"]
     for flag in FLAGS:
-        spelling = f"`--{flag.name}`" + (f", `--no-{flag.name}`" if flag.type is bool else "")
+        spelling = f"`--{flag.name}`" + (f", `--no-{flag.name}`" if flag.type is bool or flag.switch else "")
         lines.append(f"| {spelling} | `{flag.field}` | {_default(flag)} | {flag.help} |")
     for name, text in MIXTURE.items():
         lines.append(f"| `--{name}` | `data.mixture` | | {text.replace('|', chr(92) + '|')} |")
@@ -202,6 +214,10 @@ def _parser() -> _Parser:
         if flag.type is bool:
             names = (f"--{flag.name}", f"--no_{flag.name}")
             parser.add_argument(*names, action=_Switch, dest=flag.name, nargs=0, help=text)
+        elif flag.switch:
+            alone, negated = flag.switch
+            parser.add_argument(f"--{flag.name}", nargs="?", const=alone, metavar="V", help=f"{text}; alone: {alone}")
+            parser.add_argument(f"--no_{flag.name}", action="store_const", const=negated, dest=flag.name)
         else:
             parser.add_argument(f"--{flag.name}", type=_reader(flag), metavar="V", help=text)
     for name, text in MIXTURE.items():

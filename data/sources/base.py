@@ -9,17 +9,17 @@ from typing import Any, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
-from data.sources.index import Rows, indexed
-from data.sources.stream import read_entries
+from data.sources.index import Rows, indexed  # noqa: F401  (part of what a source file imports from here)
+from data.sources.stream import read_entries  # noqa: F401
 from data.types import Record
 from utils.registry import Registry, unknown
 
-__all__ = [  # the vocabulary of a source file
-    "SOURCES", "Rows", "Source", "choice", "field", "image_paths", "indexed", "locate", "picture", "picture_size",
-    "read_entries", "read_json",
-]  # fmt: skip
 SOURCES = Registry("source")
 EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # values of the tag with which rows and columns change places
+
+
+class EmptySplit(ValueError):
+    """The annotation files are there, but hold nothing of the split that was asked for."""
 
 
 class Source(Protocol):

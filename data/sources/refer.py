@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.sources.annotations import by_id, draw, known, size_of, whole_polygons
-from data.sources.base import SOURCES, choice, field, indexed, locate, picture, read_json
+from data.sources.base import SOURCES, EmptySplit, choice, field, indexed, locate, picture, read_json
 from data.types import Record, Target
 from utils.masks import OVERLAPS, Once
 from utils.safe_pickle import load_plain
@@ -172,5 +172,5 @@ def _chosen(refs: Any, path: Path, split: str) -> list[dict[str, Any]]:
     chosen = [ref for i, ref in enumerate(refs) if SPLITS[split](field(ref, "split", f"{path}: ref number {i}"))]
     if not chosen:
         have = sorted({ref["split"] for ref in refs})
-        raise ValueError(f"{path}: no ref of split {split!r} among {len(refs)}; it has {', '.join(have) or 'none'}")
+        raise EmptySplit(f"{path}: no ref of split {split!r} among {len(refs)}; it has {', '.join(have) or 'none'}")
     return chosen

@@ -1,0 +1,91 @@
+"""Contamination: which pictures may not be trained on because they are evaluated on, recognised across data sets."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.sources import Source, build_source
+from data.sources.base import EmptySplit, image_paths
+from utils.log import log
+from utils.registry import unknown
+
+# The evaluation splits on COCO train2014 pictures: four sets, three corrections of false premises.
+REFER_FAMILY = (
+    *(f"{name}|unc|{split}" for name in ("refcoco", "refcoco+", "grefcoco") for split in ("val", "testA", "testB")),
+    *(f"refcocog|umd|{split}" for split in ("val", "test")),
+    *(f"fprefcoco{end}|berkeley_exclude_unified|val" for end in ("", "+", "g")),
+)
+REFER_TRAINING = re.compile(r"(R-|fp|g)?refcoco[+g]?")  # the training sets that such a split can leak into
+COCO = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A choice of `data.exclude_val`. `suites`: also what the recipe itself is evaluated on."""
+
+    splits: tuple[str, ...] = ()
+    suites: bool = False
+    applies: Callable[[str], bool] = lambda name: True  # to the training source of this name
+
+
+RULES = {
+    "off": Rule(),
+    "eval_suites": Rule(suites=True),
+    "refer_family": Rule(REFER_FAMILY),  # what the LISA paper says of its training data
+    "cross_refer": Rule(REFER_FAMILY, applies=lambda name: REFER_TRAINING.fullmatch(name) is not None),  # sesame.md 4.2
+}
+
+
+@dataclass(frozen=True)
+class Blocklist:
+    """Pictures (`picture_key`) that are evaluated on; `splits` are those they come from."""
+
+    rule: str = "off"
+    keys: frozenset[str] = frozenset()
+    splits: tuple[str, ...] = ()
+
+    @classmethod
+    def build(cls, rule: str, root: Path, suites: Sequence[str] = ()) -> Blocklist:
+        """The blocklist of a recipe. `suites`: source names (`refcoco|unc|val`) that it is evaluated on.
+
+        Splits of the rule that `root` does not hold are left out with a warning; none at all is an error, as is a
+        missing suite.
+        """
+        if rule not in RULES:
+            raise ValueError(unknown("data.exclude_val", rule, RULES))
+        named, found, missing = RULES[rule], {}, []
+        for name in dict.fromkeys(suites) if named.suites else ():
+            found[name] = build_source(name, root)
+        for name in named.splits:
+            try:
+                found[name] = build_source(name, root)
+            except (FileNotFoundError, EmptySplit) as error:
+                missing.append(name)
+                first = str(error)
+        if named.splits and not found:
+            raise FileNotFoundError(f"data.exclude_val {rule}: none of {', '.join(named.splits)} is there. {first}")
+        if missing:
+            log.warning("exclude_val %s goes without %s: not below %s", rule, ", ".join(missing), root)
+        keys = frozenset(picture_key(path) for source in found.values() for path in image_paths(source))
+        return cls(rule, keys, tuple(found))
+
+    def usable(self, name: str, source: Source) -> np.ndarray | range:
+        """The records of the training source `name` whose picture is not on the list."""
+        if not self.keys or not RULES[self.rule].applies(name.split("|")[0]):
+            return range(len(source))
+        blocked = np.fromiter((picture_key(path) in self.keys for path in image_paths(source)), bool, len(source))
+        usable = np.flatnonzero(~blocked)
+        log.info("exclude_val %s: %s trains without %d of %d pictures", self.rule, name, blocked.sum(), len(source))
+        return usable if blocked.any() else range(len(source))
+
+
+def picture_key(path: str | Path) -> str:
+    """What tells a picture: COCO's number, the same in all its releases and in what is built on them; else the file."""
+    number = COCO.fullmatch(Path(path).stem)
+    return f"coco {number[1]}" if number else os.path.abspath(path)
