@@ -1,6 +1,6 @@
 """Talks about pictures: a prompt and a picture in, text and masks out.
 
-    python chat.py --version CHECKPOINT                                              # asks for prompt and path, again and again
+    python chat.py --version CHECKPOINT            # asks for prompt and path, again and again
     python chat.py --version CHECKPOINT --image dog.jpg --prompt "Where is the dog?"
     python chat.py --version CHECKPOINT --image street.jpg --classes "road,car,sky"  # a class list
 

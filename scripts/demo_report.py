@@ -38,7 +38,7 @@ FIGURES = {  # in the report: suite and metric it is read from
     "reason_giou": ("ReasonSeg|val", "gIoU"),
 }
 SUITES = tuple(dict.fromkeys(suite for suite, _ in FIGURES.values()))
-SHOWN = {"ade20k|val": 4, "refcoco|unc|val": 3, "ReasonSeg|val": 3}  # pictures in the grid
+SHOWN = {"ade20k|val": (0, 1, 2, 3), "refcoco|unc|val": (4, 5, 6), "ReasonSeg|val": (7, 8, 9)}  # pictures in the grid
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,12 +94,12 @@ def score(assistant: Assistant, dataset_dir: str, args: argparse.Namespace) -> d
 
 
 def panels(assistant: Assistant, name: str, dataset_dir: str, max_new_tokens: int) -> list[Panel]:
-    """The first pictures of a suite with one question each (a class list with all of them)."""
+    """Some pictures of a suite with one question each (a class list with all of them)."""
     (suite,) = find_suites([name])
     source = suite.open(dataset_dir, source_options(assistant.recipe, suite))
     shown = []
-    for index in range(min(SHOWN[name], len(source))):
-        record = source[index]
+    for index in SHOWN[name]:
+        record = source[index % len(source)]
         queries = assistant.system.task.queries(record)
         queries = queries if record.kind == "classes" else queries[:1]
         (replies,) = generate(assistant, [look(record.image, assistant.views)], [queries], max_new_tokens)
