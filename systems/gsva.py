@@ -90,7 +90,7 @@ class PhraseList:
         chosen = choose(range(len(record.targets)), self.options.num_classes_per_sample, rng)
         holes = [hole_of(record, index) for index in chosen]
         accepted = any(isinstance(hole, Mask) for hole in holes)
-        if not holes or not accepted and self.options.all_absent == "skip":
+        if not holes or (not accepted and self.options.all_absent == "skip"):
             return []
         names = [clean(record.targets[index].phrase) for index in chosen]
         question = self.wording.draw("list", rng).format(list=SEPARATOR.join(names).lower())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from data.collate import collate, collate_prompts, look
-from data.tokens import TokenSpec, mask_ids
+from data.tokens import TokenSpec, decode, mask_ids
 from data.types import Mask, Refuse, Turn
 from model.heads import HEADS
 from model.legacy import published_table
@@ -24,7 +24,26 @@ from systems.assistant import Assistant, load
 from utils.config import LossConfig
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
-SYSTEMS = ("lisa", "lasagna")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What differs between the records (golden/README.md)."""
+
+    options: dict = field(default_factory=dict)
+    loss: dict = field(default_factory=dict)
+    patches: int = 256
+    masks: str = "pred{}"
+    attention: str = "auto"
+
+
+SYSTEMS = {
+    "lisa": Told(),
+    "lasagna": Told(),
+    # a ReLU of the mask decoder is at 2e-6 here: SDPA's rounding puts it on the other side, and gradients differ by 2%
+    "gsva": Told(loss={"refused": "counted"}, masks="pred{}_reeval0", attention="eager"),
+    "sesame": Told(options={"prompt_template": "llava_v1"}, patches=576),
+}
 
 
 @dataclass
@@ -33,6 +52,7 @@ class Case:
     assistant: Assistant
     record: dict[str, np.ndarray]
     told: dict
+    settings: Told
 
     @property
     def batch(self):
@@ -43,7 +63,9 @@ class Case:
             sample.rows = [
                 self.assistant.encoder(dialogue(text, self.assistant.system.tokens)) for text in conversations
             ]
-            sample.masks = torch.from_numpy(self.record[f"gt{index}"]).float()
+            truth = torch.from_numpy(self.record[f"gt{index}"]).float()
+            holes = [hole for row in sample.rows for hole in row.holes]
+            sample.masks = truth[holes] if len(truth) > len(holes) else truth  # some have the refused ones, empty
             samples.append(sample)
         return collate(samples, self.assistant.model.vlm.image_tokens)
 
@@ -67,11 +89,12 @@ def _split(text: str, tokens: list[str]) -> list[str]:
 @pytest.fixture(scope="module", params=SYSTEMS)
 def case(request) -> Case:
     folder = GOLDEN / request.param
-    assistant = load(folder, model={"precision": "fp32", "decoder_heads": 4}, device="cpu")
+    settings = SYSTEMS[request.param]
+    model = {"precision": "fp32", "decoder_heads": 4, "model_max_length": 0, "attn_implementation": settings.attention}
+    assistant = load(folder, model=model, options=settings.options, device="cpu")
     assert assistant.system.name == request.param
-    return Case(
-        folder, assistant, dict(np.load(folder / "golden.npz")), json.loads((folder / "golden.json").read_text())
-    )
+    record, told = dict(np.load(folder / "golden.npz")), json.loads((folder / "golden.json").read_text())
+    return Case(folder, assistant, record, told, settings)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +103,7 @@ def trained(case):
     model, batch = case.assistant.model, case.batch
     model.requires_grad_(True)
     output = model(batch)
-    losses = objective(output, batch, LossConfig(ce=1.0, dice=0.5, bce=2.0))
+    losses = objective(output, batch, LossConfig(ce=1.0, dice=0.5, bce=2.0, **case.settings.loss))
     losses.total.backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     model.requires_grad_(False).zero_grad()
@@ -99,13 +122,15 @@ def test_ids_and_labels_are_the_published_ones(case):
 
 def test_rows_expand_to_one_position_a_patch(case):
     batch, patches = case.batch, case.assistant.model.vlm.image_tokens
-    assert patches == 256
+    assert patches == case.settings.patches
     lengths = torch.from_numpy(case.record["attention_mask"].sum(1))
     assert torch.equal(batch.attention.sum(1), lengths + patches - 1)
     assert batch.row_image.bincount().cumsum(0).tolist() == case.record["offset"][1:].tolist()
 
 
 def test_pictures_are_prepared_as_published(case):
+    if "clip0" not in case.record:
+        pytest.skip("the record has the sizes alone")
     for index in range(2):
         sample = look(case.folder / f"image{index}.png", case.assistant.views)
         np.testing.assert_allclose(sample.pixels.numpy(), case.record[f"clip{index}"], atol=1e-5)
@@ -116,7 +141,7 @@ def test_pictures_are_prepared_as_published(case):
 
 def test_mask_logits(case, trained):
     for index, masks in enumerate(trained[0].masks):
-        np.testing.assert_allclose(masks.detach().numpy(), case.record[f"pred{index}"], atol=1e-4)
+        np.testing.assert_allclose(masks.detach().numpy(), case.record[case.settings.masks.format(index)], atol=1e-4)
 
 
 def test_losses(case, trained):
@@ -127,7 +152,7 @@ def test_losses(case, trained):
 
 def test_gradient_norms(case, trained):
     recorded = json.loads((case.folder / "grad_norms.json").read_text())
-    table = published_table(HEADS["sam"].NAMES, projector_depth=1)
+    table = published_table(HEADS["sam"].NAMES, projector_depth=case.assistant.model.plan.projector_depth)
     norms = {table.theirs(name): gradient.norm().item() for name, gradient in trained[2].items()}
     counted = {name: norm for name, norm in recorded.items() if norm > 1e-6}
     assert len(counted) > 100
@@ -136,6 +161,8 @@ def test_gradient_norms(case, trained):
 
 def test_generated_ids_and_masks(case):
     """Greedy decoding with a cache equals the published re-encoding of the whole sequence at every step."""
+    if not (case.folder / "generate.json").is_file():
+        pytest.skip("the published program does not generate")
     told = json.loads((case.folder / "generate.json").read_text())
     record = np.load(case.folder / "generate.npz")
     assistant, model = case.assistant, case.assistant.model
@@ -157,5 +184,11 @@ def test_generated_ids_and_masks(case):
     finally:
         head[row] = plain
     assert prompt + answer.ids == record["output_ids"][0].tolist()
-    assert len(record["pred"]) > 2
-    np.testing.assert_allclose(answer.masks.numpy(), record["pred"], atol=1e-4)
+    claims = assistant.system.read(decode(answer.ids, assistant.tokenizer))
+    if record["pred"].ndim == 2:  # binarised, of the mask that counts
+        found = answer.masks[claims[0].mask] > 0
+        assert torch.equal(found, torch.from_numpy(record["pred"]) > 0)
+        assert [bool(found.any())] == told["object_presence"]
+    else:
+        assert len(record["pred"]) > 2
+        np.testing.assert_allclose(answer.masks.numpy(), record["pred"], atol=1e-4)
