@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from toyworld import language
-from toyworld.layouts import LAYOUTS
+from toyworld import language, words
+from toyworld.knowledge import FACTS, unmet
+from toyworld.layouts import LAYOUTS, refer
 from toyworld.layouts.labels import label_table, mapillary_table, real_names
 from toyworld.polygons import coco_polygons, pixel_polygons, rle
 from toyworld.scene import CLASSES, COLORS, OBJECTS, PARTS, SIDE, STUFF, make_scene, scene_seed
+from toyworld.several import absent, false_premises, none_of_several, several
 from toyworld.words import center, place, shows_color, shows_size
 
 from data.sources import build_source
@@ -124,6 +126,35 @@ def fits(scene, thing, text: str) -> bool:
             "nearest": np.hypot(x - anchor[0], y - anchor[1]) == min(far),
         }[match.group(1)]
     return True
+
+
+def test_phrases_for_several_fit_all_of_them_and_false_ones_none():
+    kinds = Counter()
+    for index, scene in enumerate(SCENES):
+        rng = np.random.default_rng(index)
+        names, colors = [thing.name for thing in scene.things], {thing.color for thing in scene.things}
+        for item in several(scene):
+            kinds[item.kind] += 1
+            shared = {name for name in names if name in item.text or words.plural(name) in item.text}
+            color = next((color for color in COLORS if f"all {color} things" == item.text), None)
+            expected = [i for i, t in enumerate(scene.things) if (t.color == color if color else t.name in shared)]
+            assert list(item.targets) == expected and len(expected) > 1, item
+        for style in (refer.phrases, refer.looks_only, refer.descriptions):
+            for wrong in false_premises(scene, style(scene), rng):
+                kinds["false"] += 1
+                assert not any(fits(scene, thing, wrong.text) for thing in scene.things), wrong
+                assert [i for i, t in enumerate(scene.things) if fits(scene, t, wrong.truth.text)] == [
+                    *wrong.truth.targets
+                ]
+        for text in absent(scene, rng):
+            assert not any(fits(scene, thing, text) for thing in scene.things)
+        for text in none_of_several(scene, rng):
+            kinds["none"] += 1
+            assert not colors & set(text.split()) and not any(re.search(rf"\b{name}\b", text) for name in names)
+        for short, long, answer in unmet(scene, rng):
+            fact = next(fact for fact in FACTS if fact.phrase == short)
+            assert not set(fact.fits) & set(names) and short in long and answer.startswith(f"no, there is no {short}")
+    assert min(kinds[kind] for kind in ("class", "color", "pair", "false", "none")) > 10
 
 
 def test_queries_fit_one_class_and_every_class_has_two():
@@ -259,6 +290,25 @@ def test_refs_have_the_released_keys(root: Path):
     assert {ref["ann_id"] for ref in refs} <= {annotation["id"] for annotation in instances["annotations"]}
 
 
+def test_other_refs_have_their_released_keys(root: Path):
+    ref = {"ref_id", "ann_id", "category_id", "image_id", "split", "file_name", "sentences", "sent_ids"}
+    said = {"sent_id", "sent", "raw", "tokens"}
+    for name, file, of_ref, of_sentence in (
+        ("grefcoco", "grefs(unc).json", {"no_target"}, set()),
+        ("refzom", "Ref_ZOM.p", {"source"}, set()),
+        ("R-refcoco", "refs(unc_exclude_unified).p", set(), {"exist"}),
+        ("fprefcocog", "refs(berkeley_exclude_unified).p", set(), {"is_false_premise", "gt_sent"}),
+    ):
+        data = (root / "refer_seg" / name / file).read_bytes()
+        refs = json.loads(data) if file.endswith("json") else pickle.loads(data)
+        assert all(set(entry) == ref | of_ref for entry in refs)
+        assert all(set(sentence) == said | of_sentence for entry in refs for sentence in entry["sentences"])
+        if of_ref:
+            none = {"grefcoco": [-1], "refzom": []}[name]
+            sizes = Counter(0 if entry["ann_id"] == none else len(entry["ann_id"]) for entry in refs)
+            assert sizes[0] and sizes[1] and sizes[2], "no, one and several targets"
+
+
 def test_reason_and_vqa_are_read_by_the_real_loaders(root: Path):
     for split in ("train", "val", "test"):
         source = build_source(f"ReasonSeg|{split}", root)
@@ -271,12 +321,18 @@ def test_reason_and_vqa_are_read_by_the_real_loaders(root: Path):
 
 def test_writing_is_deterministic_and_only_what_was_asked(root: Path, tmp_path: Path):
     again = write(tmp_path / "again")
-    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    files = written(root)
+    assert files == written(again)
     _, different, errors = filecmp.cmpfiles(root, again, [str(file) for file in files], shallow=False)
     assert different == errors == []
     only = write(tmp_path / "only", "--only", "reason_seg")
     assert sorted(path.name for path in only.iterdir()) == ["reason_seg", "toy_world.json"]
+
+
+def written(out: Path) -> list[Path]:
+    """The files below a folder, but for the indexes that reading leaves there."""
+    files = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    return sorted(path for path in files if path.parts[0] != ".index")
 
 
 def test_a_folder_of_others_is_never_replaced(root: Path, tmp_path: Path):

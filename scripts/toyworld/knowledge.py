@@ -105,6 +105,19 @@ def implicit(scene: Scene, rng: np.random.Generator) -> list[Implicit]:
     return found
 
 
+def unmet(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
+    """(short query, long query, answer) about what nothing in the scene fits, in random order."""
+    present = by_class(scene)
+    facts = [fact for fact in FACTS if not present.keys() & set(fact.fits)]
+    objects = [name for name in present if name in OBJECTS]
+    found = []
+    for fact in (facts[i] for i in rng.permutation(len(facts))):
+        there = with_article(objects[rng.integers(len(objects))])
+        question = _LONG[rng.integers(len(_LONG))].format(phrase=fact.phrase)
+        found.append((fact.phrase, question, f"no, there is no {fact.phrase} here, but there is {there}."))
+    return found
+
+
 def _ask(fact: Fact, name: str, targets: tuple[int, ...], rng: np.random.Generator) -> Implicit:
     order = rng.permutation(len(_LONG))[: int(rng.integers(1, len(_LONG) + 1))]
     phrasings = tuple(_LONG[i].format(phrase=fact.phrase) for i in order)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from toyworld.layouts import reason, refer, semantic, vqa
+from toyworld.layouts import false_premise, grefer, muse, openimages, own, parts, reason, refer, semantic, vqa
 from toyworld.layouts.world import POOLS, World
 
 __all__ = ["LAYOUTS", "POOLS", "Layout", "World"]
@@ -28,4 +29,16 @@ LAYOUTS: dict[str, Layout] = {
     "refclef": Layout("saiapr", refer.refclef),
     "reason_seg": Layout("reason_seg", reason.reason_seg),
     "llava_instruct": Layout("coco2017", vqa.llava_instruct),
+    "paco_lvis": Layout("coco2017", parts.paco_lvis),
+    "pascal_part": Layout("ade20k", parts.pascal_part),
+    "partimagenet": Layout("saiapr", parts.partimagenet),
+    "openimage": Layout("mapillary", openimages.openimage),
+    "grefcoco": Layout("coco2014", grefer.grefcoco),
+    "refzom": Layout("coco2014", grefer.refzom),
+    **{f"R-{name}": Layout("coco2014", partial(false_premise.denied, name=name)) for name in false_premise.STYLES},
+    **{f"fp{name}": Layout("coco2014", partial(false_premise.corrected, name=name)) for name in false_premise.STYLES},
+    "muse": Layout("coco2017", muse.muse),
+    "coco": Layout("coco2017", own.coco),
+    "folder": Layout("cityscapes", own.folder),
+    "jsonl": Layout("cityscapes", own.jsonl),
 }

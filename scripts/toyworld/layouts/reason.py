@@ -1,9 +1,11 @@
-"""ReasonSeg: implicit queries with polygons beside the picture, and explanations (lisa.md 4.6)."""
+"""ReasonSeg: implicit queries, polygons, explanations, false premises (lisa.md 4.6, sesame.md 4.3)."""
 
 import json
 from itertools import chain
 
-from toyworld.knowledge import Implicit, implicit
+import numpy as np
+
+from toyworld.knowledge import Implicit, implicit, unmet
 from toyworld.layouts.world import World
 from toyworld.polygons import pixel_polygons
 from toyworld.scene import Scene
@@ -21,6 +23,7 @@ def reason_seg(world: World) -> str:
         queries = implicit(scene, rng)
         query = queries[rng.integers(len(queries))]
         entry = _entry(scene, query, is_sentence=bool(rng.random() < LONG_SHARE))
+        entry["false_premise_QA"] = _false_premises(scene, world.words(scene, "false premise"), entry["is_sentence"])
         stem = f"{number}_{scene.seed % 100_000:05d}"
         world.picture(f"reason_seg/ReasonSeg/{split}/{stem}.jpg", scene)
         world.file(f"reason_seg/ReasonSeg/{split}/{stem}.json").write_text(json.dumps(entry), encoding="utf-8")
@@ -40,3 +43,8 @@ def _entry(scene: Scene, query: Implicit, *, is_sentence: bool) -> dict:
         "is_sentence": is_sentence,
         "shapes": shapes,
     }
+
+
+def _false_premises(scene: Scene, rng: np.random.Generator, is_sentence: bool) -> list[list]:
+    """[question, is it a sentence, answer] about something that is not in the picture."""
+    return [[long if is_sentence else short, is_sentence, answer] for short, long, answer in unmet(scene, rng)[:1]]
