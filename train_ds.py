@@ -24,7 +24,7 @@ from evaluation.runner import as_table, evaluate, source_options, summary
 from evaluation.scoring import SCORERS
 from evaluation.suites import find_suites
 from model.losses import Losses, objective
-from systems.assistant import Assistant, build
+from systems.assistant import Assistant, build, load
 from systems.base import taking
 from training.checkpoint import Checkpoints, TrainState, restore
 from training.engine import Engine
@@ -45,11 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging(dist.is_main())
     check_suites(recipe)
     dist.start()
-    assistant = build(recipe, device=dist.device(), trainable=not recipe.eval.eval_only)
     if recipe.eval.eval_only:
-        score(assistant, recipe, suites_of(recipe), out=recipe.run.folder / "eval")
+        score(finished(recipe), recipe, suites_of(recipe), out=recipe.run.folder / "eval")
     else:
-        train(assistant, recipe)
+        train(build(recipe, device=dist.device()), recipe)
 
 
 def train(assistant: Assistant, recipe: Recipe) -> None:
@@ -63,8 +62,10 @@ def train(assistant: Assistant, recipe: Recipe) -> None:
     stream = meters.timed(training_stream(assistant, recipe, state))
 
     leave = False
+    validate(assistant, recipe, state, checkpoints, run_log)  # what a killed run still owes
     for step in range(state.step, total):
         engine.train()
+        rate = engine.lr
         for part in range(settings.grad_accumulation_steps):
             batch = next(stream).to(engine.device, assistant.model.dtype)
             seed_chance(settings.seed, step, part)
@@ -76,11 +77,11 @@ def train(assistant: Assistant, recipe: Recipe) -> None:
         state.advance(recipe)
         bar.step()
 
-        leave, epoch_ends = stop(), state.step % settings.steps_per_epoch == 0
+        leave, epoch_ends = stop() and state.step < total, state.step % settings.steps_per_epoch == 0
         if state.step % settings.print_freq == 0 or leave or epoch_ends:
-            values = {**meters.read(), "lr": engine.lr, "grad_norm": engine.grad_norm}
-            bar.show(values)
-            run_log.write("train", state.step, values)
+            means = meters.read()
+            bar.show(means)
+            run_log.write("train", state.step, {**means, "lr": rate, "grad_norm": engine.grad_norm})
         if leave or epoch_ends or (settings.save_steps and state.step % settings.save_steps == 0):
             checkpoints.save(engine, state)
         if leave:
@@ -135,17 +136,29 @@ def check_finite(losses: Losses, batch: Batch, step: int) -> None:
 def validate(
     assistant: Assistant, recipe: Recipe, state: TrainState, checkpoints: Checkpoints, run_log: RunLog
 ) -> None:
-    """Scores the validation suites; the checkpoint just saved becomes the best one if it is (always without scores)."""
-    epoch = state.step // recipe.train.steps_per_epoch
-    if recipe.eval.no_eval or not recipe.eval.suites:
-        checkpoints.mark_best(state)
-    elif epoch == recipe.train.epochs or epoch % recipe.eval.every_epochs == 0:
+    """At the end of an epoch, once: scores the validation suites and notes whether the checkpoint just saved is best.
+
+    Without validation the newest checkpoint counts as best.
+    """
+    epoch, rest = divmod(state.step, recipe.train.steps_per_epoch)
+    if rest or state.validated == state.step:
+        return
+    state.validated, best = state.step, recipe.eval.no_eval or not recipe.eval.suites
+    if not best and (epoch == recipe.train.epochs or epoch % recipe.eval.every_epochs == 0):
         scores = score(assistant, recipe, recipe.eval.suites)
         run_log.write("val", state.step, scores)
         value = next(iter(scores.values()))[recipe.eval.best_by]
         if value is not None and (state.best is None or value > state.best):
-            state.best = value
-            checkpoints.mark_best(state)
+            state.best, best = value, True
+    checkpoints.note(state, best=best)
+
+
+def finished(recipe: Recipe) -> Assistant:
+    """What eval_only scores: the checkpoint of a run that --resume names, else the weights of --version."""
+    if recipe.train.resume:
+        checkpoint = Path(recipe.train.resume).resolve()
+        return load(checkpoint.parents[1], checkpoint=checkpoint.name, system=recipe.system, device=dist.device())
+    return build(recipe, device=dist.device(), trainable=False)
 
 
 def score(assistant: Assistant, recipe: Recipe, suites: Sequence[str], out: Path | None = None) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def stored(tmp_path):
         state = TrainState(step=step, zero_stage=0)
         checkpoints.save(first, state)
         if step == 1:
-            checkpoints.mark_best(state)
+            checkpoints.note(state, best=True)
     return checkpoints
 
 
@@ -145,7 +145,7 @@ def test_death_while_saving_leaves_the_last_one(stored, monkeypatch):
 
 
 def test_a_later_best_score_is_stored(stored):
-    stored.mark_best(TrainState(step=4, best=0.5, zero_stage=0))
+    stored.note(TrainState(step=4, best=0.5, zero_stage=0), best=True)
     assert (stored.folder / "best").read_text().strip() == "step_4"
     assert json.loads((stored.folder / "step_4" / "state.json").read_text())["best"] == 0.5
     assert [path.name for path in stored.complete()] == ["step_3", "step_4"]

@@ -60,7 +60,7 @@ def test_stopped_run_goes_on_exactly(world, finished):
         assert len(train_log(run)) == count
     train_ds.main(line)
     assert curve(run) == curve(finished)
-    assert [row["step"] for row in train_log(run, "val")][-1] == 4
+    assert [row["step"] for row in train_log(run, "val")] == [2, 4]  # the one it owed at the stop is made up for
     assert len(json.loads((run / "meta.json").read_text())) == 3
 
 
@@ -103,10 +103,26 @@ def test_second_run_does_not_overwrite_the_first(world, finished):
         train_ds.main(["--config", str(recipe), "--exp_name", "whole", "--no-auto_resume"])
 
 
-def test_eval_only_scores_and_trains_nothing(world, caplog):
+def test_eval_only_scores_and_trains_nothing(world, finished):
     folder, recipe = world
-    train_ds.main(["--config", str(recipe), "--exp_name", "scored", "--eval_only"])
+    results = []
+    for words in ([], ["--resume", str(finished / "checkpoints" / "step_4")]):
+        train_ds.main(["--config", str(recipe), "--exp_name", "scored", "--eval_only", *words])
+        results.append(json.loads((folder / "runs" / "scored" / "eval" / "results.json").read_text()))
     assert not (folder / "runs" / "scored" / "checkpoints").exists()
+    (line,) = (folder / "runs" / "scored" / "eval" / "predictions").glob("*.jsonl")
+    assert len(line.read_text().splitlines()) == 1  # eval.limit
+    assert all(result["suites"]["ReasonSeg|val"]["pictures"] == 1 for result in results)
+
+
+def test_missing_data_and_unknown_figures_stop_at_the_door(world, tmp_path):
+    _, recipe = world
+    with pytest.raises(FileNotFoundError, match=r"ade20k|ADE"):
+        train_ds.main(["--config", str(recipe), "--val_dataset", "ade20k|val"])
+    with pytest.raises(ValueError, match=r"eval\.best_by: no figure of ReasonSeg.val 'mIoU'"):
+        train_ds.main(["--config", str(recipe), "--set", "eval.best_by=mIoU"])
+    with pytest.raises(FileNotFoundError, match="is not a complete checkpoint"):
+        train_ds.main(["--config", str(recipe), "--exp_name", "from", "--resume", str(tmp_path)])
 
 
 def test_wrong_flag_stops_at_the_door():

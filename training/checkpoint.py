@@ -31,6 +31,7 @@ class TrainState:
 
     step: int = 0  # optimizer steps done
     samples: int = 0  # draws from the mixture, all processes together: where it goes on
+    validated: int = 0  # step of the last validation
     best: float | None = None  # best validation score so far
     processes: int = 1
     zero_stage: int = 2
@@ -61,33 +62,33 @@ class Checkpoints:
         """Writes a checkpoint on all processes; it gets its name only when everything is on the disk."""
         name = f"step_{state.step}"
         target, draft = self.folder / name, self.folder / f"{UNFINISHED}_{name}"
-        if not target.exists():
-            if dist.is_main():
-                shutil.rmtree(draft, ignore_errors=True)
-                draft.mkdir(parents=True)
-            dist.barrier()
-            engine.save(draft)
-            weights = engine.trained_weights()
-            if dist.is_main():
-                save_file(weights, draft / WEIGHTS)
-                (draft / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
-                _flush(draft)
-            dist.barrier()
         if dist.is_main():
-            if draft.exists():
-                os.replace(draft, target)
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        dist.barrier()
+        engine.save(draft)
+        weights = engine.trained_weights()
+        if dist.is_main():
+            save_file(weights, draft / WEIGHTS)
+            (draft / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+            _flush(draft)
+        dist.barrier()
+        if dist.is_main():
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(draft, target)
             self._point("last", name)
             self._thin()
         dist.barrier()
         return target
 
-    def mark_best(self, state: TrainState) -> None:
-        """The saved checkpoint of this step is the best one; its stored best score follows."""
+    def note(self, state: TrainState, *, best: bool) -> None:
+        """What is known of the saved checkpoint of this step since it was validated (of another run's: nothing)."""
         target = self.folder / f"step_{state.step}"
-        if dist.is_main():
+        if dist.is_main() and target.is_dir():
             _write(target / STATE, json.dumps(asdict(state)))
-            self._point("best", target.name)
-            self._thin()
+            if best:
+                self._point("best", target.name)
+                self._thin()
         dist.barrier()
 
     def complete(self) -> list[Path]:

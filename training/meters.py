@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from utils import dist
 
+SPEED, WAIT = "images_per_second", "data_wait"  # beside the loss parts
+
 
 class Meters:
     """Weighted means since the last `read`, over all processes. Adding does not wait for the device."""
@@ -48,7 +50,7 @@ class Meters:
         *sums, weight = dist.total(self.sums.double()).tolist()
         seconds = max(time.perf_counter() - self.since, 1e-9)
         values = {name: value / weight for name, value in zip(self.names, sums, strict=True)}
-        values |= {"images_per_second": weight / seconds, "data_wait": self.waited / seconds}
+        values |= {SPEED: weight / seconds, WAIT: self.waited / seconds}
         self._start()
         return values
 
@@ -64,13 +66,9 @@ class Progress:
     def step(self) -> None:
         self.bar.update()
 
-    def show(self, values: dict[str, float | None]) -> None:
-        """Puts the values beside the bar; one that is None (a gradient norm that nobody keeps) is left out."""
-        hidden = ("images_per_second", "data_wait")
-        words = {n: f"{value:.3g}" for n, value in values.items() if n not in hidden and value is not None}
-        if "images_per_second" in values:
-            words["img/s"] = f"{values['images_per_second']:.1f}"
-        self.bar.set_postfix(words, refresh=False)
+    def show(self, means: dict[str, float]) -> None:
+        words = {name: f"{value:.3f}" for name, value in means.items() if name not in (SPEED, WAIT)}
+        self.bar.set_postfix({**words, "img/s": f"{means.get(SPEED, 0):.1f}"}, refresh=False)
 
     def close(self) -> None:
         self.bar.close()

@@ -26,21 +26,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def open_run(recipe: Recipe, model: nn.Module) -> tuple[Checkpoints, Path | None]:
-    """Makes the run folder ready and returns its checkpoints and the one to go on from, if any.
+    """Makes the run folder ready and returns its checkpoints and the one to go on from, if any: its own last one, or
+    that of another run which the recipe names to start from.
 
     Raises, before anything is computed, when the folder cannot be written, has no room for a checkpoint of the
     model's trained weights, or holds another run that this one would overwrite.
     """
     folder = recipe.run.folder
     checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
-    resume = Path(recipe.train.resume) if recipe.train.resume else None
-    if resume is None and checkpoints.last():
-        if not recipe.train.auto_resume:
-            raise FileExistsError(
-                f"{folder} already holds a run up to {checkpoints.last().name}: go on with --auto_resume, "
-                "choose another --exp_name, or remove the folder"
-            )
-        resume = checkpoints.last()
+    resume = checkpoints.last()
+    if resume and not recipe.train.auto_resume:
+        raise FileExistsError(
+            f"{folder} already holds a run up to {resume.name}: go on with --auto_resume, choose another --exp_name, "
+            "or remove the folder"
+        )
+    if resume is None and recipe.train.resume:
+        resume = Path(recipe.train.resume)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if dist.is_main():
         check_writable(folder, BYTES_A_WEIGHT * trained)
