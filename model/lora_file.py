@@ -1,0 +1,25 @@
+"""LoRA in files of the original training programs: factors beside the weights that they change."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+A, B = ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+def merge_factors(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The plain weights of a file with adapters: W + alpha / r * B A, r told by the factors (gsva.md 7).
+
+    peft's old (`q_proj.weight`) and new (`q_proj.base_layer.weight`) names are read. A file without factors is
+    returned as it is; a factor without its partner or weight raises.
+    """
+    plain = {name.replace(".base_layer.", "."): value for name, value in tensors.items() if ".lora_" not in name}
+    for name in [name for name in tensors if ".lora_" in name]:
+        layer = name.removesuffix(A).removesuffix(B)
+        if not {layer + A, layer + B} <= tensors.keys() or f"{layer}.weight" not in plain:
+            raise ValueError(f"{name}: expected {layer}.weight with lora_A.default and lora_B.default beside it")
+        if name.endswith(A):
+            weight, down, up = plain[f"{layer}.weight"], tensors[layer + A], tensors[layer + B]
+            change = alpha / len(down) * (up.float() @ down.float())
+            plain[f"{layer}.weight"] = (weight.float() + change).to(weight.dtype)
+    return plain
