@@ -34,8 +34,8 @@ def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> 
 
 def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
     """Adapters on the named linears of the language model's layers only: SAM's decoder and the vision tower have
-    layers of the same names. r = 0: none. A name that matches no linear raises and lists the ones there are."""
-    if config.r == 0:
+    layers of the same names. r = 0 or below: none. A name that matches no linear raises and lists the ones there are."""
+    if config.r <= 0:
         return
     language = model.vlm.language.model
     have = {name.rpartition(".")[2] for name, module in language.named_modules() if isinstance(module, nn.Linear)}
@@ -56,10 +56,13 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
 
 def mark_trainable(model: SegModel, config: ModelConfig) -> None:
     """Trained: LoRA, vocabulary rows in and out, text MLP, and the mask decoder with `train_mask_decoder`. Frozen:
-    everything else. Without LoRA (r = 0) the language model trains in full, as released."""
+    everything else. Without LoRA (r = 0) the language model trains in full with `train_language`, as one released program
+    does and another does not; r below 0: its layers do."""
     model.requires_grad_(False)
     language = model.vlm.language
-    parts = [language] if config.lora.r == 0 else [language.get_input_embeddings(), language.lm_head]
+    whole = config.lora.r == 0 and config.train_language
+    parts = [language] if whole else [language.get_input_embeddings(), language.lm_head]
+    parts += [language.model.layers] if config.lora.r < 0 else []
     parts += [model.project, *(model.head.trained() if config.train_mask_decoder else ())]
     for part in parts:
         part.requires_grad_(True)

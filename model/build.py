@@ -17,6 +17,7 @@ from data.tokens import TokenSpec, token_id
 from data.views import ClipView, SamView, Views
 from model.heads import HEADS
 from model.legacy import Report, reading_table, to_ours, tower_to_ours
+from model.lora_file import merge_factors
 from model.plan import (
     SECTION,
     Plan,
@@ -48,11 +49,11 @@ def build_model(
 
     `config.version` is a base LLaVA (Hugging Face's or the original layout), which takes the mask head from
     `vision_pretrained` and gets a new text MLP, or a finished assistant (published or our own), whose weights all
-    count. A needed weight that is missing, or one without a place, is an error unless `allow_missing`.
+    count. `config.weight`, a training program's whole-model file, makes any base a finished assistant. A needed weight that is missing, or one without a place, is an error unless `allow_missing`.
     """
     folder = fetch(config.version)
     source = _read(folder, config, head)
-    source = _add_tower(_add_head(source, config), config)
+    source = _add_tower(_add_weight(_add_head(source, config), config), config)
     generator = torch.Generator().manual_seed(seed)
     _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
     plan = _plan(source, tokenizer)
@@ -178,6 +179,8 @@ def _add_head(source: _Source, config: ModelConfig) -> _Source:
             log.info("%s has its own mask head; %s is not read", source.folder, config.vision_pretrained)
         return source
     if not config.vision_pretrained:
+        if config.weight:
+            return source
         raise ValueError(
             f"{source.folder} is a base model without a mask head: name the head's weights in model.vision_pretrained "
             "(--vision_pretrained), e.g. sam_vit_h_4b8939.pth"
@@ -186,6 +189,20 @@ def _add_head(source: _Source, config: ModelConfig) -> _Source:
     source.tensors.update({f"head.{name}": tensor for name, tensor in read.items()})
     source.options = options
     source.fresh = ["project.0.weight", "project.0.bias", "project.2.weight", "project.2.bias"]
+    return source
+
+
+def _add_weight(source: _Source, config: ModelConfig) -> _Source:
+    """A training program's file counts before everything else; what it lacks (frozen parts) is kept."""
+    if not config.weight:
+        return source
+    file = fetch(config.weight)
+    try:
+        merged = merge_factors(read_tensors(file), config.lora.alpha)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    source.tensors.update(to_ours(merged, reading_table(HEADS[source.head].NAMES), source.report))
+    source.finished, source.fresh = True, []
     return source
 
 

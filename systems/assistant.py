@@ -78,7 +78,7 @@ def load(
         recipe = _overridden(_checked(load_recipe(folder), folder, system), options, model, device)
         return _load_run(folder, recipe, device, checkpoint)
     recipe = _checked(load_recipe(folder), folder, system) if (folder / RECIPE).is_file() else _told(folder, system)
-    recipe = replace(recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None))
+    recipe = replace(recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None, weight=None))
     recipe = _overridden(recipe, options, model, device)
     found = _system_of(recipe)
     tokenizer = _tokenizer(folder, found, recipe)

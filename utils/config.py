@@ -16,7 +16,7 @@ from utils.registry import unknown
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """LoRA on the language model's linears; r = 0 turns it off."""
+    """LoRA on the language model's linears; r = 0 turns it off, below 0 the layers train in full instead."""
 
     r: int = 8
     alpha: int = 16
@@ -28,6 +28,7 @@ class LoraConfig:
 class ModelConfig:
     version: str = ""  # base LLaVA or a finished checkpoint: a folder, or a name on the hub
     vision_tower: str | None = "openai/clip-vit-large-patch14"  # CLIP folder; None: the one inside or named by version
+    weight: str | None = None  # a whole training file over version's weights (a bare .bin; its LoRA has lora.alpha)
     vision_pretrained: str | None = None  # SAM weights (file or folder); None: those inside version
     conv_type: str = "llava_v1"
     model_max_length: int = 512  # longest row after image expansion that may be trained on; 0: no limit
@@ -37,6 +38,7 @@ class ModelConfig:
     attn_implementation: str = "auto"  # auto | sdpa | eager | flash_attention_2
     use_mm_start_end: bool = True
     train_mask_decoder: bool = True
+    train_language: bool = True  # without LoRA (lora.r = 0): train the language model in full, not its vocabulary alone
     gradient_checkpointing: bool = True
     load_in_8bit: bool = False
     load_in_4bit: bool = False
