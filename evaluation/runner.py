@@ -26,7 +26,14 @@ from utils.config import Recipe
 from utils.log import log
 from utils.masks import encode_rle
 
-KEPT_OPTIONS = ("classes", "table", "version", "ignore_unknown", "overlap")  # what training and scoring must agree on
+KEPT_OPTIONS = (
+    "classes",
+    "table",
+    "version",
+    "ignore_unknown",
+    "overlap",
+    "bad_polygons",
+)  # what training and scoring must agree on
 
 
 @dataclass(frozen=True)

@@ -41,15 +41,22 @@ ENTRIES = (
     Suite("cityscapes|val", "semantic", "semantic", "cityscapes: gtFine/val, leftImg8bit/val"),
     Suite("mapillary|val", "semantic", "semantic", "mapillary: validation, and its config or panoptic JSON"),
     *(
-        Suite(f"{name}|{split_by}|{split}", "refer", "overlap", f"{name}/refs({split_by}).p, instances.json, train2014")
-        for name, split_by, splits in (
-            ("refcoco", "unc", ("val", "testA", "testB")),
-            ("refcoco+", "unc", ("val", "testA", "testB")),
-            ("refcocog", "umd", ("val", "test")),
-            ("refclef", "unc", ("val", "testA", "testB", "testC")),
+        Suite(
+            f"{name}|{split_by}|{split}", "refer", "overlap", f"{name}/refs({split_by}).p, instances.json, {pictures}"
+        )
+        for name, split_by, pictures, splits in (
+            ("refcoco", "unc", "train2014", ("val", "testA", "testB")),
+            ("refcoco+", "unc", "train2014", ("val", "testA", "testB")),
+            ("refcocog", "umd", "train2014", ("val", "test")),
+            ("refclef", "unc", "saiapr_tc-12", ("val", "testA", "testB", "testC")),
         )
         for split in splits
     ),
+    *(
+        Suite(f"grefcoco|unc|{split}", "generalised", "overlap", "grefcoco/grefs(unc).p or .json, instances.json")
+        for split in ("val", "testA", "testB")
+    ),
+    Suite("refzom|final|test", "generalised", "overlap", "refzom: refs(final).p, instances.json, pictures"),
     Suite("ReasonSeg|val", "reason", "overlap", "ReasonSeg/val", FIRST_TEXT),
     Suite("ReasonSeg|test", "reason", "overlap", "ReasonSeg/test", FIRST_TEXT),
 )
@@ -60,7 +67,7 @@ ALIASES = {suite.name.split("|")[0]: suite.name for suite in ENTRIES if suite.gr
 
 
 def find_suites(patterns: Iterable[str]) -> list[Suite]:
-    """The suites of names, groups (semantic, refer, reason, all), set names (ade20k) and globs (`refcoco*|val`).
+    """The suites of names, groups (`semantic`, `all`), names of semantic sets (`ade20k`) and globs (`refcoco*|val`).
 
     In the order asked, each once. A pattern that finds nothing raises and lists the choices.
     """
