@@ -34,7 +34,7 @@ def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> 
 
 def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
     """Adapters on the named linears of the language model's layers only: SAM's decoder and the vision tower have
-    layers of the same names. r = 0 or below: none. A name that matches no linear raises and lists the ones there are."""
+    layers of the same names. r = 0 or below: none. A name that matches no linear raises and lists those there are."""
     if config.r <= 0:
         return
     language = model.vlm.language.model
@@ -56,8 +56,8 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
 
 def mark_trainable(model: SegModel, config: ModelConfig) -> None:
     """Trained: LoRA, vocabulary rows in and out, text MLP, and the mask decoder with `train_mask_decoder`. Frozen:
-    everything else. Without LoRA (r = 0) the language model trains in full with `train_language`, as one released program
-    does and another does not; r below 0: its layers do."""
+    everything else. Without LoRA (r = 0) the language model trains in full with `train_language`: one released program
+    does so, another does not. r below 0: its layers do."""
     model.requires_grad_(False)
     language = model.vlm.language
     whole = config.lora.r == 0 and config.train_language

@@ -49,7 +49,8 @@ def build_model(
 
     `config.version` is a base LLaVA (Hugging Face's or the original layout), which takes the mask head from
     `vision_pretrained` and gets a new text MLP, or a finished assistant (published or our own), whose weights all
-    count. `config.weight`, a training program's whole-model file, makes any base a finished assistant. A needed weight that is missing, or one without a place, is an error unless `allow_missing`.
+    count. `config.weight`, a training program's whole-model file, makes any base a finished assistant. A needed
+    weight that is missing, or one without a place, is an error unless `allow_missing`.
     """
     folder = fetch(config.version)
     source = _read(folder, config, head)
