@@ -33,7 +33,7 @@ LIST_PROMPT = " What are {list}in this image? Please output segmentation masks."
 LIST_START, LIST_PART = "Sure,", "{phrase}:{mask}"  # of the answer that evaluation forces, without a blank between
 SEPARATORS = {"classes": ","}  # between the parts of an answer, by kind of record; as published
 SEPARATOR = ", "
-FLAGS = ("mllm_model_path", "segmentation_model_path", "weight", "sampling", "val_refzom")
+FLAGS = ("mllm_model_path", "segmentation_model_path", "val_refzom")
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,11 @@ class Flag:
 
 FLAGS = (
     Flag("version", "model.version", "base LLaVA, or a finished checkpoint to go on from"),
+    Flag("mllm_model_path", "model.version", "the same, in another paper's words"),
+    Flag("weight", "model.weight", "training file over version's weights, e.g. a bare .bin of zero_to_fp32"),
     Flag("vision_tower", "model.vision_tower", "CLIP folder or hub name"),
     Flag("vision_pretrained", "model.vision_pretrained", "SAM weights, file or folder"),
+    Flag("segmentation_model_path", "model.vision_pretrained", "the same, in another paper's words"),
     Flag("precision", "model.precision", "fp32, bf16 or fp16"),
     Flag("image_size", "model.image_size", "side of the mask encoder's view"),
     Flag("model_max_length", "model.model_max_length", "longest row that is trained on"),
@@ -99,24 +102,32 @@ MIXTURE = {
     "sample_rates": "their rates, 9,3,3,1",
     "sem_seg_data": 'sets of the task sem_seg, "ade20k||cocostuff"',
     "refer_seg_data": "sets of the task refer_seg",
+    "neg_refer_seg_data": "sets of the task neg_refer_seg: expressions of other pictures",
+    "correct_refer_seg_data": "sets of the task correct_refer_seg: false premises with corrections",
     "vqa_data": "sets of the task vqa",
     "reason_seg_data": 'sets of the task reason_seg, "ReasonSeg|train"',
+}
+INSTEAD = {  # flag: (a few words, validation suite that goes, suite that comes)
+    "val_refzom": ("validate on Ref-ZOM instead of gRefCOCO", "grefcoco|unc|val", "refzom|final|test"),
 }
 WITHOUT_MEANING = {  # flags of the originals that are taken and answered with a word
     "vis_save_path": "training draws no pictures; chat.py and test_sem.py have it",
     "save_inter": "set train.save_steps to save between epochs",
     "start_epoch": "the checkpoint that is resumed knows its step",
+    "merge_lora_path": "the original never reads it; merge_lora_weights_and_save_hf_model.py merges",
     "local_rank": "",  # every launcher passes it; the environment says the same
 }
 
 
-def resolve(argv: list[str], takes: Callable[[dict[str, Any]], list[str]], say: Callable = print) -> Recipe:
+def resolve(argv: list[str], takes: Callable[..., list[str]], say: Callable = print) -> Recipe:
     """The recipe of a command line: dataclass default < --config < family flag < --set.
 
-    takes: the systems that accept given options (what --num_all_classes sets), the default one first. With no --config
-    the system is that of --system, or the one that takes the flags, and its `configs/<system>.yaml` is the base.
+    takes: the systems that accept given options (what --num_all_classes sets) and flags, the default one first. With no
+    --config the system is that of --system, or the one that takes the flags and knows the tasks of the mixture, and its
+    `configs/<system>.yaml` is the base.
     """
     given = vars(_parser().parse_args(_normal(argv)))
+    flags = set(given)
     config, system, sets = given.pop("config", None), given.pop("system", None), given.pop("set", [])
     for name in [name for name in given if name in WITHOUT_MEANING]:
         given.pop(name)
@@ -131,12 +142,14 @@ def resolve(argv: list[str], takes: Callable[[dict[str, Any]], list[str]], say: 
         base = load_yaml(config)
         base |= {"system": system} if system else {}
     else:
-        system = system or _told_by(over.get("options", {}), takes)
+        system = system or _told_by(over.get("options", {}), flags, _tasks_named(given), takes)
         if system not in takes({}):
             raise ValueError(f"--system: {unknown('system', system, takes({}))}")
-        path = CONFIGS / f"{system}.yaml"
-        base = load_yaml(path) if path.is_file() else {"system": system}
+        base = _base(system)
     values = to_dict(from_dict(Recipe, merge(base, over)))
+    for name in [name for name in INSTEAD if given.pop(name, False)]:
+        _, leaves, comes = INSTEAD[name]
+        values["eval"]["suites"] = [suite for suite in values["eval"]["suites"] if suite != leaves] + [comes]
     values["data"]["mixture"] = mix(values["data"]["mixture"], given)
     for assignment in sets:
         values = override(values, assignment)
@@ -181,6 +194,7 @@ def markdown() -> str:
         lines.append(f"| {spelling} | `{flag.field}` | {_default(flag)} | {flag.help} |")
     for name, text in MIXTURE.items():
         lines.append(f"| `--{name}` | `data.mixture` | | {text.replace('|', chr(92) + '|')} |")
+    lines += [f"| `--{name}` | `eval.suites` | | {text} |" for name, (text, *_) in INSTEAD.items()]
     lines += [f"| `--{name}` | | | taken, without meaning: {why} |" for name, why in WITHOUT_MEANING.items() if why]
     return "\n".join(lines)
 
@@ -222,6 +236,8 @@ def _parser() -> _Parser:
             parser.add_argument(f"--{flag.name}", type=_reader(flag), metavar="V", help=text)
     for name, text in MIXTURE.items():
         parser.add_argument(f"--{name}", metavar="V", help=text)
+    for name, (text, *_) in INSTEAD.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     for name, why in WITHOUT_MEANING.items():
         parser.add_argument(
             f"--{name}", nargs="?", metavar="V", help=f"taken, without meaning: {why}" if why else argparse.SUPPRESS
@@ -261,9 +277,22 @@ def _nest(keys: list[str], value: Any) -> Any:
     return value
 
 
-def _told_by(options: dict[str, Any], takes: Callable[[dict[str, Any]], list[str]]) -> str:
-    """The default system where it takes the options, else the only one that does."""
-    names, default = takes(options), takes({})[0]
+def _base(system: str) -> dict[str, Any]:
+    """What the released command line of a system means."""
+    path = CONFIGS / f"{system}.yaml"
+    return load_yaml(path) if path.is_file() else {"system": system}
+
+
+def _tasks_named(given: dict[str, Any]) -> set[str]:
+    tasks = {name.removesuffix(TASK_DATA) for name in given if name.endswith(TASK_DATA)}
+    return tasks | set(_split(given.get("dataset", ""), "||"))
+
+
+def _told_by(options: dict[str, Any], flags: set[str], tasks: set[str], takes: Callable[..., list[str]]) -> str:
+    """The default system where it takes options and flags and knows the tasks, else the only one that does."""
+    names, default = takes(options, flags), takes({})[0]
+    knowing = [name for name in names if tasks <= {mix["task"] for mix in _base(name).get("data", {}).get("mixture", ())}]
+    names = knowing or names
     if default in names:
         return default
     if len(names) != 1:
