@@ -283,6 +283,10 @@ def _base(system: str) -> dict[str, Any]:
     return load_yaml(path) if path.is_file() else {"system": system}
 
 
+def _tasks_of(system: str) -> set[str]:
+    return {task["task"] for task in _base(system).get("data", {}).get("mixture", ())}
+
+
 def _tasks_named(given: dict[str, Any]) -> set[str]:
     tasks = {name.removesuffix(TASK_DATA) for name in given if name.endswith(TASK_DATA)}
     return tasks | set(_split(given.get("dataset", ""), "||"))
@@ -291,8 +295,7 @@ def _tasks_named(given: dict[str, Any]) -> set[str]:
 def _told_by(options: dict[str, Any], flags: set[str], tasks: set[str], takes: Callable[..., list[str]]) -> str:
     """The default system where it takes options and flags and knows the tasks, else the only one that does."""
     names, default = takes(options, flags), takes({})[0]
-    knowing = [name for name in names if tasks <= {mix["task"] for mix in _base(name).get("data", {}).get("mixture", ())}]
-    names = knowing or names
+    names = [name for name in names if tasks <= _tasks_of(name)] or names
     if default in names:
         return default
     if len(names) != 1:
