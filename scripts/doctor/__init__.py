@@ -1,0 +1,1 @@
+"""What data_doctor.py does, in parts: plan (what a recipe needs), examine, report, hints, sheets."""
