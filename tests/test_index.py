@@ -83,6 +83,21 @@ def test_pictures_come_without_decoding(root):
         Rows([1]).pictures()
 
 
+def mapped_kilobytes(folder):
+    """Resident size of this process's map of the rows in `folder`."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.endswith(f"{folder}/{ROWS}"))
+    return int(next(line for line in lines[start:] if line.startswith("Rss:")).split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_what_was_read_does_not_stay_resident(root, monkeypatch):
+    monkeypatch.setattr(index, "GIVE_BACK", 16)
+    rows = indexed(root, lambda path: ("x" * 200_000 for _ in range(100)), [root / "notes.json"])
+    assert all(len(row) == 200_000 for row in rows)
+    assert mapped_kilobytes(rows.folder) < 16 * 400 < 100 * 200
+
+
 # --- made once, never stale
 
 

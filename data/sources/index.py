@@ -30,6 +30,7 @@ FORMAT = 1  # of the folder; a change makes old ones useless
 HOME = "ASSISTANT_INDEX_DIR"  # environment: where indexes go instead of into the dataset folder
 ROWS, ENDS, PICTURES, META = "rows.jsonl", "ends.npy", "pictures.json", "meta.json"
 PROJECT = Path(__file__).resolve().parents[2]
+GIVE_BACK = 1000  # reads after which a process lets go of the pages it has mapped; they stay in the page cache
 SLOW = 5.0  # seconds from which making an index is worth a message
 
 
@@ -41,6 +42,7 @@ class Rows:
 
     def __init__(self, rows: Iterable[Any], picture: str | int | None = None):
         self._buffer, self._ends, self._picture, self.folder = bytearray(), array("q", [0]), picture, None
+        self._reads = 0
         for line in _lines(rows):
             self._buffer += line
             self._ends.append(len(self._buffer))
@@ -69,6 +71,9 @@ class Rows:
     def __getitem__(self, index: int) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
+        self._reads += 1
+        if self.folder is not None and self._reads % GIVE_BACK == 0:
+            self._buffer.madvise(mmap.MADV_DONTNEED)  # or else the whole index would count as resident, in time
         line = self._buffer[int(self._ends[index]) : int(self._ends[index + 1])]
         try:
             return json.loads(line)
