@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data.sources import Source, build_source
+from data.sources.base import image_paths
+from data.types import Record
 from utils.registry import unknown
 
 
 @dataclass(frozen=True)
 class Suite:
-    """`name` is what users type and, unless `source` says otherwise, what `build_source` takes."""
+    """`name` is what users type and, unless `source` says otherwise, what `build_source` takes.
+
+    present_only: ask about what is there, though the files may also ask about what is not.
+    """
 
     name: str
     group: str
@@ -22,15 +27,34 @@ class Suite:
     needs: str  # the data, below the dataset folder
     options: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    present_only: bool = False
 
     def open(self, dataset_dir: str | Path, options: dict[str, Any] | None = None) -> Source:
         """The pictures; missing data raise an error that names the paths. The suite's own options win over these."""
-        return build_source(self.source or self.name, dataset_dir, **{**(options or {}), **self.options})
+        source = build_source(self.source or self.name, dataset_dir, **{**(options or {}), **self.options})
+        return PresentOnly(source) if self.present_only else source
 
     @property
     def base(self) -> str:
         """The name in SOURCES."""
         return (self.source or self.name).split("|")[0]
+
+
+class PresentOnly:
+    """A source without its absent targets."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        return replace(record, targets=tuple(target for target in record.targets if target.mask is not None))
+
+    def image_paths(self) -> list[str]:
+        return image_paths(self.source)
 
 
 FIRST_TEXT = {"texts": "first", "explanations": False}  # the published protocol asks the first rephrasing (lisa.md 3.3)
@@ -57,8 +81,8 @@ ENTRIES = (
         for split in ("val", "testA", "testB")
     ),
     Suite("refzom|final|test", "generalised", "overlap", "refzom: refs(final).p, instances.json, pictures"),
-    Suite("ReasonSeg|val", "reason", "overlap", "ReasonSeg/val", FIRST_TEXT),
-    Suite("ReasonSeg|test", "reason", "overlap", "ReasonSeg/test", FIRST_TEXT),
+    Suite("ReasonSeg|val", "reason", "overlap", "ReasonSeg/val", FIRST_TEXT, present_only=True),
+    Suite("ReasonSeg|test", "reason", "overlap", "ReasonSeg/test", FIRST_TEXT, present_only=True),
 )
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in ENTRIES}
