@@ -65,9 +65,9 @@ class Record:
     kind: "classes" (targets are the present classes, `vocabulary` the label set in dataset order), "refer" (targets
     are phrases, asked alone or together), "reason" (targets are sentences that call for reasoning), "phrase" (short
     phrases that do), "multi" (several targets belong in one answer), "vqa" (no targets).
-    `asked`: dialogues that the dataset itself ships (VQA rounds; for "reason" and "phrase" the explanations; for "multi"
-    one a question, without the picture's line, whose answer holds a Mask a target; an answer of holes only has no text
-    in the dataset, and the task words it from the targets' phrases).
+    `asked`: dialogues that the dataset itself ships (VQA rounds; for "reason" and "phrase" the explanations; for
+    "multi" one a question, without the picture's line, whose answer holds a Mask a target; an answer of holes only has
+    no text in the dataset, and the task words it from the targets' phrases).
     `ignore`: pixels that no metric may count, (H, W) bool.
     """
 
@@ -94,10 +94,14 @@ class Query:
 
 @dataclass(frozen=True)
 class Claim:
-    """What an answer says of one thing: `mask` is the index of its mask in the answer, None if it was refused."""
+    """What an answer says of one thing: `mask` is the index of its mask in the answer, None if it was refused.
+
+    withheld: of a refused thing, the mask that a protocol drew all the same.
+    """
 
     phrase: str
     mask: int | None
+    withheld: int | None = None
 
 
 @dataclass(frozen=True)

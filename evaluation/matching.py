@@ -59,21 +59,26 @@ def read_list(claims: Sequence[Claim], asked: Sequence[str], names: Names, *, fu
 
 
 def assign(claims: Sequence[Claim], asked: Sequence[str]) -> list[int | None]:
-    """The mask of each asked phrase: index into the answer's masks, None where it was refused or not answered.
+    """The mask of each asked phrase: index into the answer's masks, None where it was refused or not answered."""
+    return [claim.mask if claim else None for claim in assign_claims(claims, asked)]
 
-    One phrase: the first mask of the answer. Several: by name where the claims carry the names asked, each claim used
-    once; claims without a known name take the phrases still open, in order.
+
+def assign_claims(claims: Sequence[Claim], asked: Sequence[str]) -> list[Claim | None]:
+    """The claim about each asked phrase, None where there is none.
+
+    One phrase: the first mask of the answer, or its first refusal. Several: by name where the claims carry the names
+    asked, each claim used once; claims without a known name take the phrases still open, in order.
     """
     if len(asked) == 1:
-        return [next((claim.mask for claim in claims if claim.mask is not None), None)]
-    found: dict[int, int | None] = {}
+        return [next((claim for claim in claims if claim.mask is not None), claims[0] if claims else None)]
+    found: dict[int, Claim] = {}
     nameless = []
     for claim in claims:
         same = [i for i, name in enumerate(asked) if compact(name) == compact(claim.phrase) and i not in found]
         if same:
-            found[same[0]] = claim.mask
+            found[same[0]] = claim
         else:
             nameless.append(claim)
     still_open = [index for index in range(len(asked)) if index not in found]
-    found.update((index, claim.mask) for index, claim in zip(still_open, nameless, strict=False))
+    found.update(zip(still_open, nameless, strict=False))
     return [found.get(index) for index in range(len(asked))]

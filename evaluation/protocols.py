@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from data.collate import Sample, collate, collate_prompts
-from data.tokens import decode, mask_ids
-from data.types import IGNORE_ID, Batch, Claim, Query, Turn
+from data.encode import Encoded
+from data.tokens import decode, mask_ids, token_id
+from data.types import IGNORE_ID, Batch, Claim, Mask, Query, Refuse, Script, Turn
+from model.seg_model import SegOutput
 from systems.assistant import Assistant
 from utils.registry import unknown
 
-GENERATED, FORCED = "generate", "teacher_forced"
+GENERATED, FORCED, TWO_PASS = "generate", "teacher_forced", "two_pass"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The answer to one query. `finished`: it ended by itself; `unread`: claims that named a mask there is none of."""
+    """The answer to one query. `finished`: it ended by itself; `unread`: claims that named a mask there is none of.
+
+    released: the claims by the published decision rule, where a protocol has one.
+    """
 
     text: str
     claims: tuple[Claim, ...]
     masks: Tensor  # (N, H, W) float32 logits at the picture's size, > 0 is inside
     finished: bool = True
     unread: int = 0
+    released: tuple[Claim, ...] | None = None
 
 
 Protocol = Callable[..., list[list[Reply]]]
@@ -64,6 +70,82 @@ def teacher_forced(
 ) -> list[list[Reply]]:
     """The answer is given, with its mask tokens, and only the masks are the model's (`max_new_tokens` has no say)."""
     rows = [[assistant.encoder.encode((Turn(q.question, q.forced),)) for q in group] for group in queries]
+    masks = _force(assistant, samples, rows).masks
+    replies = []
+    for group, picture in zip(rows, masks, strict=True):
+        parts = picture.split([len(row.holes) for row in group])
+        replies.append([_reply(assistant, _given(row), part, True) for row, part in zip(group, parts, strict=True)])
+    return replies
+
+
+@torch.no_grad()
+def two_pass(
+    assistant: Assistant, samples: Sequence[Sample], queries: Sequence[Sequence[Query]], max_new_tokens: int = 0
+) -> list[list[Reply]]:
+    """The words are given, but at every slot (a mask or a refusal) the model decides; the mask of each slot, whatever
+    was decided, comes from a second row in which all slots hold mask tokens (gsva.md 6.2). Both rows share a picture.
+
+    claims: a slot is accepted where the mask token is likelier than the refusal. released: where the likeliest token is
+    the true one the truth is kept, else its opposite, as published.
+    """
+    first, second = [], []
+    for group in queries:
+        first.append([assistant.encoder.encode((Turn(q.question, q.forced),)) for q in group])
+        second.append([assistant.encoder.encode((Turn(q.question, all_accepted(q.forced)),)) for q in group])
+    rows = [[*map(_without_masks, given), *filled] for given, filled in zip(first, second, strict=True)]
+    output = _force(assistant, samples, rows)
+    pieces = iter(output.token_logits.split([len(_given(row)) for group in rows for row in group]))
+    logits = [[next(pieces) for _ in group] for group in rows]
+    replies = []
+    for given, filled, scores, picture in zip(first, second, logits, output.masks, strict=True):
+        parts = picture.split([len(row.holes) for row in filled])
+        each = zip(given, filled, scores[: len(given)], parts, strict=True)
+        replies.append([_decided_reply(assistant, *one) for one in each])
+    return replies
+
+
+PROTOCOLS: dict[str, Protocol] = {GENERATED: generate, FORCED: teacher_forced, TWO_PASS: two_pass}
+
+
+def all_accepted(answer: Script) -> Script:
+    """The answer with a mask in the place of every refusal."""
+    return tuple(Mask(part.target) if isinstance(part, Refuse) else part for part in answer)
+
+
+def decide(assistant: Assistant, given: list[int], logits: Tensor) -> tuple[list[bool], list[bool]]:
+    """Which slots of a given answer (L ids, (L, V) logits) are accepted: by the likelier of both tokens, and by the
+    published rule. Without a token for refusals the first way accepts everything."""
+    spec, tokenizer = assistant.system.tokens, assistant.tokenizer
+    mask = mask_ids(tokenizer, spec)[0]
+    refuse = token_id(tokenizer, spec.refuse) if spec.refuse else None
+    slots = [index for index, token in enumerate(given) if token in (mask, refuse)]
+    likelier = [refuse is None or bool(logits[index, mask] > logits[index, refuse]) for index in slots]
+    published = [(given[index] == mask) == (int(logits[index].argmax()) == given[index]) for index in slots]
+    return likelier, published
+
+
+def decided(claims: Sequence[Claim], accepted: Sequence[bool]) -> tuple[Claim, ...]:
+    """The claims with the k-th mask withheld where it was not accepted."""
+    return tuple(
+        claim if claim.mask is None or accepted[claim.mask] else replace(claim, mask=None, withheld=claim.mask)
+        for claim in claims
+    )
+
+
+def _decided_reply(assistant: Assistant, given: Encoded, filled: Encoded, logits: Tensor, masks: Tensor) -> Reply:
+    claims = _reply(assistant, _given(filled), masks, True).claims
+    likelier, published = decide(assistant, _given(given), logits)
+    text = decode(_given(given), assistant.tokenizer)
+    return Reply(text, decided(claims, likelier), masks, released=decided(claims, published))
+
+
+def _without_masks(row: Encoded) -> Encoded:
+    """The row for its text alone."""
+    return replace(row, holes=(), mask_positions=())
+
+
+def _force(assistant: Assistant, samples: Sequence[Sample], rows: Sequence[list[Encoded]]) -> SegOutput:
+    """The model's output on given rows; `rows[b]` are about `samples[b]`."""
     forced = []
     for sample, group in zip(samples, rows, strict=True):
         count = sum(len(row.holes) for row in group)
@@ -71,16 +153,12 @@ def teacher_forced(
         forced.append(Sample(sample.name, sample.pixels, sample.seg_pixels, sample.geometry, group, truth))
     batch = collate(forced, assistant.model.vlm.image_tokens, assistant.tokenizer.pad_token_id)
     batch.masks = []
-    masks = assistant.model(_place(batch, assistant)).masks
-    replies = []
-    for group, picture in zip(rows, masks, strict=True):
-        parts = picture.split([len(row.holes) for row in group])
-        answers = [[token for token in row.labels if token != IGNORE_ID] for row in group]
-        replies.append([_reply(assistant, ids, part, True) for ids, part in zip(answers, parts, strict=True)])
-    return replies
+    return assistant.model(_place(batch, assistant))
 
 
-PROTOCOLS: dict[str, Protocol] = {GENERATED: generate, FORCED: teacher_forced}
+def _given(row: Encoded) -> list[int]:
+    """The ids of a row's answer."""
+    return [token for token in row.labels if token != IGNORE_ID]
 
 
 def _place(batch: Batch, assistant: Assistant) -> Batch:

@@ -17,7 +17,7 @@ from data.collate import Sample, look
 from data.sources import Source
 from data.types import Query, Record
 from evaluation.metrics import STANDARD
-from evaluation.protocols import GENERATED, Protocol, Reply, protocol_named
+from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
 from evaluation.scoring import SCORERS
 from evaluation.suites import Suite, find_suites
 from systems.assistant import Assistant
@@ -66,7 +66,7 @@ def evaluate(
     out_dir: gets results.json and a folder of predictions, one JSON line a picture. A suite without its data is
     reported under `missing`, and the others go on. Run on all processes: each scores its share, all return the whole.
     """
-    answer = protocol_named(protocol)
+    protocol_named(protocol)  # an unknown one raises with the choices
     results: dict[str, Any] = {"protocol": protocol, "limit": limit, "suites": {}, "missing": {}}
     folder = Path(out_dir) if out_dir else None
     training = assistant.model.training
@@ -79,7 +79,8 @@ def evaluate(
                 log.warning("%s cannot be evaluated: %s", suite.name, error)
                 results["missing"][suite.name] = str(error)
                 continue
-            run = Run(assistant, suite, source, protocol, answer, batch_size, max_new_tokens, workers)
+            how = suite.forced if protocol == FORCED else protocol
+            run = Run(assistant, suite, source, how, protocol_named(how), batch_size, max_new_tokens, workers)
             results["suites"][suite.name] = run(limit, folder / "predictions" if folder else None)
     finally:
         assistant.model.train(training)

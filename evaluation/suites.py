@@ -11,6 +11,8 @@ from typing import Any
 from data.sources import Source, build_source
 from data.sources.base import image_paths
 from data.types import Record
+from evaluation import absent  # noqa: F401  (it registers its scorers)
+from evaluation.protocols import FORCED, TWO_PASS
 from utils.registry import unknown
 
 
@@ -28,6 +30,7 @@ class Suite:
     options: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     present_only: bool = False
+    forced: str = FORCED  # the protocol that "teacher_forced" means here; as published, two passes decide on absence
 
     def open(self, dataset_dir: str | Path, options: dict[str, Any] | None = None) -> Source:
         """The pictures; missing data raise an error that names the paths. The suite's own options win over these."""
@@ -57,6 +60,7 @@ class PresentOnly:
         return image_paths(self.source)
 
 
+REFER_SETS = (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"))
 FIRST_TEXT = {"texts": "first", "explanations": False}  # the published protocol asks the first rephrasing (lisa.md 3.3)
 
 ENTRIES = (
@@ -77,10 +81,31 @@ ENTRIES = (
         for split in splits
     ),
     *(
-        Suite(f"grefcoco|unc|{split}", "generalised", "overlap", "grefcoco/grefs(unc).p or .json, instances.json")
+        Suite(
+            f"grefcoco|unc|{split}",
+            "generalised",
+            "generalised",
+            "grefcoco/grefs(unc).p or .json, instances.json",
+            forced=TWO_PASS,
+        )
         for split in ("val", "testA", "testB")
     ),
-    Suite("refzom|final|test", "generalised", "overlap", "refzom: refs(final).p, instances.json, pictures"),
+    Suite(
+        "refzom|final|test",
+        "generalised",
+        "generalised_apart",
+        "refzom: refs(final).p, instances.json, pictures",
+        forced=TWO_PASS,
+    ),
+    *(
+        Suite(f"{name}|{split_by}_exclude_unified|{split}", group, metric, f"{name}/refs({split_by}_exclude_unified).p")
+        for name, split_by, group, metric in (
+            *((f"fp{name}", "berkeley", "premise", "premise") for name in ("refcoco", "refcoco+", "refcocog")),
+            *((f"R-{name}", split_by, "premise", "premise") for name, split_by in REFER_SETS),
+            *((name, split_by, "refer_apart", "overlap") for name, split_by in REFER_SETS),
+        )
+        for split in ("val", "test")
+    ),
     Suite("ReasonSeg|val", "reason", "overlap", "ReasonSeg/val", FIRST_TEXT, present_only=True),
     Suite("ReasonSeg|test", "reason", "overlap", "ReasonSeg/test", FIRST_TEXT, present_only=True),
 )
