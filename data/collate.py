@@ -86,8 +86,7 @@ class Maker:
 def look(path: str | Path, views: Views) -> Sample:
     """A picture in both views, without rows or masks; enough for generation."""
     image = read_image(path)
-    shape = image.shape[:2]
-    seg_pixels, geometry = views.seg(image) if views.seg else (None, Geometry(shape, shape))
+    seg_pixels, geometry = views.seg(image) if views.seg else (None, views.language.geometry(*image.shape[:2]))
     return Sample(str(path), views.language(image), seg_pixels, geometry)
 
 

@@ -47,8 +47,9 @@ class ClipView:
 
     @classmethod
     def load(cls, folder: str | Path, size: int = 224) -> ClipView:
-        """The view of a tower's `preprocessor_config.json`; CLIP's usual one at `size` where there is no such file."""
-        file = Path(folder) / "preprocessor_config.json"
+        """The view of a tower's `preprocessor_config.json` (its folder, or such a file by itself); CLIP's usual one at
+        `size` where there is no such file."""
+        file = Path(folder) if Path(folder).is_file() else Path(folder) / "preprocessor_config.json"
         if not file.is_file():
             return cls(size)
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -56,6 +57,10 @@ class ClipView:
         if resize != crop:
             raise ValueError(f"{file}: size {resize} and crop_size {crop} differ, which is not supported")
         return cls(crop, tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD)))
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """The whole view is picture, so the cut edges are not told."""
+        return Geometry((height, width), (self.size, self.size))
 
     def __call__(self, image: np.ndarray) -> Tensor:
         height, width = image.shape[:2]
@@ -68,29 +73,49 @@ class ClipView:
 
 
 @dataclass(frozen=True)
-class SamView:
-    """Longest side to `size` (PIL bilinear with antialias), normalised, zeros right and below: (3, size, size)."""
+class PaddedView:
+    """Longest side to `size` (PIL bilinear with antialias), normalised, zeros right and below: (3, size, size).
 
-    size: int = 1024
+    mean, std: on the 0..255 scale.
+    """
 
-    def __call__(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        geometry = self.geometry(image.shape[0], image.shape[1])
-        height, width = geometry.resized
-        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        padded = torch.zeros(3, self.size, self.size)
-        padded[:, :height, :width] = _normalise(resized, SAM_MEAN, SAM_STD)
-        return padded, geometry
+    size: int
+    mean: tuple[float, ...] = SAM_MEAN
+    std: tuple[float, ...] = SAM_STD
 
     def geometry(self, height: int, width: int) -> Geometry:
         scale = self.size / max(height, width)
         return Geometry((height, width), (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))))
 
+    def __call__(self, image: np.ndarray) -> Tensor:
+        height, width = self.geometry(*image.shape[:2]).resized
+        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        padded = torch.zeros(3, self.size, self.size)
+        padded[:, :height, :width] = _normalise(resized, self.mean, self.std)
+        return padded
+
+
+@dataclass(frozen=True)
+class SamView:
+    """SAM's padded view, with the place of the picture in it."""
+
+    size: int = 1024
+
+    def __call__(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        return PaddedView(self.size)(image), self.geometry(*image.shape[:2])
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        return PaddedView(self.size).geometry(height, width)
+
+
+LanguageView = ClipView | PaddedView
+
 
 @dataclass(frozen=True)
 class Views:
-    """What is made of one picture. seg None: the head reuses the language-side features."""
+    """What is made of one picture. seg None: the head reuses the language-side features, and their geometry."""
 
-    language: Callable[[np.ndarray], Tensor]
+    language: LanguageView
     seg: Callable[[np.ndarray], tuple[Tensor, Geometry]] | None
 
 
@@ -117,4 +142,6 @@ def _check_complete(data: bytes, path: Path) -> None:
 
 def _edge(size: int | dict[str, int]) -> int:
     """224 in any of the spellings of image-processor files."""
-    return size if isinstance(size, int) else size.get("shortest_edge", size.get("height"))
+    if isinstance(size, int):
+        return size
+    return next(size[name] for name in ("shortest_edge", "height", "longest_edge") if name in size)

@@ -55,15 +55,16 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
 
 
 def mark_trainable(model: SegModel, config: ModelConfig) -> None:
-    """Trained: LoRA, vocabulary rows in and out, text MLP, and the mask decoder with `train_mask_decoder`. Frozen:
-    everything else. Without LoRA (r = 0) the language model trains in full with `train_language`: one released program
-    does so, another does not. r below 0: its layers do."""
+    """Trained: LoRA, vocabulary rows in and out, text MLP, mask decoder with `train_mask_decoder`, the projector with
+    `tower.train_projector`. Frozen: everything else. Without LoRA (r = 0) the language model trains in full with
+    `train_language`: one released program does so, another does not. r below 0: its layers do."""
     model.requires_grad_(False)
     language = model.vlm.language
     whole = config.lora.r == 0 and config.train_language
     parts = [language] if whole else [language.get_input_embeddings(), language.lm_head]
     parts += [language.model.layers] if config.lora.r < 0 else []
-    parts += [model.project, *(model.head.trained() if config.train_mask_decoder else ())]
+    parts += [model.project, *(model.head.trained(config.head) if config.train_mask_decoder else ())]
+    parts += [model.vlm.projector] if config.tower.train_projector else []
     for part in parts:
         part.requires_grad_(True)
     for name, parameter in language.named_parameters():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from data.tokens import TokenSpec, token_id
-from data.views import ClipView, SamView, Views
-from model.heads import HEADS
+from data.views import LanguageView, PaddedView, SamView, Views
+from model.heads import HEADS, Host
 from model.legacy import Report, reading_table, to_ours, tower_to_ours
 from model.lora_file import merge_factors
 from model.plan import (
@@ -24,11 +24,13 @@ from model.plan import (
     feature_layer,
     language_sizes,
     projector_depth,
+    projector_width,
     read_config,
     tower_name,
     tower_sizes,
 )
 from model.seg_model import SegModel, text_mlp
+from model.tower import Sight, fit_tower, sight_of, view_of
 from model.vlm.llava import Llava
 from model.weights import read_tensors
 from utils.config import ModelConfig
@@ -39,6 +41,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
 NEW_ROW_STD = 0.02  # of new vocabulary rows (lisa.md 2.3)
+NEW_DEPTH, NEW_GROWTH = 2, 2  # of a new projector: layers, and the width between them in widths of the language model
 _EMBED, _LM_HEAD = "vlm.language.model.embed_tokens.weight", "vlm.language.lm_head.weight"
 
 
@@ -57,13 +60,13 @@ def build_model(
     source = _add_tower(_add_weight(_add_head(source, config), config), config)
     generator = torch.Generator().manual_seed(seed)
     _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
-    plan = _plan(source, tokenizer)
+    plan = _plan(source, tokenizer, len(spec.mask))
     with torch.device("meta"):
         model = assemble(plan, resolve_attention(config.attn_implementation, config.precision))
+    model.plan, model.report, model.vlm.view = plan, source.report, source.view
     _check_sizes(model, config)
+    _draw_head(source, model, seed)
     _fill(model, source, dtype_of(config.precision), generator, config.allow_missing)
-    model.vlm.view = source.view or ClipView(plan.tower["image_size"])
-    model.plan, model.report = plan, source.report
     return model
 
 
@@ -95,7 +98,9 @@ def assemble(plan: Plan, attention: str = "sdpa") -> SegModel:
         CLIPVisionConfig(**plan.tower),
         LlamaConfig(**plan.language),
         projector_depth=plan.projector_depth,
+        projector_width=plan.projector_width,
         feature_layer=plan.feature_layer,
+        pool=plan.sight.get("pool", 1),
         attention=attention,
     )
     return SegModel(vlm, head, text_mlp(vlm.hidden_size, head.prompt_dim))
@@ -158,9 +163,10 @@ class _Source:
     report: Report
     finished: bool  # it holds a mask head: an assistant, not a base
     options: dict[str, Any]  # of the head
+    sight: Sight
     tower: dict[str, Any] | None = None  # sizes
     tower_name: str | None = None
-    view: ClipView | None = None
+    view: LanguageView | None = None
     fresh: list[str] = field(default_factory=list)
 
 
@@ -171,13 +177,17 @@ def _read(folder: Path, config: ModelConfig, head: str) -> _Source:
         tensors[_LM_HEAD] = tensors[_EMBED].clone()
     finished = any(name.startswith("head.") for name in tensors)
     options = {"decoder_heads": config.decoder_heads, **config.head}
-    return _Source(folder, values, head, tensors, report, finished, options)
+    return _Source(folder, values, head, tensors, report, finished, options, sight_of(values, config.tower))
 
 
 def _add_head(source: _Source, config: ModelConfig) -> _Source:
+    head = HEADS[source.head]
+    if (source.finished or not head.PRETRAINED) and config.vision_pretrained:
+        log.info("the mask head of %s takes nothing from %s: it is not read", source.folder, config.vision_pretrained)
     if source.finished:
-        if config.vision_pretrained:
-            log.info("%s has its own mask head; %s is not read", source.folder, config.vision_pretrained)
+        return source
+    source.fresh += ["project.0.weight", "project.0.bias", "project.2.weight", "project.2.bias"]
+    if not head.PRETRAINED:
         return source
     if not config.vision_pretrained:
         if config.weight:
@@ -186,10 +196,8 @@ def _add_head(source: _Source, config: ModelConfig) -> _Source:
             f"{source.folder} is a base model without a mask head: name the head's weights in model.vision_pretrained "
             "(--vision_pretrained), e.g. sam_vit_h_4b8939.pth"
         )
-    read, options = HEADS[source.head].read(fetch(config.vision_pretrained), source.options)
+    read, source.options = head.read(fetch(config.vision_pretrained), source.options)
     source.tensors.update({f"head.{name}": tensor for name, tensor in read.items()})
-    source.options = options
-    source.fresh = ["project.0.weight", "project.0.bias", "project.2.weight", "project.2.bias"]
     return source
 
 
@@ -211,15 +219,12 @@ def _add_tower(source: _Source, config: ModelConfig) -> _Source:
     """The tower inside the folder counts; one outside gives what is lacking (sizes, weights, picture settings)."""
     inside = any(name.startswith("vlm.tower.") for name in source.tensors)
     source.tower_name = tower_name(source.values)
-    if "vision_config" in source.values and inside:
-        source.tower = tower_sizes(source.values)
-        source.view = ClipView.load(source.folder, source.tower["image_size"])
-        return source
-    folder = _find_tower(source, config)
-    source.tower = tower_sizes(read_config(folder))
-    source.view = ClipView.load(folder, source.tower["image_size"])
+    folder = source.folder if "vision_config" in source.values and inside else _find_tower(source, config)
     if not inside:
         source.tensors.update(tower_to_ours(read_tensors(folder), source.report))
+    values = source.values if folder == source.folder else read_config(folder)
+    source.tower = fit_tower(tower_sizes(values), source.tensors, source.sight)
+    source.view = view_of(folder, source.tower["image_size"], source.sight, config.tower.preprocessor)
     return source
 
 
@@ -237,6 +242,16 @@ def _find_tower(source: _Source, config: ModelConfig) -> Path:
         log.warning("%s was made with the vision tower %s; model.vision_tower=%s is used", source.folder, named, name)
     source.tower_name = str(name)
     return fetch(name)
+
+
+def _drop_projector(source: _Source, config: ModelConfig) -> _Source:
+    """A base's projector may make way for a new, wider one."""
+    if config.tower.new_projector and not source.finished:
+        old = [name for name in source.tensors if name.startswith("vlm.projector.")]
+        source.report.ignored += old
+        source.tensors = {name: tensor for name, tensor in source.tensors.items() if name not in old}
+        source.fresh += [f"vlm.projector.{2 * i}.{kind}" for i in range(NEW_DEPTH) for kind in ("weight", "bias")]
+    return source
 
 
 def _fit_vocabulary(
@@ -264,27 +279,52 @@ def _fit_vocabulary(
         source.tensors[name] = torch.cat([table[:size], new.to(table.dtype)]) if len(table) != size else table
 
 
-def _plan(source: _Source, tokenizer: PreTrainedTokenizerBase) -> Plan:
-    where, head = str(source.folder / "config.json"), HEADS[source.head]
-    section = source.values.get(SECTION, {})
+def _plan(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Plan:
+    where = str(source.folder / "config.json")
+    told = source.values.get(SECTION, {}).get("head_config")
     parts = {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
+    width = source.tensors[_EMBED].shape[1]
+    new = "vlm.projector.0.weight" in source.fresh
+    host = Host(source.tower["hidden_size"], width, tokens, told)
     return Plan(
         language=language_sizes(source.values, tokenizer, where),
         tower=source.tower,
-        projector_depth=projector_depth(source.tensors, where),
+        projector_depth=NEW_DEPTH if new else projector_depth(source.tensors, where),
+        projector_width=NEW_GROWTH * width if new else projector_width(source.tensors),
         feature_layer=feature_layer(source.values, where),
         head=source.head,
-        head_config=section.get("head_config") or head.plan(parts, source.options),
+        head_config=HEADS[source.head].plan(parts, source.options, host),
+        sight=asdict(source.sight),
         tower_name=source.tower_name,
     )
 
 
+def _draw_head(source: _Source, model: SegModel, seed: int) -> None:
+    """A mask head that starts from no file, or what options add to a finished one, as its class draws it."""
+    head = HEADS[source.head]
+    absent = [name for name in model.state_dict() if name.startswith("head.") and name not in source.tensors]
+    new = [name for name in absent if not source.finished or name.removeprefix("head.") in head.CHOSEN]
+    if head.PRETRAINED or not new:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = head.build(model.plan.head_config, "sdpa").state_dict()
+    source.tensors |= {name: drawn[name.removeprefix("head.")] for name in new}
+    source.fresh += new
+
+
 def _check_sizes(model: SegModel, config: ModelConfig) -> None:
     """Sizes that the recipe repeats must be those of the weights."""
+    side = model.head.view_size
     if config.out_dim not in (None, model.head.prompt_dim):
         raise ValueError(f"model.out_dim is {config.out_dim}, the mask decoder takes {model.head.prompt_dim}")
-    if config.image_size not in (None, model.head.view_size):
-        raise ValueError(f"model.image_size is {config.image_size}, the mask encoder takes {model.head.view_size}")
+    if side and config.image_size not in (None, side):
+        raise ValueError(f"model.image_size is {config.image_size}, the mask encoder takes {side}")
+    if not side and not isinstance(model.vlm.view, PaddedView):
+        raise ValueError(
+            "this mask head draws in the vision tower's view, which must show the whole picture: set "
+            "model.tower.pad=true (--pad_train_clip_images)"
+        )
 
 
 def _fill(model: SegModel, source: _Source, dtype: torch.dtype, generator: torch.Generator, lenient: bool) -> None:
@@ -292,12 +332,12 @@ def _fill(model: SegModel, source: _Source, dtype: torch.dtype, generator: torch
     wanted, report = model.state_dict(), source.report
     report.unexpected += [name for name in source.tensors if name not in wanted]
     absent = [name for name in wanted if name not in source.tensors]
-    report.fresh = [name for name in absent if name in source.fresh]
+    report.fresh = [name for name in wanted if name in source.fresh]
     report.missing = [name for name in absent if name not in source.fresh]
     if (report.missing or report.unexpected) and not lenient:
         raise ValueError(_complaint(source.folder, report))
     state = {name: source.tensors[name] for name in wanted if name in source.tensors}
-    report.mapped = len(state)
+    report.mapped = len(state.keys() - set(source.fresh))
     wrong = [
         f"{n} {tuple(t.shape)} for {tuple(wanted[n].shape)}" for n, t in state.items() if t.shape != wanted[n].shape
     ]

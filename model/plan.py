@@ -4,7 +4,7 @@ AutoConfig, which reads published flat files as its own nested ones and silently
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Plan:
     feature_layer: int
     head: str
     head_config: dict[str, Any]
+    projector_width: int | None = None  # between its layers; None: the language model's
+    sight: dict[str, Any] = field(default_factory=dict)  # of the tower (model/tower.py)
     tower_name: str | None = None  # where the tower came from, for folders that do not hold it
 
     def to_json(self) -> dict[str, Any]:
@@ -48,6 +50,7 @@ class Plan:
                 "head": self.head,
                 "head_config": self.head_config,
                 "projector_depth": self.projector_depth,
+                "sight": self.sight,
                 "tower_name": self.tower_name,
             },
         }
@@ -102,6 +105,11 @@ def projector_depth(tensors: dict[str, Tensor], where: str) -> int:
     if not depth:
         raise ValueError(f"{where} has no projector (model.mm_projector.* or multi_modal_projector.*): not a LLaVA")
     return depth
+
+
+def projector_width(tensors: dict[str, Tensor]) -> int:
+    """Between the projector's layers (of a single one: what it gives)."""
+    return len(tensors["vlm.projector.0.weight"])
 
 
 def tower_name(values: dict[str, Any]) -> str | None:

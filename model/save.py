@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from data.tokens import IMAGE_START
-from data.views import ClipView
 from model.heads import HEADS
 from model.legacy import folder_table, published_table, to_theirs
 from model.plan import Plan
 from model.seg_model import SegModel
+from model.tower import Sight, is_told, published, write_view
 from model.weights import write_tensors
 from utils.config import Recipe, save_recipe
 
@@ -32,7 +33,7 @@ def save_folder(
     folder = Path(folder)
     write_tensors(to_theirs(model.state_dict(), folder_table()), folder)
     _write_json(folder / "config.json", model.plan.to_json() | {"dtype": str(model.dtype).removeprefix("torch.")})
-    _write_view(folder, model.vlm.view)
+    write_view(folder, model.vlm.view)
     _write_tokenizer(folder, tokenizer)
     if recipe is not None:
         save_recipe(recipe, folder)
@@ -47,16 +48,19 @@ def save_original(
     `architecture`: the class name in the config.
     """
     folder, plan = Path(folder), model.plan
+    sight = Sight(**plan.sight)
+    if not is_told(replace(sight, positions="released")):
+        raise ValueError(f"the published layout cannot tell how this model's vision tower sees: {plan.sight}")
     tensors = to_theirs(model.state_dict(), published_table(HEADS[plan.head].NAMES, plan.projector_depth))
     tower = {name: tensors.pop(name) for name in list(tensors) if ".vision_tower." in name}
     write_tensors(tensors, folder, safe=False)
     name = plan.tower_name
-    if not name or not _is_hub_name(name):
+    if not name or not _is_hub_name(name) or sight.positions != "released":
         name = OWN_TOWER
         prefix = "model.vision_tower.vision_tower."
         write_tensors({key.removeprefix(prefix): value for key, value in tower.items()}, folder / name)
         _write_json(folder / name / "config.json", {"model_type": "clip_vision_model", **plan.tower})
-        _write_view(folder / name, model.vlm.view)
+        write_view(folder / name, model.vlm.view)
     told = {
         "architectures": [architecture],
         "torch_dtype": str(model.dtype).removeprefix("torch."),
@@ -91,24 +95,8 @@ def _published_config(plan: Plan) -> dict[str, Any]:
         "freeze_mm_mlp_adapter": True,
         "pretrain_mm_mlp_adapter": None,
         "train_mask_decoder": True,
+        **published(Sight(**plan.sight)),
     }
-
-
-def _write_view(folder: Path, view: ClipView) -> None:
-    values = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": view.size},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": view.size, "width": view.size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(view.mean),
-        "image_std": list(view.std),
-    }
-    _write_json(folder / "preprocessor_config.json", values)
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

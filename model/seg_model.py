@@ -50,8 +50,9 @@ class SegModel(nn.Module):
 
     def forward(self, batch: Batch) -> SegOutput:
         """Teacher forcing: logits where labels are, a mask for each mask position."""
-        vision = self.vlm.encode_images(batch.pixels)
-        hidden = self.vlm(batch.ids, batch.attention, vision.states, batch.row_image)  # (R, L, H)
+        vision = self.vlm.encode_images(batch.pixels, batch.geometry)
+        image = vision.states, batch.row_image, vision.attention
+        hidden = self.vlm(batch.ids, batch.attention, *image)  # (R, L, H)
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE_ID
         return SegOutput(
@@ -65,10 +66,9 @@ class SegModel(nn.Module):
         """Greedy answers to left-padded prompts, one a row; each picture is encoded once, whatever its rows."""
         if self.training:
             raise RuntimeError("generate needs model.eval(): gradient checkpointing would drop the cache")
-        vision = self.vlm.encode_images(batch.pixels)
-        written = self.vlm.generate(
-            batch.ids, batch.attention, vision.states, batch.row_image, max_new_tokens=max_new_tokens, eos=eos
-        )
+        vision = self.vlm.encode_images(batch.pixels, batch.geometry)
+        image = vision.states, batch.row_image, vision.attention
+        written = self.vlm.generate(batch.ids, batch.attention, *image, max_new_tokens=max_new_tokens, eos=eos)
         groups = [find_groups(ids, mask_ids) for ids in written.ids]
         counts = [len(starts) for starts in groups]
         if not sum(counts):
@@ -95,7 +95,7 @@ class SegModel(nn.Module):
         rows, positions = batch.mask_rows, batch.mask_positions
         dummy = len(rows) == 0
         if dummy:
-            rows, positions = rows.new_zeros(1), positions.new_zeros(1, positions.shape[1])
+            rows, positions = rows.new_zeros(1), positions.new_zeros(1, self.head.tokens)
         states = hidden[rows[:, None], positions]  # (Q, K, H)
         masks = self._decode(features, states, batch.row_image[rows], batch)
         return [picture[:0] for picture in masks] if dummy else masks

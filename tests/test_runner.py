@@ -100,7 +100,7 @@ def test_predicted_masks_are_kept_at_the_size_of_the_picture(world, assistant, t
 def test_pictures_are_encoded_once_however_many_questions(world, assistant):
     seen = []
     encode = assistant.model.vlm.encode_images
-    assistant.model.vlm.encode_images = lambda pixels: (seen.append(len(pixels)), encode(pixels))[1]
+    assistant.model.vlm.encode_images = lambda pixels, *rest: (seen.append(len(pixels)), encode(pixels, *rest))[1]
     try:
         results = evaluate(assistant, ["refcoco|unc|val"], world, GENERATED, batch_size=2, max_new_tokens=4)
     finally:

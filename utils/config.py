@@ -25,6 +25,20 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class TowerConfig:
+    """How the vision tower sees a picture. None: as the weights' folder tells, else as the tower was made."""
+
+    size: int | None = None  # side of its view; for another than its own the position table is resized
+    pad: bool | None = None  # show the whole picture, with padding that no one attends to, not its centre
+    stats: str | None = None  # that normalise a padded view: sam (as released) | tower (its own)
+    pool: int | None = None  # so many patches a side are averaged to one image token
+    positions: str | None = None  # how the table is resized: released (off by one row) | correct
+    preprocessor: str | None = None  # image-processor file: its size, and mean and deviation where nothing is padded
+    new_projector: bool = False  # a base's projector makes way for a new one: two layers, twice the width between
+    train_projector: bool = False
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     version: str = ""  # base LLaVA or a finished checkpoint: a folder, or a name on the hub
     vision_tower: str | None = "openai/clip-vit-large-patch14"  # CLIP folder; None: the one inside or named by version
@@ -44,6 +58,7 @@ class ModelConfig:
     load_in_4bit: bool = False
     allow_missing: bool = False  # go on when a checkpoint lacks a needed weight or has unexpected ones
     decoder_heads: int = 8  # heads of the mask decoder (not readable from tensor shapes)
+    tower: TowerConfig = TowerConfig()
     head: dict[str, Any] = field(default_factory=dict)  # options of the mask head
     lora: LoraConfig = LoraConfig()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -16,22 +17,37 @@ from utils.registry import Registry
 
 HEADS = Registry("mask head")  # names to MaskHead classes
 Features = Any  # whatever `features` hands to `decode`
+QUERIES_AT_ONCE = 64  # in inference; each costs about a dozen copies of a picture embedding
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a head has to fit into."""
+
+    tower_width: int
+    language_width: int
+    tokens: int  # mask tokens of one mask
+    told: dict[str, Any] | None = None  # the head's configuration, where the folder's `config.json` has it
 
 
 class MaskHead(Protocol):
     """A module with these members. Its weights are named `head.*` in a SegModel."""
 
     NAMES: ClassVar[list[Pair]]  # published weight names (below `model.`) and ours (below `head.`)
+    PRETRAINED: ClassVar[bool]  # a new one starts from the weights of a file; else it is drawn
+    CHOSEN: ClassVar[tuple[str, ...]]  # weights that options add: drawn where a finished head has none
+    tokens: int  # K, mask tokens of one mask, as far as the head minds
     prompt_dim: int  # D, the width of a mask query
     view_size: int | None  # side of the mask-side view; None: the head uses the language-side features
 
     @classmethod
-    def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Any]:
-        """The configuration (plain values) of a head with these weights."""
+    def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: Host) -> dict[str, Any]:
+        """The configuration (plain values) of a head with these weights; without any, of a new one."""
 
     @staticmethod
     def read(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Pretrained weights of such a head, under its own names, and `options` with what the file adds to them."""
+        """Pretrained weights of such a head, under its own names, and `options` with what the file adds to them.
+        Only where PRETRAINED."""
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> MaskHead:
@@ -45,8 +61,23 @@ class MaskHead(Protocol):
     ) -> list[Tensor]:
         """(Q, K, D) queries and their pictures (Q,), ascending, to B x (N_b, H_b, W_b) float32 logits."""
 
-    def trained(self) -> Iterable[nn.Module]:
+    def trained(self, options: dict[str, Any]) -> Iterable[nn.Module | nn.Parameter]:
         """The parts that train with `train_mask_decoder`; the rest is frozen."""
+
+
+def in_pieces(draw: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
+    """`draw(queries, query_image)` of all queries in one pass; without gradients of so many at once."""
+    size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE
+    return torch.cat([draw(*piece) for piece in zip(queries.split(size), query_image.split(size), strict=True)])
+
+
+def fourier_positions(embedding: nn.Module, features: Tensor) -> Tensor:
+    """(1, C, h, w) random-Fourier encoding of the cell centres of (..., h, w) features, in their dtype."""
+    height, width = features.shape[-2:]
+    rows = (torch.arange(height, device=features.device) + 0.5) / height
+    columns = (torch.arange(width, device=features.device) + 0.5) / width
+    centres = torch.stack([columns.expand(height, -1), rows[:, None].expand(-1, width)], dim=-1)  # (h, w, xy)
+    return embedding(centres).permute(2, 0, 1)[None].to(features.dtype)
 
 
 def to_original(logits: Tensor, geometry: Geometry, size: int) -> Tensor:

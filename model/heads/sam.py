@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,11 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
 
 from data.types import Batch, Geometry
-from model.heads.base import HEADS, split_by_image, to_original
+from model.heads.base import HEADS, Host, fourier_positions, in_pieces, split_by_image, to_original
 from model.heads.sam_keys import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
 from model.names import under
 from model.vlm.llava import Vision
 from model.weights import read_tensors
-
-QUERIES_AT_ONCE = 64  # in inference; each costs about a dozen copies of a picture embedding
 
 
 @HEADS.register("sam")
@@ -25,6 +24,8 @@ class SamHead(nn.Module):
     """Segment Anything with a text prompt (lisa.md 1.6). Picture and prompt encoder are frozen."""
 
     NAMES = under(SAM_NAMES, "visual_model.", "")
+    PRETRAINED, CHOSEN = True, ()
+    tokens = 1  # any number will do: each is a prompt of its own
 
     def __init__(self, encoder: SamVisionEncoder, prompts: SamPromptEncoder, decoder: SamMaskDecoder):
         super().__init__()
@@ -33,8 +34,8 @@ class SamHead(nn.Module):
         self.decoder = decoder
 
     @classmethod
-    def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Any]:
-        return sam_sizes(tensors, options.get("decoder_heads", 8))
+    def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: Host | None = None) -> dict[str, Any]:
+        return (host and host.told) or sam_sizes(tensors, options.get("decoder_heads", 8))
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> SamHead:
@@ -57,7 +58,7 @@ class SamHead(nn.Module):
     def view_size(self) -> int:
         return self.encoder.config.image_size
 
-    def trained(self) -> Iterable[nn.Module]:
+    def trained(self, options: dict[str, Any]) -> Iterable[nn.Module]:
         return (self.decoder,)
 
     def features(self, batch: Batch, vision: Vision) -> Tensor:
@@ -68,11 +69,8 @@ class SamHead(nn.Module):
             return self.encoder(batch.seg_pixels).last_hidden_state
 
     def decode(self, features: Tensor, queries: Tensor, query_image: Tensor, geometry: list[Geometry]) -> list[Tensor]:
-        """All queries of the batch in one pass (without gradients: so many at once). (Q, K, D) to
-        B x (N_b, H_b, W_b) float32 logits."""
-        size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE
-        pieces = zip(queries.split(size), query_image.split(size), strict=True)
-        logits = torch.cat([self._low_resolution(features, piece, image) for piece, image in pieces])
+        """(Q, K, D) to B x (N_b, H_b, W_b) float32 logits."""
+        logits = in_pieces(partial(self._low_resolution, features), queries, query_image)
         by_image = split_by_image(logits, query_image, len(geometry))
         return [to_original(piece, place, self.view_size) for piece, place in zip(by_image, geometry, strict=True)]
 
@@ -90,9 +88,4 @@ class SamHead(nn.Module):
         return logits[:, 0, 0]
 
     def _positions(self, features: Tensor) -> Tensor:
-        """(1, C, h, w) random-Fourier encoding of the patch centres."""
-        height, width = features.shape[-2:]
-        rows = (torch.arange(height, device=features.device) + 0.5) / height
-        columns = (torch.arange(width, device=features.device) + 0.5) / width
-        centres = torch.stack([columns.expand(height, -1), rows[:, None].expand(-1, width)], dim=-1)  # (h, w, xy)
-        return self.prompts.shared_embedding(centres).permute(2, 0, 1)[None].to(features.dtype)
+        return fourier_positions(self.prompts.shared_embedding, features)

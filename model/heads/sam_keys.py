@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.names import NameTable, Pair, under
 
-_MLP: list[Pair] = [("layers.0.*", "proj_in.*"), ("layers.1.*", "layers.0.*"), ("layers.2.*", "proj_out.*")]
+MLP_NAMES: list[Pair] = [("layers.0.*", "proj_in.*"), ("layers.1.*", "layers.0.*"), ("layers.2.*", "proj_out.*")]
 
 SAM_NAMES: list[Pair] = [
     ("image_encoder.pos_embed", "encoder.pos_embed"),
@@ -38,8 +38,8 @@ SAM_NAMES: list[Pair] = [
     ("mask_decoder.output_upscaling.0.*", "decoder.upscale_conv1.*"),
     ("mask_decoder.output_upscaling.1.*", "decoder.upscale_layer_norm.*"),
     ("mask_decoder.output_upscaling.3.*", "decoder.upscale_conv2.*"),
-    *under(_MLP, "mask_decoder.output_hypernetworks_mlps.#.", "decoder.output_hypernetworks_mlps.#."),
-    *under(_MLP, "mask_decoder.iou_prediction_head.", "decoder.iou_prediction_head."),
+    *under(MLP_NAMES, "mask_decoder.output_hypernetworks_mlps.#.", "decoder.output_hypernetworks_mlps.#."),
+    *under(MLP_NAMES, "mask_decoder.iou_prediction_head.", "decoder.iou_prediction_head."),
     ("mask_decoder.*", "decoder.*"),
 ]
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from data.types import IMAGE_ID
+from data.types import IMAGE_ID, Geometry
+from data.views import ClipView, LanguageView
 
 
 @dataclass
@@ -18,7 +23,8 @@ class Vision:
     """What the language side makes of B pictures."""
 
     states: Tensor  # (B, P, H) projected patches, as the language model reads them
-    layers: tuple[Tensor, ...]  # all hidden states of the tower, (B, 1 + P, W), class token first
+    layers: tuple[Tensor, ...]  # all hidden states of the tower, (B, 1 + patches, W), class token first
+    attention: Tensor | None = None  # (B, P) bool: image tokens with something of the picture in them; None: all
 
 
 @dataclass
@@ -29,11 +35,12 @@ class Generated:
     states: Tensor  # (R, T, H): the state that predicted each new token
 
 
-def mlp_projector(width: int, hidden: int, depth: int) -> nn.Sequential:
-    """LLaVA's `linear` (depth 1) or `mlpNx_gelu` (depth N)."""
-    layers: list[nn.Module] = [nn.Linear(width, hidden)]
-    for _ in range(depth - 1):
-        layers += [nn.GELU(), nn.Linear(hidden, hidden)]
+def mlp_projector(width: int, out: int, depth: int, between: int | None = None) -> nn.Sequential:
+    """LLaVA's `linear` (depth 1) or `mlpNx_gelu` (depth N), `between` (None: `out`) wide inside."""
+    widths = [width, *[between or out] * (depth - 1), out]
+    layers: list[nn.Module] = [nn.Linear(*widths[:2])]
+    for sides in pairwise(widths[1:]):
+        layers += [nn.GELU(), nn.Linear(*sides)]
     return nn.Sequential(*layers)
 
 
@@ -41,17 +48,27 @@ class Llava(nn.Module):
     """Reads a picture and a conversation.
 
     In `ids` (R, L) every picture is P consecutive IMAGE_ID, so ids and hidden states have equal length and no
-    vocabulary row stands for the picture. feature_layer: which of the tower's hidden states is projected.
+    vocabulary row stands for the picture. feature_layer: which of the tower's hidden states is projected. pool: so many
+    patches a side are averaged to one image token. Patches on the padding of `view` are no keys in the tower, nor are
+    their tokens in the language model, though they keep their positions.
     """
 
     def __init__(
-        self, tower: CLIPVisionModel, projector: nn.Module, language: LlamaForCausalLM, *, feature_layer: int = -2
+        self,
+        tower: CLIPVisionModel,
+        projector: nn.Module,
+        language: LlamaForCausalLM,
+        *,
+        feature_layer: int = -2,
+        pool: int = 1,
     ):
         super().__init__()
         self.tower = tower
         self.projector = projector
         self.language = language
         self.feature_layer = feature_layer
+        self.pool = pool
+        self.view: LanguageView = ClipView(tower.config.image_size)
 
     @classmethod
     def build(
@@ -60,36 +77,62 @@ class Llava(nn.Module):
         language: LlamaConfig,
         *,
         projector_depth: int,
+        projector_width: int | None = None,
         feature_layer: int = -2,
+        pool: int = 1,
         attention: str = "sdpa",
     ) -> Llava:
         """An uninitialised model of these sizes. `attention` is the language model's; the tower's is never flash."""
         tower._attn_implementation = "eager" if attention == "eager" else "sdpa"
         language._attn_implementation = attention
-        projector = mlp_projector(tower.hidden_size, language.hidden_size, projector_depth)
-        return cls(CLIPVisionModel(tower), projector, LlamaForCausalLM(language), feature_layer=feature_layer)
+        projector = mlp_projector(tower.hidden_size, language.hidden_size, projector_depth, projector_width)
+        parts = CLIPVisionModel(tower), projector, LlamaForCausalLM(language)
+        return cls(*parts, feature_layer=feature_layer, pool=pool)
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.tower.config.image_size // self.tower.config.patch_size
 
     @property
     def image_tokens(self) -> int:
         """P, the positions that a picture takes in a row."""
-        return (self.tower.config.image_size // self.tower.config.patch_size) ** 2
+        return (self.grid // self.pool) ** 2
 
     @property
     def hidden_size(self) -> int:
         return self.language.config.hidden_size
 
-    def encode_images(self, pixels: Tensor) -> Vision:
-        """(B, 3, h, w) pictures, each encoded once. A frozen tower keeps no graph."""
+    def encode_images(self, pixels: Tensor, geometry: Sequence[Geometry] = ()) -> Vision:
+        """(B, 3, h, w) pictures, each encoded once. A frozen tower keeps no graph.
+
+        geometry: of the B pictures, for their original sizes tell a padded view what is padding.
+        """
+        seen = self._seen(geometry, pixels.device)
+        mask = None if seen is None else _key_mask(F.pad(seen.flatten(1), (1, 0), value=True), pixels.dtype)
         trains = any(parameter.requires_grad for parameter in self.tower.parameters())
         with nullcontext() if trains else torch.no_grad():
-            layers = self.tower(pixels, output_hidden_states=True).hidden_states
-        return Vision(self.projector(layers[self.feature_layer][:, 1:]), layers)
+            layers = self.tower(pixels, output_hidden_states=True, attention_mask=mask).hidden_states
+        patches = self._pooled(layers[self.feature_layer][:, 1:])
+        # a token counts as seen by its first patch (as released), so its others may be padding
+        attention = None if seen is None else seen[:, :: self.pool, :: self.pool].flatten(1)
+        return Vision(self.projector(patches), layers, attention)
 
-    def forward(self, ids: Tensor, attention: Tensor, image_states: Tensor, row_image: Tensor) -> Tensor:
-        """(R, L) ids and attention, (B, P, H) states, (R,) picture of each row -> (R, L, H) after the last norm."""
-        embeds = self.embed(ids, image_states, row_image)
+    def forward(
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        image_states: Tensor,
+        row_image: Tensor,
+        image_attention: Tensor | None = None,
+    ) -> Tensor:
+        """(R, L) ids and attention, (B, P, H) states and their (B, P) attention (None: all), (R,) picture of each row
+        -> (R, L, H) after the last norm."""
         return self.language.model(
-            inputs_embeds=embeds, attention_mask=attention.long(), position_ids=_positions(attention), use_cache=False
+            inputs_embeds=self.embed(ids, image_states, row_image),
+            attention_mask=_with_images(attention, ids, image_attention, row_image).long(),
+            position_ids=_positions(attention),
+            use_cache=False,
         ).last_hidden_state
 
     def logits(self, states: Tensor) -> Tensor:
@@ -108,13 +151,22 @@ class Llava(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, ids: Tensor, attention: Tensor, image_states: Tensor, row_image: Tensor, *, max_new_tokens: int, eos: int
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        image_states: Tensor,
+        row_image: Tensor,
+        image_attention: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        eos: int,
     ) -> Generated:
         """Greedy decoding of left-padded prompts with a KV cache; each row stops at its own `eos`."""
         if not bool(attention[:, -1].all()):
             raise ValueError("prompts must be padded on the left: the last position of every row must be a token")
         cache = DynamicCache(config=self.language.config)
         embeds, positions = self.embed(ids, image_states, row_image), _positions(attention)
+        attention = _with_images(attention, ids, image_attention, row_image)
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         tokens, states = [], []
         while len(tokens) < max_new_tokens and not bool(done.all()):
@@ -134,6 +186,24 @@ class Llava(nn.Module):
             positions = positions[:, -1:] + 1
         rows = torch.stack(tokens, dim=1).tolist()
         return Generated([_until(row, eos) for row in rows], torch.stack(states, dim=1))
+
+    def _seen(self, geometry: Sequence[Geometry], device: torch.device) -> Tensor | None:
+        """(B, g, g) bool: patches with something of the picture, which begins at the top left, in them; None: all."""
+        patch, grid = self.tower.config.patch_size, self.grid
+        sizes = [self.view.geometry(*place.original).resized for place in geometry]
+        if all(side > (grid - 1) * patch for size in sizes for side in size):
+            return None
+        covered = torch.tensor([[math.ceil(side / patch) for side in size] for size in sizes], device=device)
+        steps = torch.arange(grid, device=device)
+        rows, columns = (steps < covered[:, axis, None] for axis in (0, 1))  # (B, g)
+        return rows[:, :, None] & columns[:, None, :]
+
+    def _pooled(self, patches: Tensor) -> Tensor:
+        """(B, g * g, W) to (B, P, W): means of squares of patches, in float32."""
+        if self.pool == 1:
+            return patches
+        square = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid)).float()
+        return F.avg_pool2d(square, self.pool).flatten(2).transpose(1, 2).to(patches.dtype)
 
     def checkpoint_gradients(self) -> None:
         """Recomputes layers in the backward pass; inputs need gradients for it when the embeddings are frozen."""
@@ -155,6 +225,20 @@ class Llava(nn.Module):
         if self.language.lm_head.weight.device.type != "meta":
             self.reset_buffers()
         return self
+
+
+def _key_mask(attend: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, K) bool to the (B, 1, 1, K) that is added to attention scores."""
+    scores = torch.zeros(attend.shape, dtype=dtype, device=attend.device)
+    return scores.masked_fill(~attend, torch.finfo(dtype).min)[:, None, None]
+
+
+def _with_images(attention: Tensor, ids: Tensor, image_attention: Tensor | None, row_image: Tensor) -> Tensor:
+    """(R, L) attention without the image positions that show nothing."""
+    if image_attention is None:
+        return attention
+    is_image = ids == IMAGE_ID
+    return attention.masked_scatter(is_image, image_attention[row_image[is_image.any(1)]])
 
 
 def _positions(attention: Tensor) -> Tensor:

@@ -1,0 +1,208 @@
+"""A mask head that reuses the vision tower: a codebook of tokens a mask, fused by level, and a decoder of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import SamConfig
+from transformers.models.sam.modeling_sam import SamLayerNorm, SamPositionalEmbedding, SamPromptEncoder
+
+from data.types import Batch, Geometry
+from model.heads.base import HEADS, Host, fourier_positions, in_pieces, split_by_image, to_original
+from model.heads.pixel_decoder import PixelDecoder
+from model.heads.sam_keys import MLP_NAMES, SAM_NAMES
+from model.names import Pair, under
+from model.vlm.llava import Vision, mlp_projector
+from utils.config import from_dict
+from utils.registry import unknown
+
+PROJECTOR_DEPTH, PROJECTOR_GROWTH = 2, 2  # layers, and the width between them in widths of the language model
+FUSIONS = ("released", "trained")
+NAMES: list[Pair] = [
+    ("out_mm_projector.#.*", "projector.#.*"),
+    ("image_feature_neck.#.*", "neck.#.*"),
+    ("mask_decoder.pe1.positional_encoding_gaussian_matrix", "fine_positions.positional_embedding"),
+    ("mask_decoder.transformer.#.layers.#.norm#.*", "decoder.transformer.#.layers.#.layer_norm#.*"),
+    ("mask_decoder.transformer.#.norm_final_attn.*", "decoder.transformer.#.layer_norm_final_attn.*"),
+    ("mask_decoder.upsample_2x.*", "decoder.grow.*"),
+    ("mask_decoder.output_upscaling.*", "decoder.upscale.*"),
+    *under(MLP_NAMES, "mask_decoder.output_hypernetworks_mlps.#.", "decoder.output_hypernetworks_mlps.#."),
+    *under(MLP_NAMES, "mask_decoder.iou_prediction_head.", "decoder.iou_prediction_head."),
+    ("mask_decoder.*", "decoder.*"),
+    *(pair for pair in SAM_NAMES if pair[0].startswith("prompt_encoder.")),
+]
+
+
+@dataclass(frozen=True)
+class Options:
+    """`model.head` of a recipe; sizes count for a new head alone."""
+
+    levels: tuple[int, ...] = (-2, -11)  # hidden states of the tower, the first drawn from the first
+    fusion: str = "released"  # weights of tokens and levels: released (constants) | trained (from these constants)
+    train_neck: bool = True  # also what stands for no mask prompt; as released both stay as they were drawn
+    width: int = 256
+    mlp_dim: int = 2048
+    decoder_heads: int = 8
+
+
+@HEADS.register("pixel")
+class PixelHead(nn.Module):
+    """Levels of tower features, each projected, narrowed, and decoded with its own tokens (pixellm.md 1.6, 1.7).
+
+    A mask has L x T tokens, level by level. prompts: SAM's prompt encoder, of which only what stands for no mask and
+    the positions take part; the rest is there because weight files have it.
+    """
+
+    NAMES = NAMES
+    PRETRAINED, CHOSEN = False, ("fusion", "balance")
+    view_size = None
+
+    def __init__(self, projector: nn.Module, neck: nn.Module, prompts: SamPromptEncoder, decoder: PixelDecoder):
+        super().__init__()
+        self.projector = projector
+        self.neck = neck
+        self.prompts = prompts
+        self.decoder = decoder
+        self.levels: tuple[int, ...] = ()
+        self.tokens = 0
+        self.fine_positions = _fourier(prompts.hidden_size)
+        prompts.shared_embedding = _fourier(prompts.hidden_size)
+        self.register_parameter("fusion", None)  # (L, T) weights of tokens
+        self.register_parameter("balance", None)  # (L,) weights of levels
+
+    @classmethod
+    def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: Host) -> dict[str, Any]:
+        chosen = _options(options)
+        trained = chosen.fusion == "trained" or "fusion" in tensors
+        if host.told:
+            return {**host.told, "trained_fusion": trained}
+        if len(chosen.levels) not in (1, 2) or host.tokens % len(chosen.levels):
+            raise ValueError(f"model.head.levels must be 1 or 2 that divide {host.tokens} tokens, got {chosen.levels}")
+        sizes = {"width": chosen.width, "mlp_dim": chosen.mlp_dim, "tower_width": host.tower_width}
+        sizes |= {"language_width": host.language_width, "projector_width": PROJECTOR_GROWTH * host.language_width}
+        config = {"levels": list(chosen.levels), "tokens": host.tokens, "heads": chosen.decoder_heads}
+        return {**config, "trained_fusion": trained, **(_sizes(tensors) if tensors else sizes)}
+
+    @classmethod
+    def build(cls, config: dict[str, Any], attention: str) -> PixelHead:
+        """A head as drawn by the release: torch's own distributions, but for the projector's."""
+        width, levels = config["width"], len(config["levels"])
+        sam = _sam_config(config, attention)
+        head = cls(
+            mlp_projector(
+                config["tower_width"], config["language_width"], PROJECTOR_DEPTH, config["projector_width"]
+            ).apply(_small),
+            _neck(config["language_width"], width),
+            SamPromptEncoder(sam),
+            PixelDecoder(sam.mask_decoder_config, levels),
+        )
+        head.levels, head.tokens = tuple(config["levels"]), config["tokens"]
+        if config["trained_fusion"]:
+            head.fusion = nn.Parameter(torch.full((levels, head.tokens // levels), 1 / head.tokens))
+            head.balance = nn.Parameter(torch.full((levels,), 1 / levels))
+        return head
+
+    @property
+    def prompt_dim(self) -> int:
+        return self.prompts.hidden_size
+
+    def trained(self, options: dict[str, Any]) -> Iterable[nn.Module | nn.Parameter]:
+        parts = [
+            self.projector,
+            self.decoder,
+            *(weight for weight in (self.fusion, self.balance) if weight is not None),
+        ]
+        return [*parts, self.neck, self.prompts.no_mask_embed] if _options(options).train_neck else parts
+
+    def features(self, batch: Batch, vision: Vision) -> list[Tensor]:
+        """(B, C, h, w) of the first level, and (B, C, 2h, 2w) of each further one."""
+        states = torch.cat([self.projector(vision.layers[level][:, 1:]) for level in self.levels])
+        side = math.isqrt(states.shape[1])
+        narrow = self.neck(states.transpose(1, 2).unflatten(2, (side, side)))
+        first, *rest = narrow.chunk(len(self.levels))
+        return [first, *map(self.decoder.grow, rest)]
+
+    def decode(
+        self, features: list[Tensor], queries: Tensor, query_image: Tensor, geometry: list[Geometry]
+    ) -> list[Tensor]:
+        """(Q, L * T, D) to B x (N_b, H_b, W_b) float32 logits."""
+        logits = in_pieces(partial(self._low_resolution, features), queries, query_image)
+        by_image = split_by_image(logits, query_image, len(geometry))
+        return [to_original(part, place, max(place.resized)) for part, place in zip(by_image, geometry, strict=True)]
+
+    def _low_resolution(self, features: list[Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
+        """(Q, L * T, D) to (Q, 4h, 4w) float32 logits: every level's, brought to the largest size, in their balance."""
+        dense = self.prompts.no_mask_embed.weight[:, :, None, None]
+        drawn: list[Tensor] = []
+        for level, prompts in enumerate(self.fused(queries).unbind(1)):
+            embedding = self.fine_positions if level else self.prompts.shared_embedding
+            positions = fourier_positions(embedding, features[level])
+            before = drawn[-1] if drawn else None
+            drawn.append(self.decoder(level, features[level][query_image], positions, dense, prompts, before))
+        size = drawn[-1].shape[-2:]
+        drawn = [F.interpolate(part[:, None].float(), size, mode="bilinear", align_corners=False) for part in drawn]
+        balance = drawn[0].new_full((len(drawn),), 1 / len(drawn)) if self.balance is None else self.balance.float()
+        return sum(weight * part for weight, part in zip(balance, drawn, strict=True))[:, 0]
+
+    def fused(self, queries: Tensor) -> Tensor:
+        """(Q, L * T, D) to (Q, L, D): the tokens of each level, weighed. As released a weight is 1 / (L * T), so
+        T equal tokens become 1 / L of one; rounded term by term in the type of the states."""
+        groups = queries.unflatten(1, (len(self.levels), -1))
+        weights = queries.new_full(groups.shape[1:3], 1 / self.tokens) if self.fusion is None else self.fusion
+        terms = (groups * weights.to(queries.dtype)[..., None]).unbind(2)
+        return sum(terms[1:], start=terms[0])
+
+
+def _options(values: dict[str, Any]) -> Options:
+    options = from_dict(Options, values, "model.head")
+    if options.fusion not in FUSIONS:
+        raise ValueError(unknown("model.head.fusion", options.fusion, FUSIONS))
+    return options
+
+
+def _sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Told by the weights."""
+    try:
+        return {
+            "width": tensors["decoder.mask_tokens.weight"].shape[1],
+            "mlp_dim": tensors["decoder.transformer.0.layers.0.mlp.lin1.weight"].shape[0],
+            "tower_width": tensors["projector.0.weight"].shape[1],
+            "language_width": tensors["projector.2.weight"].shape[0],
+            "projector_width": tensors["projector.0.weight"].shape[0],
+        }
+    except KeyError as error:
+        raise ValueError(f"the mask head's weights are incomplete: there is no {error.args[0]!r}") from None
+
+
+def _sam_config(config: dict[str, Any], attention: str) -> SamConfig:
+    width, heads = config["width"], config["heads"]
+    if width % (2 * heads):
+        raise ValueError(f"model.decoder_heads={heads} does not divide the decoder's attention width {width // 2}")
+    decoder = {"hidden_size": width, "mlp_dim": config["mlp_dim"], "num_attention_heads": heads, "layer_norm_eps": 1e-5}
+    sam = SamConfig(prompt_encoder_config={"hidden_size": width}, mask_decoder_config=decoder)
+    sam.mask_decoder_config._attn_implementation = attention
+    return sam
+
+
+def _neck(width: int, out: int) -> nn.Sequential:
+    norms = [SamLayerNorm(out, eps=1e-6, data_format="channels_first") for _ in range(2)]
+    first, second = nn.Conv2d(width, out, 1, bias=False), nn.Conv2d(out, out, 3, padding=1, bias=False)
+    return nn.Sequential(first, norms[0], second, norms[1])
+
+
+def _fourier(width: int) -> SamPositionalEmbedding:
+    return SamPositionalEmbedding(SimpleNamespace(scale=1.0, num_pos_feats=width // 2))
+
+
+def _small(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
