@@ -130,6 +130,26 @@ def fill_answer(template: str, hole: Mask | Refuse) -> Script:
     return tuple(part for part in (before, hole, after) if part != "")
 
 
+def compose(template: str, **slots: str | Script) -> Script:
+    """A template of several slots, filled with words or with pieces of answers."""
+    script: list[str | Mask | Refuse] = []
+    for text, name, _, _ in string.Formatter().parse(template):
+        filled = slots[name] if name else ""
+        script += [text, *([filled] if isinstance(filled, str) else filled)]
+    return joined(script)
+
+
+def joined(parts: Iterable[str | Mask | Refuse]) -> Script:
+    """Neighbouring texts become one, empty ones go."""
+    script: list[str | Mask | Refuse] = []
+    for part in parts:
+        if isinstance(part, str) and script and isinstance(script[-1], str):
+            script[-1] += part
+        elif part != "":
+            script.append(part)
+    return tuple(script)
+
+
 def choose(items: Sequence[Item], number: int, rng: np.random.Generator) -> list[Item]:
     """`number` of the items without replacement in random order; all of them in their own order where not more."""
     if len(items) <= number:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from data.tokens import TokenSpec
-from data.types import Claim, Dialogue, Mask, Query, Record
-from systems.base import SYSTEMS, System, about_picture, label_set, load_wording, make_options, read_claims
-from systems.single import PHRASE_PROMPT, SLOTS, SingleTarget
+from data.types import Claim, Dialogue, Query, Record
+from systems.base import SYSTEMS, System, load_wording, make_options, read_claims
+from systems.single import SLOTS, SingleTarget, class_queries
 
 TOKENS = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 
@@ -41,22 +41,10 @@ class LisaTask:
 
     def queries(self, record: Record) -> list[Query]:
         if record.kind == "classes":
-            names, present = label_set(record)
-            return [_class_query(name, present.get(name)) for name in names]
+            return class_queries(record)
         return self.single.queries(record)
 
 
 def read(text: str) -> list[Claim]:
     """The k-th `[SEG]` is the k-th mask; the words around it name nothing."""
     return [Claim("", claim.mask) for claim in read_claims(text, TOKENS)]
-
-
-def _class_query(name: str, target: int | None) -> Query:
-    """No protocol for semantic sets was released: each class of the vocabulary is asked by the phrase prompt.
-
-    The forced answer to an absent class, too, is a mask: its hole points at no target (-1), the truth is empty.
-    """
-    question = about_picture(PHRASE_PROMPT.format(name))
-    if target is None:
-        return Query(question, (Mask(-1), "."), (), (name,))
-    return Query(question, (Mask(target), "."), (target,), (name,))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.types import Dialogue, Mask, Query, Record, Script, Target, Turn
-from systems.base import Wording, about_picture, choose, fill_answer
+from systems.base import ABSENT, Wording, about_picture, choose, fill_answer, label_set
 
 SLOTS = {"phrase": "phrase", "sentence": "sentence", "explain": "", "answer": "mask"}
 REASONING = ("reason", "phrase")  # kinds of record: sentences and phrases that call for reasoning
@@ -83,3 +83,17 @@ def single_query(prompt: str, record: Record, index: int) -> Query:
     phrase = record.targets[index].phrase.strip()
     forced: Script = (Mask(index), ".")
     return Query(about_picture(prompt.format(phrase)), forced, (index,), (phrase,))
+
+
+def class_queries(record: Record) -> list[Query]:
+    """No protocol for semantic sets was released: each class of the vocabulary is asked by the phrase prompt.
+
+    The forced answer to an absent class, too, is a mask: its hole points at no target, the truth is empty.
+    """
+    names, present = label_set(record)
+    queries = []
+    for name in names:
+        targets = (present[name],) if name in present else ()
+        forced = (Mask(targets[0] if targets else ABSENT.target), ".")
+        queries.append(Query(about_picture(PHRASE_PROMPT.format(name)), forced, targets, (name,)))
+    return queries

@@ -1,0 +1,205 @@
+"""PixelLM (arXiv 2312.02228): several targets a question, a codebook of tokens a mask, a mask decoder without SAM."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from data.tokens import TokenSpec
+from data.types import Claim, Dialogue, Mask, Query, Record, Script, Turn
+from systems.base import (
+    SYSTEMS,
+    System,
+    Wording,
+    about_picture,
+    choose,
+    compose,
+    joined,
+    load_wording,
+    make_options,
+    one_of,
+    read_claims,
+    shuffled,
+)
+from systems.single import PHRASE_PROMPT, REASONING, SENTENCE_PROMPT, SLOTS, SingleTarget, class_queries
+
+RENAMED = 0.9  # share of questions whose targets go by the names that the dataset rephrased
+LISTS = {
+    **SLOTS,
+    "phrase_more": "phrase",
+    "sentence_more": "sentence",
+    "each": "phrase? mask",
+    "together": "phrases? masks",
+    "each_named": "phrase mask",
+    "together_named": "phrases masks",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    seg_token_num: int = 3  # mask tokens a scale
+    image_feature_scale_num: int = 2  # scales; as released there are always two
+    num_classes_per_sample: int = 3  # questions a picture at most; reasoning: dialogues
+    num_classes_per_question: int = 3  # targets in a question at most
+    use_expand_question_list: bool = False  # also the questions of `*_more` of the wording
+    questions_per_picture: int = 0  # of datasets that ship their questions, at most; 0: all, as released
+    eval_targets: tuple[
+        int, ...
+    ] = ()  # expressions an evaluation question asks for, in turn; none: one (6, 5, 4: multi)
+    explanatory: float = 0.1  # share of explained pictures answered in text only; below 0: no explanations
+    wording: str = "pixellm"  # training templates: a name in systems/wording or a YAML path
+
+
+@SYSTEMS.register("pixellm")
+def pixellm(**values: Any) -> System:
+    options = check(make_options(Options, values))
+    wording = load_wording(options.wording, LISTS)
+    if options.use_expand_question_list:
+        more = {name: wording.lists[name] + wording.lists[f"{name}_more"] for name in ("phrase", "sentence")}
+        wording = replace(wording, lists={**wording.lists, **more})
+    names = tuple(f"[SEG{i}]" for i in range(options.seg_token_num * options.image_feature_scale_num))
+    tokens = TokenSpec(added=names, mask=names)
+    single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
+    task = PixelTask(options, single, wording)
+    return System(
+        "pixellm",
+        tokens,
+        task,
+        "pixel",
+        partial(read, tokens=tokens, wording=wording),
+        published=("PixelLMForCausalLM",),
+    )
+
+
+def check(options: Options) -> Options:
+    one_of("image_feature_scale_num", options.image_feature_scale_num, (2,))
+    for name in ("seg_token_num", "num_classes_per_sample", "num_classes_per_question"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"options.{name} must be 1 or more, got {getattr(options, name)}")
+    if options.questions_per_picture < 0 or min(options.eval_targets, default=1) < 1:
+        raise ValueError("options: questions_per_picture must be 0 (all) or more, eval_targets numbers from 1 on")
+    return options
+
+
+@dataclass(frozen=True)
+class PixelTask:
+    """Classes and phrases several to a question; a dataset's own questions; reasoning one target a dialogue."""
+
+    options: Options
+    single: SingleTarget
+    wording: Wording
+
+    def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
+        if record.kind == "multi":
+            return [(self._shipped(record, turn, rng),) for (turn,) in self._chosen(record, rng)]
+        if record.kind in (*REASONING, "vqa"):
+            return self.single.converse(record, rng)
+        return [(self._several(record, indices, rng),) for indices in self._dealt(record, rng)]
+
+    def queries(self, record: Record) -> list[Query]:
+        """The published prompts (pixellm.md 3.1); of several suffixes for shipped questions the first."""
+        if record.kind == "classes":
+            return class_queries(record)
+        if record.kind == "multi":
+            return [_shipped_query(record, turn) for (turn,) in record.asked]
+        if record.kind == "refer" and self.options.eval_targets:
+            return self._several_queries(record)
+        return self.single.queries(record)
+
+    def _chosen(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
+        return choose(record.asked, self.options.questions_per_picture or len(record.asked), rng)
+
+    def _shipped(self, record: Record, turn: Turn, rng: np.random.Generator) -> Turn:
+        """A question of the dataset; where it has no text to answer with, the targets are named (pixellm.md 3.4)."""
+        question = about_picture(self.wording.draw("sentence", rng).format(sentence=turn.question))
+        if any(isinstance(part, str) for part in turn.answer):
+            return Turn(question, turn.answer)
+        renamed = rng.random() < RENAMED
+        targets = [record.targets[hole.target] for hole in turn.answer]
+        names = [target.phrase if renamed or not target.aliases else target.aliases[0] for target in targets]
+        if rng.random() < 0.5:
+            return Turn(question, self._each("each_named", names, turn.answer, rng))
+        template = self.wording.draw("together_named", rng)
+        return Turn(question, compose(template, phrases=", ".join(names).lower(), masks=listed(turn.answer)))
+
+    def _dealt(self, record: Record, rng: np.random.Generator) -> list[list[int]]:
+        """Present targets, dealt to the questions: one to each, the rest to any that has room (pixellm.md 3.3)."""
+        questions, room = self.options.num_classes_per_sample, self.options.num_classes_per_question
+        present = [index for index, target in enumerate(record.targets) if target.mask is not None]
+        items = shuffled(choose(present, questions * room, rng), rng)
+        hands = [[item] for item in items[:questions]]
+        for item in items[questions:]:
+            free = [hand for hand in hands if len(hand) < room]
+            free[rng.integers(len(free))].append(item)
+        return hands
+
+    def _several(self, record: Record, indices: Sequence[int], rng: np.random.Generator) -> Turn:
+        names = [record.targets[index].phrase for index in indices]
+        holes = [Mask(index) for index in indices]
+        listing = "".join(listed(names)).lower()
+        question = about_picture(self.wording.draw("phrase", rng).format(phrase=listing))
+        if len(holes) == 1:
+            return Turn(question, compose(self.wording.draw("answer", rng), mask=holes))
+        if rng.random() < 0.5:
+            return Turn(question, self._each("each", names, holes, rng))
+        return Turn(question, compose(self.wording.draw("together", rng), phrases=listing, masks=listed(holes)))
+
+    def _each(self, key: str, names: Sequence[str], holes: Sequence[Mask], rng: np.random.Generator) -> Script:
+        """One template for all: every target gets its clause."""
+        clause = self.wording.draw(key, rng).removesuffix(".")
+        clauses = [compose(clause, phrase=name, mask=(hole,)) for name, hole in zip(names, holes, strict=True)]
+        return joined([*listed(clauses), "."])
+
+    def _several_queries(self, record: Record) -> list[Query]:
+        """Consecutive expressions in groups of the sizes asked, as in multi-RefCOCO (pixellm.md 6.2)."""
+        queries, start, sizes = [], 0, cycle(self.options.eval_targets)
+        while start < len(record.targets):
+            targets = range(start, min(start + next(sizes), len(record.targets)))
+            names = tuple(record.targets[index].phrase.strip() for index in targets)
+            forced = listed([Mask(index) for index in targets])
+            end = (".",) if len(targets) > 1 else ()  # as released
+            question = about_picture(PHRASE_PROMPT.format("".join(listed(names))))
+            queries.append(Query(question, joined([*forced, *end]), tuple(targets), names))
+            start = targets.stop
+        return queries
+
+
+def listed(parts: Sequence[Any]) -> Script:
+    """`a, b and c` of words, holes or pieces of answers."""
+    script: list[Any] = []
+    for index, part in enumerate(parts):
+        script.append("" if not index else " and " if index == len(parts) - 1 else ", ")
+        script += part if isinstance(part, tuple) else (part,)
+    return joined(script)
+
+
+def _shipped_query(record: Record, turn: Turn) -> Query:
+    """The dataset's question; forced: its answer, or its masks alone where it has no text."""
+    targets = tuple(part.target for part in turn.answer if isinstance(part, Mask))
+    worded = any(isinstance(part, str) for part in turn.answer)
+    forced = turn.answer if worded else joined([*listed(turn.answer), "."])
+    question = about_picture(SENTENCE_PROMPT.format(turn.question).lstrip(" "))
+    return Query(question, forced, targets, tuple(record.targets[index].phrase for index in targets))
+
+
+def read(text: str, tokens: TokenSpec, wording: Wording) -> list[Claim]:
+    """The k-th complete group is the k-th mask; its name, where a clause of our wording gives it one of its own."""
+    clauses = [template.partition("{mask}")[0] for key in ("each", "each_named") for template in wording.lists[key]]
+    named = sorted({clause for clause in clauses if "{phrase}" in clause}, key=len, reverse=True)
+    patterns = [re.compile(_pattern(clause), re.IGNORECASE) for clause in named]
+    return [replace(claim, phrase=_name(claim.phrase, patterns)) for claim in read_claims(text, tokens)]
+
+
+def _pattern(clause: str) -> str:
+    before, after = clause.split("{phrase}")
+    return rf"(?:and )?{re.escape(before)}(.+?){re.escape(after.rstrip(' :'))}"
+
+
+def _name(words: str, patterns: Sequence[re.Pattern]) -> str:
+    return next((found[1] for pattern in patterns if (found := pattern.fullmatch(words))), "")
