@@ -151,6 +151,21 @@ def test_an_open_prompt_is_the_row_up_to_the_answer():
     assert row.labels[len(prompt)] == row.ids[len(prompt)] and row.labels[len(prompt) - 1] == IGNORE_ID
 
 
+def test_an_open_prompt_may_have_a_template_of_its_own():
+    encoder = encoder_of("lisa", prompt_template="vicuna_v1")
+    turn = Turn("<image>\nHi", ("Hello.",))
+    assert encoder.encode((turn,)) == encoder_of("lisa").encode((turn,))
+    for history in ((), (turn,)):
+        question = "Again?" if history else turn.question
+        assert encoder.prompt(question, history) == encoder_of("lisa", template="vicuna_v1").prompt(question, history)
+        assert encoder.prompt(question, history) != encoder_of("lisa").prompt(question, history)
+
+
+def test_refusals_are_counted():
+    turn = Turn("<image>\nHi", ("a", Mask(0), "b", Refuse(1), "c", Refuse(2)))
+    assert encoder_of("lasagna").encode((turn, Turn("Again?", (Refuse(0),)))).refused == 3
+
+
 def test_without_the_wrap_the_picture_stands_alone():
     spec = TokenSpec(("[SEG]",), ("[SEG]",), wrap_image=False)
     tokenizer = tokenizer_of("lisa")

@@ -91,3 +91,19 @@ def test_mask_numbers_must_agree(output):
 def test_bf16_logits_are_scored_in_float32(output):
     half = SegOutput(output.token_logits.bfloat16(), output.token_targets, output.masks)
     assert objective(half, tiny_batch(), LossConfig()).total.dtype == torch.float32
+
+
+def test_refused_slots_count_only_where_a_recipe_says_so(output):
+    """gsva.md 5.4: logit 0 against nothing, a constant that makes the others lighter, beside masks only."""
+    batch = tiny_batch()
+    batch.refused = [2, 0]
+    plain, counted = (objective(output, batch, LossConfig(refused=how)) for how in ("excluded", "counted"))
+    constant = direct(torch.zeros(2, *batch.geometry[0].original), torch.zeros(2, *batch.geometry[0].original))
+    for name, weight, value in (("bce", 2.0, constant[0]), ("dice", 0.5, constant[1])):
+        expected = (plain.parts[name].item() * 3 + weight * value) / 5
+        assert counted.parts[name].item() == pytest.approx(expected, rel=1e-5)
+    batch.refused, batch.masks[1], output.masks[1] = [0, 4], batch.masks[1][:0], output.masks[1][:0]
+    alone = [objective(output, batch, LossConfig(refused=how)).total.item() for how in ("excluded", "counted")]
+    assert alone[0] == alone[1]
+    with pytest.raises(ValueError, match=r"no loss.refused 'maybe'; have: counted, excluded"):
+        objective(output, batch, LossConfig(refused="maybe"))
