@@ -21,6 +21,18 @@ LASAGNA_README = (
 )
 
 
+GSVA_TRAIN = (
+    "--local_rank=0 --precision=bf16 --mllm_model_path=LLAVA --segmentation_model_path=sam_vit_h.pth --vision-tower=CLIP "
+    "--dataset_dir=./data --dataset='sem_seg||refer_seg||vqa||reason_seg' --sample_rates=9,6,3,1 --lora_r=64 "
+    "--refer_seg_data='refclef||refcoco||refcoco+||refcocog||grefcoco' --num_classes_per_sample=5 --batch_size=20 "
+    "--weight=stage1.bin --no_sampling --val_refzom --auto_resume --exp_name=gsva --log_base_dir=./outputs"
+)
+SESAME_TRAIN = (
+    "--version=LLAVA15 --dataset_dir=./dataset --vision_pretrained=SAM --exp_name=sesame_bun --num_classes_per_sample=3 "
+    "--batch_size=12 --dataset='refer_seg||correct_refer_seg||vqa||neg_refer_seg' --sample_rates=12,2,2,1"
+)
+
+
 def recipe(line: str, said: list | None = None) -> Recipe:
     return resolve(shlex.split(line), taking, say=(said if said is not None else []).append)
 
@@ -63,6 +75,39 @@ def test_lasagna_readme_line_is_told_by_its_own_flag():
         "cityscapes": 2,
     }
     assert "refcocog|umd|test" in found.eval.final_suites
+
+
+def test_gsva_line_is_told_by_its_own_flags():
+    found = recipe(GSVA_TRAIN)
+    assert found.system == "gsva" and found.options["num_classes_per_sample"] == 5
+    assert (found.model.version, found.model.vision_pretrained) == ("LLAVA", "sam_vit_h.pth")
+    assert (found.model.weight, found.model.vision_tower, found.model.lora.r) == ("stage1.bin", "CLIP", 64)
+    assert found.data.sampling == "once" and found.loss.refused == "counted"
+    assert tasks(found)["refer_seg"] == (6, ["refclef", "refcoco", "refcoco+", "refcocog", "grefcoco"])
+    assert found.eval.suites == ("ReasonSeg|val", "refzom|final|test")
+    defaults = recipe("--mllm_model_path=LLAVA")
+    assert defaults.eval.suites == ("ReasonSeg|val", "grefcoco|unc|val")
+    assert (defaults.model.lora.r, defaults.model.train_language, defaults.model.model_max_length) == (0, False, 1024)
+
+
+def test_gsva_evaluation_line():
+    line = "--mllm_model_path LLAVA --weight ft.bin --eval_only --val_dataset 'grefcoco|unc|testA' --precision fp32"
+    found = recipe(line)
+    assert found.eval.eval_only and found.eval.suites == ("grefcoco|unc|testA",) and found.model.weight == "ft.bin"
+
+
+def test_sesame_line_is_told_by_its_tasks():
+    found = recipe(SESAME_TRAIN)
+    assert found.system == "sesame" and (found.train.epochs, found.train.batch_size) == (20, 12)
+    assert {task: rate for task, (rate, _) in tasks(found).items()} == {
+        "refer_seg": 12,
+        "correct_refer_seg": 2,
+        "vqa": 2,
+        "neg_refer_seg": 1,
+    }
+    found = recipe("--neg_refer_seg_data 'R-refcoco' --correct_refer_seg_data 'fprefcocog||fprefcoco'")
+    assert found.system == "sesame" and tasks(found)["correct_refer_seg"][1] == ["fprefcocog", "fprefcoco"]
+    assert recipe("--dataset 'refer_seg' --sample_rates 1").system == "lisa"  # every system knows that task
 
 
 def test_dashes_and_underscores_are_the_same():
