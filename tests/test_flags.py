@@ -22,14 +22,15 @@ LASAGNA_README = (
 
 
 GSVA_TRAIN = (
-    "--local_rank=0 --precision=bf16 --mllm_model_path=LLAVA --segmentation_model_path=sam_vit_h.pth --vision-tower=CLIP "
-    "--dataset_dir=./data --dataset='sem_seg||refer_seg||vqa||reason_seg' --sample_rates=9,6,3,1 --lora_r=64 "
+    "--local_rank=0 --precision=bf16 --mllm_model_path=LLAVA --segmentation_model_path=sam_vit_h.pth "
+    "--vision-tower=CLIP --dataset_dir=./data --lora_r=64 "
+    "--dataset='sem_seg||refer_seg||vqa||reason_seg' --sample_rates=9,6,3,1 "
     "--refer_seg_data='refclef||refcoco||refcoco+||refcocog||grefcoco' --num_classes_per_sample=5 --batch_size=20 "
     "--weight=stage1.bin --no_sampling --val_refzom --auto_resume --exp_name=gsva --log_base_dir=./outputs"
 )
 SESAME_TRAIN = (
-    "--version=LLAVA15 --dataset_dir=./dataset --vision_pretrained=SAM --exp_name=sesame_bun --num_classes_per_sample=3 "
-    "--batch_size=12 --dataset='refer_seg||correct_refer_seg||vqa||neg_refer_seg' --sample_rates=12,2,2,1"
+    "--version=LLAVA15 --dataset_dir=./dataset --vision_pretrained=SAM --exp_name=sesame_bun "
+    "--num_classes_per_sample=3 --batch_size=12 --dataset='refer_seg||correct_refer_seg||vqa||neg_refer_seg' --sample_rates=12,2,2,1"
 )
 
 
