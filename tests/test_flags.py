@@ -30,7 +30,8 @@ GSVA_TRAIN = (
 )
 SESAME_TRAIN = (
     "--version=LLAVA15 --dataset_dir=./dataset --vision_pretrained=SAM --exp_name=sesame_bun "
-    "--num_classes_per_sample=3 --batch_size=12 --dataset='refer_seg||correct_refer_seg||vqa||neg_refer_seg' --sample_rates=12,2,2,1"
+    "--num_classes_per_sample=3 --batch_size=12 "
+    "--dataset='refer_seg||correct_refer_seg||vqa||neg_refer_seg' --sample_rates=12,2,2,1"
 )
 
 
