@@ -14,7 +14,7 @@ from utils.config import override
 from utils.flags import FLAGS
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-MODEL_FIELDS = ("precision", "vision_tower", "conv_type", "load_in_8bit", "load_in_4bit", "allow_missing")
+MODEL_FIELDS = ("weight", "precision", "vision_tower", "conv_type", "load_in_8bit", "load_in_4bit", "allow_missing")
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +45,7 @@ def add_model_flags(parser: Parser) -> None:
     parser.add_argument("--system", help="the system of the checkpoint, where its files do not tell")
     parser.add_argument("--checkpoint", default="best", help="of a run folder: best, last, or a name like step_500")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: as trained; fp32 on a CPU")
+    parser.add_argument("--weight", help="training file over the weights of --version, a base: a bare .bin")
     parser.add_argument("--vision_tower", help="CLIP folder or hub name, for checkpoints without one")
     parser.add_argument("--conv_type", help="conversation template; default: as trained")
     parser.add_argument("--load_in_8bit", action="store_true", help="8-bit language model (bitsandbytes, GPU)")
