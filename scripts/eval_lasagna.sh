@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Evaluates a LaSagnA: a run folder, a merged folder or published weights; generated class lists, then the referring sets.
+# usage: bash scripts/eval_lasagna.sh CHECKPOINT DATASET [test_sem.py flags]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+checkpoint=${1:?usage: eval_lasagna.sh CHECKPOINT DATASET [flags]}
+dataset=${2:?usage: eval_lasagna.sh CHECKPOINT DATASET [flags]}
+shift 2
+python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol generate \
+  --suites semantic 'refcoco|unc|*' 'refcoco+|unc|*' 'refcocog|umd|*' 'ReasonSeg|val' "$@"

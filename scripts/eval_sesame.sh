@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Evaluates a SESAME: a run folder, a merged folder or published weights; as published, with generated answers.
+# usage: bash scripts/eval_sesame.sh CHECKPOINT DATASET [test_sem.py flags]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+checkpoint=${1:?usage: eval_sesame.sh CHECKPOINT DATASET [flags]}
+dataset=${2:?usage: eval_sesame.sh CHECKPOINT DATASET [flags]}
+shift 2
+python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol generate \
+  --suites '*refcoco*_exclude_unified|val' "$@"
