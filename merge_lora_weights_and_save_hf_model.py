@@ -14,7 +14,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from model.adapt import from_training_file, load_trainable, merge_lora
+from model.adapt import from_training_file, load_drawn, load_trainable, merge_lora
 from model.build import dtype_of
 from model.save import save_folder, save_original
 from model.weights import read_tensors
@@ -69,7 +69,9 @@ def load_file(weight: str, flags: list[str]) -> Assistant:
     """The same of one file of whole weights and the flags that they were trained with."""
     recipe = resolve(flags, taking)
     assistant = build(with_precision(recipe, "fp32"), device="cpu")
-    load_trainable(assistant.model, from_training_file(assistant.model, read_tensors(weight)))
+    tensors = read_tensors(weight)
+    load_trainable(assistant.model, from_training_file(assistant.model, tensors))
+    load_drawn(assistant.model, tensors)
     merge_lora(assistant.model)
     assistant.model.requires_grad_(False).eval()
     return replace(assistant, recipe=recipe)

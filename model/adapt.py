@@ -120,6 +120,17 @@ def from_training_file(model: SegModel, tensors: Mapping[str, Tensor]) -> dict[s
     return {name: renamed[name] for name in trainable_names(model) if name in renamed}
 
 
+def load_drawn(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
+    """The frozen part of a mask head that started from no file: no base has it, so a whole-model file must."""
+    if model.head.PRETRAINED:
+        return
+    table, state = reading_table(model.head.NAMES), model.head.state_dict(prefix="head.")
+    for name, tensor in tensors.items():
+        ours = table.ours(name.removeprefix(LORA_WRAPPER))
+        if ours in state:
+            state[ours].copy_(tensor)
+
+
 def describe(model: SegModel) -> str:
     """One line: how many weights train, by part."""
     counts: dict[str, int] = {}

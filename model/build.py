@@ -285,7 +285,7 @@ def _plan(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: int) -> P
     parts = {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
     width = source.tensors[_EMBED].shape[1]
     new = "vlm.projector.0.weight" in source.fresh
-    host = Host(source.tower["hidden_size"], width, tokens, told)
+    host = Host(source.tower["hidden_size"], source.tower["num_hidden_layers"], width, tokens, told)
     return Plan(
         language=language_sizes(source.values, tokenizer, where),
         tower=source.tower,

@@ -1,4 +1,4 @@
-"""The training objective: text cross-entropy, mask BCE and mask dice (lisa.md 5.3)."""
+"""The training objective: text cross-entropy, mask BCE (refined where targets overlap) and mask dice (lisa.md 5.3)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from utils.registry import unknown
 
 DICE_SCALE, DICE_EPS, COUNT_EPS = 1000.0, 1e-6, 1e-8  # as released
 REFUSED = ("excluded", "counted")
+REFINEMENTS = ("none", "paper", "overlap_only")
 
 
 @dataclass
@@ -32,7 +33,8 @@ def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
         raise ValueError(f"predicted and true masks differ in number, picture by picture: {counts} {batch.names}")
     ce = config.ce * text_loss(output.token_logits, output.token_targets)
     count = sum(len(masks) for masks in batch.masks) + COUNT_EPS
-    sums = [mask_losses(*picture) for picture in zip(output.masks, batch.masks, _ignored(batch, config), strict=True)]
+    pictures = zip(output.masks, batch.masks, _ignored(batch, config), _weights(output, batch, config), strict=True)
+    sums = [mask_losses(*picture) for picture in pictures]
     blank = _refused(batch, config)
     count += sum(map(len, blank))
     sums += [mask_losses(masks, masks) for masks in blank]
@@ -50,22 +52,54 @@ def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets)
 
 
-def mask_losses(logits: Tensor, truth: Tensor, ignore: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def mask_losses(
+    logits: Tensor, truth: Tensor, ignore: Tensor | None = None, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(N, H, W) float32 logits and truth of one picture -> BCE and dice, each summed over its masks.
 
-    ignore: (H, W) bool, pixels that count in neither.
+    ignore: (H, W) bool, pixels that count in neither. weights: (N, H, W), of the pixels in BCE; its mean stays one over
+    their number.
     """
     logits, truth = logits.flatten(1), truth.to(logits.dtype).flatten(1)
+    weights = None if weights is None else weights.flatten(1)
     if ignore is not None:
         keep = ~ignore.flatten()
         logits, truth = logits[:, keep], truth[:, keep]
-    pixels = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        weights = None if weights is None else weights[:, keep]
+    pixels = F.binary_cross_entropy_with_logits(logits, truth, weights, reduction="none")
     bce = pixels.sum(1) / max(1, pixels.shape[1])
     shares = torch.sigmoid(logits) / DICE_SCALE
     overlap = 2 * (shares * truth).sum(1)
     area = shares.sum(1) + (truth / DICE_SCALE).sum(1)
     dice = 1 - (overlap + DICE_EPS) / (area + DICE_EPS)
     return bce.sum(), dice.sum()
+
+
+def refinement_weights(logits: Tensor, rows: Tensor, kind: str, alpha: float) -> Tensor:
+    """(N, H, W) weights of pixels in BCE, for N masks of a picture and the question (N,) of each (pixellm.md 5.4).
+
+    Where two or more masks of one question have drawn a pixel (logit > 0), paper: it weighs `alpha`, others 1.
+    overlap_only, as one release had it: a second BCE over these pixels alone beside the plain one, so they weigh 2.
+    """
+    drawn = logits.detach() > 0
+    claims = torch.zeros_like(logits)
+    for row in rows.unique():
+        mine = rows == row
+        claims[mine] = drawn[mine].sum(0).to(claims.dtype)
+    return torch.where(claims >= 2, alpha if kind == "paper" else 2.0, 1.0)
+
+
+def _weights(output: SegOutput, batch: Batch, config: LossConfig) -> list[Tensor | None]:
+    """Refinement weights of each picture's masks; as released there are none."""
+    if config.refinement not in REFINEMENTS:
+        raise ValueError(unknown("loss.refinement", config.refinement, REFINEMENTS))
+    if config.refinement == "none":
+        return [None] * len(output.masks)
+    rows = batch.mask_rows.split([len(masks) for masks in batch.masks])
+    return [
+        refinement_weights(masks, mine, config.refinement, config.alpha)
+        for masks, mine in zip(output.masks, rows, strict=True)
+    ]
 
 
 def _refused(batch: Batch, config: LossConfig) -> list[Tensor]:

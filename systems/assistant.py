@@ -139,9 +139,9 @@ def _told(folder: Path, asked: str | None) -> Recipe:
         SYSTEMS[asked]
         if names and asked not in names:
             raise ValueError(f"{folder} holds a {' or '.join(names)!r} assistant, {asked!r} was asked for")
-        return Recipe(system=asked, model=model)
-    if len(names) == 1:
-        return Recipe(system=names[0], model=model)
+    if asked is not None or len(names) == 1:
+        name = asked or names[0]
+        return Recipe(system=name, model=replace(model, vision_tower=build_system(name).published_tower))
     if names:
         raise ValueError(f"{folder} could hold any of {', '.join(names)}: say which system it is")
     raise ValueError(

@@ -38,8 +38,9 @@ class SegTask(Protocol):
 class System:
     """A paper.
 
-    published: the architectures in the `config.json` of its released checkpoints. prompt_template: the conversation
-    template of generated answers where it is not the trained one. flags: command-line flags that only its original has.
+    published: the architectures in the `config.json` of its released checkpoints. published_tower: their vision tower,
+    where these name a wrong one. prompt_template: the conversation template of generated answers where it is not the
+    trained one. flags: command-line flags that only its original has.
     """
 
     name: str
@@ -48,6 +49,7 @@ class System:
     head: str  # a name in HEADS
     read: Callable[[str], list[Claim]]
     published: tuple[str, ...] = ()
+    published_tower: str | None = None
     prompt_template: str | None = None
     flags: tuple[str, ...] = ()
 

@@ -74,6 +74,7 @@ def pixellm(**values: Any) -> System:
         "pixel",
         partial(read, tokens=tokens, wording=wording),
         published=("PixelLMForCausalLM",),
+        published_tower="openai/clip-vit-large-patch14-336",
     )
 
 

@@ -1,13 +1,14 @@
 """Command lines of the papers become the right recipes; wrong ones are refused with the nearest right thing."""
 
 import shlex
+from functools import reduce
 
 import pytest
 import yaml
 
 import systems  # noqa: F401  (registers the systems)
 from systems.base import taking
-from utils.config import Recipe
+from utils.config import Recipe, to_dict
 from utils.flags import FLAGS, markdown, mix, resolve
 
 LISA_README = (
@@ -119,9 +120,8 @@ def test_dashes_and_underscores_are_the_same():
 @pytest.mark.parametrize("name", [flag.name for flag in FLAGS if flag.type is bool])
 def test_switches_have_both_forms(name):
     (flag,) = [flag for flag in FLAGS if flag.name == name]
-    section, field = flag.field.split(".")
     for text, value in ((f"--{name}", True), (f"--no-{name}", False), (f"--no_{name}", False)):
-        assert getattr(getattr(recipe(text), section), field) is value
+        assert reduce(dict.__getitem__, flag.field.split("."), to_dict(recipe(text))) is value
 
 
 @pytest.mark.parametrize(

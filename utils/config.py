@@ -98,6 +98,8 @@ class LossConfig:
     dice: float = 0.5
     bce: float = 2.0
     ignore_region: bool = False  # published: ignored pixels are background in training
+    refinement: str = "none"  # of bce, where a question's masks overlap: none (released) | paper | overlap_only
+    alpha: float = 2.0  # refinement paper: weight of such pixels
     refused: str = "excluded"  # excluded | counted (published: constant masks beside the true ones of a picture)
 
 

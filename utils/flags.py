@@ -39,6 +39,9 @@ FLAGS = (
     Flag("mllm_model_path", "model.version", "the same, in another paper's words"),
     Flag("weight", "model.weight", "training file over version's weights, e.g. a bare .bin of zero_to_fp32"),
     Flag("vision_tower", "model.vision_tower", "CLIP folder or hub name"),
+    Flag("resize_vision_tower_size", "model.tower.size", "side of the vision tower's view"),
+    Flag("pad_train_clip_images", "model.tower.pad", "show the tower the whole picture, padded, not its centre"),
+    Flag("preprocessor_config", "model.tower.preprocessor", "image-processor file that says the size of the view"),
     Flag("vision_pretrained", "model.vision_pretrained", "SAM weights, file or folder"),
     Flag("segmentation_model_path", "model.vision_pretrained", "the same, in another paper's words"),
     Flag("precision", "model.precision", "fp32, bf16 or fp16"),
@@ -72,6 +75,10 @@ FLAGS = (
     ),
     Flag("num_classes_per_sample", "options.num_classes_per_sample", "dialogues a picture at most", kind=int),
     Flag("num_all_classes", "options.num_all_classes", "classes an answer speaks of at most", kind=int),
+    Flag("num_classes_per_question", "options.num_classes_per_question", "targets in a question at most", kind=int),
+    Flag("seg_token_num", "options.seg_token_num", "mask tokens a scale", kind=int),
+    Flag("image_feature_scale_num", "options.image_feature_scale_num", "scales of mask tokens", kind=int),
+    Flag("use_expand_question_list", "options.use_expand_question_list", "train on more questions", kind=bool),
     Flag("explanatory", "options.explanatory", "share of samples that ask for an explanation", kind=float),
     Flag("ce_loss_weight", "loss.ce", "weight of the text loss"),
     Flag("dice_loss_weight", "loss.dice", "weight of the dice loss"),
@@ -105,6 +112,7 @@ MIXTURE = {
     "neg_refer_seg_data": "sets of the task neg_refer_seg: expressions of other pictures",
     "correct_refer_seg_data": "sets of the task correct_refer_seg: false premises with corrections",
     "vqa_data": "sets of the task vqa",
+    "multi_reason_seg_data": "sets of the task multi_reason_seg: questions about several objects",
     "reason_seg_data": 'sets of the task reason_seg, "ReasonSeg|train"',
 }
 INSTEAD = {  # flag: (a few words, validation suite that goes, suite that comes)
@@ -114,6 +122,9 @@ WITHOUT_MEANING = {  # flags of the originals that are taken and answered with a
     "vis_save_path": "training draws no pictures; chat.py and test_sem.py have it",
     "save_inter": "set train.save_steps to save between epochs",
     "start_epoch": "the checkpoint that is resumed knows its step",
+    "resize_vision_tower": "--resize_vision_tower_size or --preprocessor_config says it",
+    "vision_tower_for_mask": "a mask head that draws from the tower's features always does",
+    "separate_mm_projector": "such a head always has a projector of its own",
     "merge_lora_path": "the original never reads it; merge_lora_weights_and_save_hf_model.py merges",
     "local_rank": "",  # every launcher passes it; the environment says the same
 }

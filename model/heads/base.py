@@ -25,6 +25,7 @@ class Host:
     """What a head has to fit into."""
 
     tower_width: int
+    tower_layers: int
     language_width: int
     tokens: int  # mask tokens of one mask
     told: dict[str, Any] | None = None  # the head's configuration, where the folder's `config.json` has it

@@ -84,6 +84,8 @@ class PixelHead(nn.Module):
         trained = chosen.fusion == "trained" or "fusion" in tensors
         if host.told:
             return {**host.told, "trained_fusion": trained}
+        if not all(-host.tower_layers - 1 <= level <= host.tower_layers for level in chosen.levels):
+            raise ValueError(f"model.head.levels {chosen.levels}: the tower has {host.tower_layers} layers")
         if len(chosen.levels) not in (1, 2) or host.tokens % len(chosen.levels):
             raise ValueError(f"model.head.levels must be 1 or 2 that divide {host.tokens} tokens, got {chosen.levels}")
         sizes = {"width": chosen.width, "mlp_dim": chosen.mlp_dim, "tower_width": host.tower_width}
