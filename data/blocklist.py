@@ -15,11 +15,20 @@ from data.sources.base import EmptySplit, image_paths
 from utils.log import log
 from utils.registry import unknown
 
-# The evaluation splits on COCO train2014 pictures: four sets, three corrections of false premises.
-REFER_FAMILY = (
-    *(f"{name}|unc|{split}" for name in ("refcoco", "refcoco+", "grefcoco") for split in ("val", "testA", "testB")),
-    *(f"refcocog|umd|{split}" for split in ("val", "test")),
-    *(f"fprefcoco{end}|berkeley_exclude_unified|val" for end in ("", "+", "g")),
+# The evaluation splits on COCO train2014 pictures; of each the released file, or the one that another paper cleaned.
+UNC = ("unc", "unc_exclude_unified")
+REFER_FAMILY = tuple(
+    tuple(f"{name}|{split_by}|{split}" for split_by in files)
+    for name, files, splits in (
+        ("refcoco", UNC, ("val", "testA", "testB")),
+        ("refcoco+", UNC, ("val", "testA", "testB")),
+        ("refcocog", ("umd", "umd_exclude_unified"), ("val", "test")),
+        ("grefcoco", ("unc",), ("val", "testA", "testB")),
+        ("fprefcoco", ("berkeley_exclude_unified",), ("val",)),
+        ("fprefcoco+", ("berkeley_exclude_unified",), ("val",)),
+        ("fprefcocog", ("berkeley_exclude_unified",), ("val",)),
+    )
+    for split in splits
 )
 REFER_TRAINING = re.compile(r"(R-|fp|g)?refcoco[+g]?")  # the training sets that such a split can leak into
 COCO = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})")
@@ -27,9 +36,12 @@ COCO = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})")
 
 @dataclass(frozen=True)
 class Rule:
-    """A choice of `data.exclude_val`. `suites`: also what the recipe itself is evaluated on."""
+    """A choice of `data.exclude_val`. `suites`: what the recipe itself is evaluated on.
 
-    splits: tuple[str, ...] = ()
+    splits: of each entry the first source that is there.
+    """
+
+    splits: tuple[tuple[str, ...], ...] = ()
     suites: bool = False
     applies: Callable[[str], bool] = lambda name: True  # to the training source of this name
 
@@ -62,14 +74,14 @@ class Blocklist:
         named, found, missing = RULES[rule], {}, []
         for name in dict.fromkeys(suites) if named.suites else ():
             found[name] = build_source(name, root)
-        for name in named.splits:
-            try:
-                found[name] = build_source(name, root)
-            except (FileNotFoundError, EmptySplit) as error:
+        for names in named.splits:
+            name, source = _first_there(names, root)
+            if source is None:
                 missing.append(name)
-                first = str(error)
+            else:
+                found[name] = source
         if named.splits and not found:
-            raise FileNotFoundError(f"data.exclude_val {rule}: none of {', '.join(named.splits)} is there. {first}")
+            raise FileNotFoundError(f"data.exclude_val {rule}: {root} has none of {', '.join(missing)}")
         if missing:
             log.warning("exclude_val %s goes without %s: not below %s", rule, ", ".join(missing), root)
         keys = frozenset(picture_key(path) for source in found.values() for path in image_paths(source))
@@ -83,6 +95,15 @@ class Blocklist:
         usable = np.flatnonzero(~blocked)
         log.info("exclude_val %s: %s trains without %d of %d pictures", self.rule, name, blocked.sum(), len(source))
         return usable if blocked.any() else range(len(source))
+
+
+def _first_there(names: tuple[str, ...], root: Path) -> tuple[str, Source | None]:
+    for name in names:
+        try:
+            return name, build_source(name, root)
+        except (FileNotFoundError, EmptySplit):
+            continue
+    return names[0], None
 
 
 def picture_key(path: str | Path) -> str:

@@ -314,8 +314,15 @@ def test_rules_of_the_referring_sets(refer_world, caplog, rule, usable):
         assert "grefcoco|unc|val" in caplog.text, "what is not there is said"
 
 
+def test_a_cleaned_file_stands_in_for_the_released_one(refer_world):
+    folder = refer_world / "refer_seg/refcoco"
+    (folder / "refs(unc).p").rename(folder / "refs(unc_exclude_unified).p")
+    found = Blocklist.build("refer_family", refer_world)
+    assert found.splits == ("refcoco|unc_exclude_unified|testA", "refcocog|umd|val") and len(found.keys) == 2
+
+
 def test_a_rule_without_any_of_its_sets_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data.exclude_val refer_family: none of refcoco\|unc\|val"):
+    with pytest.raises(FileNotFoundError, match=r"data.exclude_val refer_family: .* has none of refcoco\|unc\|val"):
         Blocklist.build("refer_family", tmp_path)
 
 
