@@ -1,0 +1,150 @@
+"""Samples a second of the whole data path on one core, and where the time goes.
+
+    python benchmarks/data.py configs/lasagna.yaml --tokenizer LLAVA --dataset_dir ./dataset
+    python benchmarks/data.py RECIPE --tokenizer LLAVA --set 'data.mixture=[{task: own, sets: [...]}]' --workers 0 2
+
+The path is that of training: facts from the source, words from the system, ids, the picture read and decoded, both
+views, masks, a batch. Times are CPU times of one thread (other programs do not change them), after a first round that
+warms the page cache. --workers also measures a real loader, by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+import torch
+
+from data.collate import Maker, Sample, collate, draw_masks
+from data.encode import Encoder
+from data.mixture import Mixture, Stream
+from data.tokens import load_tokenizer
+from data.types import Record
+from data.views import ClipView, SamView, Views, read_image
+from systems.base import build_system
+from utils.config import Recipe, from_dict, load_recipe, override, to_dict
+
+PATCH, SAM_SIDE = 14, 1024
+STEPS = ("facts", "words", "ids", "read and decode", "language-side view", "mask-side view", "masks", "batch")
+
+
+class Clock:
+    """CPU seconds by step, of this thread."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STEPS, 0.0)
+
+    def __call__(self, step: str, work: Callable[..., Any], *values: Any, **named: Any) -> Any:
+        began = time.thread_time()
+        result = work(*values, **named)
+        self.seconds[step] += time.thread_time() - began
+        return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    mixture = build_mixture(read(args), args)
+    for warm in (True, False):
+        clock = Clock()
+        pixels = [piece_by_piece(mixture, index, clock, args) for index in range(args.samples)]
+        if not warm:
+            break
+    total = sum(clock.seconds.values())
+    figures: dict[str, Any] = {
+        "samples": args.samples,
+        "megapixels_each": float(np.mean(pixels)) / 1e6,
+        "samples_per_core_second": args.samples / total,
+        "ms_each": {step: 1e3 * seconds / args.samples for step, seconds in clock.seconds.items()},
+        "loader_samples_per_second": {workers: with_loader(mixture, workers, args) for workers in args.workers},
+    }
+    print(as_table(figures))
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="FOLDER", help="a LLaVA folder")
+    parser.add_argument("--dataset_dir", type=Path, metavar="ROOT", help="the dataset folder, if not the recipe's")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=V", help="set any recipe field")
+    parser.add_argument("--clip_size", type=int, default=224, help="side of the language-side view (default 224)")
+    parser.add_argument("--samples", type=int, default=200, help="samples to draw (default 200)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[], metavar="N", help="loaders to measure as well")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="also write the figures there")
+    return parser.parse_args(argv)
+
+
+def read(args: argparse.Namespace) -> Recipe:
+    values = to_dict(load_recipe(args.recipe))
+    for assignment in args.set:
+        values = override(values, assignment)
+    if args.dataset_dir:
+        values["data"]["dataset_dir"] = str(args.dataset_dir)
+    return from_dict(Recipe, values)
+
+
+def build_mixture(recipe: Recipe, args: argparse.Namespace) -> Mixture:
+    """The recipe's mixture with rows of any length; no model is needed for that."""
+    system = build_system(recipe.system, recipe.options)
+    tokenizer = load_tokenizer(args.tokenizer, system.tokens, 10**9)
+    encoder = Encoder(tokenizer, system.tokens, recipe.model.conv_type, image_tokens=(args.clip_size // PATCH) ** 2)
+    views = Views(ClipView(args.clip_size), SamView(recipe.model.image_size or SAM_SIDE))
+    return Mixture.build(recipe.data, Maker(system.task, encoder, views), seed=recipe.train.seed)
+
+
+def piece_by_piece(mixture: Mixture, index: int, clock: Clock, args: argparse.Namespace) -> int:
+    """Makes sample `index` as `Mixture.draw` does, each step on the clock; the picture's pixels."""
+    rng = np.random.default_rng((mixture.seed, index))
+    maker, dialogues = mixture.maker, []
+    while not dialogues:
+        part, position = mixture.pick(index, rng, again=False)
+        record: Record = clock("facts", part.source.__getitem__, position)
+        dialogues = clock("words", maker.task.converse, record, rng)
+    rows = clock("ids", lambda: [maker.encoder(dialogue) for dialogue in dialogues])
+    image = clock("read and decode", read_image, record.image)
+    pixels = clock("language-side view", maker.views.language, image)
+    seg_pixels, geometry = clock("mask-side view", maker.views.seg, image)
+    holes = [hole for row in rows for hole in row.holes]
+    masks = clock("masks", draw_masks, record, holes, geometry.original)
+    sample = Sample(str(record.image), pixels, seg_pixels, geometry, rows, masks)
+    clock("batch", collate, [sample], maker.encoder.image_tokens)
+    return image.shape[0] * image.shape[1]
+
+
+def with_loader(mixture: Mixture, workers: int, args: argparse.Namespace, batch_size: int = 2) -> float:
+    """Samples a second, by the clock, after the workers have started."""
+    stream = Stream(mixture, batch_size, image_tokens=mixture.maker.encoder.image_tokens, workers=workers)
+    for _ in range(2 * max(1, workers)):
+        next(stream)
+    began, batches = time.perf_counter(), args.samples // batch_size
+    for _ in range(batches):
+        next(stream)
+    return batches * batch_size / (time.perf_counter() - began)
+
+
+def as_table(figures: dict[str, Any]) -> str:
+    total = sum(figures["ms_each"].values())
+    lines = ["| step | ms a sample | share |", "| --- | ---: | ---: |"]
+    lines += [f"| {step} | {ms:.2f} | {100 * ms / total:.0f} % |" for step, ms in figures["ms_each"].items()]
+    lines.append(f"| all | {total:.2f} | {figures['samples_per_core_second']:.1f} samples a core and second |")
+    lines.append(f"\n{figures['samples']} samples, {figures['megapixels_each']:.2f} megapixels each")
+    for workers, speed in figures["loader_samples_per_second"].items():
+        lines.append(f"loader with {workers} workers: {speed:.1f} samples a second")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
