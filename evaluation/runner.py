@@ -100,12 +100,13 @@ def summary(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 
 def as_table(results: dict[str, Any]) -> str:
     """Every figure on a line of its own, with suite, variant and protocol."""
-    lines = [f"{'suite':<24}{'metric':<18}{'variant':<13}{'protocol':<16}{'value':>8}  pictures"]
+    wide = max([24, *(len(name) + 2 for name in results["suites"])])
+    lines = [f"{'suite':<{wide}}{'metric':<18}{'variant':<13}{'protocol':<16}{'value':>8}  pictures"]
     for name, suite in results["suites"].items():
         for figure in suite["figures"]:
             value = "-" if figure["value"] is None else f"{figure['value']:.4f}"
             lines.append(
-                f"{name:<24}{figure['metric']:<18}{figure['variant']:<13}{figure['protocol']:<16}{value:>8}"
+                f"{name:<{wide}}{figure['metric']:<18}{figure['variant']:<13}{figure['protocol']:<16}{value:>8}"
                 f"  {suite['pictures']}"
             )
         troubles = {key: suite[key] for key in ("parse_failures", "unfinished") if suite[key]}
