@@ -77,7 +77,8 @@ def parse(path: Path) -> Iterator[dict[str, Any]]:
         for name, files in classes.items():
             if _spelt(name) not in names:
                 raise ValueError(f"{where}: the class {name!r} is not among the {len(names)} {CATEGORIES} of the file")
-            found.setdefault(_spelt(name), []).extend(files)
+            if files:
+                found.setdefault(_spelt(name), []).extend(files)
         yield {"image_id": number, "file_name": f"{number[:2]}/{number}.jpg", "classes": found}
 
 
