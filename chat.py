@@ -82,7 +82,8 @@ def answer(assistant: Assistant, image: str, prompt: str, classes: str, args: ar
         return False
     print("\n".join(entry["text"] for entry in report["answers"]))
     for mask in report["masks"]:
-        print(f"  {mask['name'] or 'mask'}: {mask['area']} pixels ({mask['share']:.1%}) -> {mask['file']}")
+        size = f"{mask['area']} pixels ({mask['share']:.1%})"
+        print(f"  {mask['name'] or 'mask'}: {size}, {mask['colour']} -> {mask['file']}")
     for name in report["absent"]:
         print(f"  {name}: not in the picture")
     if not report["masks"]:
@@ -110,15 +111,15 @@ def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder
         for claim in reply.claims:
             name = claim.phrase or (query.asked[0] if len(query.asked) == 1 else "")
             if claim.mask is None:
-                report["absent"].append(name)
+                report["absent"] += [name] * bool(name)  # who refuses without a name has said it in words
                 continue
             mask = (reply.masks[claim.mask] > 0).cpu().numpy()
             file = folder / f"{stem}_mask_{len(layers)}.png"
             Image.fromarray(mask.astype(np.uint8) * 255).save(file)
-            report["masks"].append(
-                {"name": name, "file": str(file), "area": int(mask.sum()), "share": float(mask.mean())}
-            )
-            layers.append(Layer(mask, name, colour_of(len(layers))))
+            colour = colour_of(len(layers))
+            size = {"area": int(mask.sum()), "share": float(mask.mean())}
+            report["masks"].append({"name": name, "colour": "#" + bytes(colour).hex(), "file": str(file), **size})
+            layers.append(Layer(mask, name, colour))
     report["overlay"] = str(folder / f"{stem}_overlay.png")
     Image.fromarray(with_legend(shown, layers)).save(report["overlay"])
     (folder / f"{stem}.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
