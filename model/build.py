@@ -57,7 +57,8 @@ def build_model(
     """
     folder = fetch(config.version)
     source = _read(folder, config, head)
-    source = _add_tower(_add_weight(_add_head(source, config), config), config)
+    for step in (_add_head, _add_weight, _add_tower, _drop_projector):
+        source = step(source, config)
     generator = torch.Generator().manual_seed(seed)
     _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
     plan = _plan(source, tokenizer, len(spec.mask))
