@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_assistant import GOLDEN, tiny
 
 import chat
+from evaluation.protocols import Reply
 
 PICTURE = GOLDEN / "lisa" / "image0.png"
 PROMPT = "Where is the dog in this image?"
@@ -107,3 +109,29 @@ def test_the_program_loads_a_published_checkpoint_with_the_originals_flags(tmp_p
     assert chat.main(words) == 0
     assert "--image_size has no meaning here" in capsys.readouterr().out
     assert (tmp_path / "image0_overlay.png").is_file()
+
+
+def reply(assistant, text: str, masks: int) -> Reply:
+    """An answer as the protocol would hand it over, with its claims read by the system."""
+    drawn = torch.ones(masks, *np.asarray(Image.open(PICTURE)).shape[:2])
+    return Reply(text, tuple(assistant.system.read(text)), drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named", "absent"),
+    [
+        ("gsva", "Sure, red car:[SEG], blue dog:[REJ], tall tree:[SEG].", ["red car", "tall tree"], ["blue dog"]),
+        ("sesame", "There is no blue dog here, but there is red car.", [], []),
+        ("sesame", "There is no blue dog here. Do you mean red car? It is [SEG].", [""], []),
+    ],
+)
+def test_what_is_there_and_what_is_not_is_said(tmp_path, capsys, monkeypatch, name, text, named, absent):
+    assistant = tiny(name)
+    monkeypatch.setattr(chat, "load_assistant", lambda args: assistant)
+    monkeypatch.setattr(chat, "generate", lambda *_: [[reply(assistant, text, text.count("[SEG]"))]])
+    assert run(tmp_path, "--image", str(PICTURE), "--prompt", PROMPT) == 0
+    report, said = json.loads((tmp_path / "image0.json").read_text()), capsys.readouterr().out
+    assert [mask["name"] for mask in report["masks"]] == named and report["absent"] == absent
+    assert text in said and all(f"  {thing}: not in the picture" in said for thing in absent)
+    assert all(f"  {thing}: " in said for thing in named if thing)
+    assert "  : " not in said and len({mask["colour"] for mask in report["masks"]}) == len(named)
