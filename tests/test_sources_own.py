@@ -1,0 +1,244 @@
+"""Data of one's own: folders of label maps and files of queries; the recipes of the guide."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from data.sources import build_source
+from data.views import read_image
+from utils.config import DataConfig, from_dict
+from utils.masks import encode_rle
+
+SIZE = (10, 12)
+BOX, OTHER = [1, 1, 4, 1, 4, 4, 1, 4], [6, 5, 10, 5, 10, 9, 6, 9]
+
+
+def put(path: Path, size=SIZE, **save) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(path, **save)
+    return path
+
+
+def put_map(path: Path, values) -> np.ndarray:
+    """A label map whose columns hold `values` in turn."""
+    labels = np.resize(np.array(values, np.uint8), SIZE[1])[None].repeat(SIZE[0], 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(labels).save(path)
+    return labels
+
+
+def sums(record) -> dict:
+    return {target.phrase: target.mask and int(target.mask().sum()) for target in record.targets}
+
+
+# --- folder
+
+
+def a_folder(root: Path, lines: str, values, split="") -> np.ndarray:
+    put(root / "mine/images" / split / "photo 1 ü.jpg")
+    labels = put_map(root / "mine/masks" / split / "photo 1 ü.png", values)
+    (root / "mine/classes.txt").write_text(lines, encoding="utf-8")
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("lines", "values", "named"),
+    [
+        ("Wall\nred cup\n\ndoor", (0, 1, 1, 255), {"wall": 0, "red cup": 1}),
+        ("1: wall\n2: red cup", (0, 1, 2, 255), {"wall": 1, "red cup": 2}),
+        ("255: cup", (0, 255), {"cup": 255}),
+    ],
+)
+def test_a_folder_of_label_maps(tmp_path, lines, values, named):
+    labels = a_folder(tmp_path, lines, values)
+    record = build_source("folder", tmp_path, folder="mine")[0]
+    assert record.kind == "classes" and record.image.name == "photo 1 ü.jpg"
+    masks = {target.phrase: target.mask() for target in record.targets}
+    assert masks.keys() == named.keys()
+    assert all(np.array_equal(masks[name], labels == value) for name, value in named.items())
+    assert np.array_equal(record.ignore(), ~np.isin(labels, list(named.values())))
+
+
+def test_splits_of_a_folder_and_the_dataset_folder_itself(tmp_path):
+    a_folder(tmp_path, "a", (0,), "val")
+    assert len(build_source("folder|val", tmp_path, folder="mine")) == 1
+    assert len(build_source("folder", tmp_path / "mine", split="val")) == 1
+    with pytest.raises(FileNotFoundError, match=r"(?s)folder mine not found.*mine/images/train"):
+        build_source("folder|train", tmp_path, folder="mine")
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("", "classes.txt: names no class"),
+        ("1: a\nb", "'b' has no value, other lines have"),
+        ("a", "unknown label values 7"),
+    ],
+)
+def test_bad_folders_say_what(tmp_path, lines, says):
+    a_folder(tmp_path, lines, (0, 7))
+    with pytest.raises(ValueError, match=says):
+        build_source("folder", tmp_path, folder="mine")[0]
+
+
+# --- jsonl
+
+
+def lines(root: Path, *entries) -> Path:
+    put(root / "mine/a b é.jpg")
+    path = root / "mine/queries.jsonl"
+    text = [entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False) for entry in entries]
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return path
+
+
+def opened(root: Path, **options):
+    return build_source("jsonl", root, file="mine/queries.jsonl", **options)
+
+
+PHRASE = {"image": "a b é.jpg", "phrase": "the cup"}
+QUESTION = {"image": "a b é.jpg", "question": "What holds tea?"}
+
+
+def test_queries_give_masks_in_every_form(tmp_path):
+    labels = put_map(tmp_path / "mine/masks/1.png", (0, 0, 9))
+    square = np.zeros(SIZE, bool)
+    square[2:4, 3:9] = True
+    lines(
+        tmp_path,
+        {**PHRASE, "polygons": [BOX, OTHER]},
+        "",
+        {**PHRASE, "phrase": " Die Tür ", "rle": encode_rle(square)},
+        {**PHRASE, "phrase": "runs", "rle": {"size": [10, 12], "counts": [20, 4, 96]}},
+        {**PHRASE, "phrase": "file", "mask": "masks/1.png"},
+        {**PHRASE, "phrase": "the blue cup", "mask": None, "answer": "the red cup"},
+        {**PHRASE, "phrase": "a dog", "polygons": None},
+    )
+    source = opened(tmp_path)
+    assert len(source) == 1 and source[0].kind == "refer" and source[0].asked == ()
+    expected = {"the cup": 25, "Die Tür": 12, "runs": 4, "file": int((labels > 0).sum())}
+    assert sums(source[0]) == {**expected, "the blue cup": None, "a dog": None}
+    assert [target.correction for target in source[0].targets[-2:]] == ["the red cup", None]
+    assert source.image_paths() == [str(tmp_path / "mine/a b é.jpg")]
+
+
+def test_questions_and_explanations_are_records_of_their_own(tmp_path):
+    lines(
+        tmp_path,
+        {**PHRASE, "polygons": [BOX]},
+        {**QUESTION, "polygons": [BOX], "answer": "The cup does."},
+        {**QUESTION, "polygons": [OTHER]},
+        {**QUESTION, "question": "What barks?", "rle": None, "answer": "There is no dog."},
+        {**PHRASE, "phrase": "thing for tea", "polygons": [BOX], "answer": "It is the cup."},
+    )
+    source = opened(tmp_path)
+    found = [(r.kind, [t.phrase for t in r.targets]) for r in (source[i] for i in range(len(source)))]
+    assert found == [
+        ("refer", ["the cup"]), ("reason", ["What holds tea?"]), ("reason", ["What holds tea?", "What barks?"]),
+        ("phrase", ["thing for tea"]),
+    ]  # fmt: skip
+    ((turn,),) = source[1].asked
+    assert (turn.question, turn.answer) == ("What holds tea?", ("The cup does.",))
+    assert source[2].asked == () and source[2].targets[1].correction == "There is no dog."
+
+
+def test_pictures_may_be_elsewhere(tmp_path):
+    lines(tmp_path, {**PHRASE, "image": "x.jpg", "polygons": [BOX]})
+    put(tmp_path / "photos/x.jpg")
+    assert opened(tmp_path, images="photos")[0].image == tmp_path / "photos/x.jpg"
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ('{"image": "a', "line 2: not valid JSON, perhaps cut off"),
+        ("[1]", "line 2: not an object; a line has image, phrase"),
+        ({**PHRASE, "polygon": [BOX]}, "line 2: unknown polygon; a line has image, phrase, question, polygons"),
+        (PHRASE, "line 2: give one of polygons, rle, mask; it has none"),
+        ({**PHRASE, "mask": None, "rle": None}, "line 2: give one of polygons, rle, mask; it has rle and mask"),
+        ({**PHRASE, **QUESTION, "mask": None}, "line 2: give one of phrase, question; it has phrase and question"),
+        ({**PHRASE, "phrase": " ", "mask": None}, "line 2: phrase must be text, got ' '"),
+        ({**PHRASE, "mask": None, "answer": 5}, "line 2: answer must be text, got 5"),
+        ({"phrase": "x", "mask": None}, "line 2: image must be text, got None"),
+    ],
+)
+def test_bad_lines_say_which(tmp_path, entry, says):
+    lines(tmp_path, {**PHRASE, "mask": None}, entry)
+    with pytest.raises(ValueError, match=rf"queries.jsonl: {says}"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ({"polygons": [[1, 1, 2, 2]]}, "polygon 0 has 4 numbers"),
+        ({"polygons": BOX}, "polygon 0 has 1; a polygon is x, y"),
+        ({"rle": {"size": [12, 10], "counts": [120]}}, r"of size \[12, 10\]"),
+        ({"mask": "../x.png"}, "the path '../x.png' leaves"),
+        ({"mask": "small.png"}, r"small.png is \(4, 5\), the picture \(H, W\) \(10, 12\)"),
+        ({"mask": "color.png"}, "a label map has one channel"),
+    ],
+)
+def test_bad_masks_say_which_line(tmp_path, shape, says):
+    lines(tmp_path, {**PHRASE, **shape})
+    Image.fromarray(np.ones((4, 5), bool)).save(tmp_path / "mine/small.png")
+    put(tmp_path / "mine/color.png")
+    with pytest.raises(ValueError, match=rf"(queries.jsonl: line 1|color.png): .*{says}"):
+        opened(tmp_path)[0].targets[0].mask()
+
+
+def test_an_empty_file_and_a_missing_one(tmp_path):
+    lines(tmp_path, "")
+    with pytest.raises(ValueError, match=r"queries.jsonl: holds no line"):
+        opened(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"file of jsonl: there is no .*none.jsonl"):
+        build_source("jsonl", tmp_path, file="none.jsonl")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_masks_fit_a_picture_that_its_exif_turns(tmp_path, orientation):
+    lines(tmp_path, {**PHRASE, "polygons": [BOX]})
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    put(tmp_path / "mine/a b é.jpg", exif=exif)
+    record = opened(tmp_path)[0]
+    assert (
+        record.targets[0].mask().shape
+        == read_image(record.image).shape[:2]
+        == (SIZE if orientation < 5 else SIZE[::-1])
+    )
+
+
+def test_a_picture_of_one_pixel(tmp_path):
+    lines(
+        tmp_path,
+        {**PHRASE, "polygons": [[0, 0, 1, 0, 1, 1, 0, 1]]},
+        {**PHRASE, "rle": {"size": [1, 1], "counts": [0, 1]}},
+    )
+    put(tmp_path / "mine/a b é.jpg", (1, 1))
+    for target in opened(tmp_path)[0].targets:
+        assert target.mask().tolist() == [[True]]
+
+
+# --- the guide
+
+GUIDE = Path(__file__).parents[1] / "docs/your_data.md"
+
+
+def recipes() -> list[str]:
+    return [block.split("```")[0] for block in GUIDE.read_text(encoding="utf-8").split("```yaml\n")[1:]]
+
+
+def test_the_recipes_of_the_guide_are_short_and_valid():
+    sources = set()
+    for text in recipes():
+        assert len(text.splitlines()) <= 10
+        for mix in from_dict(DataConfig, yaml.safe_load(text)["data"]).mixture:
+            sources |= {entry.source for entry in mix.sets}
+    assert sources == {"coco", "folder", "jsonl"}
