@@ -21,7 +21,8 @@ from toybase.turns import find, knowledge, present, refer
 from toybase.vocabulary import IMAGE_PATCH
 
 BATCH = 8
-LOOKS, LOOK_FROM = 24, 570  # pictures a step without words, from this step on: once words are known, objects are slow
+LOOKS = 24  # pictures without words, in the steps where words are known and objects are still hard to see
+LOOKING = range(574, 1125)
 DENSE_WEIGHT, NAMING_WEIGHT = 0.3, 0.3
 SHARPNESS = 16.0  # of the cosine between a patch and a word
 LIKENESS_LAYERS, STEADY_SHARE = 2, 0.6  # first layers; the part of the rotary frequencies that turn too fast
@@ -187,9 +188,9 @@ def train_llava(plan: Plan, seed: int, folder: Path, tower: TowerStage, publish)
     def batches(step: int):
         looks = None
         for row in read_ahead(make, "llava", first=step, size=BATCH, seed=seed):
-            if step >= LOOK_FROM and looks is None:
+            if step in LOOKING and looks is None:
                 looks = read_ahead(look_sample, "look", first=step, size=LOOKS, seed=seed)
-            yield row if looks is None else {**row, "look": next(looks)}
+            yield {**row, "look": next(looks)} if step in LOOKING else row
             step += 1
 
     return train(plan, stage, batches, objective, Probe(folder, seed), publish)

@@ -10,8 +10,8 @@ STAGES = {"tower": "vision tower alone", "llava": "LLaVA (tower, projector, lang
 _TEXT = """# The toy base
 
 The counterparts of LLaVA and SAM for the toy world, trained from nothing on procedural scenes by
-`python scripts/make_toy_base.py` (its log: `{log}`). No mask token, no scene of the toy datasets and no scene twice
-was ever shown to them.
+`python scripts/make_toy_base.py` (its log: `{log}`). They were never shown a mask token, a scene of the toy datasets,
+or a scene twice.
 
 | file | what | bytes |
 |---|---|---|
@@ -26,9 +26,9 @@ All weights are fp16. The vocabulary has 1792 sentencepiece pieces, then `<im_pa
 |---|---|---|---|
 {rows}
 
-In the table, `present` and `find` ask for lists of classes, `shown` and `absent` are the accuracies on classes that are and
-are not in view, `near` is the share of place words within one cell; all are of single tokens with the truth so far given.
-IoUs of SAM are at a quarter of the input side for points, boxes, several points, and part / thing / class levels.
+In the table, `present` and `find` ask for lists of classes, `shown` and `absent` are the accuracies on classes that
+are and are not in view, `near` is the share of place words within one cell; all are of single tokens with the truth so
+far given. IoUs of SAM are at half the input side for points, boxes, several points, and part / thing / class levels.
 """
 
 
