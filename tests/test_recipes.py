@@ -1,0 +1,93 @@
+"""Every recipe in configs/: what it names exists, and it gives a real system its first loss on toy pictures."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_assistant import GOLDEN, toy_world
+
+from data.collate import Maker, collate
+from data.dialogue import template
+from data.mixture import Mixture
+from data.sources import SOURCES
+from evaluation.scoring import SCORERS
+from evaluation.suites import find_suites
+from model.losses import objective
+from systems.assistant import build
+from systems.base import build_system
+from utils.config import Recipe, load_recipe
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+LAYOUTS = ("ade20k", "cocostuff", "refcoco", "refcoco+", "refcocog", "refclef", "reason_seg", "llava_instruct")
+LAYOUTS += ("grefcoco", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog")
+LAYOUTS += ("pascal_part", "paco_lvis", "mapillary", "cityscapes", "openimage", "muse")
+TOY_CLASSES = {"ade20k", "cocostuff", "mapillary", "cityscapes"}  # sets of which the toy world has a part
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return toy_world(tmp_path_factory.mktemp("world"), *LAYOUTS, images=60, val_images=1)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_what_a_recipe_names_exists(path):
+    recipe = load_recipe(path)
+    assert build_system(recipe.system, recipe.options).name == recipe.system
+    template(recipe.model.conv_type)
+    assert recipe.data.mixture and recipe.run.exp_name != "run"
+    for task in recipe.data.mixture:
+        for entry in task.sets:
+            choices = inspect.signature(SOURCES[entry.source.split("|")[0]]).parameters
+            assert entry.options.keys() <= choices.keys()
+    first, *_ = find_suites(recipe.eval.suites)
+    find_suites(recipe.eval.final_suites or recipe.eval.suites)
+    assert recipe.eval.best_by in {figure.metric for figure in SCORERS[first.metric]().figures()}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
+    recipe = on_toy_weights(load_recipe(path), world)
+    assistant = build(recipe, device="cpu")
+    maker = Maker(assistant.system.task, assistant.encoder, assistant.views, drop_long_rows=True)
+    samples = []
+    for task in recipe.data.mixture:
+        one = replace(recipe.data, mixture=(task,), on_bad_sample="skip")
+        samples.append(Mixture.build(one, maker, seed=1).draw(0))
+    for sample in samples:
+        batch = collate([sample], assistant.model.vlm.image_tokens)
+        losses = objective(assistant.model(batch), batch, recipe.loss)
+        losses.total.backward()
+        assert torch.isfinite(losses.total) and losses.parts["ce"] > 0
+        assert (losses.parts["mask"] > 0) == bool(len(sample.masks))
+    assert any(len(sample.masks) for sample in samples)
+    grown = [name for name, p in assistant.model.named_parameters() if p.grad is not None and np.any(p.grad.numpy())]
+    assert any("embed_tokens" in name for name in grown) and any(name.startswith("project") for name in grown)
+
+
+def on_toy_weights(recipe: Recipe, world: Path) -> Recipe:
+    """The same recipe on the tiny published-format weights of its system, in fp32, on the toy world."""
+    folder = GOLDEN / recipe.system
+    model = replace(
+        recipe.model,
+        version=str(folder),
+        vision_tower=str(folder / "clip"),
+        vision_pretrained=None,
+        precision="fp32",
+        decoder_heads=4,
+        gradient_checkpointing=False,
+        model_max_length=0,
+    )
+    mixture = [replace(task, sets=tuple(map(_on_toy_classes, task.sets))) for task in recipe.data.mixture]
+    data = replace(recipe.data, dataset_dir=str(world), mixture=tuple(mixture))
+    return replace(recipe, model=model, data=data)
+
+
+def _on_toy_classes(entry):
+    if entry.source not in TOY_CLASSES:
+        return entry
+    return replace(entry, options={"classes": f"toy_classes/{entry.source}.txt"})
