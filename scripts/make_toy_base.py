@@ -2,7 +2,7 @@
 
     python scripts/make_toy_base.py                       # about 50 minutes on two CPU cores
     python scripts/make_toy_base.py --resume              # go on after an interruption
-    python scripts/make_toy_base.py --minutes 2 --out /tmp/toy   # a quick look
+    python scripts/make_toy_base.py --minutes 2 --out runs/look --scratch runs/look   # a quick look
 
 SAM trains on one core; on the other the vision tower learns to recognise, then the whole LLaVA learns to talk about
 scenes, and takes both cores once SAM is done. Each stage is a process of its own, checkpoints every few minutes and
