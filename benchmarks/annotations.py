@@ -147,7 +147,7 @@ def as_table(figures: dict[str, Any]) -> str:
         "| --- |" + " ---: |" * (5 + len(WORKERS)),
     ]
     for name, way in ways.items():
-        cells = [f"{way[key]:.1f}" for key in ("seconds", "cpu_seconds")]
+        cells = [f"{way[key]:.2f}" for key in ("seconds", "cpu_seconds")]
         cells += [f"{way[key]:.0f}" for key in ("peak_mb", "imports_mb", "opened_mb")]
         for number in WORKERS:
             at = way[f"{number} workers"]
