@@ -18,6 +18,7 @@ from model.build import build_model, fetch, load_folder, views_for
 from model.plan import read_config
 from model.quantize import quantize
 from model.seg_model import SegModel
+from model.vlm.pack import can_pack
 from model.weights import read_tensors
 from systems.base import SYSTEMS, System, build_system
 from utils import dist
@@ -200,5 +201,6 @@ def _assemble(
         model.vlm.image_tokens,
         system.prompt_template,
     )
+    model.vlm.pack_rows = can_pack(recipe.model.pack_rows, model.vlm.language.config._attn_implementation)
     model.to(device if device is not None else dist.device())
     return Assistant(system, tokenizer, model, views_for(model), encoder, recipe)

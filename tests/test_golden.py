@@ -20,6 +20,7 @@ from data.types import Mask, Refuse, Turn
 from model.heads import HEADS
 from model.legacy import published_table
 from model.losses import objective
+from model.vlm.pack import pack
 from systems.assistant import Assistant, load
 from utils.config import LossConfig
 
@@ -154,9 +155,31 @@ def test_mask_logits(case, trained):
 
 
 def test_losses(case, trained):
+    for name, value in trained[1].parts.items():
+        assert value.item() == pytest.approx(recorded_loss(case, name), rel=1e-5)
+
+
+def recorded_loss(case, name: str) -> float:
     names = {"loss": "loss", "ce": "ce_loss", "bce": "mask_bce_loss", "dice": "mask_dice_loss", "mask": "mask_loss"}
-    for ours, theirs in names.items():
-        assert trained[1].parts[ours].item() == pytest.approx(case.told["train_forward"][theirs], rel=1e-5)
+    return case.told["train_forward"][names[name]]
+
+
+def test_rows_apart_give_the_same(case, trained):
+    """The other tests have the rows of a picture packed, as recipes do unless told otherwise."""
+    model, batch = case.assistant.model, case.batch
+    assert model.vlm.pack_rows
+    if len(batch.ids) == len(batch):
+        pytest.skip("one row a picture")
+    assert pack(batch.ids, batch.attention, batch.row_image) is not None
+    model.vlm.pack_rows = False
+    try:
+        with torch.no_grad():
+            losses = objective(model(batch), batch, LossConfig(**case.settings.loss))
+    finally:
+        model.vlm.pack_rows = True
+    for name, value in losses.parts.items():
+        assert value.item() == pytest.approx(trained[1].parts[name].item(), rel=1e-5)
+        assert value.item() == pytest.approx(recorded_loss(case, name), rel=1e-5)
 
 
 def test_gradient_norms(case, trained):

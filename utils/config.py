@@ -50,6 +50,7 @@ class ModelConfig:
     out_dim: int | None = None  # width of the mask prompt; None: what the mask decoder takes (SAM: 256)
     precision: str = "bf16"  # fp32 | bf16 | fp16
     attn_implementation: str = "auto"  # auto | sdpa | eager | flash_attention_2
+    pack_rows: bool = True  # rows of one picture share what they begin with (not with flash attention)
     use_mm_start_end: bool = True
     train_mask_decoder: bool = True
     train_language: bool = True  # without LoRA (lora.r = 0): train the language model in full, not its vocabulary alone

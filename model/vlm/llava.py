@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from data.types import IMAGE_ID, Geometry
 from data.views import ClipView, LanguageView
+from model.vlm.pack import pack
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Llava(nn.Module):
         self.feature_layer = feature_layer
         self.pool = pool
         self.view: LanguageView = ClipView(tower.config.image_size)
+        self.pack_rows = False  # rows of one picture share what they begin with
 
     @classmethod
     def build(
@@ -128,12 +130,19 @@ class Llava(nn.Module):
     ) -> Tensor:
         """(R, L) ids and attention, (B, P, H) states and their (B, P) attention (None: all), (R,) picture of each row
         -> (R, L, H) after the last norm."""
-        return self.language.model(
-            inputs_embeds=self.embed(ids, image_states, row_image),
-            attention_mask=_with_images(attention, ids, image_attention, row_image).long(),
-            position_ids=_positions(attention),
+        embeds, positions = self.embed(ids, image_states, row_image), _positions(attention)
+        attended = _with_images(attention, ids, image_attention, row_image)
+        packing = pack(ids, attention, row_image) if self.pack_rows else None
+        if packing:
+            embeds, positions = packing.gather(embeds), packing.positions
+            attended = packing.mask(attended, self.language.config._attn_implementation, embeds.dtype)
+        states = self.language.model(
+            inputs_embeds=embeds,
+            attention_mask=attended if packing else attended.long(),
+            position_ids=positions,
             use_cache=False,
         ).last_hidden_state
+        return packing.scatter(states) if packing else states
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., H) -> (..., V)."""
