@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from data.tokens import TokenSpec
-from data.types import IMAGE_PLACEHOLDER, Claim, Dialogue, Mask, Query, Record, Refuse, Script
+from data.types import IMAGE_PLACEHOLDER, Claim, Dialogue, Mask, Query, Record, Refuse, Script, Target
 from utils.config import from_dict
 from utils.registry import Registry
 
@@ -161,6 +161,12 @@ def choose(items: Sequence[Item], number: int, rng: np.random.Generator) -> list
 
 def shuffled(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:
     return [items[index] for index in rng.permutation(len(items))]
+
+
+def called(target: Target, rng: np.random.Generator) -> str:
+    """Any of the target's names: half the time a part is "the wheel of the car", else "car wheel" (lisa.md 4.3)."""
+    names = (target.phrase, *target.aliases)
+    return names[rng.integers(len(names))] if target.aliases else target.phrase
 
 
 def label_set(record: Record) -> tuple[list[str], dict[str, int]]:

@@ -18,6 +18,7 @@ from systems.base import (
     System,
     Wording,
     about_picture,
+    called,
     choose,
     fill_answer,
     label_set,
@@ -92,7 +93,7 @@ class PhraseList:
         accepted = any(isinstance(hole, Mask) for hole in holes)
         if not holes or (not accepted and self.options.all_absent == "skip"):
             return []
-        names = [clean(record.targets[index].phrase) for index in chosen]
+        names = [clean(called(record.targets[index], rng)) for index in chosen]
         question = self.wording.draw("list", rng).format(list=SEPARATOR.join(names).lower())
         style = int(rng.integers(len(self.wording.lists["start"])))
         start, part = (self.wording.lists[key][style] for key in ("start", "part"))

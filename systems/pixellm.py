@@ -18,6 +18,7 @@ from systems.base import (
     System,
     Wording,
     about_picture,
+    called,
     choose,
     compose,
     joined,
@@ -141,7 +142,7 @@ class PixelTask:
         return hands
 
     def _several(self, record: Record, indices: Sequence[int], rng: np.random.Generator) -> Turn:
-        names = [record.targets[index].phrase for index in indices]
+        names = [called(record.targets[index], rng) for index in indices]
         holes = [Mask(index) for index in indices]
         listing = "".join(listed(names)).lower()
         question = about_picture(self.wording.draw("phrase", rng).format(phrase=listing))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.types import Dialogue, Mask, Query, Record, Script, Target, Turn
-from systems.base import ABSENT, Wording, about_picture, choose, fill_answer, label_set
+from systems.base import ABSENT, Wording, about_picture, called, choose, fill_answer, label_set
 
 SLOTS = {"phrase": "phrase", "sentence": "sentence", "explain": "", "answer": "mask"}
 REASONING = ("reason", "phrase")  # kinds of record: sentences and phrases that call for reasoning
@@ -68,7 +68,7 @@ class SingleTarget:
     def _question(self, kind: str, target: Target, rng: np.random.Generator) -> str:
         if kind == "reason":
             return self.wording.draw("sentence", rng).format(sentence=target.phrase)
-        return self.wording.draw("phrase", rng).format(phrase=target.phrase.lower())
+        return self.wording.draw("phrase", rng).format(phrase=called(target, rng).lower())
 
 
 def explanation_of(record: Record) -> str:
