@@ -11,7 +11,7 @@ from typing import Any
 from data.sources import Source, build_source
 from data.sources.base import image_paths
 from data.types import Record
-from evaluation import absent  # noqa: F401  (it registers its scorers)
+from evaluation import absent, several  # noqa: F401  (they register their scorers)
 from evaluation.protocols import FORCED, TWO_PASS
 from utils.registry import unknown
 
@@ -108,11 +108,16 @@ ENTRIES = (
     ),
     Suite("ReasonSeg|val", "reason", "overlap", "ReasonSeg/val", FIRST_TEXT, present_only=True),
     Suite("ReasonSeg|test", "reason", "overlap", "ReasonSeg/test", FIRST_TEXT, present_only=True),
+    *(
+        Suite(f"muse|{split}", "multi", "matched", f"muse_{split}.json, COCO pictures below refer_seg/images")
+        for split in ("val", "test_few", "test_many")
+    ),
 )
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in ENTRIES}
 GROUPS = tuple(dict.fromkeys(suite.group for suite in ENTRIES))
 ALIASES = {suite.name.split("|")[0]: suite.name for suite in ENTRIES if suite.group == "semantic"}  # as flags name them
+ALIASES["MultiReasonSeg|val"] = "muse|val"
 
 
 def find_suites(patterns: Iterable[str]) -> list[Suite]:

@@ -1,0 +1,109 @@
+"""Scores of answers with any number of masks: matched to what was asked, misses and extras counted (pixellm.md 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from data.types import Query, Record
+from evaluation.metrics import CIOU_EPS, LISA_EPS, RELEASED, STANDARD, Figure, Overlap, mean, overlap, ratio
+from evaluation.protocols import FORCED, Reply
+from evaluation.scoring import SCORERS, true_mask
+
+BOTH, MISSED, EXTRA = "both", "missed", "extra"
+
+
+@SCORERS.register("matched")
+class MatchedScorer:
+    """Masks alone: no judge reads the texts, as in the paper's protocol, which was not released.
+
+    Masks of an answer and targets of its question are paired one to one for the largest sum of IoU (in order where the
+    answer was given). standard: a target without a mask, and a mask without a target, are pairs of IoU 0, and count in
+    the union of cIoU. as_released: a mask without a target is counted in its raw logits, of which only those from 0.5
+    to 1 are seen, and gIoU is over the larger of the numbers of masks and targets of a picture.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[str, Overlap, int]] = []  # kind, counts, and the logits seen of an extra mask
+        self.unions: list[Overlap] = []
+        self.larger = 0
+
+    @staticmethod
+    def count(record: Record, queries: Sequence[Query], replies: Sequence[Reply], protocol: str) -> dict[str, Any]:
+        """Pairs of all questions, and one row a question for the union of its masks."""
+        pairs, unions, drawn_number, true_number = [], [], 0, 0
+        for query, reply in zip(queries, replies, strict=True):
+            logits = reply.masks[[claim.mask for claim in reply.claims if claim.mask is not None]]
+            shape, device = reply.masks.shape[-2:], reply.masks.device
+            truths = [true_mask(record, target, shape).to(device) for target in query.targets]
+            truth = torch.stack(truths) if truths else torch.zeros(0, *shape, dtype=torch.bool, device=device)
+            pairs += pair_up(logits, truth, in_order=protocol == FORCED)
+            unions.append(list(overlap((logits > 0).any(0), truth.any(0))))
+            drawn_number, true_number = drawn_number + len(logits), true_number + len(truth)
+        return {"pairs": pairs, "unions": unions, "larger": max(drawn_number, true_number), "unmatched": 0}
+
+    def add(self, counts: dict[str, Any]) -> None:
+        self.pairs += [(kind, Overlap(*row), seen) for kind, row, seen in counts["pairs"]]
+        self.unions += [Overlap(*row) for row in counts["unions"]]
+        self.larger += counts["larger"]
+
+    def merge(self, other: MatchedScorer) -> None:
+        self.pairs += other.pairs
+        self.unions += other.unions
+        self.larger += other.larger
+
+    def figures(self) -> list[Figure]:
+        union = sum(row.union for _, row, _ in self.pairs)
+        hits = sum(row.intersection for _, row, _ in self.pairs)
+        figures = [
+            Figure("gIoU", STANDARD, mean([_iou(row) if kind == BOTH else 0.0 for kind, row, _ in self.pairs])),
+            Figure("cIoU", STANDARD, ratio(hits, union)),
+            Figure("union_gIoU", STANDARD, mean([_iou(row) for row in self.unions])),
+        ]
+        if not self.pairs:
+            return figures
+        unions = [seen if kind == EXTRA else row.union for kind, row, seen in self.pairs]
+        terms = [
+            row.intersection / (union + LISA_EPS) + (union == 0)
+            for (_, row, _), union in zip(self.pairs, unions, strict=True)
+        ]
+        return [
+            *figures,
+            Figure("gIoU", RELEASED, sum(terms) / (self.larger + LISA_EPS)),
+            Figure("cIoU", RELEASED, hits / (sum(unions) + CIOU_EPS)),
+        ]
+
+    def details(self) -> dict[str, Any]:
+        kinds = [kind for kind, _, _ in self.pairs]
+        return {f"masks_{kind}": kinds.count(kind) for kind in (BOTH, MISSED, EXTRA)}
+
+
+def pair_up(logits: Tensor, truth: Tensor, *, in_order: bool = False) -> list[tuple[str, list[int], int]]:
+    """(P, H, W) logits and (T, H, W) bool truth to max(P, T) rows: kind, pixel counts, raw logits seen."""
+    masks, empty = logits > 0, torch.zeros(truth.shape[1:], dtype=torch.bool, device=truth.device)
+    mine, theirs = _assign(masks, truth, in_order)
+    rows = [(BOTH, list(overlap(masks[i], truth[j])), 0) for i, j in zip(mine, theirs, strict=True)]
+    rows += [(MISSED, list(overlap(empty, truth[j])), 0) for j in range(len(truth)) if j not in theirs]
+    extra = [i for i in range(len(masks)) if i not in mine]
+    seen = [int(((logits[i] >= 0.5) & (logits[i] <= 1)).sum()) for i in extra]
+    return rows + [(EXTRA, list(overlap(masks[i], empty)), number) for i, number in zip(extra, seen, strict=True)]
+
+
+def _assign(masks: Tensor, truth: Tensor, in_order: bool) -> tuple[list[int], list[int]]:
+    number = min(len(masks), len(truth))
+    if in_order or not number:
+        return list(range(number)), list(range(number))
+    drawn, real = masks.flatten(1).float(), truth.flatten(1).float()
+    both = drawn @ real.T  # (P, T)
+    iou = both / (drawn.sum(1)[:, None] + real.sum(1)[None] - both).clamp(min=1)
+    mine, theirs = linear_sum_assignment(np.asarray(iou.cpu()), maximize=True)
+    return mine.tolist(), theirs.tolist()
+
+
+def _iou(row: Overlap) -> float:
+    return row.intersection / row.union if row.union else 1.0
