@@ -132,7 +132,7 @@ def _check_complete(data: bytes, path: Path) -> None:
     """Decodes once with PIL, which notices a missing end; JPEGs at an eighth of the size, for speed."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.draft(None, (image.width // 8, image.height // 8))
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except UnidentifiedImageError:
         return  # a format that OpenCV may know

@@ -122,6 +122,41 @@ def test_other_pixel_formats_become_rgb_bytes(tmp_path):
     assert cmyk.dtype == np.uint8 and np.abs(cmyk.astype(int) - scene()).mean() < 8
 
 
+def test_deep_grey_one_bit_and_half_transparent_pictures(tmp_path):
+    grey = cv2.cvtColor(scene(), cv2.COLOR_RGB2GRAY)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep_grey.png")
+    assert np.array_equal(read_image(tmp_path / "deep_grey.png"), np.repeat(grey[..., None], 3, axis=2))
+    Image.fromarray(grey > 128).save(tmp_path / "one_bit.png")
+    assert np.array_equal(read_image(tmp_path / "one_bit.png")[..., 0], np.where(grey > 128, 255, 0))
+    Image.fromarray(np.stack([grey, grey // 2], axis=2), "LA").save(tmp_path / "la.png")
+    assert np.array_equal(read_image(tmp_path / "la.png"), np.repeat(grey[..., None], 3, axis=2))
+    palette = Image.fromarray(scene()).convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.info["transparency"] = 0
+    palette.save(tmp_path / "palette.png")
+    assert np.array_equal(read_image(tmp_path / "palette.png"), np.asarray(palette.convert("RGBA"))[..., :3])
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1)])
+def test_the_smallest_pictures_have_both_views(tmp_path, ending, shape):
+    path = tmp_path / f"one.{ending}"
+    Image.fromarray(np.full((*shape, 3), (200, 100, 0), np.uint8)).save(path)
+    image = read_image(path)
+    assert image.shape == (*shape, 3)
+    assert ClipView(8)(image).shape == (3, 8, 8)
+    pixels, geometry = SamView(32)(image)
+    assert geometry.original == shape and max(geometry.resized) == 32 and min(geometry.resized) >= 1
+    assert pixels[:, : geometry.resized[0], : geometry.resized[1]].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["with blanks (1).jpg", "größe 図 🐈.png", "per%20cent+[a]*?.jpg", "UPPER.JPG"])
+def test_names_of_every_kind(tmp_path, name):
+    path = tmp_path / "a folder é" / name
+    path.parent.mkdir()
+    Image.fromarray(scene()).save(path)
+    assert read_image(path).shape == (48, 64, 3)
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.3, 0.9, 0.99])
 def test_a_truncated_picture_is_named(tmp_path, ending, kept):
