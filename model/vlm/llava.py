@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from data.types import IMAGE_ID, Geometry
 from data.views import ClipView, LanguageView
 from model.vlm.pack import pack
+from model.vlm.shared import Split, split_shared
 
 
 @dataclass
@@ -170,31 +171,62 @@ class Llava(nn.Module):
         max_new_tokens: int,
         eos: int,
     ) -> Generated:
-        """Greedy decoding of left-padded prompts with a KV cache; each row stops at its own `eos`."""
+        """Greedy decoding of left-padded prompts with a KV cache; each row stops at its own `eos`.
+
+        What the rows of a picture begin with, above all the picture, is read once; finished rows leave the batch.
+        """
         if not bool(attention[:, -1].all()):
             raise ValueError("prompts must be padded on the left: the last position of every row must be a token")
         cache = DynamicCache(config=self.language.config)
         embeds, positions = self.embed(ids, image_states, row_image), _positions(attention)
-        attention = _with_images(attention, ids, image_attention, row_image)
-        done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        tokens, states = [], []
-        while len(tokens) < max_new_tokens and not bool(done.all()):
-            state = self.language.model(
-                inputs_embeds=embeds,
-                attention_mask=attention.long(),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+        seen = _with_images(attention, ids, image_attention, row_image)
+        split = split_shared(ids, attention, row_image)
+        if split is not None:
+            embeds, seen, positions = self._read_shared(split, embeds, seen, positions, cache)
+        tokens = ids.new_full((len(ids), max_new_tokens), eos)
+        states = embeds.new_zeros(len(ids), max_new_tokens, embeds.shape[-1])
+        rows = torch.arange(len(ids), device=ids.device)  # those still writing
+        done = torch.zeros_like(rows, dtype=torch.bool)
+        step = 0
+        while step < max_new_tokens and not bool(done.all()):
+            if 2 * int(done.sum()) >= len(rows):  # a smaller cache is worth the copy
+                kept = (~done).nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                rows, done, embeds = rows[kept], done[kept], embeds[kept]
+                seen, positions = seen[kept], positions[kept]
+            state = self._continue(embeds, seen, positions, cache)[:, -1]
             token = self.logits(state).argmax(-1).masked_fill(done, eos)
-            states.append(state)
-            tokens.append(token)
-            done |= token == eos
+            states[rows, step], tokens[rows, step] = state, token
+            done = done | (token == eos)
             embeds = self.language.get_input_embeddings()(token)[:, None]
-            attention = torch.cat([attention, attention.new_ones(len(ids), 1)], dim=1)
+            seen = torch.cat([seen, seen.new_ones(len(rows), 1)], dim=1)
             positions = positions[:, -1:] + 1
-        rows = torch.stack(tokens, dim=1).tolist()
-        return Generated([_until(row, eos) for row in rows], torch.stack(states, dim=1))
+            step += 1
+        return Generated([_until(row, eos) for row in tokens[:, :step].tolist()], states[:, :step])
+
+    def _read_shared(
+        self, split: Split, embeds: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fills the cache with the shared beginnings, a copy a row; returns embeddings and positions of what is left
+        of the rows, and what they see of both."""
+        lead, columns = split.lead, split.columns
+        beginnings = embeds[lead[:, None], columns]
+        visible = seen[lead[:, None], columns] & split.real
+        self._continue(beginnings, visible, positions[lead[:, None], columns], cache)
+        cache.batch_select_indices(split.of_row)
+        width = split.ends.shape[1]
+        own = seen[:, -width:] & split.ends
+        return embeds[:, -width:], torch.cat([visible[split.of_row], own], dim=1), positions[:, -width:]
+
+    def _continue(self, embeds: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """(R, L, H) states of the next L positions; `seen` (R, cached + L) says which positions count as keys."""
+        return self.language.model(
+            inputs_embeds=embeds,
+            attention_mask=seen.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
 
     def _seen(self, geometry: Sequence[Geometry], device: torch.device) -> Tensor | None:
         """(B, g, g) bool: patches with something of the picture, which begins at the top left, in them; None: all."""
