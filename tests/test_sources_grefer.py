@@ -202,3 +202,16 @@ def test_a_picture_needs_a_size(tmp_path, sides):
     write(tmp_path, "grefcoco", "grefs(unc).json", GREFS, edit)
     with pytest.raises(ValueError, match="image 1: height and width must be whole numbers above 0"):
         build_source("grefcoco", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "file"), [("grefcoco", "grefs(unc).p"), ("refzom", "Ref_ZOM.p"), ("fprefcoco", FP)])
+def test_a_pickle_with_code_is_refused(tmp_path, name, file):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    folder = write(tmp_path, name, file, [])
+    (folder / file).write_bytes(pickle.dumps([Bomb()]))
+    with pytest.raises(ValueError, match=r"\.p: refused, the pickle asks for posix\.mkdir"):
+        build_source(name, tmp_path)
+    assert not (tmp_path / "pwned").exists()
