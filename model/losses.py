@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +36,7 @@ def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
     ce = config.ce * text_loss(output.token_logits, output.token_targets)
     count = sum(len(masks) for masks in batch.masks) + COUNT_EPS
     pictures = zip(output.masks, batch.masks, _ignored(batch, config), _weights(output, batch, config), strict=True)
-    sums = [mask_losses(*picture) for picture in pictures]
+    sums = [mask_losses(*group) for group in _by_size(pictures)]
     blank = _refused(batch, config)
     count += sum(map(len, blank))
     sums += [mask_losses(masks, masks) for masks in blank]
@@ -55,22 +57,20 @@ def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def mask_losses(
     logits: Tensor, truth: Tensor, ignore: Tensor | None = None, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(N, H, W) float32 logits and truth of one picture -> BCE and dice, each summed over its masks.
+    """(N, H, W) float32 logits and truth -> BCE and dice, each summed over the masks.
 
-    ignore: (H, W) bool, pixels that count in neither. weights: (N, H, W), of the pixels in BCE; its mean stays one over
-    their number.
+    ignore: (H, W) or (N, H, W) bool, pixels that count in neither. weights: (N, H, W), of the pixels in BCE; its mean
+    stays one over their number.
     """
-    logits, truth = logits.flatten(1), truth.to(logits.dtype).flatten(1)
-    weights = None if weights is None else weights.flatten(1)
-    if ignore is not None:
-        keep = ~ignore.flatten()
-        logits, truth = logits[:, keep], truth[:, keep]
-        weights = None if weights is None else weights[:, keep]
+    truth, number = truth.to(logits.dtype), max(1, logits.shape[1:].numel())
     pixels = F.binary_cross_entropy_with_logits(logits, truth, weights, reduction="none")
-    bce = pixels.sum(1) / max(1, pixels.shape[1])
     shares = torch.sigmoid(logits) / DICE_SCALE
-    overlap = 2 * (shares * truth).sum(1)
-    area = shares.sum(1) + (truth / DICE_SCALE).sum(1)
+    if ignore is not None:
+        pixels, shares, truth = (values.masked_fill(ignore, 0) for values in (pixels, shares, truth))
+        number = (~ignore).sum((-2, -1)).clamp(min=1)
+    bce = pixels.sum((1, 2)) / number
+    overlap = 2 * (shares * truth).sum((1, 2))
+    area = shares.sum((1, 2)) + (truth / DICE_SCALE).sum((1, 2))
     dice = 1 - (overlap + DICE_EPS) / (area + DICE_EPS)
     return bce.sum(), dice.sum()
 
@@ -87,6 +87,22 @@ def refinement_weights(logits: Tensor, rows: Tensor, kind: str, alpha: float) ->
         mine = rows == row
         claims[mine] = drawn[mine].sum(0).to(claims.dtype)
     return torch.where(claims >= 2, alpha if kind == "paper" else 2.0, 1.0)
+
+
+def _by_size(pictures: Iterable[tuple[Tensor | None, ...]]) -> Iterator[tuple[Tensor | None, ...]]:
+    """Pictures (logits, truth, ignore, weights) that are of one size and have the same of these, as if they were one
+    picture with all their masks."""
+    groups = defaultdict(list)
+    for logits, truth, ignore, weights in pictures:
+        ignore = None if ignore is None else ignore.expand(truth.shape)
+        kind = truth.shape[1:], ignore is None, weights is None
+        groups[kind].append((logits, truth, ignore, weights))
+    for group in groups.values():
+        yield tuple(map(_joined, zip(*group, strict=True)))
+
+
+def _joined(values: tuple[Tensor | None, ...]) -> Tensor | None:
+    return values[0] if len(values) == 1 or values[0] is None else torch.cat(values)
 
 
 def _weights(output: SegOutput, batch: Batch, config: LossConfig) -> list[Tensor | None]:

@@ -65,6 +65,22 @@ def test_ignored_pixels_count_only_when_the_recipe_ignores_not(output):
     assert bce.item() == pytest.approx(direct(output.masks[0][:, :, :15], batch.masks[0][:, :, :15])[0], rel=1e-5)
 
 
+def test_pictures_of_one_size_are_scored_together_as_they_would_be_alone():
+    generator, batch = torch.Generator().manual_seed(1), tiny_batch()
+    shapes = [(2, 6, 8), (3, 6, 8), (1, 5, 8), (0, 6, 8), (2, 6, 8)]
+    masks = [torch.randn(shape, generator=generator) for shape in shapes]
+    batch.masks = [(torch.rand(shape, generator=generator) > 0.5).float() for shape in shapes]
+    batch.ignore = [torch.rand(6, 8, generator=generator) > 0.5, None, None, None, torch.arange(48).view(6, 8) < 5]
+    output = SegOutput(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), masks)
+    for config in (LossConfig(), LossConfig(ignore_region=True)):
+        ignore = batch.ignore if config.ignore_region else [None] * 5
+        sums = [mask_losses(*picture) for picture in zip(masks, batch.masks, ignore, strict=True)]
+        bce, dice = (sum(values).item() for values in zip(*sums, strict=True))
+        parts = objective(output, batch, config).parts
+        assert parts["bce"].item() == pytest.approx(2.0 * bce / 8, rel=1e-5)
+        assert parts["dice"].item() == pytest.approx(0.5 * dice / 8, rel=1e-5)
+
+
 def test_everything_ignored_is_no_loss(output):
     batch = tiny_batch()
     bce, dice = mask_losses(output.masks[0], batch.masks[0], torch.ones(20, 30, dtype=torch.bool))
