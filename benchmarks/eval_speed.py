@@ -1,0 +1,253 @@
+"""Queries a second of the evaluator against the one-by-one path, on the same random weights in the same run.
+
+    python benchmarks/eval_speed.py --json speed.json
+
+one by one: each query alone, picture encoded, prompt read, answer written, masks drawn. together: all queries of a
+picture in one batch, as `evaluation/protocols.py` has it. Both must write the same answers, or the program fails.
+Weights are random, so answers have the length that `--new_tokens` says, and the first mask token comes often enough
+that masks are drawn. Memory is the highest resident size (GPU: allocated) while the queries are answered together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.types import IMAGE_ID, Batch, Geometry
+from model.build import assemble
+from model.plan import Plan
+from model.seg_model import Answer, SegModel
+
+BOS, EOS, MASK, FIRST_WORD = 1, 2, 3, 4
+MIB = 2**20
+PICTURE = (480, 640)
+
+
+@dataclass
+class Timing:
+    seconds: float
+    peak_mib: float
+    answers: list[Answer]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    model = build(args).to(device)
+    table: dict[str, Any] = {}
+    print(
+        f"{'queries':>8}{'one by one':>14}{'together':>12}{'speedup':>9}{'queries/s':>11}{'peak MiB':>10}{'masks':>7}"
+    )
+    for queries in args.queries:
+        batch = questions(args, queries).to(device, model.dtype)
+        table[str(queries)] = row = compare(model, batch, args.new_tokens, args.repeats)
+        values = (row["one_by_one_seconds"], row["seconds"], row["speedup"], queries / row["seconds"], row["peak_mib"])
+        print(f"{queries:>11}" + "".join(f"{value:>11.2f}" for value in values) + f"{row['masks']:>11}", flush=True)
+    if args.json:
+        setup = {key: value for key, value in vars(args).items() if key != "json"}
+        setup |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        args.json.write_text(json.dumps({"setup": setup, "queries_per_picture": table}, indent=1) + "\n")
+    return 0
+
+
+def compare(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dict[str, Any]:
+    """Both paths in turn, `repeats` times; the fastest of each counts. Different answers raise."""
+    rows = range(len(batch.ids))
+    together = [lambda: answer(model, batch, new_tokens)]
+    single = [lambda row=row: answer(model, alone(batch, row), new_tokens) for row in rows]
+    timings = [(timed(together), timed(single)) for _ in range(repeats)]
+    fast = min((pair[0] for pair in timings), key=lambda timing: timing.seconds)
+    slow = min((pair[1] for pair in timings), key=lambda timing: timing.seconds)
+    difference = 0.0
+    for row, (one, other) in enumerate(zip(fast.answers, slow.answers, strict=True)):
+        if one.ids != other.ids:
+            raise RuntimeError(f"query {row}: {one.ids} together, {other.ids} alone")
+        if len(one.masks):
+            difference = max(difference, float((one.masks - other.masks).abs().max()))
+    return {
+        "speedup": round(slow.seconds / fast.seconds, 3),
+        "seconds": round(fast.seconds, 4),
+        "one_by_one_seconds": round(slow.seconds, 4),
+        "peak_mib": round(fast.peak_mib, 1),
+        "one_by_one_peak_mib": round(slow.peak_mib, 1),
+        "masks": sum(len(one.masks) for one in fast.answers),
+        "largest_logit_difference": difference,
+    }
+
+
+def timed(calls: Sequence[Callable[[], list[Answer]]]) -> Timing:
+    with Peak() as peak:
+        started = time.perf_counter()
+        answers = [answer for call in calls for answer in call()]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    return Timing(seconds, peak.mib, answers)
+
+
+class Peak:
+    """The most memory in use meanwhile: on a GPU as its allocator counts, else the process's resident size, sampled."""
+
+    def __enter__(self) -> Peak:
+        self.mib, self._stop = 0.0, threading.Event()
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+        if torch.cuda.is_initialized():
+            self.mib = torch.cuda.max_memory_allocated() / MIB
+
+    def _watch(self) -> None:
+        while True:
+            status = Path("/proc/self/status").read_text()
+            self.mib = max(self.mib, int(status.split("VmRSS:")[1].split()[0]) / 1024)
+            if self._stop.wait(0.01):
+                return
+
+
+def answer(model: SegModel, batch: Batch, new_tokens: int) -> list[Answer]:
+    return model.generate(batch, max_new_tokens=new_tokens, mask_ids=(MASK,), eos=EOS)
+
+
+def alone(batch: Batch, row: int) -> Batch:
+    """One query with its picture, without padding."""
+    kept = batch.attention[row]
+    return replace(batch, ids=batch.ids[row : row + 1, kept], attention=kept[kept][None], row_image=batch.row_image[:1])
+
+
+def questions(args: argparse.Namespace, queries: int) -> Batch:
+    """One picture of noise with prompts that share all but their last 6 to 13 tokens."""
+    generator = torch.Generator().manual_seed(args.seed)
+
+    def words(count: int) -> list[int]:
+        return torch.randint(FIRST_WORD, args.vocabulary, (count,), generator=generator).tolist()
+
+    shared = [BOS, *words(args.system_tokens - 1), *[IMAGE_ID] * args.image_tokens]
+    rows = [[*shared, *words(6 + row % 8)] for row in range(queries)]
+    length = max(map(len, rows))
+    ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
+    scale = args.sam_side / max(PICTURE)
+    resized = tuple(round(side * scale) for side in PICTURE)
+    return Batch(
+        pixels=torch.randn(1, 3, args.tower_side, args.tower_side, generator=generator),
+        seg_pixels=torch.randn(1, 3, args.sam_side, args.sam_side, generator=generator),
+        ids=ids,
+        labels=torch.full_like(ids, -100),
+        attention=torch.arange(length)[None] >= torch.tensor([[length - len(row)] for row in rows]),
+        row_image=torch.zeros(queries, dtype=torch.long),
+        mask_rows=torch.zeros(0, dtype=torch.long),
+        mask_positions=torch.zeros(0, 1, dtype=torch.long),
+        masks=[],
+        geometry=[Geometry(PICTURE, resized)],
+    )
+
+
+def build(args: argparse.Namespace) -> SegModel:
+    """A model of these sizes with random weights that never ends an answer and writes the mask token now and then."""
+    model = assemble(plan(args)).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(args.seed)
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:
+            weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
+        elif "norm" not in name:
+            weight.zero_()
+    head = model.vlm.language.lm_head.weight
+    head[EOS] = 0  # another logit is always above 0
+    head[MASK] *= args.mask_loudness
+    return model
+
+
+def plan(args: argparse.Namespace) -> Plan:
+    """LLaMA, CLIP and SAM of the sizes asked for."""
+    grid = round(args.image_tokens**0.5)
+    language = {
+        "vocab_size": args.vocabulary,
+        "hidden_size": args.width,
+        "intermediate_size": args.width * 8 // 3,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": max(1, args.width // 64),
+        "pad_token_id": 0,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+    }
+    tower = {
+        "hidden_size": args.tower_width,
+        "intermediate_size": 4 * args.tower_width,
+        "num_hidden_layers": args.tower_layers,
+        "num_attention_heads": max(1, args.tower_width // 64),
+        "image_size": args.tower_side,
+        "patch_size": args.tower_side // grid,
+    }
+    encoder = {
+        "hidden_size": args.sam_width,
+        "output_channels": 256,
+        "num_hidden_layers": args.sam_layers,
+        "num_attention_heads": max(1, args.sam_width // 64),
+        "image_size": args.sam_side,
+        "patch_size": 16,
+        "mlp_dim": 4 * args.sam_width,
+        "window_size": 14,
+        "global_attn_indexes": [args.sam_layers - 1],
+        "num_pos_feats": 128,
+    }
+    sam = {
+        "vision_config": encoder,
+        "prompt_encoder_config": {"hidden_size": 256, "image_size": args.sam_side, "patch_size": 16},
+        "mask_decoder_config": {"hidden_size": 256},
+    }
+    return Plan(language, tower, projector_depth=2, feature_layer=-2, head="sam", head_config=sam)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 4, 8, 16], help="queries a picture")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--repeats", type=int, default=3, help="the fastest counts")
+    parser.add_argument("--new_tokens", type=int, default=12, help="length of each answer")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--mask_loudness", type=float, default=1.5, help="how much louder the mask token is than others"
+    )
+    sizes = parser.add_argument_group("sizes")
+    for name, value in {
+        "vocabulary": 32000,
+        "width": 512,
+        "layers": 8,
+        "system_tokens": 36,
+        "image_tokens": 256,
+        "tower_side": 224,
+        "tower_width": 256,
+        "tower_layers": 6,
+        "sam_side": 1024,
+        "sam_width": 128,
+        "sam_layers": 4,
+    }.items():
+        sizes.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args(argv)
+    if round(args.image_tokens**0.5) ** 2 != args.image_tokens or args.tower_side % round(args.image_tokens**0.5):
+        parser.error("--image_tokens must be a square whose side divides --tower_side")
+    return args
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

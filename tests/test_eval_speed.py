@@ -1,0 +1,27 @@
+"""The benchmark of evaluation runs, compares the answers of both paths and writes its figures."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "eval_speed.py"
+TINY = ["--vocabulary", "64", "--width", "64", "--layers", "2", "--image_tokens", "16", "--tower_side", "32"]
+TINY += ["--tower_width", "64", "--tower_layers", "3", "--sam_side", "64", "--sam_width", "64", "--sam_layers", "1"]
+
+
+def test_speed_is_measured_on_equal_answers(tmp_path):
+    program = runpy.run_path(str(SCRIPT))
+    words = [*TINY, "--queries", "1", "3", "--repeats", "1", "--new_tokens", "6", "--json", str(tmp_path / "speed.json")]
+    assert program["main"]([*words, "--mask_loudness", "3"]) == 0
+    report = json.loads((tmp_path / "speed.json").read_text())
+    assert set(report["queries_per_picture"]) == {"1", "3"} and report["setup"]["width"] == 64
+    for row in report["queries_per_picture"].values():
+        assert row["seconds"] > 0 and row["peak_mib"] > 0
+        assert row["speedup"] == pytest.approx(row["one_by_one_seconds"] / row["seconds"], rel=0.05)
+        assert row["masks"] > 0 and row["largest_logit_difference"] < 1e-3
+    with pytest.raises(SystemExit):
+        program["main"](["--image_tokens", "15"])
