@@ -1,4 +1,4 @@
-"""Turns a finished checkpoint into the project's folder or back into the published layout, and accounts for each weight.
+"""Turns a finished checkpoint into the project's folder or back into the published layout; accounts for each weight.
 
     python scripts/convert_weights.py --version LISA-7B-v1 --save_path lisa-7b
     python scripts/convert_weights.py --version LLAVA --weight gsva-7b-ft-gres.bin --system gsva --save_path gsva-7b
