@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Evaluates a PixelLM: a run folder, a merged folder or the published weights (their sub-folder hf_model), as published,
-# with the answers given. usage: bash scripts/eval_pixellm.sh CHECKPOINT DATASET [test_sem.py flags]
+# Evaluates a PixelLM: a run folder, a merged folder or the published weights (their sub-folder hf_model), as published
+# with the answers given; MUSE with generated ones, masks alone (the paper's judge of texts was not released).
+# usage: bash scripts/eval_pixellm.sh CHECKPOINT DATASET [test_sem.py flags]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 checkpoint=${1:?usage: eval_pixellm.sh CHECKPOINT DATASET [flags]}
@@ -8,3 +9,4 @@ dataset=${2:?usage: eval_pixellm.sh CHECKPOINT DATASET [flags]}
 shift 2
 python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol teacher_forced \
   --suites 'refcoco|unc|*' 'refcoco+|unc|*' 'refcocog|umd|*' 'ReasonSeg|val' "$@"
+python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol generate --suites multi "$@"

@@ -191,17 +191,24 @@ def _shipped_query(record: Record, turn: Turn) -> Query:
 
 
 def read(text: str, tokens: TokenSpec, wording: Wording) -> list[Claim]:
-    """The k-th complete group is the k-th mask; its name, where a clause of our wording gives it one of its own."""
-    clauses = [template.partition("{mask}")[0] for key in ("each", "each_named") for template in wording.lists[key]]
-    named = sorted({clause for clause in clauses if "{phrase}" in clause}, key=len, reverse=True)
-    patterns = [re.compile(_pattern(clause), re.IGNORECASE) for clause in named]
-    return [replace(claim, phrase=_name(claim.phrase, patterns)) for claim in read_claims(text, tokens)]
+    """The k-th complete group is the k-th mask; its name, where our wording gives it one, alone or in a list."""
+    claims = read_claims(text, tokens)
+    names = [_found(claim.phrase, _patterns(wording, "each", "phrase")) or "" for claim in claims]
+    if claims and not any(names):
+        listing = _found(claims[0].phrase, _patterns(wording, "together", "phrases"))
+        split = re.split(r", | and ", listing) if listing else []
+        names = split if len(split) == len(claims) else names
+    return [replace(claim, phrase=name) for claim, name in zip(claims, names, strict=True)]
 
 
-def _pattern(clause: str) -> str:
-    before, after = clause.split("{phrase}")
-    return rf"(?:and )?{re.escape(before)}(.+?){re.escape(after.rstrip(' :'))}"
+def _patterns(wording: Wording, key: str, slot: str) -> list[str]:
+    """What stands before a mask in the templates of a list that name something there, the longest first."""
+    templates = {template for name in (key, f"{key}_named") for template in wording.lists[name]}
+    clauses = {template.partition("{mask")[0].rstrip(" :") for template in templates}
+    parts = [clause.split(f"{{{slot}}}") for clause in sorted(clauses, key=len, reverse=True) if slot in clause]
+    return [rf"(?:and )?{re.escape(before)}(.+?){re.escape(after)}" for before, after in parts]
 
 
-def _name(words: str, patterns: Sequence[re.Pattern]) -> str:
-    return next((found[1] for pattern in patterns if (found := pattern.fullmatch(words))), "")
+def _found(words: str, patterns: Sequence[str]) -> str | None:
+    matches = (re.fullmatch(pattern, words, re.IGNORECASE) for pattern in patterns)
+    return next((match[1] for match in matches if match), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -179,16 +178,8 @@ def test_our_own_answers_are_read_back(seed):
     names = [["red cat", "dog", "tall tree"][index] for index in holes(turn)]
     claims = system.read("".join(part if isinstance(part, str) else GROUP for part in turn.answer))
     assert [claim.mask for claim in claims] == [0, 1, 2]
-    wording = load_wording("pixellm", LISTS)
-    apart = any(
-        re.fullmatch(
-            re.escape(c.removesuffix(".")).replace(r"\{phrase\}", names[0]).replace(r"\{mask\}", r"\*") + ",.*",
-            text(turn),
-        )
-        for c in wording.lists["each"]
-        if "{phrase}" in c
-    )
-    assert [claim.phrase for claim in claims] == (names if apart else ["", "", ""])
+    named = names[0] in text(turn)
+    assert [claim.phrase for claim in claims] == (names if named else ["", "", ""])
 
 
 def test_a_broken_group_is_no_mask():
