@@ -18,23 +18,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.collate import look
-from data.types import IMAGE_PLACEHOLDER, Query, Record
+from data.types import Query
 from data.views import read_image
 from evaluation.cli import Parser, add_model_flags, load_assistant
 from evaluation.draw import Layer, colour_of, with_legend
-from evaluation.protocols import Reply, generate
-from systems.assistant import Assistant
+from evaluation.predictor import Predictor, free_query
+from evaluation.protocols import Reply
 from utils.log import setup_logging
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     setup_logging()
-    assistant = load_assistant(args)
+    predictor = Predictor(load_assistant(args), max_new_tokens=args.max_new_tokens)
     if args.image:
-        return 0 if answer(assistant, args.image, args.prompt, args.classes, args) else 1
-    talk(assistant, args)
+        return 0 if answer(predictor, args.image, args.prompt, args.classes, args) else 1
+    talk(predictor, args)
     return 0
 
 
@@ -56,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def talk(assistant: Assistant, args: argparse.Namespace) -> None:
+def talk(predictor: Predictor, args: argparse.Namespace) -> None:
     """Asks for a prompt, then for a picture, until the input ends. Each question starts anew, as in the original."""
     while True:
         try:
@@ -68,14 +67,14 @@ def talk(assistant: Assistant, args: argparse.Namespace) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        answer(assistant, image, prompt, "", args)
+        answer(predictor, image, prompt, "", args)
 
 
-def answer(assistant: Assistant, image: str, prompt: str, classes: str, args: argparse.Namespace) -> bool:
+def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: argparse.Namespace) -> bool:
     """Asks, prints and saves; what is wrong with the picture or the words is said, and the answer is False."""
     try:
-        queries = make_queries(assistant, Path(image), prompt, classes)
-        (replies,) = generate(assistant, [look(image, assistant.views)], [queries], args.max_new_tokens)
+        queries = make_queries(predictor, prompt, classes)
+        (replies,) = predictor.replies([image], [queries])
         report = save(Path(image), queries, replies, args.vis_save_path)
     except (OSError, ValueError) as error:
         print(f"Cannot answer: {error}")
@@ -92,12 +91,11 @@ def answer(assistant: Assistant, image: str, prompt: str, classes: str, args: ar
     return True
 
 
-def make_queries(assistant: Assistant, image: Path, prompt: str, classes: str) -> list[Query]:
+def make_queries(predictor: Predictor, prompt: str, classes: str) -> list[Query]:
     """The prompt as it is behind the picture, or the system's own question about a class list."""
     if prompt.strip():
-        return [Query(f"{IMAGE_PLACEHOLDER}\n{prompt.strip()}", ())]
-    names = [name.strip() for name in classes.split(",") if name.strip()]
-    return assistant.system.task.queries(Record(image, "classes", vocabulary=tuple(names)))
+        return [free_query(prompt)]
+    return predictor.class_queries([name.strip() for name in classes.split(",") if name.strip()])
 
 
 def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder: Path) -> dict[str, Any]:

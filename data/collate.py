@@ -84,10 +84,14 @@ class Maker:
 
 
 def look(path: str | Path, views: Views) -> Sample:
-    """A picture in both views, without rows or masks; enough for generation."""
-    image = read_image(path)
+    """The picture of a file in both views, without rows or masks; enough for generation."""
+    return look_at(read_image(path), views, str(path))
+
+
+def look_at(image: np.ndarray, views: Views, name: str) -> Sample:
+    """An (H, W, 3) uint8 RGB picture in both views."""
     seg_pixels, geometry = views.seg(image) if views.seg else (None, views.language.geometry(*image.shape[:2]))
-    return Sample(str(path), views.language(image), seg_pixels, geometry)
+    return Sample(name, views.language(image), seg_pixels, geometry)
 
 
 def draw_masks(record: Record, targets: Sequence[int], shape: tuple[int, int]) -> Tensor:

@@ -128,7 +128,7 @@ def reply(assistant, text: str, masks: int) -> Reply:
 def test_what_is_there_and_what_is_not_is_said(tmp_path, capsys, monkeypatch, name, text, named, absent):
     assistant = tiny(name)
     monkeypatch.setattr(chat, "load_assistant", lambda args: assistant)
-    monkeypatch.setattr(chat, "generate", lambda *_: [[reply(assistant, text, text.count("[SEG]"))]])
+    monkeypatch.setattr("evaluation.predictor.generate", lambda *_: [[reply(assistant, text, text.count("[SEG]"))]])
     assert run(tmp_path, "--image", str(PICTURE), "--prompt", PROMPT) == 0
     report, said = json.loads((tmp_path / "image0.json").read_text()), capsys.readouterr().out
     assert [mask["name"] for mask in report["masks"]] == named and report["absent"] == absent
