@@ -90,6 +90,18 @@ def test_without_lora_the_language_model_trains_in_full():
     ]
 
 
+@pytest.mark.parametrize(("rank", "layers"), [(0, False), (-1, True)])
+def test_without_lora_the_language_model_may_be_frozen_or_train_by_layers(rank, layers):
+    """gsva.md 5.1: rank 0 freezes all but the vocabulary, a negative one trains the layers."""
+    model, lora = tiny_model(), LoraConfig(r=rank)
+    apply_lora(model, lora)
+    mark_trainable(model, replace(CONFIG, lora=lora, train_language=False))
+    language = {name for name in trainable_names(model) if name.startswith("vlm.")}
+    assert {"vlm.language.model.embed_tokens.weight", "vlm.language.lm_head.weight"} <= language
+    assert any(".layers." in name for name in language) == layers
+    assert "vlm.language.model.norm.weight" not in language and not any(".lora_" in name for name in language)
+
+
 def test_only_trained_weights_move():
     model = prepare_training(tiny_model(), CONFIG)
     before = copy.deepcopy(dict(model.named_parameters()))
