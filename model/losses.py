@@ -16,6 +16,7 @@ from utils.config import LossConfig
 from utils.registry import unknown
 
 DICE_SCALE, DICE_EPS, COUNT_EPS = 1000.0, 1e-6, 1e-8  # as released
+MASK_SIZES = ("full", "decoder")
 REFUSED = ("excluded", "counted")
 REFINEMENTS = ("none", "paper", "overlap_only")
 
@@ -35,7 +36,8 @@ def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
         raise ValueError(f"predicted and true masks differ in number, picture by picture: {counts} {batch.names}")
     ce = config.ce * text_loss(output.token_logits, output.token_targets)
     count = sum(len(masks) for masks in batch.masks) + COUNT_EPS
-    pictures = zip(output.masks, batch.masks, _ignored(batch, config), _weights(output, batch, config), strict=True)
+    truth, ignore = _truth(output, batch, config)
+    pictures = zip(output.masks, truth, ignore, _weights(output, batch, config), strict=True)
     sums = [mask_losses(*group) for group in _by_size(pictures)]
     blank = _refused(batch, config)
     count += sum(map(len, blank))
@@ -127,6 +129,25 @@ def _refused(batch: Batch, config: LossConfig) -> list[Tensor]:
         return []
     counts = [number if len(masks) else 0 for number, masks in zip(batch.refused, batch.masks, strict=True)]
     return [masks.new_zeros(number, *masks.shape[1:]) for number, masks in zip(counts, batch.masks, strict=True)]
+
+
+def _truth(output: SegOutput, batch: Batch, config: LossConfig) -> tuple[list[Tensor], list[Tensor | None]]:
+    """True masks and ignored pixels of each picture; for cells of the decoder the covered share of each, and those
+    with anything ignored in them."""
+    if config.mask_size not in MASK_SIZES:
+        raise ValueError(unknown("loss.mask_size", config.mask_size, MASK_SIZES))
+    truth, ignored = batch.masks, _ignored(batch, config)
+    if config.mask_size == "full":
+        return truth, ignored
+    sizes = [masks.shape[1:] for masks in output.masks]
+    truth = [_shares(masks, size) for masks, size in zip(truth, sizes, strict=True)]
+    pairs = zip(ignored, sizes, strict=True)
+    return truth, [None if mask is None else _shares(mask[None].float(), size)[0] > 0 for mask, size in pairs]
+
+
+def _shares(masks: Tensor, size: torch.Size) -> Tensor:
+    """(N, H, W) to means of the areas of (N, h, w) cells."""
+    return F.interpolate(masks[:, None], size, mode="area")[:, 0] if len(masks) else masks.new_zeros(0, *size)
 
 
 def _ignored(batch: Batch, config: LossConfig) -> list[Tensor | None]:

@@ -19,7 +19,7 @@ class SegOutput:
 
     token_logits: Tensor  # (S, V)
     token_targets: Tensor  # (S,)
-    masks: list[Tensor]  # B x (N_b, H_b, W_b) float32 logits, > 0 is inside
+    masks: list[Tensor]  # B x (N_b, H_b, W_b) float32 logits, > 0 is inside; smaller in training without `full_masks`
 
 
 @dataclass
@@ -38,6 +38,7 @@ class SegModel(nn.Module):
         self.vlm = vlm
         self.head = head
         self.project = project
+        self.full_masks = True  # in training; else masks come as the decoder gives them
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,13 +98,16 @@ class SegModel(nn.Module):
         if dummy:
             rows, positions = rows.new_zeros(1), positions.new_zeros(1, self.head.tokens)
         states = hidden[rows[:, None], positions]  # (Q, K, H)
-        masks = self._decode(features, states, batch.row_image[rows], batch)
+        full = self.full_masks or not self.training
+        masks = self._decode(features, states, batch.row_image[rows], batch, full=full)
         return [picture[:0] for picture in masks] if dummy else masks
 
-    def _decode(self, features: Features, states: Tensor, query_image: Tensor, batch: Batch) -> list[Tensor]:
+    def _decode(
+        self, features: Features, states: Tensor, query_image: Tensor, batch: Batch, *, full: bool = True
+    ) -> list[Tensor]:
         """(Q, K, H) states of the language model to masks by picture."""
         queries = self.project(states.to(self.dtype))
-        return self.head.decode(features, queries, query_image, batch.geometry)
+        return self.head.decode(features, queries, query_image, batch.geometry, full)
 
     def _no_mask(self, batch: Batch, row: int) -> Tensor:
         return torch.zeros(0, *batch.geometry[int(batch.row_image[row])].original, device=self.device)

@@ -51,6 +51,7 @@ def build(recipe: Recipe, device: torch.device | str | None = None, trainable: b
     system, tokenizer, model = _parts(recipe)
     if trainable:
         prepare_training(model, recipe.model, seed=recipe.train.seed)
+        model.full_masks = recipe.loss.mask_size == "full"
     else:
         model.requires_grad_(False).eval()
     return _assemble(system, tokenizer, model, recipe, device)

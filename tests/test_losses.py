@@ -5,7 +5,7 @@ import torch
 
 from model.losses import mask_losses, objective
 from model.seg_model import SegOutput
-from tests.tiny_model import tiny_batch
+from tests.tiny_model import tiny_batch, tiny_model
 from utils.config import LossConfig
 
 
@@ -123,3 +123,39 @@ def test_refused_slots_count_only_where_a_recipe_says_so(output):
     assert alone[0] == alone[1]
     with pytest.raises(ValueError, match=r"no loss.refused 'maybe'; have: counted, excluded"):
         objective(output, batch, LossConfig(refused="maybe"))
+
+
+def test_masks_are_compared_in_the_cells_of_the_decoder_where_a_recipe_says_so():
+    model, batch = tiny_model(), tiny_batch()
+    full = model.train()(batch)
+    model.full_masks = False
+    small = model(batch)
+    assert [tuple(masks.shape) for masks in full.masks] == [(2, 20, 30), (1, 25, 10)]
+    assert [tuple(masks.shape) for masks in small.masks] == [(2, 22, 32), (1, 32, 13)], "of 32 x 32 cells"
+    assert [tuple(masks.shape) for masks in model.eval()(batch).masks] == [(2, 20, 30), (1, 25, 10)]
+    config = LossConfig(mask_size="decoder", ignore_region=True)
+    batch.masks = [torch.zeros(2, 44, 64), torch.zeros(1, 64, 26)]
+    batch.masks[0][:, :21, :33] = 1
+    batch.ignore = [torch.zeros(44, 64, dtype=torch.bool), None]
+    batch.ignore[0][0, 7] = True
+    truth = torch.zeros(2, 22, 32)
+    truth[:, :10, :16], truth[:, 10, :16], truth[:, :10, 16], truth[:, 10, 16] = 1, 0.5, 0.5, 0.25
+    ignore = torch.zeros(22, 32, dtype=torch.bool)
+    ignore[0, 3] = True
+    pictures = [mask_losses(small.masks[0], truth, ignore), mask_losses(small.masks[1], torch.zeros(1, 32, 13))]
+    bce, dice = (sum(values).item() / 3 for values in zip(*pictures, strict=True))
+    parts = objective(small, batch, config).parts
+    assert parts["bce"].item() == pytest.approx(2.0 * bce, rel=1e-5)
+    assert parts["dice"].item() == pytest.approx(0.5 * dice, rel=1e-5)
+    with pytest.raises(ValueError, match=r"no loss.mask_size 'half'; have: decoder, full"):
+        objective(small, batch, LossConfig(mask_size="half"))
+
+
+def test_masks_of_the_decoder_train_the_same_weights():
+    model = tiny_model().train()
+    model.full_masks = False
+    for masks in (True, False):
+        model.zero_grad(set_to_none=True)
+        batch = tiny_batch(masks=masks)
+        objective(model(batch), batch, LossConfig(mask_size="decoder")).total.backward()
+        assert all(weight.grad is not None for weight in model.project.parameters())

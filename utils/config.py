@@ -98,6 +98,7 @@ class LossConfig:
     ce: float = 1.0
     dice: float = 0.5
     bce: float = 2.0
+    mask_size: str = "full"  # where masks are compared: full (published: the picture's pixels) | decoder (its cells)
     ignore_region: bool = False  # published: ignored pixels are background in training
     refinement: str = "none"  # of bce, where a question's masks overlap: none (released) | paper | overlap_only
     alpha: float = 2.0  # refinement paper: weight of such pixels

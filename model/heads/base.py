@@ -58,9 +58,11 @@ class MaskHead(Protocol):
         """Encodes the B pictures of a batch once."""
 
     def decode(
-        self, features: Features, queries: Tensor, query_image: Tensor, geometry: list[Geometry]
+        self, features: Features, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
     ) -> list[Tensor]:
-        """(Q, K, D) queries and their pictures (Q,), ascending, to B x (N_b, H_b, W_b) float32 logits."""
+        """(Q, K, D) queries and their pictures (Q,), ascending, to B x (N_b, H_b, W_b) float32 logits.
+
+        full: at the original sizes; else as the decoder gives them, without the padding."""
 
     def trained(self, options: dict[str, Any]) -> Iterable[nn.Module | nn.Parameter]:
         """The parts that train with `train_mask_decoder`; the rest is frozen."""
@@ -90,6 +92,14 @@ def to_original(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
     height, width = geometry.resized
     logits = logits[..., :height, :width]
     return F.interpolate(logits, geometry.original, mode="bilinear", align_corners=False)[:, 0]
+
+
+def of_content(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
+    """(N, h, w) logits of a padded square view of side `size` to float32 ones of the cells that show the picture."""
+    rows, columns = (
+        max(1, round(side * cells / size)) for side, cells in zip(geometry.resized, logits.shape[1:], strict=True)
+    )
+    return logits[:, :rows, :columns].float()
 
 
 def split_by_image(values: Tensor, query_image: Tensor, images: int) -> list[Tensor]:

@@ -12,7 +12,7 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
 
 from data.types import Batch, Geometry
-from model.heads.base import HEADS, Host, fourier_positions, in_pieces, split_by_image, to_original
+from model.heads.base import HEADS, Host, fourier_positions, in_pieces, of_content, split_by_image, to_original
 from model.heads.sam_keys import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
 from model.names import under
 from model.vlm.llava import Vision
@@ -68,11 +68,14 @@ class SamHead(nn.Module):
         with torch.no_grad():
             return self.encoder(batch.seg_pixels).last_hidden_state
 
-    def decode(self, features: Tensor, queries: Tensor, query_image: Tensor, geometry: list[Geometry]) -> list[Tensor]:
+    def decode(
+        self, features: Tensor, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
+    ) -> list[Tensor]:
         """(Q, K, D) to B x (N_b, H_b, W_b) float32 logits."""
         logits = in_pieces(partial(self._low_resolution, features), queries, query_image)
         by_image = split_by_image(logits, query_image, len(geometry))
-        return [to_original(piece, place, self.view_size) for piece, place in zip(by_image, geometry, strict=True)]
+        finish = to_original if full else of_content
+        return [finish(piece, place, self.view_size) for piece, place in zip(by_image, geometry, strict=True)]
 
     def _low_resolution(self, features: Tensor, queries: Tensor, query_image: Tensor) -> Tensor:
         """(Q, K, D) to (Q, 4h, 4w) logits: each query with its own copy of its picture's embedding."""
