@@ -9,7 +9,8 @@ started=$SECONDS
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
 step "1/5 Drawing the toy world"
-python scripts/make_toy_dataset.py "$out/dataset" --force --seed 0 --images 2000 --val_images 120
+python scripts/make_toy_dataset.py "$out/dataset" --force --seed 0 --images 5000 --val_images 100 \
+  --only ade20k refcoco reason_seg llava_instruct
 
 step "2/5 Training (LoRA on the toy base, the recipe of configs/toy_lasagna.yaml)"
 rm -rf "$out/train"
