@@ -4,6 +4,7 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from transformers import LlavaForConditionalGeneration, SamModel
 
@@ -22,7 +23,7 @@ _UPSTREAM = NameTable(SAM_NAMES)
 def save_sam(sam: SamModel, out: Path) -> Path:
     """Write `sam` to <out>/sam_vit_toy.safetensors, under upstream's names; its Fourier matrix is there once."""
     tensors = {key: value for key, value in sam.state_dict().items() if not key.startswith("shared_image_embedding.")}
-    named = {_UPSTREAM.theirs(_PARTS.ours(key)): value.half().contiguous() for key, value in tensors.items()}
+    named = {_UPSTREAM.theirs(_PARTS.ours(key)): value.to(torch.float16).contiguous() for key, value in tensors.items()}
     out.mkdir(parents=True, exist_ok=True)
     part = out / f"{SAM_FILE}.part"
     save_file(named, part)
@@ -34,7 +35,7 @@ def save_sam(sam: SamModel, out: Path) -> Path:
 def save_llava(llava: LlavaForConditionalGeneration, out: Path) -> Path:
     """Write `llava` and its image processor's settings to <out>/llava, beside the tokenizer that is there."""
     folder = out / LLAVA_FOLDER
-    deepcopy(llava).half().save_pretrained(folder)
+    deepcopy(llava).to(torch.float16).save_pretrained(folder)
     (folder / "model.safetensors").chmod(READABLE)
     settings = {
         "image_processor_type": "CLIPImageProcessor",
