@@ -3,9 +3,12 @@
     python test_sem.py --version runs/mine --dataset_dir ./dataset
     python test_sem.py --version runs/mine-merged --suites 'refcoco*' ReasonSeg'|val' --protocol teacher_forced
     torchrun --nproc_per_node 8 test_sem.py --version CHECKPOINT --val_dataset_list cityscapes,ade20k,cocostuff
+    python test_sem.py --from runs/evaluation/mine/generate/predictions/refcoco_unc_val.jsonl
     python test_sem.py --list
 
-Prints a table and writes OUT/results.json and OUT/predictions/<suite>.jsonl; every figure names protocol and variant.
+Prints a table and writes OUT/results.json, OUT/results.md, OUT/report/index.html (a page that needs nothing else) and
+OUT/predictions/<suite>.jsonl; every figure names its protocol and variant. The same command after a cut goes on where
+it stopped; --from scores predictions again, without model or data.
 The exit status is 1 when the data of a suite are missing (the others are evaluated all the same).
 """
 
@@ -17,8 +20,10 @@ from pathlib import Path
 
 from evaluation import suites
 from evaluation.cli import Parser, add_model_flags, load_assistant
+from evaluation.journal import predictions
 from evaluation.protocols import GENERATED, PROTOCOLS
-from evaluation.runner import as_table, evaluate
+from evaluation.report import write_report
+from evaluation.runner import as_table, evaluate, rescore, write_results
 from utils import dist
 from utils.log import setup_logging
 
@@ -30,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print(suites.table())
         return 0
+    if args.predictions:
+        return again(args)
     chosen = args.suites or args.val_dataset_list.split(",")
     try:
         suites.find_suites(chosen)
@@ -50,12 +57,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_new_tokens=args.max_new_tokens,
         workers=args.workers,
         classes=args.classes,
+        resume=not args.fresh,
     )
     if dist.is_main():
         print(as_table(results))
+        write_report(results, predictions([out / "predictions"]) if results["suites"] else {}, out / "report")
         print(f"results: {out / 'results.json'}; predictions: {out / 'predictions'}")
     dist.stop()
     return 1 if results["missing"] else 0
+
+
+def again(args: argparse.Namespace) -> int:
+    """Scores files of predictions; with --out results and report are written, too."""
+    try:
+        lines = predictions(args.predictions)
+        results = rescore(args.predictions)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"test_sem.py: {error}") from None
+    print(as_table(results))
+    if args.out:
+        write_results(results, Path(args.out))
+        write_report(results, lines, Path(args.out) / "report")
+    return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -73,10 +96,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer")
     parser.add_argument("--workers", type=int, default=2, help="threads that read pictures ahead")
     parser.add_argument("--out", help="default: runs/evaluation/<name of version>")
+    parser.add_argument("--fresh", action="store_true", help="start anew instead of going on after a cut")
+    parser.add_argument(
+        "--from",
+        nargs="+",
+        dest="predictions",
+        metavar="JSONL",
+        help="score these predictions (files or folders) and leave",
+    )
     parser.add_argument("--list", action="store_true", help="print the suites and leave")
     parser.add_argument("--eval_only", action="store_true", help="taken as the original has it: it is what this does")
     args = parser.parse(argv)
-    if not args.list and not args.version:
+    if not (args.list or args.predictions or args.version):
         parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")
     for name in ("limit", "workers"):
         if getattr(args, name) < 0:

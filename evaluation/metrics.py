@@ -18,16 +18,21 @@ from torch import Tensor
 
 IGNORE = -1  # truth of a pixel that no standard metric counts
 STANDARD, RELEASED = "standard", "as_released"
+PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
 LISA_EPS, CIOU_EPS, GSVA_EPS = 1e-5, 1e-10, 1e-8  # denominators of the released scoring programs
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number with everything that names it; value None: there was nothing to count."""
+    """One number with everything that names it; value None: there was nothing to count.
+
+    interval: 95% over the choice of pictures, where it is estimated.
+    """
 
     metric: str
     variant: str
     value: float | None
+    interval: tuple[float, float] | None = None
 
 
 class Overlap(NamedTuple):
@@ -117,7 +122,7 @@ class Overlaps:
     def figures(self) -> list[Figure]:
         """The standard variant, and LISA's where it differs."""
         figures = [Figure("gIoU", STANDARD, self.giou()), Figure("cIoU", STANDARD, self.ciou())]
-        figures += [Figure("Pr@0.5", STANDARD, self.precision(0.5))]
+        figures += [Figure(f"Pr@{level}", STANDARD, self.precision(level)) for level in PRECISIONS]
         if any(not row.truth for row in self.rows):
             figures += [Figure("N-acc", STANDARD, self.n_acc()), Figure("T-acc", STANDARD, self.t_acc())]
         return figures + [Figure(name, RELEASED, value) for name, value in self.released().items() if self.rows]

@@ -8,23 +8,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from data.collate import Sample, look
 from data.sources import Source
 from data.types import Query, Record
+from evaluation.journal import Journal, Line, fingerprint, prediction, predictions
 from evaluation.metrics import STANDARD
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
 from evaluation.scoring import SCORERS
 from evaluation.suites import Suite, find_suites
+from evaluation.tables import as_markdown, between, number
 from systems.assistant import Assistant
 from utils import dist
 from utils.config import Recipe
 from utils.log import log
-from utils.masks import encode_rle
 
 KEPT_OPTIONS = (
     "classes",
@@ -58,36 +58,74 @@ def evaluate(
     max_new_tokens: int = 512,
     workers: int = 2,
     classes: str | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Scores the suites (names, groups, globs); each figure of the results names its metric, variant and protocol.
 
     limit: pictures a suite, 0 for all. batch_size: pictures a batch. classes: a class-list file for the semantic
     suites, `{source}` in it stands for the source's name; without it the recipe's class lists count.
-    out_dir: gets results.json and a folder of predictions, one JSON line a picture. A suite without its data is
-    reported under `missing`, and the others go on. Run on all processes: each scores its share, all return the whole.
+    out_dir: gets results.json and a folder of predictions, one JSON line a picture. resume: predictions that are there
+    already, made with the same weights and settings, are kept; the results are those of a run without a break.
+    A suite without its data is reported under `missing`, and the others go on. Run on all processes: each scores its
+    share, all return the whole.
     """
     protocol_named(protocol)  # an unknown one raises with the choices
     results: dict[str, Any] = {"protocol": protocol, "limit": limit, "suites": {}, "missing": {}}
     folder = Path(out_dir) if out_dir else None
+    made_with = identity(assistant) if folder else {}
     training = assistant.model.training
     assistant.model.eval()
     try:
         for suite in find_suites(suites):
             try:
-                source = suite.open(dataset_dir, source_options(assistant.recipe, suite, classes))
+                options = source_options(assistant.recipe, suite, classes)
+                source = suite.open(dataset_dir, options)
             except (FileNotFoundError, ValueError) as error:
                 log.warning("%s cannot be evaluated: %s", suite.name, error)
                 results["missing"][suite.name] = str(error)
                 continue
             how = suite.forced if protocol == FORCED else protocol
             run = Run(assistant, suite, source, how, protocol_named(how), batch_size, max_new_tokens, workers)
-            results["suites"][suite.name] = run(limit, folder / "predictions" if folder else None)
+            journal = Journal(folder / "predictions" if folder else None, suite.name)
+            settings = {**made_with, "data": str(Path(dataset_dir).resolve()), "options": options}
+            results["suites"][suite.name] = run(limit, journal, settings, resume=resume)
     finally:
         assistant.model.train(training)
     if folder and dist.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_results(results, folder)
     return results
+
+
+def write_results(results: dict[str, Any], folder: Path) -> None:
+    """results.json with everything, results.md to be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text(as_markdown(results), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def rescore(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """The results of files (or folders) of predictions, every metric and variant, without model or data."""
+    suites = {}
+    for name, lines in predictions(paths).items():
+        (suite,) = find_suites([name])
+        score = Score(suite.metric)
+        for line in lines:
+            score.add(line)
+        suites[name] = score.result(lines[0]["protocol"])
+    return {"from": [str(path) for path in paths], "suites": suites, "missing": {}}
+
+
+def identity(assistant: Assistant) -> dict[str, Any]:
+    """What answers depend on: weights, system, wording, precision."""
+    recipe = assistant.recipe
+    return {
+        "weights": fingerprint(assistant.model),
+        "system": recipe.system,
+        "system_options": json.dumps(dict(recipe.options), sort_keys=True),
+        "conv_type": recipe.model.conv_type,
+        "model_max_length": recipe.model.model_max_length,
+        "precision": str(assistant.model.dtype),
+    }
 
 
 def summary(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -101,13 +139,13 @@ def summary(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 def as_table(results: dict[str, Any]) -> str:
     """Every figure on a line of its own, with suite, variant and protocol."""
     wide = max([24, *(len(name) + 2 for name in results["suites"])])
-    lines = [f"{'suite':<{wide}}{'metric':<18}{'variant':<13}{'protocol':<16}{'value':>8}  pictures"]
+    lines = [f"{'suite':<{wide}}{'metric':<18}{'variant':<13}{'protocol':<16}{'value':>8}  pictures  95 % interval"]
     for name, suite in results["suites"].items():
         for figure in suite["figures"]:
-            value = "-" if figure["value"] is None else f"{figure['value']:.4f}"
+            value = number(figure["value"])
             lines.append(
                 f"{name:<{wide}}{figure['metric']:<18}{figure['variant']:<13}{figure['protocol']:<16}{value:>8}"
-                f"  {suite['pictures']}"
+                f"  {suite['pictures']:<8}  {between(figure)}".rstrip()
             )
         troubles = {key: suite[key] for key in ("parse_failures", "unfinished") if suite[key]}
         if troubles:
@@ -138,31 +176,35 @@ class Run:
     max_new_tokens: int
     workers: int
 
-    def __call__(self, limit: int, folder: Path | None) -> dict[str, Any]:
+    def __call__(self, limit: int, journal: Journal, settings: dict[str, Any], *, resume: bool) -> dict[str, Any]:
         """Answers, counts and writes this process's share; returns the figures of all shares together."""
-        scorer, tally, started = SCORERS[self.suite.metric](), Tally(), time.monotonic()
-        number = min(limit or len(self.source), len(self.source))
-        mine = range(number)[dist.rank() :: dist.world_size()]
-        lines = self._lines(mine, tqdm(total=len(mine), desc=self.suite.name, disable=not dist.is_main(), leave=False))
-        with Sink(folder, self.suite.name) as sink:
-            for line in lines:
-                scorer.add(line["counts"])
-                tally.add(line)
-                sink.write(line)
-        scorer, *others = dist.gather(scorer)
-        tally, *tallies = dist.gather(tally)
-        for other, more in zip(others, tallies, strict=True):
-            scorer.merge(other)
-            tally.merge(more)
-        figures = [{**vars(figure), "protocol": self.protocol} for figure in scorer.figures()]
-        seconds = round(time.monotonic() - started, 3)
-        return {"figures": figures, **vars(tally), "seconds": seconds, **scorer.details()}
+        score, number = Score(self.suite.metric), min(limit or len(self.source), len(self.source))
+        batches = [range(number)[start : start + self.batch_size] for start in range(0, number, self.batch_size)]
+        settings = {
+            **settings,
+            "suite": self.suite.name,
+            "protocol": self.protocol,
+            "records": len(self.source),
+            "batch_size": self.batch_size,
+            "max_new_tokens": self.max_new_tokens,
+        }
+        with journal:
+            kept, open_batches = journal.begin(settings, batches, resume=resume)
+            for line in kept:
+                score.add(line)
+            for line in self._lines(open_batches[dist.rank() :: dist.world_size()]):
+                score.add(line)
+                journal.write(line)
+        score, *others = dist.gather(score)
+        for other in others:
+            score.merge(other)
+        return score.result(self.protocol)
 
-    def _lines(self, indices: Sequence[int], bar: tqdm) -> Iterator[dict[str, Any]]:
+    def _lines(self, batches: Sequence[Sequence[int]]) -> Iterator[Line]:
         """One JSON-able line a picture, in order."""
-        groups = [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
-        with bar:
-            for items in ahead(self._load, groups, self.workers):
+        total = sum(map(len, batches))
+        with tqdm(total=total, desc=self.suite.name, disable=not dist.is_main(), leave=False) as bar:
+            for items in ahead(self._load, batches, self.workers):
                 started = time.monotonic()
                 samples, queries = [item.sample for item in items], [item.queries for item in items]
                 replies = self.answer(self.assistant, samples, queries, self.max_new_tokens)
@@ -181,7 +223,7 @@ class Run:
             items.append(Item(index, record, queries, look(record.image, self.assistant.views)))
         return items
 
-    def _line(self, item: Item, replies: list[Reply], seconds: float) -> dict[str, Any]:
+    def _line(self, item: Item, replies: list[Reply], seconds: float) -> Line:
         counts = SCORERS[self.suite.metric].count(item.record, item.queries, replies, self.protocol)
         return {
             "suite": self.suite.name,
@@ -190,70 +232,45 @@ class Run:
             "protocol": self.protocol,
             "seconds": round(seconds, 4),
             "counts": counts,
-            "answers": [(query, reply) for query, reply in zip(item.queries, replies, strict=True)],
+            "answers": [prediction(query, reply) for query, reply in zip(item.queries, replies, strict=True)],
         }
 
 
-@dataclass
-class Tally:
-    """What a run went through: pictures, questions, and what went wrong in answers."""
+class Score:
+    """The figures of one suite from lines of predictions, and what a run went through to make them."""
 
-    pictures: int = 0
-    queries: int = 0
-    parse_failures: int = 0  # claims that name nothing asked for, or a mask that is not there
-    unfinished: int = 0  # answers cut off at the token limit
+    def __init__(self, metric: str):
+        self.scorer = SCORERS[metric]()
+        self.pictures = 0
+        self.queries = 0
+        self.parse_failures = 0  # claims that name nothing asked for, or a mask that is not there
+        self.unfinished = 0  # answers cut off at the token limit
+        self.seconds = 0.0  # of answering, summed over the processes
 
-    def add(self, line: dict[str, Any]) -> None:
-        replies = [reply for _, reply in line["answers"]]
+    def add(self, line: Line) -> None:
+        answers = line["answers"]
+        self.scorer.add(line["counts"])
         self.pictures += 1
-        self.queries += len(replies)
-        self.parse_failures += line["counts"]["unmatched"] + sum(reply.unread for reply in replies)
-        self.unfinished += sum(not reply.finished for reply in replies)
+        self.queries += len(answers)
+        self.parse_failures += line["counts"]["unmatched"] + sum(answer["unread"] for answer in answers)
+        self.unfinished += sum(not answer["finished"] for answer in answers)
+        self.seconds += line["seconds"]
 
-    def merge(self, other: Tally) -> None:
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
+    def merge(self, other: Score) -> None:
+        self.scorer.merge(other.scorer)
+        for name in ("pictures", "queries", "parse_failures", "unfinished", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
-
-class Sink:
-    """Predictions as JSON lines, each flushed when its picture is done; without a folder nothing is written.
-
-    Several processes write a file each: `<suite>.jsonl`, `<suite>.1.jsonl`, ...
-    """
-
-    def __init__(self, folder: Path | None, suite: str):
-        self._file: TextIO | None = None
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            part = f".{dist.rank()}" if dist.rank() else ""
-            self._file = (folder / f"{suite.replace('|', '_')}{part}.jsonl").open("w", encoding="utf-8")
-
-    def __enter__(self) -> Sink:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._file:
-            self._file.close()
-
-    def write(self, line: dict[str, Any]) -> None:
-        if self._file:
-            answers = [prediction(query, reply) for query, reply in line["answers"]]
-            self._file.write(json.dumps({**line, "answers": answers}) + "\n")
-            self._file.flush()
-
-
-def prediction(query: Query, reply: Reply) -> dict[str, Any]:
-    """One answer as JSON: text, claims as [phrase, mask], masks as RLE."""
-    masks = (reply.masks > 0).to(torch.uint8).cpu().numpy()
-    return {
-        "question": query.question,
-        "asked": list(query.asked),
-        "text": reply.text,
-        "claims": [[claim.phrase, claim.mask] for claim in reply.claims],
-        "masks": [encode_rle(mask) for mask in masks],
-        "finished": reply.finished,
-        "unread": reply.unread,
-    }
+    def result(self, protocol: str) -> dict[str, Any]:
+        return {
+            "figures": [{**vars(figure), "protocol": protocol} for figure in self.scorer.figures()],
+            "pictures": self.pictures,
+            "queries": self.queries,
+            "parse_failures": self.parse_failures,
+            "unfinished": self.unfinished,
+            "seconds": round(self.seconds, 3),
+            **self.scorer.details(),
+        }
 
 
 def ahead(function: Any, items: Iterable[Any], workers: int) -> Iterator[Any]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.types import Query, Record
+from evaluation.bootstrap import interval
 from evaluation.matching import Names, assign, read_list
 from evaluation.metrics import (
     IGNORE,
+    PRECISIONS,
     RELEASED,
     STANDARD,
     Confusion,
@@ -116,6 +119,7 @@ class OverlapScorer:
 
     def __init__(self) -> None:
         self.kinds: dict[str, Overlaps] = {}
+        self.pictures: list[Overlaps] = []
 
     @staticmethod
     def count(record: Record, queries: Sequence[Query], replies: Sequence[Reply], protocol: str) -> dict[str, Any]:
@@ -133,19 +137,40 @@ class OverlapScorer:
         return {"kind": record.kind, "overlaps": [list(row) for row in rows], "unmatched": 0}
 
     def add(self, counts: dict[str, Any]) -> None:
-        scores = self.kinds.setdefault(counts["kind"], Overlaps())
+        picture = Overlaps()
         for row in counts["overlaps"]:
-            scores.add(row)
+            picture.add(row)
+        self.pictures.append(picture)
+        self.kinds.setdefault(counts["kind"], Overlaps()).merge(picture)
 
     def merge(self, other: OverlapScorer) -> None:
         for kind, scores in other.kinds.items():
             self.kinds.setdefault(kind, Overlaps()).merge(scores)
+        self.pictures += other.pictures
 
     def figures(self) -> list[Figure]:
+        """With intervals of the standard gIoU, cIoU and precisions."""
         whole = Overlaps()
         for scores in self.kinds.values():
             whole.merge(scores)
-        return whole.figures()
+        intervals = {name: interval(*sums) for name, sums in self._sums().items()}
+        return [
+            replace(figure, interval=intervals.get(figure.metric) if figure.variant == STANDARD else None)
+            for figure in whole.figures()
+        ]
+
+    def _sums(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Metric -> its numerators and denominators, one a picture."""
+        rows = [picture.rows for picture in self.pictures]
+        present = [[row for row in group if row.truth] for group in rows]
+        sums: dict[str, tuple[list[float], list[float]]] = {
+            "gIoU": ([len(p.rows) * (p.giou() or 0.0) for p in self.pictures], [len(group) for group in rows]),
+            "cIoU": ([sum(r.intersection for r in g) for g in rows], [sum(r.union for r in g) for g in rows]),
+        }
+        for level in PRECISIONS:
+            hits = [sum(row.intersection >= level * row.union for row in group) for group in present]
+            sums[f"Pr@{level}"] = hits, [len(group) for group in present]
+        return sums
 
     def details(self) -> dict[str, Any]:
         """The standard figures of each kind, where there are several."""

@@ -17,7 +17,7 @@ import test_sem
 from data.types import Claim, Mask, Query, Record, Target
 from evaluation.metrics import RELEASED, STANDARD
 from evaluation.protocols import FORCED, GENERATED, Reply
-from evaluation.runner import Tally, as_table, evaluate, source_options, summary
+from evaluation.runner import Score, as_table, evaluate, source_options, summary
 from evaluation.scoring import SCORERS, OverlapScorer, SemanticScorer
 from evaluation.suites import find_suites
 from utils.config import Recipe, from_dict
@@ -256,10 +256,10 @@ def test_phrases_are_scored_against_their_own_masks_and_refusals_are_empty():
 
 
 def test_failures_are_counted():
-    tally = Tally()
-    replies = [Reply("", (), logits(LEFT), finished=False, unread=2), Reply("", (), logits(LEFT))]
-    tally.add({"answers": [(LIST, reply) for reply in replies], "counts": {"unmatched": 3}})
-    assert (tally.pictures, tally.queries, tally.parse_failures, tally.unfinished) == (1, 2, 5, 1)
+    score = Score("overlap")
+    answers = [{"finished": False, "unread": 2}, {"finished": True, "unread": 0}]
+    score.add({"answers": answers, "counts": {"unmatched": 3, "kind": "refer", "overlaps": []}, "seconds": 0.5})
+    assert (score.pictures, score.queries, score.parse_failures, score.unfinished) == (1, 2, 5, 1)
 
 
 def test_training_and_scoring_share_the_class_list(world):

@@ -1,0 +1,172 @@
+"""Predictions as JSON lines, each on disk when its picture is done: a cut run goes on from them, scoring needs no more.
+
+`<suite>.jsonl` holds the predictions of one process, `<suite>.1.jsonl`, ... those of others, `<suite>.run.json` what
+they were made with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import nn
+
+from data.types import Query
+from evaluation.protocols import Reply
+from utils import dist
+from utils.log import log
+from utils.masks import encode_rle
+
+SAMPLED = 64  # numbers of each weight whose place counts in its fingerprint
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+Line = dict[str, Any]
+
+
+class Journal:
+    """The predictions of one suite in a folder; without a folder nothing is read or written."""
+
+    def __init__(self, folder: Path | None, suite: str):
+        self.folder = folder
+        self.stem = suite.replace("|", "_")
+        self._file: TextIO | None = None
+
+    def begin(
+        self, settings: dict[str, Any], batches: Sequence[Sequence[int]], *, resume: bool
+    ) -> tuple[list[Line], list[Sequence[int]]]:
+        """Opens the file of this process; to be called on all of them at once.
+
+        Returns the lines of an earlier run with the same settings (main process only), and the batches still to do.
+        Only whole batches count as done, as what stands beside a picture in a batch may change its last digits.
+        """
+        if self.folder is None:
+            return [], list(batches)
+        kept: dict[int, Line] = {}
+        if dist.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            kept = self._recover(settings, batches) if resume else {}
+            self._rewrite(kept, settings)
+        done = dist.broadcast(set(kept))
+        self._file = self._part(dist.rank()).open("a", encoding="utf-8")
+        return list(kept.values()), [batch for batch in batches if batch[0] not in done]
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._file:
+            self._file.close()
+
+    def write(self, line: Line) -> None:
+        if self._file:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def _recover(self, settings: dict[str, Any], batches: Sequence[Sequence[int]]) -> dict[int, Line]:
+        """Earlier lines by index. Those made otherwise, or of pictures not asked for now, are set aside, not lost."""
+        parts = self._parts()
+        found = {line["index"]: line for part in parts for line in read_lines(part)}
+        if not found:
+            return {}
+        same = self._settings.is_file() and json.loads(self._settings.read_text(encoding="utf-8")) == settings
+        wanted = {index for batch in batches for index in batch}
+        if not same or found.keys() - wanted:
+            for part in parts:
+                shutil.copy(part, f"{part}.old")
+            log.warning("%s: earlier predictions that do not fit this run are now *.jsonl.old", parts[0])
+        whole = [index for batch in batches if found.keys() >= set(batch) for index in batch] if same else []
+        if whole:
+            log.info("%s: %d pictures are done already", self.stem, len(whole))
+        return {index: found[index] for index in whole}
+
+    def _rewrite(self, kept: dict[int, Line], settings: dict[str, Any]) -> None:
+        """One file of whole lines; at no time are there fewer of them on disk than before."""
+        fresh = self.folder / f"{self.stem}.tmp"
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept.values())
+            file.flush()
+            os.fsync(file.fileno())
+        parts = self._parts()
+        fresh.replace(self._part(0))
+        for part in parts:
+            if part != self._part(0):
+                part.unlink()
+        self._settings.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+
+    @property
+    def _settings(self) -> Path:
+        return self.folder / f"{self.stem}.run.json"
+
+    def _part(self, rank: int) -> Path:
+        return self.folder / (f"{self.stem}.{rank}.jsonl" if rank else f"{self.stem}.jsonl")
+
+    def _parts(self) -> list[Path]:
+        name = re.compile(re.escape(self.stem) + r"(\.\d+)?\.jsonl")
+        return sorted(path for path in self.folder.iterdir() if name.fullmatch(path.name))
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The predictions in a file. A last line cut off by a crash is left out; other damage is an error."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, text in enumerate(file, 1):
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                if text.endswith("\n"):
+                    raise ValueError(f"{path}, line {number}: not a prediction ({error}); delete that line") from None
+                log.warning("%s ends in half a line, which does not count", path)
+                return
+            if not isinstance(line, dict) or not {"suite", "index", "protocol", "counts", "answers"} <= line.keys():
+                raise ValueError(f"{path}, line {number}: not a prediction of this program")
+            yield line
+
+
+def predictions(paths: Iterable[str | Path]) -> dict[str, list[Line]]:
+    """Suite -> lines of these files, and of all `*.jsonl` in these folders; a picture found twice counts once.
+
+    Raises for files of different protocols: their figures must not be mixed.
+    """
+    found: dict[str, dict[int, Line]] = {}
+    for path in map(Path, paths):
+        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not files:
+            raise FileNotFoundError(f"{path} holds no predictions (*.jsonl)")
+        for file in files:
+            for line in read_lines(file):
+                lines = found.setdefault(line["suite"], {})
+                protocols = {line["protocol"], *(other["protocol"] for other in islice(lines.values(), 1))}
+                if len(protocols) > 1:
+                    raise ValueError(f"{file}: {line['suite']} in several protocols: {', '.join(sorted(protocols))}")
+                lines[line["index"]] = line
+    return {suite: list(lines.values()) for suite, lines in found.items()}
+
+
+def prediction(query: Query, reply: Reply) -> dict[str, Any]:
+    """One answer as JSON: text, claims as [phrase, mask], masks as RLE."""
+    masks = (reply.masks > 0).to(torch.uint8).cpu().numpy()
+    return {
+        "question": query.question,
+        "asked": list(query.asked),
+        "text": reply.text,
+        "claims": [[claim.phrase, claim.mask] for claim in reply.claims],
+        "masks": [encode_rle(mask) for mask in masks],
+        "finished": reply.finished,
+        "unread": reply.unread,
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Tells weights apart: the exact sum of their bits, in any order of summing, and a sample of each."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        bits = tensor.detach().reshape(-1).view(BITS[tensor.element_size()])
+        sample = bits[:: max(1, len(bits) // SAMPLED)].tolist()
+        digest.update(f"{name} {tuple(tensor.shape)} {int(bits.sum(dtype=torch.int64))} {sample}".encode())
+    return digest.hexdigest()[:16]

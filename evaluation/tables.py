@@ -1,0 +1,29 @@
+"""Results as a page of Markdown: one table a suite, every figure with its variant, protocol and interval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """`results` as `evaluate` and `rescore` return them."""
+    parts = ["# Results"]
+    for name, suite in results["suites"].items():
+        asked = f"{suite['pictures']} pictures, {suite['queries']} queries, {suite['seconds']:.0f} s"
+        failed = f"answers that could not be read: {suite['parse_failures']}, cut off: {suite['unfinished']}"
+        rows = ["| metric | variant | protocol | value | 95 % interval |", "| --- | --- | --- | ---: | --- |"]
+        for figure in suite["figures"]:
+            words = (figure["metric"], figure["variant"], figure["protocol"], number(figure["value"]), between(figure))
+            rows.append("| " + " | ".join(words) + " |")
+        parts.append(f"## {name}\n\n{asked}; {failed}.\n\n" + "\n".join(rows))
+    parts += [f"## {name}\n\nNot evaluated. {message}" for name, message in results["missing"].items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def between(figure: dict[str, Any]) -> str:
+    """The interval of a figure, "" where none is estimated."""
+    return "{:.4f} to {:.4f}".format(*figure["interval"]) if figure["interval"] else ""
