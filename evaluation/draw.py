@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-import textwrap
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -107,14 +107,24 @@ def grid(panels: Sequence[Panel], side: int = 260) -> np.ndarray:
 def _words(panel: Panel, width: int) -> np.ndarray:
     """Question, answer and note, wrapped; as high as they need."""
     parts = [(panel.question, (90, 90, 90)), (panel.answer, INK), (panel.note, (160, 60, 0))]
-    lines = [
-        (line, ink) for text, ink in parts if text for line in [*textwrap.wrap(text, _letters(width), max_lines=14), ""]
-    ]
+    room = width - 2 * MARGIN
+    lines = [(line, ink) for text, ink in parts if text for line in [*wrapped(text, room), ""]]
     page = Image.new("RGB", (width, LINE * len(lines) + 2 * MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
     for number, (line, ink) in enumerate(lines):
         draw.text((MARGIN, MARGIN + number * LINE), line, fill=ink, font=_font())
     return np.asarray(page)
+
+
+def wrapped(text: str, width: float, most: int = 14) -> list[str]:
+    """Lines of at most `width` pixels, broken at blanks and behind tokens such as <ins>; beyond `most` lines: dots."""
+    lines = [""]
+    for piece in re.findall(r"[^\s>]*>\s*|[^\s>]+\s*", text.strip()):
+        if lines[-1] and _font().getlength((lines[-1] + piece).rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    lines = [line.strip() for line in lines]
+    return lines if len(lines) <= most else [*lines[: most - 1], "[...]"]
 
 
 def _title(side: int, names: Sequence[str]) -> np.ndarray:
@@ -144,10 +154,6 @@ def _scaled(image: np.ndarray, side: int) -> np.ndarray:
 
 def _scaled_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST))
-
-
-def _letters(width: int) -> int:
-    return max(8, round((width - 2 * MARGIN) / (_font().getlength("abcdefghij klmnop") / 17)))
 
 
 @cache

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job end to end on the embedded toy world: set-up, data, training with LoRA, merge, evaluation, pictures.
-# About 15 minutes on two CPU cores. usage: bash scripts/demo.sh [OUT]   (default runs/demo; re-running starts afresh)
+# 10 to 15 minutes on two CPU cores. usage: bash scripts/demo.sh [OUT]   (default runs/demo; re-running starts afresh)
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 out=${1:-runs/demo}
@@ -23,8 +23,9 @@ python merge_lora_weights_and_save_hf_model.py --run "$out/train" --save_path "$
 step "4/5 Evaluating before and after, on pictures never trained on"
 python scripts/demo_report.py --run "$out/train" --merged "$out/merged" --dataset_dir "$out/dataset" --out "$out/report"
 
-step "5/5 Asking the merged model one question"
+step "5/5 Asking the merged model about one picture"
 picture=$(find "$out/dataset" -path '*validation*' -name '*.jpg' | sort | head -1)
-python chat.py --version "$out/merged" --image "$picture" --prompt "Please segment the sky in this image." --vis_save_path "$out/chat"
+python chat.py --version "$out/merged" --image "$picture" \
+  --classes "sky, water, road, boat, bus, tree, clock" --vis_save_path "$out/chat"
 
 printf '\nDone in %d s. Pictures: %s/report/grid.png, %s/chat\n' $((SECONDS - started)) "$out" "$out"

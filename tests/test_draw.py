@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.draw import OPACITY, Layer, Panel, colour_of, grid, outline, overlay, with_legend
+from evaluation.draw import OPACITY, Layer, Panel, colour_of, grid, outline, overlay, with_legend, wrapped
+from evaluation.draw import _font as font
 
 GREY = np.full((40, 60, 3), 100, np.uint8)
 
@@ -62,3 +63,11 @@ def test_bad_input_is_refused():
         grid([])
     with pytest.raises(ValueError, match="'sky' is"):
         overlay(GREY[:10], [layer()])
+
+
+def test_long_answers_are_wrapped_without_losing_a_letter():
+    text = "<semantic>Segment this image. " + "".join(f"traffic light{n}<ins>tree<no_ins>" for n in range(8))
+    lines = wrapped(text, 200)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert max(font().getlength(line) for line in lines) <= 200
+    assert wrapped(text, 60, most=3)[-1] == "[...]"
