@@ -15,9 +15,10 @@ TINY += ["--tower_width", "64", "--tower_layers", "3", "--sam_side", "64", "--sa
 
 def test_speed_is_measured_on_equal_answers(tmp_path):
     program = runpy.run_path(str(SCRIPT))
-    words = [*TINY, "--queries", "1", "3", "--repeats", "1", "--new_tokens", "6", "--json", str(tmp_path / "speed.json")]
+    report_path = tmp_path / "speed.json"
+    words = [*TINY, "--queries", "1", "3", "--repeats", "1", "--new_tokens", "6", "--json", str(report_path)]
     assert program["main"]([*words, "--mask_loudness", "3"]) == 0
-    report = json.loads((tmp_path / "speed.json").read_text())
+    report = json.loads(report_path.read_text())
     assert set(report["queries_per_picture"]) == {"1", "3"} and report["setup"]["width"] == 64
     for row in report["queries_per_picture"].values():
         assert row["seconds"] > 0 and row["peak_mib"] > 0
