@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import sys
 from typing import Any
 
 import torch
@@ -44,8 +45,13 @@ def describe_lone_process() -> None:
 
 
 def stop() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leaves the processes. DeepSpeed, where it was used, lets go of its own groups too, or the next run in this
+    process would be handed dead ones."""
+    if not dist.is_initialized():
+        return
+    engine = sys.modules.get("deepspeed.comm.comm")
+    used = engine is not None and engine.cdb is not None
+    (engine if used else dist).destroy_process_group()
 
 
 def device() -> torch.device:
