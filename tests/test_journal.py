@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
+from tiny_run import environment
 
 import test_sem
 from evaluation.journal import Journal, fingerprint
@@ -94,9 +94,8 @@ def test_a_killed_program_goes_on_and_gives_the_identical_result(world, tmp_path
     ]
     command += ["--dataset_dir", str(world), "--vision_tower", str(GOLDEN / "lasagna" / "clip")]
     command += ["--max_new_tokens", "150", "--out", str(tmp_path / "killed")]
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     killed, whole = tmp_path / "killed" / "generate", tmp_path / "whole"
-    process = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, timeout=600, check=False)
+    process = subprocess.run(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, timeout=600, check=False)
     assert process.returncode == -signal.SIGKILL
     assert len(file_of(killed).read_text().splitlines()) == 2
     assistant = tiny("lasagna")
