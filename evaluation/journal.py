@@ -154,12 +154,23 @@ def prediction(query: Query, reply: Reply) -> dict[str, Any]:
     return {
         "question": query.question,
         "asked": list(query.asked),
+        "targets": list(query.targets),
         "text": reply.text,
         "claims": [[claim.phrase, claim.mask] for claim in reply.claims],
         "masks": [encode_rle(mask) for mask in masks],
         "finished": reply.finished,
         "unread": reply.unread,
     }
+
+
+def made_with(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
+    """Suite -> the settings that its predictions, in these files or folders, were made with; {} where none are kept."""
+    found = {}
+    for path in map(Path, paths):
+        for file in sorted((path if path.is_dir() else path.parent).glob("*.run.json")):
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            found[settings["suite"]] = settings
+    return found
 
 
 def fingerprint(model: nn.Module) -> str:
