@@ -59,9 +59,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def load_run(run: str, tag: str) -> Assistant:
-    """A run's assistant with its adapters merged, in fp32."""
+    """A run's assistant with its adapters merged, in fp32; those of 4-bit layers into the weights as they were."""
     trained = load_recipe(run).model.precision
-    assistant = load(run, checkpoint=tag, model={"precision": "fp32"}, device="cpu")
+    plain = {"precision": "fp32", "load_in_4bit": False, "load_in_8bit": False}
+    assistant = load(run, checkpoint=tag, model=plain, device="cpu")
     return replace(assistant, recipe=with_precision(assistant.recipe, trained))
 
 

@@ -1,4 +1,4 @@
-"""4- and 8-bit language models for inference, through the optional bitsandbytes package."""
+"""4- and 8-bit language models, for inference and under LoRA, through the optional bitsandbytes package."""
 
 from __future__ import annotations
 

@@ -48,6 +48,8 @@ def build(recipe: Recipe, device: torch.device | str | None = None, trainable: b
 
     trainable: with LoRA, trained parts marked, in training mode; else frozen, in evaluation mode.
     """
+    if trainable and recipe.model.load_in_4bit and recipe.train.zero_stage == 3:
+        raise ValueError("4-bit layers cannot be divided: model.load_in_4bit needs train.zero_stage 0, 1 or 2, not 3")
     system, tokenizer, model = _parts(recipe)
     if trainable:
         prepare_training(model, recipe.model, seed=recipe.train.seed)

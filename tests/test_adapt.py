@@ -180,8 +180,3 @@ def test_adapters_are_drawn_by_seed():
     name = "vlm.language.model.layers.0.self_attn.q_proj.lora_A.default.weight"
     assert torch.equal(trainable_state(one)[name], trainable_state(same)[name])
     assert not torch.equal(trainable_state(one)[name], trainable_state(other)[name])
-
-
-def test_quantised_training_is_refused():
-    with pytest.raises(ValueError, match="inference"):
-        prepare_training(tiny_model(), replace(CONFIG, load_in_4bit=True))

@@ -53,7 +53,7 @@ FLAGS = (
     Flag("train_mask_decoder", "model.train_mask_decoder", "train the mask decoder"),
     Flag("gradient_checkpointing", "model.gradient_checkpointing", "recompute activations in the backward pass"),
     Flag("load_in_8bit", "model.load_in_8bit", "8-bit language model (inference)"),
-    Flag("load_in_4bit", "model.load_in_4bit", "4-bit language model (inference)"),
+    Flag("load_in_4bit", "model.load_in_4bit", "4-bit language model; training adapters on it is QLoRA"),
     Flag("allow_missing", "model.allow_missing", "go on when a checkpoint lacks weights or has unexpected ones"),
     Flag("lora_r", "model.lora.r", "LoRA rank, 0: none"),
     Flag("lora_alpha", "model.lora.alpha", "LoRA scale times rank"),
