@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from model.legacy import LORA_WRAPPER, reading_table
+from model.quantize import quantize
 from model.seg_model import SegModel
 from utils.config import LoraConfig, ModelConfig
 from utils.log import log
@@ -22,14 +23,24 @@ ADAPTER = "default"
 
 def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> SegModel:
     """LoRA, what trains, gradient checkpointing: all a recipe's `model` section says about training. In place."""
-    if config.load_in_4bit or config.load_in_8bit:
-        raise ValueError("load_in_4bit and load_in_8bit are for inference (chat, evaluation); training takes neither")
+    quantize_frozen(model, config)
     apply_lora(model, config.lora, seed=seed)
     mark_trainable(model, config)
     if config.gradient_checkpointing:
         model.vlm.checkpoint_gradients()
     log.info(describe(model))
     return model.train()
+
+
+def quantize_frozen(model: SegModel, config: ModelConfig) -> None:
+    """QLoRA with `load_in_4bit`: the language model's linears in NF4, adapters and everything else in full."""
+    if config.load_in_8bit:
+        raise ValueError("load_in_8bit is for inference (chat, evaluation); training takes load_in_4bit (QLoRA)")
+    if config.load_in_4bit and config.lora.r <= 0:
+        raise ValueError("load_in_4bit trains adapters only: 4-bit layers have no gradients; set model.lora.r above 0")
+    if config.load_in_4bit:
+        quantize(model, bits=4)
+        model.vlm.language.model.is_loaded_in_4bit = True  # where peft looks which kind of adapter to make
 
 
 def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
@@ -56,8 +67,9 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
 
 def mark_trainable(model: SegModel, config: ModelConfig) -> None:
     """Trained: LoRA, vocabulary rows in and out, text MLP, mask decoder with `train_mask_decoder`, the projector with
-    `tower.train_projector`. Frozen: everything else. Without LoRA (r = 0) the language model trains in full with
-    `train_language`: one released program does so, another does not. r below 0: its layers do."""
+    `tower.train_projector`, the tower with `tower.train`. Frozen: everything else. Without LoRA (r = 0) the language
+    model trains in full with `train_language`: one released program does so, another does not. r below 0: its layers.
+    """
     model.requires_grad_(False)
     language = model.vlm.language
     whole = config.lora.r == 0 and config.train_language
@@ -65,6 +77,7 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
     parts += [language.model.layers] if config.lora.r < 0 else []
     parts += [model.project, *(model.head.trained(config.head) if config.train_mask_decoder else ())]
     parts += [model.vlm.projector] if config.tower.train_projector else []
+    parts += model.vlm.used_tower() if config.tower.train else []
     for part in parts:
         part.requires_grad_(True)
     for name, parameter in language.named_parameters():
