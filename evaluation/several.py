@@ -28,6 +28,8 @@ class MatchedScorer:
     to 1 are seen, and gIoU is over the larger of the numbers of masks and targets of a picture.
     """
 
+    KINDS = ("multi", "refer", "reason", "phrase")
+
     def __init__(self) -> None:
         self.pairs: list[tuple[str, Overlap, int]] = []  # kind, counts, and the logits seen of an extra mask
         self.unions: list[Overlap] = []
@@ -86,7 +88,7 @@ class MatchedScorer:
 def pair_up(logits: Tensor, truth: Tensor, *, in_order: bool = False) -> list[tuple[str, list[int], int]]:
     """(P, H, W) logits and (T, H, W) bool truth to max(P, T) rows: kind, pixel counts, raw logits seen."""
     masks, empty = logits > 0, torch.zeros(truth.shape[1:], dtype=torch.bool, device=truth.device)
-    mine, theirs = _assign(masks, truth, in_order)
+    mine, theirs = match(masks, truth, in_order=in_order)
     rows = [(BOTH, list(overlap(masks[i], truth[j])), 0) for i, j in zip(mine, theirs, strict=True)]
     rows += [(MISSED, list(overlap(empty, truth[j])), 0) for j in range(len(truth)) if j not in theirs]
     extra = [i for i in range(len(masks)) if i not in mine]
@@ -94,7 +96,8 @@ def pair_up(logits: Tensor, truth: Tensor, *, in_order: bool = False) -> list[tu
     return rows + [(EXTRA, list(overlap(masks[i], empty)), number) for i, number in zip(extra, seen, strict=True)]
 
 
-def _assign(masks: Tensor, truth: Tensor, in_order: bool) -> tuple[list[int], list[int]]:
+def match(masks: Tensor, truth: Tensor, *, in_order: bool = False) -> tuple[list[int], list[int]]:
+    """(P, H, W) and (T, H, W) bool: the indices of masks and of truths that belong together, each used once."""
     number = min(len(masks), len(truth))
     if in_order or not number:
         return list(range(number)), list(range(number))
