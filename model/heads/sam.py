@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,15 +15,25 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 
 from data.types import Batch, Geometry
 from model.heads.base import HEADS, Host, fourier_positions, in_pieces, of_content, split_by_image, to_original
+from model.heads.sam_attention import attend_in_strips
 from model.heads.sam_keys import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
 from model.names import under
 from model.vlm.llava import Vision
 from model.weights import read_tensors
+from utils.config import from_dict
+
+
+@dataclass(frozen=True)
+class Options:
+    """`model.head` of a recipe."""
+
+    decoder_heads: int = 8
+    train_encoder: bool = False  # the picture encoder, too; as published it is frozen
 
 
 @HEADS.register("sam")
 class SamHead(nn.Module):
-    """Segment Anything with a text prompt (lisa.md 1.6). Picture and prompt encoder are frozen."""
+    """Segment Anything with a text prompt (lisa.md 1.6). As published only its decoder trains."""
 
     NAMES = under(SAM_NAMES, "visual_model.", "")
     PRETRAINED, CHOSEN = True, ()
@@ -35,14 +47,17 @@ class SamHead(nn.Module):
 
     @classmethod
     def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: Host | None = None) -> dict[str, Any]:
-        return (host and host.told) or sam_sizes(tensors, options.get("decoder_heads", 8))
+        chosen = from_dict(Options, options, "model.head")
+        return (host and host.told) or sam_sizes(tensors, chosen.decoder_heads)
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> SamHead:
         sam = SamConfig(**config)
         for part in (sam, sam.vision_config, sam.mask_decoder_config):
             part._attn_implementation = attention
-        return cls(SamVisionEncoder(sam.vision_config), SamPromptEncoder(sam), SamMaskDecoder(sam.mask_decoder_config))
+        encoder = SamVisionEncoder(sam.vision_config)
+        attend_in_strips(encoder)
+        return cls(encoder, SamPromptEncoder(sam), SamMaskDecoder(sam.mask_decoder_config))
 
     @staticmethod
     def read(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -59,13 +74,15 @@ class SamHead(nn.Module):
         return self.encoder.config.image_size
 
     def trained(self, options: dict[str, Any]) -> Iterable[nn.Module]:
-        return (self.decoder,)
+        whole = from_dict(Options, options, "model.head").train_encoder
+        return (self.decoder, self.encoder) if whole else (self.decoder,)
 
     def features(self, batch: Batch, vision: Vision) -> Tensor:
-        """(B, 3, S, S) pictures to (B, C, h, w) embeddings; no gradient ever enters the encoder."""
+        """(B, 3, S, S) pictures to (B, C, h, w) embeddings; a frozen encoder keeps no graph."""
         if batch.seg_pixels is None:
             raise ValueError("this mask head needs the mask-side view: the batch has no seg_pixels")
-        with torch.no_grad():
+        trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        with nullcontext() if trains else torch.no_grad():
             return self.encoder(batch.seg_pixels).last_hidden_state
 
     def decode(
