@@ -36,6 +36,7 @@ class TowerConfig:
     preprocessor: str | None = None  # image-processor file: its size, and mean and deviation where nothing is padded
     new_projector: bool = False  # a base's projector makes way for a new one: two layers, twice the width between
     train_projector: bool = False
+    train: bool = False  # the tower itself, which all published systems keep frozen
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,12 @@ class Llava(nn.Module):
     def hidden_size(self) -> int:
         return self.language.config.hidden_size
 
+    def used_tower(self) -> list[nn.Module]:
+        """The parts of the tower that the projected features come from; the layers above them are carried only."""
+        layers = self.tower.encoder.layers
+        used = layers[: self.feature_layer if self.feature_layer >= 0 else len(layers) + 1 + self.feature_layer]
+        return [self.tower.embeddings, self.tower.pre_layrnorm, used]
+
     def encode_images(self, pixels: Tensor, geometry: Sequence[Geometry] = ()) -> Vision:
         """(B, 3, h, w) pictures, each encoded once. A frozen tower keeps no graph.
 
