@@ -15,8 +15,8 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 
 from data.types import Batch, Geometry
 from model.heads.base import HEADS, Host, fourier_positions, in_pieces, of_content, split_by_image, to_original
-from model.heads.sam_attention import attend_in_strips
 from model.heads.sam_keys import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
+from model.heads.strips import attend_in_strips
 from model.names import under
 from model.vlm.llava import Vision
 from model.weights import read_tensors
@@ -55,8 +55,7 @@ class SamHead(nn.Module):
         sam = SamConfig(**config)
         for part in (sam, sam.vision_config, sam.mask_decoder_config):
             part._attn_implementation = attention
-        encoder = SamVisionEncoder(sam.vision_config)
-        attend_in_strips(encoder)
+        encoder = attend_in_strips(SamVisionEncoder(sam.vision_config))
         return cls(encoder, SamPromptEncoder(sam), SamMaskDecoder(sam.mask_decoder_config))
 
     @staticmethod

@@ -7,8 +7,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder, SamVisionSdpaAttention
 
-from model.heads import sam_attention
-from model.heads.sam_attention import StripAttention, attend_in_strips
+from model.heads.strips import StripAttention, attend_in_strips
 
 
 def encoder(kind: str = "sdpa") -> SamVisionEncoder:
@@ -35,7 +34,7 @@ def encoder(kind: str = "sdpa") -> SamVisionEncoder:
 @pytest.mark.parametrize("elements", [1, 2 * 2 * 5 * 12 * 144, 2**30])
 def test_strips_give_what_the_whole_gives(monkeypatch, elements):
     """One row at a time, five and a rest, all at once."""
-    monkeypatch.setattr(sam_attention, "CPU_STRIP", elements)
+    monkeypatch.setattr("model.heads.strips.CPU_STRIP", elements)
     whole, strips = encoder(), encoder()
     attend_in_strips(strips)
     assert [type(layer.attn) for layer in strips.layers] == [SamVisionSdpaAttention, StripAttention]
@@ -66,7 +65,7 @@ class Sizes(TorchDispatchMode):
 
 def test_the_bias_never_exists_whole(monkeypatch):
     scores, largest = 2 * 144 * 144, []
-    monkeypatch.setattr(sam_attention, "CPU_STRIP", 1)
+    monkeypatch.setattr("model.heads.strips.CPU_STRIP", 1)
     for strips in (False, True):
         made = encoder()
         if strips:
