@@ -96,12 +96,14 @@ class Query:
 class Claim:
     """What an answer says of one thing: `mask` is the index of its mask in the answer, None if it was refused.
 
-    withheld: of a refused thing, the mask that a protocol drew all the same.
+    withheld: of a refused thing, the mask that a protocol drew all the same. instead: it is not what was asked about
+    but what the answer offers in its place.
     """
 
     phrase: str
     mask: int | None
     withheld: int | None = None
+    instead: bool = False
 
 
 @dataclass(frozen=True)

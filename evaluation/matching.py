@@ -49,7 +49,7 @@ def read_list(claims: Sequence[Claim], asked: Sequence[str], names: Names, *, fu
     """Claims to classes of `names`. Whatever answers a question about a single class is about that class."""
     find = names.fuzzy if fuzzy else names.exact
     masks, unmatched = [], 0
-    for claim in claims:
+    for claim in about_asked(claims):
         index = names.exact(asked[0]) if len(asked) == 1 else find(claim.phrase)
         if index is None:
             unmatched += 1
@@ -69,6 +69,7 @@ def assign_claims(claims: Sequence[Claim], asked: Sequence[str]) -> list[Claim |
     One phrase: the first mask of the answer, or its first refusal. Several: by name where the claims carry the names
     asked, each claim used once; claims without a known name take the phrases still open, in order.
     """
+    claims = about_asked(claims)
     if len(asked) == 1:
         return [next((claim for claim in claims if claim.mask is not None), claims[0] if claims else None)]
     found: dict[int, Claim] = {}
@@ -82,3 +83,8 @@ def assign_claims(claims: Sequence[Claim], asked: Sequence[str]) -> list[Claim |
     still_open = [index for index in range(len(asked)) if index not in found]
     found.update(zip(still_open, nameless, strict=False))
     return [found.get(index) for index in range(len(asked))]
+
+
+def about_asked(claims: Sequence[Claim]) -> list[Claim]:
+    """Without what an answer offers in the place of what it refuses."""
+    return [claim for claim in claims if not claim.instead]

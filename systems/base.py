@@ -141,6 +141,13 @@ def compose(template: str, **slots: str | Script) -> Script:
     return joined(script)
 
 
+def before_mask(template: str) -> str:
+    """A regular expression of the words before a template's mask, its slots as named groups."""
+    clause = template.partition("{mask")[0].strip(" :")
+    parts = string.Formatter().parse(clause)
+    return "".join(re.escape(text) + (f"(?P<{name}>.+?)" if name else "") for text, name, _, _ in parts)
+
+
 def joined(parts: Iterable[str | Mask | Refuse]) -> Script:
     """Neighbouring texts become one, empty ones go."""
     script: list[str | Mask | Refuse] = []

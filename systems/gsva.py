@@ -18,6 +18,7 @@ from systems.base import (
     System,
     Wording,
     about_picture,
+    before_mask,
     called,
     choose,
     fill_answer,
@@ -48,10 +49,7 @@ class Options:
 
 @SYSTEMS.register("gsva")
 def gsva(**values: Any) -> System:
-    options = make_options(Options, values)
-    one_of("all_absent", options.all_absent, ("skip", "train"))
-    if options.phrases_per_query < 0:
-        raise ValueError(f"options.phrases_per_query must be 0 (all) or more, got {options.phrases_per_query}")
+    options = check(make_options(Options, values))
     wording = load_wording(options.wording, {**SLOTS, "list": "list", "start": "", "part": "phrase mask"})
     if len(wording.lists["start"]) != len(wording.lists["part"]):
         raise ValueError(f"wording {options.wording}: start and part belong together, they must be equally many")
@@ -59,6 +57,13 @@ def gsva(**values: Any) -> System:
     task = GsvaTask(single, PhraseList(options, wording))
     read = partial(read_list, wording=wording)
     return System("gsva", TOKENS, task, "sam", read, published=("LisaGSVAForCausalLM",), flags=FLAGS)
+
+
+def check(options: Options) -> Options:
+    one_of("all_absent", options.all_absent, ("skip", "train"))
+    if options.phrases_per_query < 0:
+        raise ValueError(f"options.phrases_per_query must be 0 (all) or more, got {options.phrases_per_query}")
+    return options
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,9 @@ class PhraseList:
 
     options: Options
     wording: Wording
+    prompt: str = LIST_PROMPT
+    start: str = LIST_START
+    part: str = LIST_PART
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         """One dialogue about a sample of the targets. None where all of them are absent, unless they are to train."""
@@ -101,7 +109,7 @@ class PhraseList:
         return [(Turn(about_picture(question), answer_of(f"{start} ", part, separator, names, holes)),)]
 
     def queries(self, record: Record) -> list[Query]:
-        """The published prompt about every target, or every class of the label set, in order; forced: what is true."""
+        """The fixed prompt about every target, or every class of the label set, in order; forced: what is true."""
         if record.kind == "classes":
             names, present = label_set(record)
             targets = [present.get(name, ABSENT.target) for name in names]
@@ -115,8 +123,8 @@ class PhraseList:
     def _query(self, record: Record, names: Sequence[str], targets: Sequence[int]) -> Query:
         holes = [hole_of(record, index) for index in targets]
         return Query(
-            question=about_picture(LIST_PROMPT.format(list=SEPARATOR.join(names))),
-            forced=answer_of(LIST_START, LIST_PART, SEPARATOR, names, holes),
+            question=about_picture(self.prompt.format(list=SEPARATOR.join(names))),
+            forced=answer_of(self.start, self.part, SEPARATOR, names, holes),
             targets=tuple(index for index in targets if index >= 0),
             asked=tuple(names),
         )
@@ -153,17 +161,16 @@ def answer_of(start: str, part: str, separator: str, names: Sequence[str], holes
     return (*script, f"{end}.")
 
 
-def read_list(text: str, wording: Wording) -> list[Claim]:
-    """Each `[SEG]` and `[REJ]` with the name before it, freed of the words that the templates put around names."""
+def read_list(text: str, wording: Wording, tokens: TokenSpec = TOKENS) -> list[Claim]:
+    """Each mask and refusal with the name before it, freed of the words that the templates put around names."""
     starts = sorted({*wording.lists["start"], LIST_START}, key=len, reverse=True)
-    parts = [template.partition("{mask}")[0].split("{phrase}") for template in wording.lists["part"]]
-    patterns = [f"{re.escape(before)}(.+?){re.escape(after.rstrip(' :'))}" for before, after in parts]
+    patterns = map(before_mask, wording.lists["part"])
     lead = re.compile(r"\s*(?:" + "|".join(map(re.escape, starts)) + r")?\s*")
     around = sorted(patterns, key=len, reverse=True)
-    return [replace(claim, phrase=_name(claim.phrase, lead, around)) for claim in read_claims(text, TOKENS)]
+    return [replace(claim, phrase=_name(claim.phrase, lead, around)) for claim in read_claims(text, tokens)]
 
 
 def _name(words: str, lead: re.Pattern, around: Sequence[str]) -> str:
     words = words[lead.match(words).end() :]
     found = next((match for pattern in around if (match := re.fullmatch(pattern, words))), None)
-    return found[1].strip() if found else words
+    return found["phrase"].strip() if found else words

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,15 +40,18 @@ PRESETS = {
     "paper": {"random_list": "sampled", "sequence_augmentation": True, "order_following": True},
     "released": {"random_list": "released", "sequence_augmentation": True, "order_following": False},
 }
+Lists = TypeVar("Lists", bound="ListOptions")
 OPEN_LABEL_SET = 200  # label sets beyond this (OpenImages: 350) do not fit a question; the release lists the sample
 
 
 @dataclass(frozen=True)
 class Format:
-    """A published way to write lists and answers: tokens, what stands between two names, the evaluation question."""
+    """A way to write lists and answers: tokens, what stands between two names, questions of training (a list of the
+    wording) and of evaluation."""
 
     tokens: TokenSpec
     separator: str
+    questions: str
     prompt: str
 
 
@@ -56,28 +59,34 @@ FORMATS = {
     "released": Format(
         TokenSpec(("<cat_start>", "<cat_end>", "<semantic>", "<ins>", "<no_ins>"), ("<ins>",), "<no_ins>"),
         separator="",
+        questions="classes_released",
         prompt="<semantic>Segment this image.<cat_start> {list} <cat_end>",
     ),
     "paper": Format(
         TokenSpec(("[SEG]", "[NEG]"), ("[SEG]",), "[NEG]"),
         separator=", ",
+        questions="classes_paper",
         prompt="Can you segment the {list} in this image?",
     ),
 }
 
 
 @dataclass(frozen=True)
-class Options:
+class ListOptions:
     """None at a strategy means: what the preset `strategies` says."""
 
     strategies: str = "paper"  # paper | released
     random_list: str | None = None  # sampled | all (dataset order) | released (all, shuffled; open sets sampled)
     sequence_augmentation: bool | None = None
     order_following: bool | None = None
-    tokens: str = "released"  # released (<ins>, <no_ins>, ...) | paper ([SEG], [NEG])
     num_all_classes: int = 80  # classes in a sample: all present ones, filled up with absent ones
     min_all_classes: int = 0  # above 0: that number is drawn from min_all_classes..num_all_classes a picture
     classes_per_query: int = 0  # evaluation: classes in one question; 0: the whole label set
+
+
+@dataclass(frozen=True)
+class Options(ListOptions):
+    tokens: str = "released"  # released (<ins>, <no_ins>, ...) | paper ([SEG], [NEG])
     num_classes_per_sample: int = 5  # refer and reason: dialogues a picture at most
     explanatory: float = 0.1  # share of explained pictures answered in text only; below 0: no explanations
     wording: str = "lasagna"  # training templates: a name in systems/wording or a YAML path
@@ -86,8 +95,9 @@ class Options:
 @SYSTEMS.register("lasagna")
 def lasagna(**values: Any) -> System:
     options = resolve(make_options(Options, values))
+    one_of("tokens", options.tokens, FORMATS)
     form = FORMATS[options.tokens]
-    lists = {f"classes_{name}": "list" for name in FORMATS}
+    lists = {form.questions: "list" for form in FORMATS.values()}
     wording = load_wording(options.wording, {**SLOTS, **lists})
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
     read = partial(read_claims, tokens=form.tokens)
@@ -95,10 +105,9 @@ def lasagna(**values: Any) -> System:
     return System("lasagna", form.tokens, task, "sam", read, published=("LaSagnAForCausalLM",))
 
 
-def resolve(options: Options) -> Options:
+def resolve(options: Lists) -> Lists:
     """Checks the choices and fills the strategies that were left to the preset."""
     one_of("strategies", options.strategies, PRESETS)
-    one_of("tokens", options.tokens, FORMATS)
     one_of("random_list", options.random_list, (None, "sampled", "all", "released"))
     if not 0 <= options.min_all_classes <= options.num_all_classes or options.num_all_classes < 1:
         raise ValueError("options: 0 <= min_all_classes <= num_all_classes and 1 <= num_all_classes must hold")
@@ -126,7 +135,7 @@ class LasagnaTask:
 class ClassList:
     """One question that lists classes, one answer that gives each its mask or its absence."""
 
-    options: Options
+    options: ListOptions
     format: Format
     wording: Wording
 
@@ -141,7 +150,7 @@ class ClassList:
         order = [name for name in asked if name in answered]
         if not self.options.order_following:
             order = shuffled(order, rng)
-        template = self.wording.draw(f"classes_{self.options.tokens}", rng)
+        template = self.wording.draw(self.format.questions, rng)
         return [(Turn(self._question(template, asked), self._answer(order, present)),)]
 
     def queries(self, record: Record) -> list[Query]:

@@ -18,6 +18,7 @@ from systems.base import (
     System,
     Wording,
     about_picture,
+    before_mask,
     called,
     choose,
     compose,
@@ -67,7 +68,7 @@ def pixellm(**values: Any) -> System:
     names = tuple(f"[SEG{i}]" for i in range(options.seg_token_num * options.image_feature_scale_num))
     tokens = TokenSpec(added=names, mask=names)
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
-    task = PixelTask(options, single, wording)
+    task = PixelTask(options, single, Shipped(wording, options.questions_per_picture), wording)
     return System(
         "pixellm",
         tokens,
@@ -95,11 +96,12 @@ class PixelTask:
 
     options: Options
     single: SingleTarget
+    shipped: Shipped
     wording: Wording
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         if record.kind == "multi":
-            return [(self._shipped(record, turn, rng),) for (turn,) in self._chosen(record, rng)]
+            return self.shipped.converse(record, rng)
         if record.kind in (*REASONING, "vqa"):
             return self.single.converse(record, rng)
         return [(self._several(record, indices, rng),) for indices in self._dealt(record, rng)]
@@ -109,26 +111,10 @@ class PixelTask:
         if record.kind == "classes":
             return class_queries(record)
         if record.kind == "multi":
-            return [_shipped_query(record, turn) for (turn,) in record.asked]
+            return self.shipped.queries(record)
         if record.kind == "refer" and self.options.eval_targets:
             return self._several_queries(record)
         return self.single.queries(record)
-
-    def _chosen(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
-        return choose(record.asked, self.options.questions_per_picture or len(record.asked), rng)
-
-    def _shipped(self, record: Record, turn: Turn, rng: np.random.Generator) -> Turn:
-        """A question of the dataset; where it has no text to answer with, the targets are named (pixellm.md 3.4)."""
-        question = about_picture(self.wording.draw("sentence", rng).format(sentence=turn.question))
-        if any(isinstance(part, str) for part in turn.answer):
-            return Turn(question, turn.answer)
-        renamed = rng.random() < RENAMED
-        targets = [record.targets[hole.target] for hole in turn.answer]
-        names = [target.phrase if renamed or not target.aliases else target.aliases[0] for target in targets]
-        if rng.random() < 0.5:
-            return Turn(question, self._each("each_named", names, turn.answer, rng))
-        template = self.wording.draw("together_named", rng)
-        return Turn(question, compose(template, phrases=", ".join(names).lower(), masks=listed(turn.answer)))
 
     def _dealt(self, record: Record, rng: np.random.Generator) -> list[list[int]]:
         """Present targets, dealt to the questions: one to each, the rest to any that has room (pixellm.md 3.3)."""
@@ -149,14 +135,8 @@ class PixelTask:
         if len(holes) == 1:
             return Turn(question, compose(self.wording.draw("answer", rng), mask=holes))
         if rng.random() < 0.5:
-            return Turn(question, self._each("each", names, holes, rng))
+            return Turn(question, one_by_one(self.wording.draw("each", rng), names, holes))
         return Turn(question, compose(self.wording.draw("together", rng), phrases=listing, masks=listed(holes)))
-
-    def _each(self, key: str, names: Sequence[str], holes: Sequence[Mask], rng: np.random.Generator) -> Script:
-        """One template for all: every target gets its clause."""
-        clause = self.wording.draw(key, rng).removesuffix(".")
-        clauses = [compose(clause, phrase=name, mask=(hole,)) for name, hole in zip(names, holes, strict=True)]
-        return joined([*listed(clauses), "."])
 
     def _several_queries(self, record: Record) -> list[Query]:
         """Consecutive expressions in groups of the sizes asked, as in multi-RefCOCO (pixellm.md 6.2)."""
@@ -172,6 +152,54 @@ class PixelTask:
         return queries
 
 
+@dataclass(frozen=True)
+class Shipped:
+    """Questions that come with the dataset, each about several targets (pixellm.md 3.4).
+
+    at_most: a picture, 0: all. questions, prompt: the list of the wording, and the evaluation question.
+    """
+
+    wording: Wording
+    at_most: int
+    questions: str = "sentence"
+    prompt: str = SENTENCE_PROMPT.lstrip(" ")
+
+    def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
+        chosen = choose(record.asked, self.at_most or len(record.asked), rng)
+        return [(self._turn(record, turn, rng),) for (turn,) in chosen]
+
+    def queries(self, record: Record) -> list[Query]:
+        """The dataset's questions; forced: its answer, or its masks alone where it has no text."""
+        return [self._query(record, turn) for (turn,) in record.asked]
+
+    def _turn(self, record: Record, turn: Turn, rng: np.random.Generator) -> Turn:
+        """Where the dataset has no text to answer with, the targets are named."""
+        question = about_picture(self.wording.draw(self.questions, rng).format(sentence=turn.question))
+        if any(isinstance(part, str) for part in turn.answer):
+            return Turn(question, turn.answer)
+        renamed = rng.random() < RENAMED
+        targets = [record.targets[hole.target] for hole in turn.answer]
+        names = [target.phrase if renamed or not target.aliases else target.aliases[0] for target in targets]
+        if "together_named" not in self.wording.lists or rng.random() < 0.5:
+            return Turn(question, one_by_one(self.wording.draw("each_named", rng), names, turn.answer))
+        template = self.wording.draw("together_named", rng)
+        return Turn(question, compose(template, phrases=", ".join(names).lower(), masks=listed(turn.answer)))
+
+    def _query(self, record: Record, turn: Turn) -> Query:
+        targets = tuple(part.target for part in turn.answer if isinstance(part, Mask))
+        worded = any(isinstance(part, str) for part in turn.answer)
+        forced = turn.answer if worded else joined([*listed(turn.answer), "."])
+        asked = tuple(record.targets[index].phrase for index in targets)
+        return Query(about_picture(self.prompt.format(turn.question)), forced, targets, asked)
+
+
+def one_by_one(template: str, names: Sequence[str], holes: Sequence[Mask]) -> Script:
+    """One template for all: every target gets its clause."""
+    clause = template.removesuffix(".")
+    clauses = [compose(clause, phrase=name, mask=(hole,)) for name, hole in zip(names, holes, strict=True)]
+    return joined([*listed(clauses), "."])
+
+
 def listed(parts: Sequence[Any]) -> Script:
     """`a, b and c` of words, holes or pieces of answers."""
     script: list[Any] = []
@@ -179,15 +207,6 @@ def listed(parts: Sequence[Any]) -> Script:
         script.append("" if not index else " and " if index == len(parts) - 1 else ", ")
         script += part if isinstance(part, tuple) else (part,)
     return joined(script)
-
-
-def _shipped_query(record: Record, turn: Turn) -> Query:
-    """The dataset's question; forced: its answer, or its masks alone where it has no text."""
-    targets = tuple(part.target for part in turn.answer if isinstance(part, Mask))
-    worded = any(isinstance(part, str) for part in turn.answer)
-    forced = turn.answer if worded else joined([*listed(turn.answer), "."])
-    question = about_picture(SENTENCE_PROMPT.format(turn.question).lstrip(" "))
-    return Query(question, forced, targets, tuple(record.targets[index].phrase for index in targets))
 
 
 def read(text: str, tokens: TokenSpec, wording: Wording) -> list[Claim]:
@@ -203,10 +222,8 @@ def read(text: str, tokens: TokenSpec, wording: Wording) -> list[Claim]:
 
 def _patterns(wording: Wording, key: str, slot: str) -> list[str]:
     """What stands before a mask in the templates of a list that name something there, the longest first."""
-    templates = {template for name in (key, f"{key}_named") for template in wording.lists[name]}
-    clauses = {template.partition("{mask")[0].rstrip(" :") for template in templates}
-    parts = [clause.split(f"{{{slot}}}") for clause in sorted(clauses, key=len, reverse=True) if slot in clause]
-    return [rf"(?:and )?{re.escape(before)}(.+?){re.escape(after)}" for before, after in parts]
+    clauses = {before_mask(template) for name in (key, f"{key}_named") for template in wording.lists[name]}
+    return [f"(?:and )?{clause}" for clause in sorted(clauses, key=len, reverse=True) if f"<{slot}>" in clause]
 
 
 def _found(words: str, patterns: Sequence[str]) -> str | None:

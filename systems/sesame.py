@@ -11,13 +11,15 @@ import numpy as np
 
 from data.dialogue import template
 from data.tokens import TokenSpec
-from data.types import Claim, Dialogue, Mask, Query, Record, Script, Turn
+from data.types import Claim, Dialogue, Mask, Query, Record, Refuse, Script, Turn
 from systems.base import (
+    ABSENT,
     SYSTEMS,
     System,
     Wording,
     about_picture,
     choose,
+    compose,
     fill_answer,
     label_set,
     load_wording,
@@ -32,10 +34,11 @@ LISTS = {
     "phrase": "phrase",
     "sentence": "sentence",
     "confirm": "phrase? mask",
-    "found": "mask",
+    "answer": "mask",
     "deny": "phrase?",
     "correct": "phrase instead",
     "correct_and_mask": "phrase instead mask",
+    "told": "answer",
 }
 
 
@@ -82,7 +85,10 @@ def check(options: Options) -> Options:
 
 @dataclass(frozen=True)
 class SesameTask:
-    """One dialogue a query, true or false; which of the two is the dataset's choice, or the recipe's for label sets."""
+    """One dialogue a query, true or false; which of the two is the dataset's choice, or the recipe's for label sets.
+
+    A wording may put a token where it denies: the slot `refuse` of its templates.
+    """
 
     options: Options
     wording: Wording
@@ -119,7 +125,7 @@ class SesameTask:
         for name in choose(absent, options.num_classes_per_sample, rng):
             instead = here[rng.integers(len(here))] if corrected else None
             meant = present[instead] if instead else None
-            dialogues.append(self._dialogue("phrase", name, self._deny(name, instead, meant, rng), rng))
+            dialogues.append(self._dialogue("phrase", name, self._deny(name, ABSENT, instead, meant, rng), rng))
         return dialogues
 
     def _premise(self, record: Record, rng: np.random.Generator) -> list[int]:
@@ -133,11 +139,9 @@ class SesameTask:
         target, reasoning = record.targets[index], record.kind in REASONING
         text, list_name = (target.phrase, "sentence") if record.kind == "reason" else (target.phrase.lower(), "phrase")
         if target.mask is None:
-            meant = None if reasoning else meant_by(record, target.correction)
-            answer = (target.correction,) if reasoning and target.correction else None
-            answer = answer or self._deny(text.strip(), target.correction, meant, rng)
+            answer = self._refuse(record, index, text.strip(), rng)
         elif reasoning:
-            answer = fill_answer(self.wording.draw("found", rng), Mask(index))
+            answer = fill_answer(self.wording.draw("answer", rng), Mask(index))
         else:
             answer = self._confirm(text.strip(), index, rng)
         return self._dialogue(list_name, text, answer, rng)
@@ -147,21 +151,34 @@ class SesameTask:
         return (Turn(about_picture(question), answer),)
 
     def _confirm(self, name: str, index: int, rng: np.random.Generator) -> Script:
-        return fill_answer(self.wording.draw("confirm", rng).format(phrase=name, mask="{mask}"), Mask(index))
+        return compose(self.wording.draw("confirm", rng), phrase=name, mask=(Mask(index),))
 
-    def _deny(self, name: str, instead: str | None, meant: int | None, rng: np.random.Generator) -> Script:
-        """Words alone; with `segment_correction` also the mask of target `meant`."""
+    def _refuse(self, record: Record, index: int, text: str, rng: np.random.Generator) -> Script:
+        """What the dataset says to a false question, or a denial of ours."""
+        correction, hole = record.targets[index].correction, Refuse(index)
+        if record.kind not in REASONING:
+            return self._deny(text, hole, correction, meant_by(record, correction), rng)
+        if correction:
+            return compose(self.wording.draw("told", rng), answer=correction, refuse=(hole,))
+        return self._deny(text, hole, None, None, rng)
+
+    def _deny(
+        self, name: str, hole: Refuse, instead: str | None, meant: int | None, rng: np.random.Generator
+    ) -> Script:
+        """Words, and where the wording has it a refusal; with `segment_correction` also the mask of target `meant`."""
+        slots = {"phrase": name, "refuse": (hole,)}
         if instead is None:
-            return (self.wording.draw("deny", rng).format(phrase=name),)
-        words = {"phrase": name, "instead": instead.lower()}
+            return compose(self.wording.draw("deny", rng), **slots)
+        slots["instead"] = instead.lower()
         if self.options.segment_correction and meant is not None:
-            return fill_answer(self.wording.draw("correct_and_mask", rng).format(**words, mask="{mask}"), Mask(meant))
-        return (self.wording.draw("correct", rng).format(**words),)
+            return compose(self.wording.draw("correct_and_mask", rng), **slots, mask=(Mask(meant),))
+        return compose(self.wording.draw("correct", rng), **slots)
 
     def _query(self, record: Record, phrase: str, targets: tuple[int, ...], there: bool) -> Query:
         phrase = phrase.strip()
-        denial = self.wording.lists["deny"][0].format(phrase=phrase.lower())
-        forced = (Mask(targets[0]), ".") if there else (denial,)
+        hole = Refuse(targets[0]) if targets else ABSENT
+        denial = compose(self.wording.lists["deny"][0], phrase=phrase.lower(), refuse=(hole,))
+        forced = (Mask(targets[0]), ".") if there else denial
         return Query(about_picture(self._prompt(record, phrase)), forced, targets, (phrase,))
 
     def _prompt(self, record: Record, phrase: str) -> str:

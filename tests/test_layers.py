@@ -17,7 +17,7 @@ SOURCES = sorted(
     for path in (ROOT / folder).rglob("*.py")
 ) + [ROOT / name for name in ENTRY_POINTS]  # fmt: skip
 # Model class names and paper titles may be credited in prose; code that works for every system may not name one.
-SYSTEM_NAMES = re.compile(r"\b(lisa|lasagna|gsva|pixellm|sesame)\b", re.IGNORECASE)
+SYSTEM_NAMES = re.compile(r"\b(lisa|lasagna|gsva|pixellm|sesame|unified)\b", re.IGNORECASE)
 GENERIC = ("train_ds.py", "training", "evaluation/runner.py", "model/seg_model.py")
 
 

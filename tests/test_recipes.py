@@ -26,6 +26,11 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 LAYOUTS = ("ade20k", "cocostuff", "refcoco", "refcoco+", "refcocog", "refclef", "reason_seg", "llava_instruct")
 LAYOUTS += ("grefcoco", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog")
 LAYOUTS += ("pascal_part", "paco_lvis", "mapillary", "cityscapes", "openimage", "muse")
+TOY_BASE = {
+    "version": "assets/toy/llava",
+    "vision_tower": None,
+    "vision_pretrained": "assets/toy/sam_vit_toy.safetensors",
+}
 TOY_CLASSES = {"ade20k", "cocostuff", "mapillary", "cityscapes"}  # sets of which the toy world has a part
 
 
@@ -70,13 +75,13 @@ def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
 
 
 def on_toy_weights(recipe: Recipe, world: Path) -> Recipe:
-    """The same recipe on the tiny published-format weights of its system, in fp32, on the toy world."""
+    """The same recipe on the tiny published-format weights of its system, or the toy base where there are none; in
+    fp32, on the toy world."""
     folder = GOLDEN / recipe.system
+    published = {"version": str(folder), "vision_tower": str(folder / "clip"), "vision_pretrained": None}
     model = replace(
         recipe.model,
-        version=str(folder),
-        vision_tower=str(folder / "clip"),
-        vision_pretrained=None,
+        **(published if folder.is_dir() else TOY_BASE),
         precision="fp32",
         decoder_heads=4,
         gradient_checkpointing=False,

@@ -161,5 +161,5 @@ def test_every_list_has_many_templates_and_confirmations_end_in_the_mask():
     lists = build_system("sesame").task.wording.lists
     assert lists.keys() == LISTS.keys() and all(len(set(items)) == len(items) for items in lists.values())
     assert len(lists["phrase"]) >= 15 and len(lists["deny"]) >= 10 and len(lists["correct"]) >= 10
-    for name in ("confirm", "found", "correct_and_mask"):
+    for name in ("confirm", "answer", "correct_and_mask"):
         assert all(template.endswith("{mask}.") for template in lists[name])

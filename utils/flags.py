@@ -290,8 +290,12 @@ def _nest(keys: list[str], value: Any) -> Any:
 
 def _base(system: str) -> dict[str, Any]:
     """What the released command line of a system means."""
-    path = CONFIGS / f"{system}.yaml"
+    path = _base_file(system)
     return load_yaml(path) if path.is_file() else {"system": system}
+
+
+def _base_file(system: str) -> Path:
+    return CONFIGS / f"{system}.yaml"
 
 
 def _tasks_of(system: str) -> set[str]:
@@ -304,8 +308,11 @@ def _tasks_named(given: dict[str, Any]) -> set[str]:
 
 
 def _told_by(options: dict[str, Any], flags: set[str], tasks: set[str], takes: Callable[..., list[str]]) -> str:
-    """The default system where it takes options and flags and knows the tasks, else the only one that does."""
-    names, default = takes(options, flags), takes({})[0]
+    """The default system where it takes options and flags and knows the tasks, else the only one that does.
+
+    A system that nobody has released has no such file, and no command line means it.
+    """
+    names, default = [name for name in takes(options, flags) if _base_file(name).is_file()], takes({})[0]
     names = [name for name in names if tasks <= _tasks_of(name)] or names
     if default in names:
         return default
