@@ -63,6 +63,8 @@ def unified(**values: Any) -> System:
     for name in ("listed_classes", "listed_phrases"):
         if not 0 <= getattr(options, name) <= 1:
             raise ValueError(f"options.{name} is a share of 1, got {getattr(options, name)}")
+    if options.num_classes_per_question < 1:
+        raise ValueError(f"options.num_classes_per_question must be 1 or more, got {options.num_classes_per_question}")
     wording = load_wording(options.wording, LISTS)
     task = UnifiedTask(
         options,
