@@ -4,6 +4,7 @@
     python test_sem.py --version runs/mine-merged --suites 'refcoco*' ReasonSeg'|val' --protocol teacher_forced
     torchrun --nproc_per_node 8 test_sem.py --version CHECKPOINT --val_dataset_list cityscapes,ade20k,cocostuff
     python test_sem.py --from runs/evaluation/mine/generate/predictions/refcoco_unc_val.jsonl
+    python test_sem.py --version runs/mine --suite_file my_suites.yaml --dataset_dir ./mine
     python test_sem.py --list
 
 Prints a table and writes OUT/results.json, OUT/results.md, OUT/report/index.html (a page that needs nothing else) and
@@ -24,7 +25,9 @@ from evaluation.journal import predictions
 from evaluation.protocols import GENERATED, PROTOCOLS
 from evaluation.report import write_report
 from evaluation.runner import as_table, evaluate, rescore, write_results
+from systems.assistant import RECIPE
 from utils import dist
+from utils.config import SuiteConfig, load_recipe
 from utils.log import setup_logging
 
 DEFAULT_SUITES = ("cityscapes", "ade20k", "cocostuff")
@@ -32,15 +35,16 @@ DEFAULT_SUITES = ("cityscapes", "ade20k", "cocostuff")
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    if args.list:
-        print(suites.table())
-        return 0
     if args.predictions:
         return again(args)
-    chosen = args.suites or args.val_dataset_list.split(",")
     try:
-        suites.find_suites(chosen)
-    except ValueError as error:
+        own = own_suites(args)
+        if args.list:
+            print(suites.table(own))
+            return 0
+        chosen = args.suites or ([suites.OWN_GROUP] if args.suite_file else args.val_dataset_list.split(","))
+        suites.find_suites(chosen, own)
+    except (OSError, ValueError) as error:
         raise SystemExit(f"test_sem.py: {error}") from None
     dist.start(timeout_minutes=24 * 60)  # a slow process may lag far behind before the figures meet
     setup_logging(dist.is_main())
@@ -58,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers=args.workers,
         classes=args.classes,
         resume=not args.fresh,
+        custom=own,
     )
     if dist.is_main():
         print(as_table(results))
@@ -65,6 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"results: {out / 'results.json'}; predictions: {out / 'predictions'}")
     dist.stop()
     return 1 if results["missing"] else 0
+
+
+def own_suites(args: argparse.Namespace) -> tuple[SuiteConfig, ...]:
+    """The suites that the recipe of --version and --suite_file define."""
+    run = Path(args.version or "") / RECIPE
+    custom = suites.read_custom(args.suite_file) if args.suite_file else ()
+    return (*(load_recipe(run).eval.custom if args.version and run.is_file() else ()), *custom)
 
 
 def again(args: argparse.Namespace) -> int:
@@ -86,6 +98,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_flags(parser)
     parser.add_argument("--dataset_dir", default="./dataset", help="root of all datasets")
     parser.add_argument("--suites", nargs="+", metavar="NAME", help="names, set names, globs or groups; see --list")
+    parser.add_argument("--suite_file", metavar="YAML", help="suites of your own; without --suites all of them")
     parser.add_argument(
         "--val_dataset_list", default=",".join(DEFAULT_SUITES), help="the same, in the original's spelling: a,b,c"
     )

@@ -31,7 +31,7 @@ from training.engine import Engine
 from training.meters import Meters, Progress
 from training.run import Stop, open_run
 from utils import dist
-from utils.config import Recipe
+from utils.config import Recipe, SetConfig
 from utils.flags import resolve
 from utils.log import RunLog, log, setup_logging
 from utils.registry import unknown
@@ -174,6 +174,7 @@ def score(assistant: Assistant, recipe: Recipe, suites: Sequence[str], out: Path
         batch_size=how.batch_size,
         max_new_tokens=how.max_new_tokens,
         workers=recipe.data.val_workers,
+        custom=recipe.eval.custom,
     )
     log.info("%s", as_table(results))
     return summary(results)
@@ -185,18 +186,19 @@ def suites_of(recipe: Recipe) -> tuple[str, ...]:
     return (*(() if recipe.eval.no_eval and not recipe.eval.eval_only else recipe.eval.suites), *final)
 
 
-def held_out(recipe: Recipe) -> list[str]:
+def held_out(recipe: Recipe) -> list[SetConfig]:
     """The evaluation splits of the recipe, as sources; `data.exclude_val: eval_suites` keeps their pictures out."""
     names = (*recipe.eval.suites, *recipe.eval.final_suites)
-    return [suite.source or suite.name for suite in find_suites(names)] if names else []
+    chosen = find_suites(names, recipe.eval.custom) if names else []
+    return [SetConfig(suite.source or suite.name, options=suite.options) for suite in chosen]
 
 
 def check_suites(recipe: Recipe) -> None:
     """Raises now, not after the first epoch, when a suite's data are not there or it has no figure to be best by."""
-    for suite in find_suites(suites_of(recipe)) if suites_of(recipe) else ():
+    for suite in find_suites(suites_of(recipe), recipe.eval.custom) if suites_of(recipe) else ():
         suite.open(recipe.data.dataset_dir, source_options(recipe, suite))
     if not recipe.eval.no_eval and recipe.eval.suites:
-        first = find_suites(recipe.eval.suites)[0]
+        first = find_suites(recipe.eval.suites, recipe.eval.custom)[0]
         figures = {figure.metric for figure in SCORERS[first.metric]().figures()}
         if recipe.eval.best_by not in figures:
             raise ValueError(f"eval.best_by: {unknown(f'figure of {first.name}', recipe.eval.best_by, figures)}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from data.sources import Source, build_source
 from data.sources.base import EmptySplit, image_paths
+from utils.config import SetConfig
 from utils.log import log
 from utils.registry import unknown
 
@@ -63,29 +64,29 @@ class Blocklist:
     splits: tuple[str, ...] = ()
 
     @classmethod
-    def build(cls, rule: str, root: Path, suites: Sequence[str] = ()) -> Blocklist:
-        """The blocklist of a recipe. `suites`: source names (`refcoco|unc|val`) that it is evaluated on.
+    def build(cls, rule: str, root: Path, suites: Sequence[SetConfig] = ()) -> Blocklist:
+        """The blocklist of a recipe. `suites`: the sources that it is evaluated on.
 
         Splits of the rule that `root` does not hold are left out with a warning; none at all is an error, as is a
         missing suite.
         """
         if rule not in RULES:
             raise ValueError(unknown("data.exclude_val", rule, RULES))
-        named, found, missing = RULES[rule], {}, []
-        for name in dict.fromkeys(suites) if named.suites else ():
-            found[name] = build_source(name, root)
+        named, missing = RULES[rule], []
+        evaluated = suites if named.suites else ()
+        found = [(entry.source, build_source(entry.source, root, **entry.options)) for entry in evaluated]
         for names in named.splits:
             name, source = _first_there(names, root)
             if source is None:
                 missing.append(name)
             else:
-                found[name] = source
+                found.append((name, source))
         if named.splits and not found:
             raise FileNotFoundError(f"data.exclude_val {rule}: {root} has none of {', '.join(missing)}")
         if missing:
             log.warning("exclude_val %s goes without %s: not below %s", rule, ", ".join(missing), root)
-        keys = frozenset(picture_key(path) for source in found.values() for path in image_paths(source))
-        return cls(rule, keys, tuple(found))
+        keys = frozenset(picture_key(path) for _, source in found for path in image_paths(source))
+        return cls(rule, keys, tuple(name for name, _ in found))
 
     def usable(self, name: str, source: Source) -> np.ndarray | range:
         """The records of the training source `name` whose picture is not on the list."""

@@ -24,6 +24,8 @@ class AbsentScorer:
     and a rejected phrase keeps the mask that was withheld.
     """
 
+    KINDS = ("refer", "reason", "phrase")
+
     def __init__(self) -> None:
         self.rows = {STANDARD: Overlaps(), RELEASED: Overlaps()}
         self.forced = False

@@ -27,6 +27,7 @@ from utils.masks import encode_rle
 
 SAMPLED = 64  # numbers of each weight whose place counts in its fingerprint
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+KEYS = {"suite", "metric", "index", "protocol", "counts", "answers"}  # of a line, at least
 Line = dict[str, Any]
 
 
@@ -123,7 +124,7 @@ def read_lines(path: Path) -> Iterator[Line]:
                     raise ValueError(f"{path}, line {number}: not a prediction ({error}); delete that line") from None
                 log.warning("%s ends in half a line, which does not count", path)
                 return
-            if not isinstance(line, dict) or not {"suite", "index", "protocol", "counts", "answers"} <= line.keys():
+            if not isinstance(line, dict) or not line.keys() >= KEYS:
                 raise ValueError(f"{path}, line {number}: not a prediction of this program")
             yield line
 

@@ -15,15 +15,16 @@ from tqdm import tqdm
 from data.collate import Sample, look
 from data.sources import Source
 from data.types import Query, Record
+from evaluation.catalog import Suite
 from evaluation.journal import Journal, Line, fingerprint, prediction, predictions
 from evaluation.metrics import STANDARD
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
 from evaluation.scoring import SCORERS
-from evaluation.suites import Suite, find_suites
+from evaluation.suites import find_suites
 from evaluation.tables import as_markdown, between, number
 from systems.assistant import Assistant
 from utils import dist
-from utils.config import Recipe
+from utils.config import Recipe, SuiteConfig
 from utils.log import log
 
 KEPT_OPTIONS = (
@@ -59,6 +60,7 @@ def evaluate(
     workers: int = 2,
     classes: str | None = None,
     resume: bool = False,
+    custom: Sequence[SuiteConfig] = (),
 ) -> dict[str, Any]:
     """Scores the suites (names, groups, globs); each figure of the results names its metric, variant and protocol.
 
@@ -66,6 +68,7 @@ def evaluate(
     suites, `{source}` in it stands for the source's name; without it the recipe's class lists count.
     out_dir: gets results.json and a folder of predictions, one JSON line a picture. resume: predictions that are there
     already, made with the same weights and settings, are kept; the results are those of a run without a break.
+    custom: suites beside those of the catalog, to be named in `suites`.
     A suite without its data is reported under `missing`, and the others go on. Run on all processes: each scores its
     share, all return the whole.
     """
@@ -76,7 +79,7 @@ def evaluate(
     training = assistant.model.training
     assistant.model.eval()
     try:
-        for suite in find_suites(suites):
+        for suite in find_suites(suites, custom):
             try:
                 options = source_options(assistant.recipe, suite, classes)
                 source = suite.open(dataset_dir, options)
@@ -107,8 +110,7 @@ def rescore(paths: Sequence[str | Path]) -> dict[str, Any]:
     """The results of files (or folders) of predictions, every metric and variant, without model or data."""
     suites = {}
     for name, lines in predictions(paths).items():
-        (suite,) = find_suites([name])
-        score = Score(suite.metric)
+        score = Score(lines[0]["metric"])
         for line in lines:
             score.add(line)
         suites[name] = score.result(lines[0]["protocol"])
@@ -156,7 +158,8 @@ def as_table(results: dict[str, Any]) -> str:
 
 def source_options(recipe: Recipe, suite: Suite, classes: str | None = None) -> dict[str, Any]:
     """What the recipe says of the suite's source and scoring must share, such as the class list, or `classes`."""
-    sets = [item for task in recipe.data.mixture for item in task.sets if item.source.split("|")[0] == suite.base]
+    mixed = () if suite.own else recipe.data.mixture
+    sets = [item for task in mixed for item in task.sets if item.source.split("|")[0] == suite.base]
     options = {key: value for item in sets for key, value in item.options.items() if key in KEPT_OPTIONS}
     if classes and suite.metric == "semantic":
         options["classes"] = classes.replace("{source}", suite.base)
@@ -227,6 +230,7 @@ class Run:
         counts = SCORERS[self.suite.metric].count(item.record, item.queries, replies, self.protocol)
         return {
             "suite": self.suite.name,
+            "metric": self.suite.metric,
             "index": item.index,
             "image": str(item.record.image),
             "protocol": self.protocol,

@@ -42,6 +42,8 @@ class SemanticScorer:
     replaces earlier ones, and ignored or unanswered pixels are class 0.
     """
 
+    KINDS = ("classes",)  # of records that it can score
+
     def __init__(self) -> None:
         self.names: list[str] = []
         self.confusions: dict[str, Confusion] = {}
@@ -116,6 +118,8 @@ class SemanticScorer:
 @SCORERS.register("overlap")
 class OverlapScorer:
     """gIoU and cIoU over all queries, and over each kind of record (a reasoning set holds phrases and sentences)."""
+
+    KINDS = ("refer", "reason", "phrase", "multi")
 
     def __init__(self) -> None:
         self.kinds: dict[str, Overlaps] = {}

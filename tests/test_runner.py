@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
 
 import test_sem
 from data.types import Claim, Mask, Query, Record, Target
 from evaluation.metrics import RELEASED, STANDARD
-from evaluation.protocols import FORCED, GENERATED, Reply
+from evaluation.protocols import FORCED, GENERATED, TWO_PASS, Reply
 from evaluation.runner import Score, as_table, evaluate, source_options, summary
 from evaluation.scoring import SCORERS, OverlapScorer, SemanticScorer
 from evaluation.suites import find_suites
@@ -163,6 +164,40 @@ def test_program_prints_and_writes_and_tells_missing_suites(world, tmp_path, cap
     with pytest.raises(SystemExit, match=r"cannot load .*nowhere"):
         test_sem.main(["--version", str(tmp_path / "nowhere" / "x.y")])
     assert test_sem.main(["--list"]) == 0 and "ReasonSeg|test" in capsys.readouterr().out
+
+
+def test_own_suites_are_scored_and_scored_again_without_touching_code(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    world = toy_world(tmp_path / "world", "folder", "coco", "jsonl")
+    file, out = tmp_path / "suites.yaml", tmp_path / "out"
+    coco = {"annotations": "coco/annotations/panoptic_val2017.json", "images": "coco/val2017"}
+    own = [
+        {"name": "kitchen", "source": "folder|val", "metric": "semantic", "options": {"folder": "my_folder"}},
+        {"name": "objects", "source": "coco", "metric": "semantic", "options": coco},
+        {
+            "name": "named",
+            "source": "coco",
+            "metric": "generalised",
+            "options": {**coco, "serve": "refer", "absent": 1},
+        },
+        {"name": "asked|val", "source": "jsonl", "metric": "premise", "options": {"file": "my_queries/val.jsonl"}},
+        {"name": "gone", "source": "jsonl", "metric": "overlap", "options": {"file": "none.jsonl"}},
+    ]
+    file.write_text(yaml.safe_dump({"eval": {"custom": own}}))
+    command = ["--version", str(GOLDEN / "gsva"), "--vision-tower", str(GOLDEN / "gsva" / "clip"), "--limit", "1"]
+    command += ["--dataset_dir", str(world), "--out", str(out), "--protocol", FORCED, "--suite_file", str(file)]
+    assert test_sem.main(command) == 1  # gone is missing
+    results = json.loads((out / FORCED / "results.json").read_text())
+    assert list(results["suites"]) == ["kitchen", "objects", "named", "asked|val"]
+    assert "none.jsonl" in results["missing"]["gone"]
+    assert {figure["protocol"] for figure in results["suites"]["named"]["figures"]} == {TWO_PASS}
+    capsys.readouterr()
+    assert test_sem.main(["--from", str(out / FORCED / "predictions")]) == 0
+    again = capsys.readouterr().out
+    assert "asked|val" in again and "mIoU" in again
+    assert test_sem.main(["--list", "--suite_file", str(file)]) == 0 and "kitchen" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"no suite 'kitchn' \(did you mean 'kitchen'\?\)"):
+        test_sem.main([*command, "--suites", "kitchn"])
 
 
 def test_two_processes_give_what_one_gives(world, tmp_path):

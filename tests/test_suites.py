@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import yaml
 from tiny_assistant import toy_world
 
 from data.sources import SOURCES, build_source
 from data.sources.base import image_paths
+from evaluation.catalog import ENTRIES
 from evaluation.scoring import SCORERS
-from evaluation.suites import ENTRIES, GROUPS, SUITES, find_suites, table
+from evaluation.suites import GROUPS, SUITES, find_suites, read_custom, table
+from utils.config import EvalConfig, SuiteConfig, from_dict
 
 
 def names(*patterns: str) -> list[str]:
@@ -55,6 +58,72 @@ def test_reasoning_suites_ask_the_first_text_about_what_is_there(tmp_path):
     for index in range(len(suite)):
         (target,) = suite[index].targets
         assert target.phrase == everything[index].targets[0].phrase and target.mask().any()
+
+
+MINE = {"name": "mine|val", "source": "jsonl", "metric": "overlap", "options": {"file": "a.jsonl"}}
+
+
+def custom(*entries: dict) -> tuple[SuiteConfig, ...]:
+    return from_dict(EvalConfig, {"custom": list(entries)}, "eval").custom
+
+
+def test_own_suites_stand_beside_the_catalog_and_state_their_options():
+    own = custom(MINE, {"name": "street", "source": "folder", "metric": "semantic", "present_only": True})
+    assert [s.name for s in find_suites(["custom"], own)] == ["mine|val", "street"]
+    assert [s.name for s in find_suites(["str*", "muse|val", "mine|val"], own)] == ["street", "muse|val", "mine|val"]
+    (suite,) = find_suites(["mine|val"], own)
+    assert (suite.metric, suite.base, suite.options) == ("overlap", "jsonl", {"file": "a.jsonl"})
+    assert "mine|val" in table(own) and "mine|val" not in table()
+    assert find_suites(["mine|val"], custom({**MINE, "metric": "generalised"}))[0].forced == "two_pass"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "muse|val"}, r"eval.custom\[1\].name: 'muse\|val' is taken"),
+        ({"name": "mine|val"}, r"eval.custom\[1\].name: 'mine\|val' is taken"),
+        ({"name": "reason"}, r"eval.custom\[1\].name: 'reason' is taken"),
+        ({"name": "a/b"}, r"eval.custom\[1\].name: 'a/b' is no name"),
+        (
+            {"name": "b", "metric": "overlaps"},
+            r"\[1\].metric \(b\): no metric 'overlaps' \(did you mean 'overlap'",
+        ),
+        ({"name": "b", "source": "json"}, r"custom\[1\].source \(b\): no source 'json' \(did you mean 'jsonl'"),
+        (
+            {"name": "b", "options": {"files": 1}},
+            r"\[1\].options \(b\): no option of jsonl 'files'.*file, images",
+        ),
+        ({"name": "b", "option": {}}, r"no field in eval.custom\[1\] 'option' \(did you mean 'options'"),
+        ({"metric": None}, r"eval.custom\[1\].metric: expected str"),
+    ],
+)
+def test_what_is_wrong_with_an_own_suite_is_named_with_its_place(change, message):
+    with pytest.raises(ValueError, match=message):
+        find_suites(["custom"], custom(MINE, {**MINE, **change}))
+    with pytest.raises(ValueError, match=r"eval.custom\[0\]: needs source, metric; its fields are name, source"):
+        custom({"name": "x"})
+
+
+def test_own_suites_are_read_from_a_list_or_a_recipe(tmp_path):
+    (tmp_path / "list.yaml").write_text(yaml.safe_dump([MINE]))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"eval": {"custom": [MINE]}}))
+    assert read_custom(tmp_path / "list.yaml") == read_custom(tmp_path / "recipe.yaml") == custom(MINE)
+    (tmp_path / "none.yaml").write_text("system: x\n")
+    (tmp_path / "bad.yaml").write_text("- {name: x\n")
+    with pytest.raises(ValueError, match=r"none.yaml defines no suite; it needs eval.custom"):
+        read_custom(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match=r"bad.yaml: "):
+        read_custom(tmp_path / "bad.yaml")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+        read_custom(tmp_path / "nowhere.yaml")
+
+
+def test_a_metric_that_does_not_fit_the_data_is_refused_with_those_that_do(tmp_path):
+    world = toy_world(tmp_path / "world", "jsonl", "folder")
+    options = {"file": "my_queries/val.jsonl"}
+    (suite,) = find_suites(["x"], custom({**MINE, "name": "x", "metric": "semantic", "options": options}))
+    with pytest.raises(ValueError, match=r"'x': metric 'semantic' is for classes data, jsonl gives .* generalised"):
+        suite.open(world)
 
 
 def test_the_list_has_a_line_for_every_suite():

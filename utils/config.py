@@ -84,6 +84,20 @@ class MixConfig:
 
 
 @dataclass(frozen=True)
+class SuiteConfig:
+    """A benchmark of one's own: a source with options (all of them: none are taken from the mixture), and its metric.
+
+    present_only: ask about what is there, though the data also ask about what is not.
+    """
+
+    name: str  # to be used in suites and final_suites
+    source: str  # a name in SOURCES, alone or with its split
+    metric: str  # a name in SCORERS
+    options: dict[str, Any] = field(default_factory=dict)
+    present_only: bool = False
+
+
+@dataclass(frozen=True)
 class DataConfig:
     dataset_dir: str = "./dataset"
     mixture: tuple[MixConfig, ...] = ()
@@ -132,6 +146,7 @@ class TrainConfig:
 class EvalConfig:
     suites: tuple[str, ...] = ("ReasonSeg|val",)  # validation; the first one decides which checkpoint is best
     final_suites: tuple[str, ...] = ()  # also scored after the last step, and by eval_only
+    custom: tuple[SuiteConfig, ...] = ()  # suites of one's own, beside those of `test_sem.py --list`
     final_eval: bool = True
     every_epochs: int = 1
     no_eval: bool = False
@@ -176,6 +191,9 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
     for key in values:
         if key not in hints:
             raise ValueError(unknown(f"field in {where or 'the recipe'}", key, hints))
+    needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"{where}: needs {', '.join(missing)}; its fields are {', '.join(hints)}")
     return cls(**{key: _cast(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()})
 
 

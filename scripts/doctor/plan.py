@@ -40,7 +40,7 @@ def needs_of(recipe: Recipe) -> list[Need]:
             if entry.rate > 0:
                 found.append(Need(TRAIN, entry.source, entry.options, _label(entry.source, entry.options)))
     names = (*recipe.eval.suites, *recipe.eval.final_suites)
-    for suite in find_suites(names) if names else ():
+    for suite in find_suites(names, recipe.eval.custom) if names else ():
         options = {**source_options(recipe, suite), **suite.options}
         found.append(Need(EVAL, suite.source or suite.name, options, suite.name))
     return [need for index, need in enumerate(found) if need not in found[:index]]
