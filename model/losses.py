@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.types import Batch
+from model.lean import bce_and_dice, cross_entropy
 from model.seg_model import SegOutput
+from model.together import together
 from utils.config import LossConfig
 from utils.registry import unknown
 
-DICE_SCALE, DICE_EPS, COUNT_EPS = 1000.0, 1e-6, 1e-8  # as released
+COUNT_EPS = 1e-8  # as released
 MASK_SIZES = ("full", "decoder")
 REFUSED = ("excluded", "counted")
 REFINEMENTS = ("none", "paper", "overlap_only")
@@ -51,9 +53,7 @@ def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
 
 def text_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """(S, V) logits, (S,) targets. Zero, with a graph, where nothing is supervised."""
-    if not len(targets):
-        return logits.float().sum()
-    return F.cross_entropy(logits.float(), targets)
+    return cross_entropy(logits, targets) if len(targets) else logits.float().sum()
 
 
 def mask_losses(
@@ -64,16 +64,8 @@ def mask_losses(
     ignore: (H, W) or (N, H, W) bool, pixels that count in neither. weights: (N, H, W), of the pixels in BCE; its mean
     stays one over their number.
     """
-    truth, number = truth.to(logits.dtype), max(1, logits.shape[1:].numel())
-    pixels = F.binary_cross_entropy_with_logits(logits, truth, weights, reduction="none")
-    shares = torch.sigmoid(logits) / DICE_SCALE
-    if ignore is not None:
-        pixels, shares, truth = (values.masked_fill(ignore, 0) for values in (pixels, shares, truth))
-        number = (~ignore).sum((-2, -1)).clamp(min=1)
-    bce = pixels.sum((1, 2)) / number
-    overlap = 2 * (shares * truth).sum((1, 2))
-    area = shares.sum((1, 2)) + (truth / DICE_SCALE).sum((1, 2))
-    dice = 1 - (overlap + DICE_EPS) / (area + DICE_EPS)
+    ignore = None if ignore is None else ignore.expand(logits.shape)
+    bce, dice = bce_and_dice(logits, truth.to(logits.dtype), ignore, weights)
     return bce.sum(), dice.sum()
 
 
@@ -140,9 +132,9 @@ def _truth(output: SegOutput, batch: Batch, config: LossConfig) -> tuple[list[Te
     if config.mask_size == "full":
         return truth, ignored
     sizes = [masks.shape[1:] for masks in output.masks]
-    truth = [_shares(masks, size) for masks, size in zip(truth, sizes, strict=True)]
     pairs = zip(ignored, sizes, strict=True)
-    return truth, [None if mask is None else _shares(mask[None].float(), size)[0] > 0 for mask, size in pairs]
+    ignored = [None if mask is None else _shares(mask[None].float(), size)[0] > 0 for mask, size in pairs]
+    return together(_shares, truth, sizes), ignored
 
 
 def _shares(masks: Tensor, size: torch.Size) -> Tensor:

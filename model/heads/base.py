@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from data.types import Batch, Geometry
 from model.names import Pair
+from model.together import together
 from model.vlm.llava import Vision
 from utils.registry import Registry
 
@@ -102,6 +103,11 @@ def of_content(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
     return logits[:, :rows, :columns].float()
 
 
-def split_by_image(values: Tensor, query_image: Tensor, images: int) -> list[Tensor]:
-    """(Q, ...) values in ascending order of picture to B tensors."""
-    return list(values.split(torch.bincount(query_image, minlength=images).tolist()))
+def by_picture(
+    logits: Tensor, query_image: Tensor, geometry: Sequence[Geometry], sizes: Sequence[int], full: bool
+) -> list[Tensor]:
+    """(Q, h, w) logits of padded square views of these sides, in ascending order of picture, to B x (N_b, H_b, W_b):
+    those of the pictures, or, not `full`, of the cells that show them. Pictures of one size go together."""
+    parts = logits.split(torch.bincount(query_image, minlength=len(geometry)).tolist())
+    finish = to_original if full else of_content
+    return together(lambda part, key: finish(part, *key), parts, list(zip(geometry, sizes, strict=True)))

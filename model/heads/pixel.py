@@ -16,7 +16,7 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamLayerNorm, SamPositionalEmbedding, SamPromptEncoder
 
 from data.types import Batch, Geometry
-from model.heads.base import HEADS, Host, fourier_positions, in_pieces, of_content, split_by_image, to_original
+from model.heads.base import HEADS, Host, by_picture, fourier_positions, in_pieces
 from model.heads.pixel_decoder import PixelDecoder
 from model.heads.sam_keys import MLP_NAMES, SAM_NAMES
 from model.names import Pair, under
@@ -137,9 +137,7 @@ class PixelHead(nn.Module):
     ) -> list[Tensor]:
         """(Q, L * T, D) to B x (N_b, H_b, W_b) float32 logits."""
         logits = in_pieces(partial(self._low_resolution, features), queries, query_image)
-        by_image = split_by_image(logits, query_image, len(geometry))
-        finish = to_original if full else of_content
-        return [finish(part, place, max(place.resized)) for part, place in zip(by_image, geometry, strict=True)]
+        return by_picture(logits, query_image, geometry, [max(place.resized) for place in geometry], full)
 
     def _low_resolution(self, features: list[Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
         """(Q, L * T, D) to (Q, 4h, 4w) float32 logits: every level's, brought to the largest size, in their balance."""

@@ -14,7 +14,7 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
 
 from data.types import Batch, Geometry
-from model.heads.base import HEADS, Host, fourier_positions, in_pieces, of_content, split_by_image, to_original
+from model.heads.base import HEADS, Host, by_picture, fourier_positions, in_pieces
 from model.heads.sam_keys import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
 from model.heads.strips import attend_in_strips
 from model.names import under
@@ -89,9 +89,7 @@ class SamHead(nn.Module):
     ) -> list[Tensor]:
         """(Q, K, D) to B x (N_b, H_b, W_b) float32 logits."""
         logits = in_pieces(partial(self._low_resolution, features), queries, query_image)
-        by_image = split_by_image(logits, query_image, len(geometry))
-        finish = to_original if full else of_content
-        return [finish(piece, place, self.view_size) for piece, place in zip(by_image, geometry, strict=True)]
+        return by_picture(logits, query_image, geometry, [self.view_size] * len(geometry), full)
 
     def _low_resolution(self, features: Tensor, queries: Tensor, query_image: Tensor) -> Tensor:
         """(Q, K, D) to (Q, 4h, 4w) logits: each query with its own copy of its picture's embedding."""
