@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.types import Geometry
-from model.heads.base import to_original
+from model.heads.base import QUERIES_AT_ONCE, to_original
 from model.heads.sam import SamHead
 from model.heads.sam_keys import SAM_NAMES, rename_sam, sam_sizes
 from model.names import NameTable
@@ -101,7 +101,7 @@ def test_picture_encoder(pair, pictures):
 @pytest.mark.parametrize("at_once", [64, 2])
 def test_one_decoder_call_over_all_pictures_equals_theirs_one_by_one(pair, pictures, monkeypatch, at_once):
     theirs, ours = pair
-    monkeypatch.setattr("model.heads.base.QUERIES_AT_ONCE", at_once)
+    monkeypatch.setitem(QUERIES_AT_ONCE, "cpu", at_once)
     queries = torch.randn(5, 1, WIDTH, generator=torch.Generator().manual_seed(2))
     query_image = torch.tensor([0, 0, 0, 1, 1])
     geometry = [Geometry((30, 40), (36, 48)), Geometry((50, 20), (48, 19))]

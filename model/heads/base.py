@@ -18,7 +18,7 @@ from utils.registry import Registry
 
 HEADS = Registry("mask head")  # names to MaskHead classes
 Features = Any  # whatever `features` hands to `decode`
-QUERIES_AT_ONCE = 64  # in inference; each costs about a dozen copies of a picture embedding
+QUERIES_AT_ONCE = {"cpu": 4, "cuda": 64}  # without gradients; each costs about a dozen copies of a picture embedding
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class MaskHead(Protocol):
 
 def in_pieces(draw: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
     """`draw(queries, query_image)` of all queries in one pass; without gradients of so many at once."""
-    size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE
+    size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE[queries.device.type]
     return torch.cat([draw(*piece) for piece in zip(queries.split(size), query_image.split(size), strict=True)])
 
 

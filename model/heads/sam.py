@@ -15,6 +15,7 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 
 from data.types import Batch, Geometry
 from model.heads.base import HEADS, Host, by_picture, fourier_positions, in_pieces
+from model.heads.few_prompts import fold_prompts
 from model.heads.sam_keys import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
 from model.heads.strips import attend_in_strips
 from model.names import under
@@ -56,7 +57,9 @@ class SamHead(nn.Module):
         for part in (sam, sam.vision_config, sam.mask_decoder_config):
             part._attn_implementation = attention
         encoder = attend_in_strips(SamVisionEncoder(sam.vision_config))
-        return cls(encoder, SamPromptEncoder(sam), SamMaskDecoder(sam.mask_decoder_config))
+        decoder = SamMaskDecoder(sam.mask_decoder_config)
+        fold_prompts(decoder.transformer)
+        return cls(encoder, SamPromptEncoder(sam), decoder)
 
     @staticmethod
     def read(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from data.types import IMAGE_ID, Geometry
 from data.views import ClipView, LanguageView
 from model.vlm.pack import pack
-from model.vlm.shared import Split, split_shared
+from model.vlm.shared import Beginnings, Split, shared_attention, split_shared
 
 
 @dataclass
@@ -186,9 +186,9 @@ class Llava(nn.Module):
         cache = DynamicCache(config=self.language.config)
         embeds, positions = self.embed(ids, image_states, row_image), _positions(attention)
         seen = _with_images(attention, ids, image_attention, row_image)
-        split = split_shared(ids, attention, row_image)
+        split, begun = split_shared(ids, attention, row_image), None
         if split is not None:
-            embeds, seen, positions = self._read_shared(split, embeds, seen, positions, cache)
+            begun, embeds, seen, positions = self._read_shared(split, embeds, seen, positions)
         tokens = ids.new_full((len(ids), max_new_tokens), eos)
         states = embeds.new_zeros(len(ids), max_new_tokens, embeds.shape[-1])
         rows = torch.arange(len(ids), device=ids.device)  # those still writing
@@ -198,9 +198,10 @@ class Llava(nn.Module):
             if 2 * int(done.sum()) >= len(rows):  # a smaller cache is worth the copy
                 kept = (~done).nonzero()[:, 0]
                 cache.batch_select_indices(kept)
+                begun = begun and begun[kept]
                 rows, done, embeds = rows[kept], done[kept], embeds[kept]
                 seen, positions = seen[kept], positions[kept]
-            state = self._continue(embeds, seen, positions, cache)[:, -1]
+            state = self._continue(embeds, seen, positions, cache, begun)[:, -1]
             token = self.logits(state).argmax(-1).masked_fill(done, eos)
             states[rows, step], tokens[rows, step] = state, token
             done = done | (token == eos)
@@ -211,28 +212,31 @@ class Llava(nn.Module):
         return Generated([_until(row, eos) for row in tokens[:, :step].tolist()], states[:, :step])
 
     def _read_shared(
-        self, split: Split, embeds: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Fills the cache with the shared beginnings, a copy a row; returns embeddings and positions of what is left
-        of the rows, and what they see of both."""
+        self, split: Split, embeds: Tensor, seen: Tensor, positions: Tensor
+    ) -> tuple[Beginnings, Tensor, Tensor, Tensor]:
+        """Reads the shared beginnings; returns them with embeddings and positions of what is left of the rows, and
+        what they see of both."""
         lead, columns = split.lead, split.columns
-        beginnings = embeds[lead[:, None], columns]
         visible = seen[lead[:, None], columns] & split.real
-        self._continue(beginnings, visible, positions[lead[:, None], columns], cache)
-        cache.batch_select_indices(split.of_row)
+        cache = DynamicCache(config=self.language.config)
+        self._continue(embeds[lead[:, None], columns], visible, positions[lead[:, None], columns], cache)
         width = split.ends.shape[1]
         own = seen[:, -width:] & split.ends
-        return embeds[:, -width:], torch.cat([visible[split.of_row], own], dim=1), positions[:, -width:]
+        both = torch.cat([visible[split.of_row], own], dim=1)
+        return Beginnings.of(cache, split.of_row), embeds[:, -width:], both, positions[:, -width:]
 
-    def _continue(self, embeds: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """(R, L, H) states of the next L positions; `seen` (R, cached + L) says which positions count as keys."""
-        return self.language.model(
-            inputs_embeds=embeds,
-            attention_mask=seen.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+    def _continue(
+        self, embeds: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache, begun: Beginnings | None = None
+    ) -> Tensor:
+        """(R, L, H) states of the next L positions; `seen` (R, begun + cached + L) says which positions are keys."""
+        given = {"inputs_embeds": embeds, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        if begun is None:
+            return self.language.model(attention_mask=seen.long(), **given).last_hidden_state
+        length, keys = embeds.shape[1], seen.shape[1]
+        causal = seen.new_ones(length, keys).tril(keys - length)
+        with shared_attention(self.language.config):
+            mask = (seen[:, None] & causal)[:, None]
+            return self.language.model(attention_mask=mask, beginnings=begun, **given).last_hidden_state
 
     def _seen(self, geometry: Sequence[Geometry], device: torch.device) -> Tensor | None:
         """(B, g, g) bool: patches with something of the picture, which begins at the top left, in them; None: all."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionInterface, DynamicCache, PreTrainedConfig
+
+ATTENTION = "shared_beginnings"  # the name of `attend` among transformers' attention functions
 
 
 @dataclass(frozen=True)
@@ -48,3 +53,76 @@ def split_shared(ids: Tensor, attention: Tensor, row_image: Tensor) -> Split | N
     widest = int(own.max())
     ends = steps[-widest:] >= (length - own)[:, None]
     return Split(lead, of_row, columns.clamp(min=0), real, ends)
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """Keys and values (B', h, P, d) a layer of what the rows of B' pictures begin with: there once, however many rows
+    go on from them. Rows of one picture stand together."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    of_row: Tensor  # (R,) long
+    counts: list[int]  # rows of each beginning
+
+    @classmethod
+    def of(cls, cache: DynamicCache, of_row: Tensor) -> Beginnings:
+        keys, values = ([getattr(layer, name) for layer in cache.layers] for name in ("keys", "values"))
+        return cls(keys, values, of_row, _counts(of_row, len(keys[0])))
+
+    def __getitem__(self, rows: Tensor) -> Beginnings:
+        """For these rows only, in ascending order."""
+        of_row = self.of_row[rows]
+        return replace(self, of_row=of_row, counts=_counts(of_row, len(self.counts)))
+
+    def times(self, rows: Tensor, pictures: Tensor) -> Tensor:
+        """(R, h, L, a) of rows times (B', h, a, b) of their pictures, each read once: (R, h, L, b)."""
+        products = []
+        for mine, picture in zip(rows.split(self.counts), pictures, strict=True):
+            product = mine.transpose(0, 1).flatten(1, 2) @ picture  # (h, rows * L, b)
+            products.append(product.view(len(picture), len(mine), mine.shape[2], picture.shape[-1]).transpose(0, 1))
+        return torch.cat(products)
+
+
+@contextmanager
+def shared_attention(config: PreTrainedConfig) -> Iterator[None]:
+    """Meanwhile a language model of this configuration attends as `attend` does."""
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    scaling: float,
+    beginnings: Beginnings,
+    **_,
+) -> tuple[Tensor, None]:
+    """Each row looks at its picture's beginning and at keys of its own, in one softmax.
+
+    query (R, H, L, d), key and value (R, h, K, d), attention_mask (R, 1, L, P + K) bool -> (R, L, H, d)
+    """
+    rows, heads, length, _ = query.shape
+    query = query.reshape(rows, key.shape[1], -1, query.shape[-1])  # (R, h, H / h * L, d): heads of one key together
+    keys, values = beginnings.keys[module.layer_idx], beginnings.values[module.layer_idx]
+    scores = torch.cat([beginnings.times(query, keys.mT), query @ key.mT], dim=-1).float() * scaling
+    scores = scores.view(rows, heads, length, -1).masked_fill(~attention_mask, torch.finfo(torch.float32).min)
+    weights = scores.softmax(-1).to(query.dtype).view(*query.shape[:3], -1)
+    far, near = weights.split([keys.shape[2], key.shape[2]], dim=-1)
+    mixed = beginnings.times(far, values) + near @ value
+    return mixed.view(rows, heads, length, -1).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, attend)
+
+
+def _counts(of_row: Tensor, beginnings: int) -> list[int]:
+    return torch.bincount(of_row, minlength=beginnings).tolist()
