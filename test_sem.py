@@ -21,7 +21,7 @@ from pathlib import Path
 
 from evaluation import suites
 from evaluation.cli import Parser, add_model_flags, load_assistant
-from evaluation.journal import predictions
+from evaluation.journal import made_with, predictions
 from evaluation.protocols import GENERATED, PROTOCOLS
 from evaluation.report import write_report
 from evaluation.runner import as_table, evaluate, rescore, write_results
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if dist.is_main():
         print(as_table(results))
-        write_report(results, predictions([out / "predictions"]) if results["suites"] else {}, out / "report")
+        lines = predictions([out / "predictions"]) if results["suites"] else {}
+        write_report(results, lines, out / "report", made_with([out / "predictions"]), own)
         print(f"results: {out / 'results.json'}; predictions: {out / 'predictions'}")
     dist.stop()
     return 1 if results["missing"] else 0
@@ -89,7 +90,7 @@ def again(args: argparse.Namespace) -> int:
     print(as_table(results))
     if args.out:
         write_results(results, Path(args.out))
-        write_report(results, lines, Path(args.out) / "report")
+        write_report(results, lines, Path(args.out) / "report", made_with(args.predictions))
     return 0
 
 

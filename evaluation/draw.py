@@ -95,13 +95,24 @@ def grid(panels: Sequence[Panel], side: int = 260) -> np.ndarray:
         raise ValueError("a grid needs at least one panel")
     rows = [_title(side, ("input", "question and answer", "predicted", "true"))]
     for panel in panels:
-        image = _scaled(panel.image, side)
+        image = scaled(panel.image, side)
         shown = [image, _words(panel, side)]
         for layers in (panel.predicted, panel.true):
-            fitted = [Layer(_scaled_mask(layer.mask, image.shape[:2]), layer.name, layer.colour) for layer in layers]
+            fitted = [Layer(scaled_mask(layer.mask, image.shape[:2]), layer.name, layer.colour) for layer in layers]
             shown.append(with_legend(image, fitted))
         rows.append(_side_by_side(shown))
     return np.concatenate(rows)
+
+
+def scaled(image: np.ndarray, side: int) -> np.ndarray:
+    """The picture (H, W, 3), `side` wide."""
+    size = (side, max(1, round(image.shape[0] * side / image.shape[1])))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def scaled_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A (H, W) bool mask at another size."""
+    return np.asarray(Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST))
 
 
 def _words(panel: Panel, width: int) -> np.ndarray:
@@ -145,15 +156,6 @@ def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
         page[: image.shape[0], x : x + image.shape[1]] = image
         x += image.shape[1] + MARGIN
     return page
-
-
-def _scaled(image: np.ndarray, side: int) -> np.ndarray:
-    size = (side, max(1, round(image.shape[0] * side / image.shape[1])))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-
-
-def _scaled_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST))
 
 
 @cache

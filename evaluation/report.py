@@ -1,4 +1,4 @@
-"""Results as one page that needs nothing else: tables, class IoU, histogram, best and worst pictures, failures."""
+"""Results as one page that needs nothing else: beside the published numbers, by suite, with pictures and failures."""
 
 from __future__ import annotations
 
@@ -13,38 +13,42 @@ import numpy as np
 from PIL import Image
 
 from data.types import IMAGE_PLACEHOLDER
-from data.views import read_image
-from evaluation.draw import Layer, colour_of, with_legend
+from evaluation.draw import Layer, Panel, overlay, scaled, scaled_mask
+from evaluation.examples import Example, best_and_worst, examples, query_ious
 from evaluation.journal import Line
-from evaluation.metrics import STANDARD
-from evaluation.tables import between, number
-from utils.masks import rle_to_mask
+from evaluation.metrics import RELEASED, STANDARD
+from evaluation.published import SEEN, Published, published
+from evaluation.suites import SUITES
+from utils.config import SuiteConfig
 
-SHOWN, WIDTH, BINS, FAILURES = 4, 320, 10, 20
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
-table { border-collapse: collapse } td, th { padding: .2em .8em; border-bottom: 1px solid #ddd; text-align: left }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-.bar { background: #4a7fb5; height: .8em } .track { width: 18em; background: #eee }
-.shown { display: flex; flex-wrap: wrap; gap: 1em } figure { margin: 0; width: 320px } figcaption { font-size: 13px }
-"""
-SCRIPT = """
-document.getElementById("suite").onchange = (event) => {
-  for (const part of document.querySelectorAll("section"))
-    part.hidden = event.target.value !== "" && part.dataset.suite !== event.target.value;
-};
-"""
+SHOWN, WIDTH, BINS, FAILURES = 4, 360, 10, 20  # pictures best and worst, their width, bars, failures listed
+PAGE = Path(__file__).parent / "page"
+KINDS = {"phrase": "short", "reason": "long"}  # what papers call the queries of a reasoning set
+Settings = dict[str, dict[str, Any]]
 
 
-def write_report(results: dict[str, Any], lines: dict[str, list[Line]], folder: Path) -> Path:
-    """Writes index.html into `folder`. results: as `evaluate` returns them; lines: as `predictions` reads them."""
-    choices = "".join(f"<option>{html.escape(name)}</option>" for name in results["suites"])
-    sections = "".join(section(name, suite, lines.get(name, [])) for name, suite in results["suites"].items())
-    missing = "".join(f"<p>{html.escape(f'{n}: not evaluated. {m}')}</p>" for n, m in results["missing"].items())
+def write_report(
+    results: dict[str, Any],
+    lines: dict[str, list[Line]],
+    folder: Path,
+    made_with: Settings | None = None,
+    custom: Sequence[SuiteConfig] = (),
+) -> Path:
+    """Writes index.html into `folder`. results: as `evaluate` returns them; lines: as `predictions` reads them.
+
+    made_with: as the journal's function reads it; with it the examples show what is true, where the data are there.
+    """
+    made_with, suites = made_with or {}, results["suites"]
+    sections = "".join(
+        section(name, suite, lines.get(name, []), made_with.get(name), custom) for name, suite in suites.items()
+    )
+    missing = "".join(f"<p>{esc(name)}: not evaluated. {esc(why)}</p>" for name, why in results["missing"].items())
     page = (
-        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Results</title><style>{STYLE}</style>'
-        f'<h1>Results</h1><label>Suite <select id="suite"><option value="">all</option>{choices}</select></label>'
-        f"{sections}{missing}<script>{SCRIPT}</script></html>\n"
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Results</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{(PAGE / 'style.css').read_text(encoding='utf-8')}</style></head><body>"
+        f"<h1>Results</h1>{origin(results, list(made_with.values()))}{choices(suites)}{overview(suites)}{missing}{sections}"
+        f"<script>{(PAGE / 'script.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.html"
@@ -52,118 +56,247 @@ def write_report(results: dict[str, Any], lines: dict[str, list[Line]], folder: 
     return file
 
 
-def section(name: str, suite: dict[str, Any], lines: Sequence[Line]) -> str:
+def origin(results: dict[str, Any], made_with: Sequence[dict[str, Any]]) -> str:
+    """What was evaluated, and how far the figures may be compared."""
+    known = [f"{key} {one[key]}" for one in made_with[:1] for key in ("system", "weights", "precision") if key in one]
+    if results.get("protocol"):
+        known.append(f"protocol {results['protocol']}")
+    parts = [f"<p>{esc(' · '.join(known))}</p>"] if known else []
+    if results.get("limit"):
+        parts.append(f'<p class="bad">Only the first {results["limit"]} pictures of each suite were asked about.</p>')
+    parts.append(
+        '<p class="soft">All figures in per cent. Published ones are those of full-size models on the whole sets, scored'
+        " by the released programs; compare them with the scoring “as released” under the same protocol.</p>"
+    )
+    return "".join(parts)
+
+
+def choices(suites: dict[str, Any]) -> str:
+    """The filter: a suite, a group, or all."""
+    groups = dict.fromkeys(filter(None, map(group_of, suites)))
+    options = (
+        [("", "all")] + [(f"group:{name}", f"all of {name}") for name in groups] + [(name, name) for name in suites]
+    )
+    listed = "".join(f'<option value="{esc(value)}">{esc(label)}</option>' for value, label in options)
+    return (
+        f'<nav><label>Suite <select id="suite">{listed}</select></label><output id="shown" class="soft"></output></nav>'
+    )
+
+
+def overview(suites: dict[str, Any]) -> str:
+    """One row a suite: its first figure, and those that somebody published, beside the best published ones."""
+    rows = []
+    for name, suite in suites.items():
+        known = published().get(name, [])
+        figures = [figure for figure in suite["figures"] if figure["variant"] == STANDARD]
+        for figure in [f for i, f in enumerate(figures) if i == 0 or any(f["metric"] in p.values for p in known)]:
+            metric = figure["metric"]
+            best = max((p for p in known if metric in p.values), key=lambda p: p.values[metric], default=None)
+            beside = f"{best.values[metric]:.1f}<small>{esc(best.model)}, {best.protocol}</small>" if best else ""
+            rows.append(
+                f'<tr data-suite="{esc(name)}" data-group="{group_of(name)}"><td><a href="#{esc(name)}">{esc(name)}</a>'
+                f'<td>{esc(metric)}<td>{figure["protocol"]}<td class="n">{measured(figure)}<td class="n">{beside}'
+                f'<td class="n">{suite["pictures"]}<td class="n">{suite["queries"]}'
+                f'<td class="n">{suite["parse_failures"]}<td class="n">{suite["unfinished"]}'
+            )
+    titles = ("suite", "metric", "protocol", "measured", "best published", "pictures", "queries")
+    return table([*titles, "not understood", "cut off"], rows, left=3) if rows else ""
+
+
+def section(
+    name: str, suite: dict[str, Any], lines: Sequence[Line], settings: dict | None, custom: Sequence[SuiteConfig]
+) -> str:
     """Everything about one suite."""
-    scored = sorted(((picture_iou(line), line) for line in lines if picture_iou(line) is not None), key=lambda x: x[0])
-    worst = scored[:SHOWN]
-    best = [pair for pair in scored[::-1][:SHOWN] if pair not in worst]
+    best, worst = best_and_worst(lines, SHOWN)
+    shown = examples([*best, *worst], settings, custom)
+    whole = "classes" in lines[0]["counts"] if lines else False
+    cards = (
+        histogram("Pictures by share of right pixels" if whole else "Queries by IoU", sum(map(query_ious, lines), [])),
+        decisions(presence(lines)),
+        classes(suite.get("class_iou", {})),
+    )
     parts = [
-        f"<h2>{html.escape(name)}</h2>",
-        f"<p>{suite['pictures']} pictures, {suite['queries']} queries, {suite['parse_failures']} claims not understood,"
-        f" {suite['unfinished']} answers cut off.</p>",
-        figures_table(suite["figures"]),
-        bars("IoU of each class", suite.get("class_iou", {})),
-        bars("Pictures by IoU", histogram([iou for iou, _ in scored]), shares=False),
-        decisions([line["counts"]["presence"] for line in lines if line["counts"].get("presence")]),
-        examples("Best", best),
-        examples("Worst", worst),
+        f"<h2>{esc(name)}</h2>",
+        f'<p class="soft">{suite["pictures"]} pictures, {suite["queries"]} queries, {suite["seconds"]:.0f} s;'
+        f" {suite['parse_failures']} claims not understood, {suite['unfinished']} answers cut off.</p>",
+        comparison(suite, published().get(name, [])),
+        f'<div class="cards">{"".join(cards)}</div>',
+        gallery("Best", shown[: len(best)]),
+        gallery("Worst", shown[len(best) :]),
         failures(lines),
     ]
-    return f'<section data-suite="{html.escape(name)}">{"".join(parts)}</section>'
+    return f'<section data-suite="{esc(name)}" data-group="{group_of(name)}">{"".join(parts)}</section>'
 
 
-def picture_iou(line: Line) -> float | None:
-    """Mean IoU of the phrases of a picture, or the share of right pixels of a class list; None where none counts."""
-    counts = line["counts"]
-    if "classes" in counts:
-        cells = np.array(counts[STANDARD], dtype=np.int64).reshape(-1, 3)
-        right = cells[cells[:, 0] == cells[:, 1], 2].sum()
-        return float(right / cells[:, 2].sum()) if len(cells) else None
-    rows = counts.get("overlaps") or counts.get("rows", {}).get(STANDARD) or []
-    return float(np.mean([row[0] / row[1] if row[1] else 1.0 for row in rows])) if rows else None
+def comparison(suite: dict[str, Any], known: Sequence[Published]) -> str:
+    """A row a model: this one by its scorings, then the published ones; a column a metric."""
+    own: dict[str, dict[str, dict[str, Any]]] = {STANDARD: {}, RELEASED: {}}
+    for figure in suite["figures"]:
+        own[figure["variant"]][figure["metric"]] = figure
+    protocol = suite["figures"][0]["protocol"] if suite["figures"] else ""
+    for kind, values in suite.get("by_kind", {}).items():
+        for metric in ("gIoU", "cIoU"):
+            own[STANDARD][f"{metric} {KINDS.get(kind, kind)}"] = {"value": values[metric], "interval": None}
+    metrics = dict.fromkeys(metric for row in (*own.values(), *(model.values for model in known)) for metric in row)
+    rows = []
+    for variant, figures in own.items():
+        if figures:
+            cells = "".join(f'<td class="n">{measured(figures[m]) if m in figures else ""}' for m in metrics)
+            label = "standard" if variant == STANDARD else "as released"
+            rows.append(f'<tr class="own"><td>measured<td><td>{protocol}<td>{label}{cells}')
+    for model in known:
+        cells = "".join(f'<td class="n">{model.values[m]:.1f}' if m in model.values else "<td>" for m in metrics)
+        seen = f"{model.paper}<small>{SEEN[model.seen]}</small>"
+        note = f"<small>{esc(model.note)}</small>" if model.note else ""
+        rows.append(f"<tr><td>{esc(model.model)}{note}<td>{seen}<td>{model.protocol}<td>as released{cells}")
+    return table(["model", "published in", "protocol", "scoring", *metrics], rows, left=4)
 
 
-def histogram(values: Sequence[float]) -> dict[str, float]:
+def histogram(title: str, values: Sequence[float]) -> str:
     """How many values lie in each tenth of 0 to 1."""
     if not values:
-        return {}
+        return ""
     counts, edges = np.histogram(values, bins=BINS, range=(0, 1))
-    return {f"{low:.1f} to {low + 1 / BINS:.1f}": int(n) for low, n in zip(edges[:-1], counts, strict=True)}
+    bars = "".join(
+        f'<div title="{low:.1f} to {high:.1f}: {count}">{count or ""}<i style="height:{80 * count / counts.max():.1f}%">'
+        f"</i>{low:.1f}</div>"
+        for low, high, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
+    )
+    return card(title, f'<div class="histogram">{bars}</div>')
 
 
-def figures_table(figures: Sequence[dict[str, Any]]) -> str:
-    titles = "".join(f"<th>{title}</th>" for title in ("metric", "variant", "protocol", "value", "95 % interval"))
-    rows = [
-        f"<tr><td>{figure['metric']}<td>{figure['variant']}<td>{figure['protocol']}"
-        f'<td class="n">{number(figure["value"])}<td>{between(figure)}'
-        for figure in figures
-    ]
-    return f"<table><tr>{titles}{''.join(rows)}</table>"
+def presence(lines: Sequence[Line]) -> list[int] | None:
+    """Present and given a mask, present, absent and given none, absent; None where answers were forced, or where
+    nothing asked for was absent."""
+    cells = [line["counts"]["presence"] for line in lines if line["counts"].get("presence")]
+    for line in lines:
+        rows = line["counts"].get("rows", {}).get(STANDARD, ()) if not line["counts"].get("forced") else ()
+        for _, _, truth, predicted, rejected in rows:
+            given = predicted > 0 and not rejected
+            cells.append((int(given), 1, 0, 0) if truth else (0, 0, int(not given), 1))
+    total = np.sum(cells, axis=0).tolist() if cells else [0, 0, 0, 0]
+    return total if total[3] else None
 
 
-def bars(title: str, values: dict[str, float | None], *, shares: bool = True) -> str:
-    """A bar a value, as long as the value (shares), or beside the largest."""
+def decisions(total: Sequence[int] | None) -> str:
+    """What is present and absent against what was said of it."""
+    if total is None:
+        return ""
+    here_right, here, absent_right, absent = total
+
+    def cell(count: int, whole: int, colour: str) -> str:
+        share = count / whole if whole else 0.0
+        return f'<td style="background:rgba(var(--{colour}),{0.75 * share:.2f})"><b>{count}</b>{100 * share:.1f} %'
+
+    rows = (
+        f"<tr><th>present{cell(here_right, here, 'right')}{cell(here - here_right, here, 'wrong')}",
+        f"<tr><th>absent{cell(absent - absent_right, absent, 'wrong')}{cell(absent_right, absent, 'right')}",
+    )
+    head = "<tr><th>it is<th>given a mask<th>refused or not mentioned"
+    return card("Present or absent", f'<table class="confusion">{head}{"".join(rows)}</table>')
+
+
+def classes(values: dict[str, float | None]) -> str:
+    """A bar a class, best first; those that occur nowhere last."""
     if not values:
         return ""
-    whole = 1.0 if shares else max(values.values()) or 1
-    rows = [
-        f'<tr><td>{html.escape(name)}<td class="n">{number(value) if shares else value}'
-        f'<td><div class="track"><div class="bar" style="width:{100 * (value or 0) / whole:.1f}%"></div></div>'
-        for name, value in values.items()
-    ]
-    return f"<h3>{title}</h3><table>{''.join(rows)}</table>"
-
-
-def decisions(cells: Sequence[Sequence[int]]) -> str:
-    """Present and absent classes against what was said of them."""
-    if not cells:
-        return ""
-    here_right, here, absent_right, absent = np.sum(cells, axis=0).tolist()
-    return (
-        "<h3>Present or absent</h3><table><tr><th>class is<th>given a mask<th>refused or not mentioned"
-        f'<tr><td>present<td class="n">{here_right}<td class="n">{here - here_right}'
-        f'<tr><td>absent<td class="n">{absent - absent_right}<td class="n">{absent_right}</table>'
+    places = {name: place for place, name in enumerate(values)}
+    ranked = sorted(values, key=lambda name: (values[name] is None, -(values[name] or 0)))
+    rows = "".join(
+        f'<div data-place="{places[name]}" data-iou="{-1 if values[name] is None else values[name]}">'
+        f'<span title="{esc(name)}">{esc(name)}</span><u><i style="width:{100 * (values[name] or 0):.1f}%"></i></u>'
+        f'<b class="n">{"-" if values[name] is None else f"{100 * values[name]:.1f}"}</b></div>'
+        for name in ranked
     )
+    button = '<button data-sort="place">in the list\'s order</button>'
+    return card(f"IoU of each class {button}", f'<div class="classes">{rows}</div>', "full")
 
 
-def examples(title: str, scored: Sequence[tuple[float, Line]]) -> str:
-    if not scored:
+def gallery(title: str, shown: Sequence[Example]) -> str:
+    if not shown:
         return ""
-    shown = "".join(
-        f"<figure>{overlay_of(line)}<figcaption><b>{iou:.2f}</b> {words(line['answers'])}</figcaption></figure>"
-        for iou, line in scored
-    )
-    return f'<h3>{title}</h3><div class="shown">{shown}</div>'
+    return f'<h3>{title}</h3><div class="examples">{"".join(map(figure_of, shown))}</div><br>'
 
 
-def overlay_of(line: Line) -> str:
-    """The picture with all predicted masks, inside the page; a line of text where the picture is gone."""
-    try:
-        image = read_image(line["image"])
-    except (OSError, ValueError) as error:
-        return f"<p>{html.escape(str(error))}</p>"
-    layers = []
-    for answer in line["answers"]:
-        named = {mask: phrase for phrase, mask in answer["claims"] if mask is not None}
-        alone = answer["asked"][0] if len(answer["asked"]) == 1 else ""
-        for index, rle in enumerate(answer["masks"]):
-            mask = rle_to_mask(rle, image.shape[:2]).astype(bool)
-            layers.append(Layer(mask, named.get(index) or alone, colour_of(len(layers))))
-    shown = Image.fromarray(with_legend(image, layers))
-    shown.thumbnail((WIDTH, 10 * WIDTH))
+def figure_of(example: Example) -> str:
+    """A picture with its predicted and true masks, what was asked and said; a line of text where it is gone."""
+    said = f'<div class="said">{words(example.line["answers"])}</div>'
+    caption = f"<b>{100 * example.iou:.1f}</b> {esc(Path(example.line['image']).name)}"
+    if example.panel is None:
+        return f"<figure><p>{esc(example.trouble)}</p><figcaption>{caption}{said}</figcaption></figure>"
+    panel = example.panel
+    sides = [("predicted", panel.predicted)] + ([("true", panel.true)] if panel.true else [])
+    pictures = "".join(f"<div>{inline(panel.image, layers, side)}{side}</div>" for side, layers in sides)
+    note = f" · {esc(panel.note)}" if panel.note else ""
+    return f'<figure><div class="pair">{pictures}</div>{legend(panel)}<figcaption>{caption}{note}{said}</figcaption></figure>'
+
+
+def legend(panel: Panel) -> str:
+    entries = dict.fromkeys((layer.name, layer.colour) for layer in (*panel.predicted, *panel.true) if layer.name)
+    chips = "".join(f'<span><i style="background:rgb{colour}"></i>{esc(name)}</span>' for name, colour in entries)
+    return f'<div class="legend">{chips}</div>' if chips else ""
+
+
+def inline(image: np.ndarray, layers: Sequence[Layer], alt: str) -> str:
+    """The picture with its masks, inside the page."""
+    small = scaled(image, min(WIDTH, image.shape[1]))
+    fitted = [Layer(scaled_mask(layer.mask, small.shape[:2]), layer.name, layer.colour) for layer in layers]
     file = io.BytesIO()
-    shown.save(file, "JPEG", quality=85)
-    return f'<img alt="predicted masks" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    Image.fromarray(overlay(small, fitted)).save(file, "JPEG", quality=85)
+    return f'<img alt="{alt} masks" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
 def failures(lines: Sequence[Line]) -> str:
-    """Answers that were cut off or claim masks that are not there, the first ones."""
-    bad = [answer for line in lines for answer in line["answers"] if answer["unread"] or not answer["finished"]]
-    items = "".join(f"<li>{words([answer])}" for answer in bad[:FAILURES])
-    return f"<h3>Answers cut off or not understood: {len(bad)}</h3><ul>{items}</ul>" if bad else ""
+    """Answers that were cut off, or claim what is not there or was not asked; the first ones."""
+    rows = []
+    for line in lines:
+        for answer in line["answers"]:
+            why = ["cut off"] * (not answer["finished"]) + ["claims a mask that it did not write"] * bool(
+                answer["unread"]
+            )
+            rows += [(why, line, [answer])] if why else []
+        if line["counts"]["unmatched"]:
+            rows.append(([f"{line['counts']['unmatched']} claims name nothing asked for"], line, line["answers"]))
+    if not rows:
+        return ""
+    cells = [
+        f"<tr><td>{esc(', '.join(why))}<td>{esc(Path(line['image']).name)}<td>{words(answers)}"
+        for why, line, answers in rows[:FAILURES]
+    ]
+    more = f", the first {FAILURES}" if len(rows) > FAILURES else ""
+    listed = table(["why", "picture", "question and answer"], cells, left=3)
+    return f"<details><summary>Answers cut off or not understood: {len(rows)}{more}</summary>{listed}</details>"
+
+
+def table(titles: Sequence[str], rows: Sequence[str], left: int) -> str:
+    """Rows below their titles, of which the first `left` are of words; it scrolls where it is too wide."""
+    head = "".join(f"<th{'' if place < left else ' class=n'}>{esc(title)}" for place, title in enumerate(titles))
+    return f'<div class="wide"><table><thead><tr>{head}<tbody>{"".join(rows)}</table></div>'
+
+
+def card(title: str, content: str, kind: str = "") -> str:
+    return f'<div class="card {kind}"><h3>{title}</h3><div class="wide">{content}</div></div>'
+
+
+def measured(figure: dict[str, Any]) -> str:
+    """A figure in per cent, with its interval below."""
+    if figure["value"] is None:
+        return "-"
+    low_high = (
+        figure["interval"] and f"<small>{100 * figure['interval'][0]:.1f}–{100 * figure['interval'][1]:.1f}</small>"
+    )
+    return f"{100 * figure['value']:.1f}{low_high or ''}"
 
 
 def words(answers: Sequence[dict[str, Any]]) -> str:
     """Questions and answers as text."""
     said = [f"{answer['question'].replace(IMAGE_PLACEHOLDER, '').strip()} → {answer['text']}" for answer in answers]
-    return html.escape(" | ".join(said))
+    return esc(" | ".join(said))
+
+
+def group_of(name: str) -> str:
+    return SUITES[name].group if name in SUITES else ""
+
+
+def esc(text: str) -> str:
+    return html.escape(text)

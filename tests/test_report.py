@@ -1,10 +1,12 @@
-"""The page: complete, self-contained, and with the words of answers made harmless."""
+"""The page: complete, self-contained, right in a browser, and with the words of answers made harmless."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,11 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.report import histogram, picture_iou, write_report
+from evaluation.examples import best_and_worst, examples, query_ious
+from evaluation.published import SEEN, published
+from evaluation.report import presence, write_report
 from evaluation.runner import Score
+from evaluation.suites import SUITES
 from utils.masks import encode_rle
 
 SIZE = (40, 60)
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+QUIET = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-sync", "--enable-logging=stderr", *QUIET)
 
 
 def line(suite: str, index: int, image: Path, counts: dict, text: str = "It is [SEG].", finished: bool = True) -> dict:
@@ -59,9 +67,10 @@ def results(lines: dict[str, list[dict]]) -> dict:
 
 
 class Tags(HTMLParser):
-    def __init__(self) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
         self.seen: list[tuple[str, dict]] = []
+        self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         self.seen.append((tag, dict(attrs)))
@@ -69,32 +78,133 @@ class Tags(HTMLParser):
 
 def test_the_page_holds_everything_and_needs_nothing(lines, tmp_path):
     file = write_report(results(lines), lines, tmp_path / "report")
-    page, tags = file.read_text(encoding="utf-8"), Tags()
-    tags.feed(page)
-    assert file.name == "index.html" and not re.search(r"(src|href)=\"(?!data:)", page) and "http" not in page
+    page = file.read_text(encoding="utf-8")
+    tags = Tags(page)
+    assert file.name == "index.html" and not re.search(r"(src|href)=\"(?!data:|#)", page) and "http" not in page
     assert [a["data-suite"] for tag, a in tags.seen if tag == "section"] == ["refcoco|unc|val", "ade20k|val"]
-    assert sum(tag == "option" for tag, _ in tags.seen) == 3
+    options = [a["value"] for tag, a in tags.seen if tag == "option"]
+    assert options == ["", "group:refer", "group:semantic", "refcoco|unc|val", "ade20k|val"]
     assert sum(tag == "script" for tag, _ in tags.seen) == 1 and "&lt;script&gt;alert(1)" in page
-    for word in (
-        "gIoU",
-        "as_released",
-        "mIoU",
-        "wall",
-        "no &lt;folder&gt;",
-        "gone.png",
-        "cut off or not understood: 1",
-    ):
+    for word in ("gIoU", "as released", "mIoU", "wall", "no &lt;folder&gt;", "gone.png", "not understood: 1"):
         assert word in page
-    assert re.search(r'<td>present<td class="n">1<td class="n">1<tr><td>absent<td class="n">1<td class="n">3', page)
+    assert re.search(r"present<td[^>]*><b>1</b>50.0 %<td[^>]*><b>1</b>50.0 %", page)
+    assert re.search(r"absent<td[^>]*><b>1</b>25.0 %<td[^>]*><b>3</b>75.0 %", page)
     shown = [a["src"] for tag, a in tags.seen if tag == "img"]
-    assert len(shown) == 8  # four worst and three of the four best phrases (one picture is gone), one class list
+    assert len(shown) == 8  # three of the four best phrases (one picture is gone), four worst, one class list
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0].partition(",")[2]))))
     assert abs(image[10, 30].astype(int) - image[35, 30]).max() > 20  # the mask covers the upper half
 
 
+def test_published_numbers_stand_beside_the_measured_ones(lines, tmp_path):
+    page = write_report(results(lines), lines, tmp_path).read_text(encoding="utf-8")
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in page.split("<tr")]
+    assert any(row[1:3] == ["LISA-7B", "LISA"] and "teacher_forced" in row and row[-1] == "74.1" for row in rows)
+    assert any(row[1:3] == ["LaSagnA-7B", "LaSagnA"] and "generate" in row and "42.0" in row for row in rows)
+    own = [row for row in rows if "measured" in row and "standard" in row]
+    assert len(own) == 2 and "45.0" in own[0]  # gIoU of 0, 0.1, ... 0.9
+
+
+def test_published_numbers_are_of_known_suites_and_in_range():
+    suites = published()
+    assert set(suites) <= set(SUITES) and {p.paper for models in suites.values() for p in models} == {
+        "LISA",
+        "LaSagnA",
+        "GSVA",
+        "PixelLM",
+        "SESAME",
+    }
+    for suite, models in suites.items():
+        assert len({(p.model, p.paper, p.protocol) for p in models}) == len(models), suite
+        for model in models:
+            assert model.seen in SEEN and model.protocol in ("generate", "teacher_forced", "two_pass")
+            assert re.fullmatch(r"\d+B", model.size) and model.values
+            assert all(1 < value < 100 for value in model.values.values()), (suite, model)  # per cent, not shares
+
+
+def test_published_metrics_are_those_that_the_suites_measure():
+    for suite, models in published().items():
+        score = Score(SUITES[suite].metric)
+        measured = {figure["metric"] for figure in score.result("generate")["figures"]} | {"N-acc", "T-acc"}
+        named = {metric.removesuffix(" short").removesuffix(" long") for p in models for metric in p.values}
+        assert named <= measured, suite
+
+
 def test_pictures_are_ranked_by_what_their_suite_counts(lines):
-    assert [picture_iou(entry) for entry in lines["refcoco|unc|val"]] == pytest.approx([n / 10 for n in range(10)])
-    assert picture_iou(lines["ade20k|val"][0]) == 0.75
-    assert picture_iou({"counts": {"rows": {"standard": [[0, 0, 0, 0, 1], [1, 2, 2, 1, 0]]}}}) == 0.75
-    assert picture_iou({"counts": {"overlaps": []}}) is None
-    assert histogram([0.05, 0.95, 1.0])["0.9 to 1.0"] == 2 and histogram([]) == {}
+    assert [query_ious(entry) for entry in lines["refcoco|unc|val"]] == [[pytest.approx(n / 10)] for n in range(10)]
+    assert query_ious(lines["ade20k|val"][0]) == [0.75]
+    assert query_ious({"counts": {"rows": {"standard": [[0, 0, 0, 0, 1], [1, 2, 2, 1, 0]]}}}) == [1.0, 0.5]
+    pairs = [["both", [1, 4, 2, 3, 0], 0], ["missed", [0, 9, 9, 0, 0], 0], ["extra", [0, 5, 0, 5, 0], 2]]
+    assert query_ious({"counts": {"pairs": pairs}}) == [0.25, 0, 0]
+    assert query_ious({"counts": {"overlaps": []}}) == [] == query_ious({"counts": {}})
+    best, worst = best_and_worst(lines["refcoco|unc|val"], 4)
+    assert [entry["index"] for entry in best] == [9, 8, 7, 6] and [entry["index"] for entry in worst] == [0, 1, 2, 3]
+    best, worst = best_and_worst(lines["refcoco|unc|val"][:3], 4)
+    assert best == [] and len(worst) == 3
+
+
+def test_refusals_are_counted_where_something_is_absent():
+    rows = [[5, 9, 7, 7, 0], [0, 7, 7, 0, 1], [0, 0, 0, 0, 1], [0, 3, 0, 3, 0]]  # found, refused; refused, invented
+    counts = {"rows": {"standard": rows}, "forced": False}
+    assert presence([{"counts": counts}]) == [1, 2, 1, 2]
+    assert presence([{"counts": {**counts, "forced": True}}]) is None  # forced answers decide nothing
+    assert presence([{"counts": {"rows": {"standard": rows[:2]}, "forced": False}}]) is None
+
+
+def test_examples_without_their_data_show_the_prediction_alone(lines, tmp_path):
+    settings = {"suite": "refcoco|unc|val", "data": str(tmp_path / "gone"), "options": {}, "records": 10}
+    first, *_, last = examples(lines["refcoco|unc|val"], settings)
+    assert len(first.panel.predicted) == 1 and not first.panel.true
+    assert last.panel is None and "gone.png" in last.trouble
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on PATH")
+class TestBrowser:
+    """What a reader sees, after the script of the page has run."""
+
+    @pytest.fixture
+    def file(self, lines, tmp_path) -> Path:
+        return write_report(results(lines), lines, tmp_path / "report")
+
+    def open(self, file: Path, tmp_path: Path, *more: str, at: str = "") -> tuple[str, list[str]]:
+        """The document as it stands, and what went to the console."""
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        command = [BROWSER, *FLAGS, profile, *(more or ("--dump-dom",)), f"{file.as_uri()}{at}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout, [said for said in done.stderr.splitlines() if "CONSOLE" in said]
+
+    def hidden(self, page: str) -> dict[str, bool]:
+        return {a["data-suite"]: "hidden" in a for tag, a in Tags(page).seen if tag == "section"}
+
+    def test_everything_is_there_and_nothing_complains(self, file, tmp_path):
+        page, console = self.open(file, tmp_path)
+        assert console == []
+        assert self.hidden(page) == {"refcoco|unc|val": False, "ade20k|val": False}
+        assert ">2 of 2 suites</output>" in page
+        overview = [a for tag, a in Tags(page).seen if tag == "tr" and "data-suite" in a]
+        assert {a["data-suite"] for a in overview} == {"refcoco|unc|val", "ade20k|val"}
+
+    @pytest.mark.parametrize("at", ["#ade20k%7Cval", "#group%3Asemantic"])
+    def test_the_address_filters(self, file, tmp_path, at):
+        page, console = self.open(file, tmp_path, at=at)
+        assert console == [] and ">1 of 2 suites</output>" in page
+        assert self.hidden(page) == {"refcoco|unc|val": True, "ade20k|val": False}
+        rows = {a["data-suite"]: "hidden" in a for tag, a in Tags(page).seen if tag == "tr" and "data-suite" in a}
+        assert rows == {"refcoco|unc|val": True, "ade20k|val": False}
+
+    def test_the_choice_and_the_button_do_as_they_say(self, file, tmp_path):
+        """A user's part, played by a script behind the page's own; an error of its own shows that errors are seen."""
+        acts = """const choose = document.getElementById("suite"); choose.value = "refcoco|unc|val";
+          choose.onchange(); document.querySelector("button[data-sort]").click();
+          window.onhashchange = ((before) => () => { before(); console.error("played"); })(window.onhashchange);"""
+        played = file.with_name("played.html")
+        played.write_text(file.read_text().replace("</body>", f"<script>{acts}</script></body>"))
+        page, console = self.open(played, tmp_path)
+        assert len(console) == 1 and "played" in console[0]
+        assert self.hidden(page) == {"refcoco|unc|val": False, "ade20k|val": True}
+        assert 'data-sort="iou">best first' in page
+
+    def test_a_narrow_window_shows_it_too(self, file, tmp_path):
+        picture = tmp_path / "narrow.png"
+        self.open(file, tmp_path, "--window-size=500,900", f"--screenshot={picture}")
+        pixels = np.asarray(Image.open(picture).convert("RGB"))
+        assert pixels.shape == (900, 500, 3) and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50

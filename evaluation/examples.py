@@ -1,0 +1,96 @@
+"""The best and worst pictures of a suite, from its predictions: the data are opened again for the truth beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.sources import Source
+from data.types import IMAGE_PLACEHOLDER
+from data.views import read_image
+from evaluation.draw import Layer, Panel, colour_of
+from evaluation.journal import Line
+from evaluation.metrics import STANDARD
+from evaluation.panels import replay
+from evaluation.several import BOTH
+from evaluation.suites import find_suites
+from utils.config import SuiteConfig
+from utils.masks import rle_to_mask
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture with what its suite counts, 0 to 1; without the data `panel` has no truth, without the picture it is
+    None, and `trouble` says why."""
+
+    iou: float
+    line: Line
+    panel: Panel | None
+    trouble: str = ""
+
+
+def query_ious(line: Line) -> list[float]:
+    """IoU of each phrase or object of a picture (one that is missed or too much: 0); of a class list the share of right
+    pixels. Nothing there and nothing predicted is 1. [] where no masks are counted."""
+    counts = line["counts"]
+    if "classes" in counts:
+        cells = np.array(counts[STANDARD], dtype=np.int64).reshape(-1, 3)
+        return [float(cells[cells[:, 0] == cells[:, 1], 2].sum() / cells[:, 2].sum())] if len(cells) else []
+    if "pairs" in counts:
+        return [_iou(row) if kind == BOTH else 0.0 for kind, row, _ in counts["pairs"]]
+    return [_iou(row) for row in counts.get("overlaps") or counts.get("rows", {}).get(STANDARD) or []]
+
+
+def best_and_worst(lines: Sequence[Line], number: int) -> tuple[list[Line], list[Line]]:
+    """Up to `number` pictures each, best first and worst first; none is in both."""
+    scored = [line for line in lines if query_ious(line)]
+    ranked = sorted(scored, key=lambda line: (np.mean(query_ious(line)), line["index"]))
+    worst = ranked[:number]
+    return ranked[len(worst) :][::-1][:number], worst
+
+
+def examples(
+    lines: Sequence[Line], settings: dict[str, Any] | None, custom: Sequence[SuiteConfig] = ()
+) -> list[Example]:
+    """Pictures of one suite ready to be shown. settings: what its predictions were made with (`journal.made_with`)."""
+    source = reopened(settings, custom) if settings and lines else None
+    return [_example(line, source) for line in lines]
+
+
+def reopened(settings: dict[str, Any], custom: Sequence[SuiteConfig] = ()) -> Source | None:
+    """The data that predictions were made on; None where they are gone, or are others now."""
+    try:
+        (suite,) = find_suites([settings["suite"]], custom)
+        source = suite.open(settings["data"], settings["options"])
+    except (OSError, ValueError):
+        return None
+    return source if len(source) == settings["records"] else None
+
+
+def _example(line: Line, source: Source | None) -> Example:
+    iou, known = float(np.mean(query_ious(line) or [0.0])), all("targets" in one for one in line["answers"])
+    try:
+        if source is not None and known:
+            return Example(iou, line, replay(source[line["index"]], line["answers"]))
+        return Example(iou, line, _predicted_only(line))
+    except (OSError, ValueError) as error:
+        return Example(iou, line, None, str(error))
+
+
+def _predicted_only(line: Line) -> Panel:
+    image, layers = read_image(line["image"]), []
+    for answer in line["answers"]:
+        named = {mask: phrase for phrase, mask in answer["claims"] if mask is not None}
+        alone = answer["asked"][0] if len(answer["asked"]) == 1 else ""
+        for index, rle in enumerate(answer["masks"]):
+            mask = rle_to_mask(rle, image.shape[:2]).astype(bool)
+            layers.append(Layer(mask, named.get(index) or alone, colour_of(len(layers))))
+    questions = " | ".join(answer["question"].replace(IMAGE_PLACEHOLDER, "").strip() for answer in line["answers"])
+    return Panel(image, questions, " | ".join(answer["text"] for answer in line["answers"]), layers, ())
+
+
+def _iou(row: Sequence[int]) -> float:
+    return row[0] / row[1] if row[1] else 1.0

@@ -1,0 +1,35 @@
+"""What papers report (published.yaml), by suite, with how the numbers came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+FILE = Path(__file__).with_suffix(".yaml")
+SEEN = {"paper": "the paper's tables", "readme": "the release's README", "quoted": "quoted by a later paper"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One model on one suite. values: metric -> per cent, as printed; the other fields: see published.yaml."""
+
+    model: str
+    size: str
+    paper: str
+    protocol: str
+    seen: str
+    values: dict[str, float]
+    note: str = ""
+
+
+@cache
+def published() -> dict[str, list[Published]]:
+    """Suite -> the models that have numbers on it, in the order of the file."""
+    found: dict[str, list[Published]] = {}
+    for entry in yaml.safe_load(FILE.read_text(encoding="utf-8")):
+        for suite, values in entry.pop("values").items():
+            found.setdefault(suite, []).append(Published(**entry, values=values))
+    return found
