@@ -47,8 +47,8 @@ def write_report(
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Results</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{(PAGE / 'style.css').read_text(encoding='utf-8')}</style></head><body>"
-        f"<h1>Results</h1>{origin(results, list(made_with.values()))}{choices(suites)}{overview(suites)}{missing}{sections}"
-        f"<script>{(PAGE / 'script.js').read_text(encoding='utf-8')}</script></body></html>\n"
+        f"<h1>Results</h1>{origin(results, list(made_with.values()))}{choices(suites)}{overview(suites)}{missing}"
+        f"{sections}<script>{(PAGE / 'script.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.html"
@@ -65,8 +65,8 @@ def origin(results: dict[str, Any], made_with: Sequence[dict[str, Any]]) -> str:
     if results.get("limit"):
         parts.append(f'<p class="bad">Only the first {results["limit"]} pictures of each suite were asked about.</p>')
     parts.append(
-        '<p class="soft">All figures in per cent. Published ones are those of full-size models on the whole sets, scored'
-        " by the released programs; compare them with the scoring “as released” under the same protocol.</p>"
+        '<p class="soft">All figures in per cent. Published ones are those of full-size models on the whole sets,'
+        " scored by the released programs: the scoring “as released” under the same protocol is what compares.</p>"
     )
     return "".join(parts)
 
@@ -74,13 +74,14 @@ def origin(results: dict[str, Any], made_with: Sequence[dict[str, Any]]) -> str:
 def choices(suites: dict[str, Any]) -> str:
     """The filter: a suite, a group, or all."""
     groups = dict.fromkeys(filter(None, map(group_of, suites)))
-    options = (
-        [("", "all")] + [(f"group:{name}", f"all of {name}") for name in groups] + [(name, name) for name in suites]
-    )
+    options = [
+        ("", "all"),
+        *((f"group:{name}", f"all of {name}") for name in groups),
+        *zip(suites, suites, strict=True),
+    ]
     listed = "".join(f'<option value="{esc(value)}">{esc(label)}</option>' for value, label in options)
-    return (
-        f'<nav><label>Suite <select id="suite">{listed}</select></label><output id="shown" class="soft"></output></nav>'
-    )
+    select = f'<label>Suite <select id="suite">{listed}</select></label>'
+    return f'<nav>{select}<output id="shown" class="soft"></output></nav>'
 
 
 def overview(suites: dict[str, Any]) -> str:
@@ -109,9 +110,9 @@ def section(
     """Everything about one suite."""
     best, worst = best_and_worst(lines, SHOWN)
     shown = examples([*best, *worst], settings, custom)
-    whole = "classes" in lines[0]["counts"] if lines else False
+    counted = "Pictures by share of right pixels" if "class_iou" in suite else "Phrases or objects by IoU"
     cards = (
-        histogram("Pictures by share of right pixels" if whole else "Queries by IoU", sum(map(query_ious, lines), [])),
+        histogram(counted, [iou for line in lines for iou in query_ious(line)]),
         decisions(presence(lines)),
         classes(suite.get("class_iou", {})),
     )
@@ -158,8 +159,8 @@ def histogram(title: str, values: Sequence[float]) -> str:
         return ""
     counts, edges = np.histogram(values, bins=BINS, range=(0, 1))
     bars = "".join(
-        f'<div title="{low:.1f} to {high:.1f}: {count}">{count or ""}<i style="height:{80 * count / counts.max():.1f}%">'
-        f"</i>{low:.1f}</div>"
+        f'<div title="{low:.1f} to {high:.1f}: {count}">{count or ""}'
+        f'<i style="height:{80 * count / counts.max():.1f}%"></i>{low:.1f}</div>'
         for low, high, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
     )
     return card(title, f'<div class="histogram">{bars}</div>')
@@ -228,7 +229,8 @@ def figure_of(example: Example) -> str:
     sides = [("predicted", panel.predicted)] + ([("true", panel.true)] if panel.true else [])
     pictures = "".join(f"<div>{inline(panel.image, layers, side)}{side}</div>" for side, layers in sides)
     note = f" · {esc(panel.note)}" if panel.note else ""
-    return f'<figure><div class="pair">{pictures}</div>{legend(panel)}<figcaption>{caption}{note}{said}</figcaption></figure>'
+    below = f"{legend(panel)}<figcaption>{caption}{note}{said}</figcaption>"
+    return f'<figure><div class="pair">{pictures}</div>{below}</figure>'
 
 
 def legend(panel: Panel) -> str:
@@ -251,10 +253,9 @@ def failures(lines: Sequence[Line]) -> str:
     rows = []
     for line in lines:
         for answer in line["answers"]:
-            why = ["cut off"] * (not answer["finished"]) + ["claims a mask that it did not write"] * bool(
-                answer["unread"]
-            )
-            rows += [(why, line, [answer])] if why else []
+            troubles = {"cut off": not answer["finished"], "claims a mask that it did not write": answer["unread"]}
+            if why := [trouble for trouble, found in troubles.items() if found]:
+                rows.append((why, line, [answer]))
         if line["counts"]["unmatched"]:
             rows.append(([f"{line['counts']['unmatched']} claims name nothing asked for"], line, line["answers"]))
     if not rows:
@@ -282,10 +283,8 @@ def measured(figure: dict[str, Any]) -> str:
     """A figure in per cent, with its interval below."""
     if figure["value"] is None:
         return "-"
-    low_high = (
-        figure["interval"] and f"<small>{100 * figure['interval'][0]:.1f}–{100 * figure['interval'][1]:.1f}</small>"
-    )
-    return f"{100 * figure['value']:.1f}{low_high or ''}"
+    between = "<small>{:.1f} to {:.1f}</small>".format(*(100 * end for end in figure["interval"] or (0, 0)))
+    return f"{100 * figure['value']:.1f}{between if figure['interval'] else ''}"
 
 
 def words(answers: Sequence[dict[str, Any]]) -> str:
