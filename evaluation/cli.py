@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from systems.assistant import Assistant, load
 from utils import dist
 from utils.config import override
-from utils.flags import FLAGS
+from utils.flags import FLAGS, underscored
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 MODEL_FIELDS = ("weight", "precision", "vision_tower", "conv_type", "load_in_8bit", "load_in_4bit", "allow_missing")
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     """Flags with dashes or underscores; those that only training has are taken with a word, others refused."""
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        args, extra = self.parse_known_args(_normal(sys.argv[1:] if argv is None else argv))
+        args, extra = self.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
         known = {flag.name for flag in FLAGS} | {"local_rank"}
         position = 0
         while position < len(extra):
@@ -79,12 +79,3 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     if strange := values.keys() - {"model", "options"}:
         raise ValueError(f"--set {', '.join(sorted(strange))}: only model.* and options.* can be set for a checkpoint")
     return values
-
-
-def _normal(argv: Sequence[str]) -> list[str]:
-    """Flag names with underscores, whichever way they were written."""
-    normal = []
-    for text in argv:
-        name, equals, value = text.partition("=")
-        normal.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else text)
-    return normal

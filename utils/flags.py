@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -137,7 +137,7 @@ def resolve(argv: list[str], takes: Callable[..., list[str]], say: Callable = pr
     --config the system is that of --system, or the one that takes the flags and knows the tasks of the mixture, and its
     `configs/<system>.yaml` is the base.
     """
-    given = vars(_parser().parse_args(_normal(argv)))
+    given = vars(_parser().parse_args(underscored(argv)))
     flags = set(given)
     config, system, sets = given.pop("config", None), given.pop("system", None), given.pop("set", [])
     for name in [name for name in given if name in WITHOUT_MEANING]:
@@ -165,6 +165,15 @@ def resolve(argv: list[str], takes: Callable[..., list[str]], say: Callable = pr
     for assignment in sets:
         values = override(values, assignment)
     return from_dict(Recipe, values)
+
+
+def underscored(argv: Sequence[str]) -> list[str]:
+    """Flag names with underscores, whichever way they were written; values stay."""
+    normal = []
+    for text in argv:
+        name, equals, value = text.partition("=")
+        normal.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else text)
+    return normal
 
 
 def mix(mixture: list[dict[str, Any]], given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -261,15 +270,6 @@ class _Switch(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         setattr(namespace, self.dest, option_string == f"--{self.dest}")
-
-
-def _normal(argv: list[str]) -> list[str]:
-    """Flag names with underscores, whichever way they were written; values stay."""
-    normal = []
-    for text in argv:
-        name, equals, value = text.partition("=")
-        normal.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else text)
-    return normal
 
 
 def _reader(flag: Flag) -> Callable[[str], Any]:
