@@ -24,21 +24,24 @@ class FewPrompts(SamAttention):
 
     def _to_picture(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """T prompts look at N cells. The keys' bias adds the same to all scores of a prompt, so it has no effect."""
-        folded = self._heads(self.q_proj(query)) @ _rows(self.k_proj, self.num_attention_heads)  # (Q, H, T, C)
-        scores = folded.flatten(1, 2) @ key.mT * self.scaling  # (Q, H * T, N)
-        seen = scores.float().softmax(-1).to(value.dtype) @ value  # (Q, H * T, C)
-        seen = seen.view(folded.shape) @ _rows(self.v_proj, self.num_attention_heads).mT  # (Q, H, T, C / H)
+        folded = self._heads(self.q_proj(query) * self.scaling) @ self._rows(self.k_proj)  # (Q, H, T, C)
+        weights = (folded.flatten(1, 2) @ key.mT).float().softmax(-1).to(value.dtype)  # (Q, H * T, N)
+        seen = (weights @ value).view(folded.shape) @ self._rows(self.v_proj).mT  # (Q, H, T, D)
         return self.out_proj(seen.transpose(1, 2).flatten(2) + self.v_proj.bias)
 
     def _from_picture(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """N cells look at T prompts."""
-        key, value = self._heads(self.k_proj(key)), self._heads(self.v_proj(value))  # (Q, H, T, D)
-        folded = key @ _rows(self.q_proj, self.num_attention_heads)  # (Q, H, T, C)
+        key, value = self._heads(self.k_proj(key) * self.scaling), self._heads(self.v_proj(value))  # (Q, H, T, D)
+        folded = key @ self._rows(self.q_proj)  # (Q, H, T, C)
         offset = key @ self.q_proj.bias.view(self.num_attention_heads, -1, 1)  # (Q, H, T, 1)
-        scores = query @ folded.flatten(1, 2).mT + offset.flatten(1)[:, None]  # (Q, N, H * T)
-        scores = (scores.float() * self.scaling).unflatten(2, folded.shape[1:3])
+        scores = torch.baddbmm(offset.flatten(1, 2), folded.flatten(1, 2), query.mT)  # (Q, H * T, N)
+        weights = scores.float().unflatten(1, folded.shape[1:3]).softmax(2).to(value.dtype).flatten(1, 2)
         drawn = value @ self.out_proj.weight.T.unflatten(0, (self.num_attention_heads, -1))  # (Q, H, T, C)
-        return scores.softmax(-1).to(value.dtype).flatten(2) @ drawn.flatten(1, 2) + self.out_proj.bias
+        return torch.baddbmm(self.out_proj.bias, weights.mT, drawn.flatten(1, 2))
+
+    def _rows(self, linear: nn.Linear) -> Tensor:
+        """A projection's (H * D, C) weight as (H, D, C)."""
+        return linear.weight.unflatten(0, (self.num_attention_heads, -1))
 
     def _heads(self, values: Tensor) -> Tensor:
         """(Q, T, H * D) to (Q, H, T, D)."""
@@ -52,8 +55,3 @@ def fold_prompts(transformer: SamTwoWayTransformer) -> SamTwoWayTransformer:
         layer.cross_attn_image_to_token = FewPrompts(transformer.config)
     transformer.final_attn_token_to_image = FewPrompts(transformer.config)
     return transformer
-
-
-def _rows(linear: nn.Linear, heads: int) -> Tensor:
-    """A projection's (H * D, C) weight as (H, D, C)."""
-    return linear.weight.unflatten(0, (heads, -1))
