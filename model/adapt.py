@@ -14,18 +14,22 @@ from torch import Tensor, nn
 from model.legacy import LORA_WRAPPER, reading_table
 from model.quantize import quantize
 from model.seg_model import SegModel
+from model.speedups import speed_up
+from model.vocabulary import merge_rows, train_rows
 from utils.config import LoraConfig, ModelConfig
 from utils.log import log
 from utils.registry import unknown
 
 ADAPTER = "default"
+VOCABULARIES = ("full", "new_tokens")
 
 
 def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> SegModel:
-    """LoRA, what trains, gradient checkpointing: all a recipe's `model` section says about training. In place."""
+    """All a recipe's `model` section says about training: LoRA, what trains, kernels, checkpointing. In place."""
     quantize_frozen(model, config)
     apply_lora(model, config.lora, seed=seed)
     mark_trainable(model, config)
+    speed_up(model, config)
     if config.gradient_checkpointing:
         model.vlm.checkpoint_gradients()
     log.info(describe(model))
@@ -66,18 +70,21 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
 
 
 def mark_trainable(model: SegModel, config: ModelConfig) -> None:
-    """Trained: LoRA, vocabulary rows in and out, text MLP, mask decoder with `train_mask_decoder`, the projector with
-    `tower.train_projector`, the tower with `tower.train`. Frozen: everything else. Without LoRA (r = 0) the language
-    model trains in full with `train_language`: one released program does so, another does not. r below 0: its layers.
+    """Trained: LoRA, vocabulary rows in and out (`train_vocabulary`), text MLP, mask decoder with
+    `train_mask_decoder`, the projector with `tower.train_projector`, the tower with `tower.train`. Frozen: everything
+    else. Without LoRA (r = 0) the language model trains in full with `train_language`: one released program does so,
+    another does not. r below 0: its layers.
     """
     model.requires_grad_(False)
     language = model.vlm.language
     whole = config.lora.r == 0 and config.train_language
-    parts = [language] if whole else [language.get_input_embeddings(), language.lm_head]
+    parts = [language] if whole else _vocabulary(model, config)
     parts += [language.model.layers] if config.lora.r < 0 else []
     parts += [model.project, *(model.head.trained(config.head) if config.train_mask_decoder else ())]
     parts += [model.vlm.projector] if config.tower.train_projector else []
     parts += model.vlm.used_tower() if config.tower.train else []
+    if whole and config.train_vocabulary != "full":
+        raise ValueError("model.train_vocabulary: without LoRA the language model trains in full, its vocabulary too")
     for part in parts:
         part.requires_grad_(True)
     for name, parameter in language.named_parameters():
@@ -85,8 +92,20 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
             parameter.requires_grad_(True)
 
 
+def _vocabulary(model: SegModel, config: ModelConfig) -> list[nn.Module | nn.Parameter]:
+    """What of the vocabulary trains: all rows in and out, or those of the tokens that the system adds."""
+    if config.train_vocabulary not in VOCABULARIES:
+        raise ValueError(unknown("model.train_vocabulary", config.train_vocabulary, VOCABULARIES))
+    language = model.vlm.language
+    if config.train_vocabulary == "full":
+        return [language.get_input_embeddings(), language.lm_head]
+    return train_rows(language, model.added_ids)
+
+
 def merge_lora(model: SegModel) -> None:
-    """Adds the adapters to their linears and takes them out; a model without any stays as it is."""
+    """Adds the adapters to their linears and takes them out, as it does with rows of the vocabulary that trained
+    apart; a model without any stays as it is."""
+    merge_rows(model.vlm.language)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()

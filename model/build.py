@@ -65,6 +65,7 @@ def build_model(
     with torch.device("meta"):
         model = assemble(plan, resolve_attention(config.attn_implementation, config.precision))
     model.plan, model.report, model.vlm.view = plan, source.report, source.view
+    model.added_ids = [token_id(tokenizer, token) for token in spec.all_added]
     _check_sizes(model, config)
     _draw_head(source, model, seed)
     _fill(model, source, dtype_of(config.precision), generator, config.allow_missing)

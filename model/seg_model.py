@@ -39,6 +39,7 @@ class SegModel(nn.Module):
         self.head = head
         self.project = project
         self.full_masks = True  # in training; else masks come as the decoder gives them
+        self.added_ids: list[int] = []  # of the tokens that the system adds
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,6 +53,7 @@ class SegModel(nn.Module):
     def forward(self, batch: Batch) -> SegOutput:
         """Teacher forcing: logits where labels are, a mask for each mask position."""
         vision = self.vlm.encode_images(batch.pixels, batch.geometry)
+        features = self.head.features(batch, vision)  # before the activations of the language model are there, too
         image = vision.states, batch.row_image, vision.attention
         hidden = self.vlm(batch.ids, batch.attention, *image)  # (R, L, H)
         targets = batch.labels[:, 1:]
@@ -59,7 +61,7 @@ class SegModel(nn.Module):
         return SegOutput(
             token_logits=self.vlm.logits(hidden[:, :-1][supervised]),
             token_targets=targets[supervised],
-            masks=self._forced_masks(batch, self.head.features(batch, vision), hidden),
+            masks=self._forced_masks(batch, features, hidden),
         )
 
     @torch.no_grad()

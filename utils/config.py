@@ -55,7 +55,10 @@ class ModelConfig:
     use_mm_start_end: bool = True
     train_mask_decoder: bool = True
     train_language: bool = True  # without LoRA (lora.r = 0): train the language model in full, not its vocabulary alone
+    train_vocabulary: str = "full"  # full (published): every row in and out | new_tokens: those the system adds
     gradient_checkpointing: bool = True
+    compile: str = ""  # backend of torch.compile for the language model's layers in training, e.g. inductor; "": none
+    liger: bool = False  # Liger's kernels in the language model's layers in training (NVIDIA GPU)
     load_in_8bit: bool = False
     load_in_4bit: bool = False
     allow_missing: bool = False  # go on when a checkpoint lacks a needed weight or has unexpected ones
