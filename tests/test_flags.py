@@ -55,8 +55,9 @@ def test_lisa_readme_line():
         "vqa": 3,
         "reason_seg": 1,
     }
+    assert tasks(found)["sem_seg"][1] == ["ade20k", "cocostuff", "pascal_part", "paco_lvis", "mapillary"]
     assert tasks(found)["refer_seg"][1] == ["refclef", "refcoco", "refcoco+", "refcocog"]
-    assert (found.train.epochs, found.train.steps_per_epoch, found.train.zero_stage) == (10, 500, 2)
+    assert (found.train.epochs, found.train.steps_per_epoch, found.train.zero_stage) == (10, None, 2)
     assert (found.model.lora.r, found.model.lora.alpha, found.model.lora.target_modules) == (
         8,
         16,
@@ -76,6 +77,7 @@ def test_lasagna_readme_line_is_told_by_its_own_flag():
         "ade20k": 3,
         "mapillary": 2,
         "cityscapes": 2,
+        "openimage": 1,
     }
     assert "refcocog|umd|test" in found.eval.final_suites
 
@@ -141,7 +143,7 @@ def test_precedence(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"system": "lisa", "train": {"lr": 1e-4, "batch_size": 3, "epochs": 7}}))
     found = recipe(f"--config {path} --batch_size 4 --epochs 8 --set train.epochs=9")
-    assert found.train.steps_per_epoch == 500  # default
+    assert found.train.grad_accumulation_steps == 10  # default
     assert found.train.lr == 1e-4  # recipe
     assert found.train.batch_size == 4  # flag over recipe
     assert found.train.epochs == 9  # --set over flag

@@ -24,7 +24,7 @@ from utils.config import Recipe, load_recipe
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 LAYOUTS = ("ade20k", "cocostuff", "refcoco", "refcoco+", "refcocog", "refclef", "reason_seg", "llava_instruct")
-LAYOUTS += ("grefcoco", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog")
+LAYOUTS += ("grefcoco", "refzom", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog")
 LAYOUTS += ("pascal_part", "paco_lvis", "mapillary", "cityscapes", "openimage", "muse")
 TOY_BASE = {
     "version": "assets/toy/llava",
