@@ -1,0 +1,1 @@
+"""Five papers in miniature: what is trained, what it is asked, and the page that shows what came of it."""

@@ -1,0 +1,56 @@
+"""What is trained: one row a model, all from the same base, for the same number of steps of the same batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SYSTEM, ABLATION = "system", "ablation"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A toy recipe, and what is changed in it (`--set` of train_ds.py); an ablation is asked about class lists only."""
+
+    name: str
+    recipe: str
+    title: str
+    kind: str = SYSTEM
+    changes: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> Path:
+        return CONFIGS / self.recipe
+
+
+# Every class of the list is answered in all of them, or leaving classes out would be a second difference.
+ROWS = (
+    Row("lisa", "toy_lisa.yaml", "LISA"),
+    Row("lasagna", "toy_lasagna.yaml", "LaSagnA"),
+    Row("gsva", "toy_gsva.yaml", "GSVA"),
+    Row("pixellm", "toy_pixellm.yaml", "PixelLM"),
+    Row("sesame", "toy_sesame.yaml", "SESAME"),
+    Row(
+        "lasagna-whole-list",
+        "toy_lasagna.yaml",
+        "without random lists",
+        ABLATION,
+        ("options.random_list=released", "options.min_all_classes=0"),
+    ),
+    Row(
+        "lasagna-present-only",
+        "toy_lasagna.yaml",
+        "without sequence augmentation",
+        ABLATION,
+        ("options.sequence_augmentation=false",),
+    ),
+    Row(
+        "lasagna-any-order",
+        "toy_lasagna.yaml",
+        "without order following",
+        ABLATION,
+        ("options.order_following=false",),
+    ),
+    Row("unified", "toy_unified.yaml", "unified"),
+)
