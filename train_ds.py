@@ -19,6 +19,7 @@ import torch
 
 from data.collate import Maker
 from data.mixture import Mixture, Stream
+from data.sources.index import keep_indexes
 from data.types import Batch
 from evaluation.runner import as_table, evaluate, source_options, summary
 from evaluation.scoring import SCORERS
@@ -29,7 +30,7 @@ from systems.base import taking
 from training.checkpoint import Checkpoints, TrainState, restore
 from training.engine import Engine
 from training.meters import Meters, Progress
-from training.run import Stop, open_run
+from training.run import Stop, open_run, with_epochs
 from utils import dist
 from utils.config import Recipe, SetConfig
 from utils.flags import resolve
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"train_ds.py: {error}") from None
     setup_logging(dist.is_main())
+    keep_indexes(recipe.data.index_dir)
     check_suites(recipe)
     dist.start()
     if recipe.eval.eval_only:
@@ -53,13 +55,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(assistant: Assistant, recipe: Recipe) -> None:
     """Trains to the end, the time limit or SIGTERM; validates after each epoch; goes on where a run folder stopped."""
+    mixture = training_mixture(assistant, recipe)
+    recipe = with_epochs(recipe, mixture.pictures)
     settings, total = recipe.train, recipe.train.epochs * recipe.train.steps_per_epoch
     checkpoints, resume = open_run(recipe, assistant.model)
     engine = Engine(assistant.model, recipe)
     state = restore(engine, resume, recipe) if resume else TrainState.begin(recipe)
     run_log = RunLog(recipe.run.folder, step=state.step, tensorboard=recipe.run.tensorboard, enabled=dist.is_main())
     meters, bar, stop = Meters(), Progress(total, state.step), Stop(settings.time_limit_minutes)
-    stream = meters.timed(training_stream(assistant, recipe, state))
+    stream = meters.timed(training_stream(mixture, recipe, state))
 
     leave = False
     validate(assistant, recipe, state, checkpoints, run_log)  # what a killed run still owes
@@ -96,24 +100,29 @@ def train(assistant: Assistant, recipe: Recipe) -> None:
     log.info("%s at step %d of %d: %s", "stopped" if leave else "finished", state.step, total, recipe.run.folder)
 
 
-def training_stream(assistant: Assistant, recipe: Recipe, state: TrainState) -> Stream:
-    """The batches of this process, from where the state stands."""
-    train, data, model = recipe.train, recipe.data, assistant.model
+def training_mixture(assistant: Assistant, recipe: Recipe) -> Mixture:
+    """What is trained on, in the system's words and the model's views."""
     maker = Maker(
         assistant.system.task,
         assistant.encoder,
         assistant.views,
         ignore_region=recipe.loss.ignore_region,
-        drop_long_rows=data.on_bad_sample == "skip",
+        drop_long_rows=recipe.data.on_bad_sample == "skip",
     )
+    return Mixture.build(recipe.data, maker, seed=recipe.train.seed, held_out=held_out(recipe))
+
+
+def training_stream(mixture: Mixture, recipe: Recipe, state: TrainState) -> Stream:
+    """The batches of this process, from where the state stands."""
+    train = recipe.train
     return Stream(
-        Mixture.build(data, maker, seed=train.seed, held_out=held_out(recipe)),
+        mixture,
         train.batch_size,
-        image_tokens=model.vlm.image_tokens,
+        image_tokens=mixture.maker.encoder.image_tokens,
         rank=dist.rank(),
         world=dist.world_size(),
         start=state.samples // (train.batch_size * dist.world_size()),
-        workers=data.workers,
+        workers=recipe.data.workers,
         pin_memory=dist.device().type == "cuda",
     )
 

@@ -27,6 +27,7 @@ import torch
 from data.collate import Maker, Sample, collate, draw_masks
 from data.encode import Encoder
 from data.mixture import Mixture, Stream
+from data.sources.index import keep_indexes
 from data.tokens import load_tokenizer
 from data.types import Record
 from data.views import ClipView, SamView, Views, read_image
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    mixture = build_mixture(read(args), args)
+    recipe = read(args)
+    keep_indexes(recipe.data.index_dir)
+    mixture = build_mixture(recipe, args)
     for warm in (True, False):
         clock = Clock()
         pixels = [piece_by_piece(mixture, index, clock, args) for index in range(args.samples)]

@@ -25,6 +25,7 @@ from doctor.sheets import Speaker, write_sheet
 from doctor.table import as_table, findings, fix_hints
 
 from data.dialogue import template
+from data.sources.index import keep_indexes
 from systems.base import SYSTEMS, build_system
 from utils.config import Recipe, from_dict, load_recipe, override, to_dict
 from utils.log import setup_logging
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"data_doctor.py: {args.recipe}: {error}", file=sys.stderr)
         return 2
     root = Path(recipe.data.dataset_dir)
+    keep_indexes(recipe.data.index_dir)
     reports = [examine(need, root, system.task, None if args.full else args.check) for need in needs]
     look_at_overlap(reports, recipe, root)
     print(f"{args.recipe} on {root.resolve()}\n\n{as_table(reports)}\n")

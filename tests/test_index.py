@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data.sources import index, stream
 from data.sources.base import Rows, image_paths, indexed, read_entries
-from data.sources.index import ENDS, HOME, META, ROWS
+from data.sources.index import ENDS, HOME, META, ROWS, keep_indexes
 
 CALLS = "calls.txt"  # every parse adds a line beside its file
 VALUES = st.recursive(
@@ -173,11 +173,19 @@ def test_a_parser_that_fails_leaves_nothing(root):
 # --- where it is
 
 
-def test_the_environment_chooses_the_place(root, tmp_path, monkeypatch):
-    monkeypatch.setenv(HOME, str(tmp_path / "fast disk"))
+@pytest.mark.parametrize("chooser", ["environment", "recipe"])
+def test_environment_and_recipe_choose_the_place(root, tmp_path, monkeypatch, chooser):
+    monkeypatch.setenv(HOME, str(tmp_path / ("fast disk" if chooser == "environment" else "slow disk")))
+    keep_indexes(None if chooser == "environment" else str(tmp_path / "fast disk"))
     open_index(root), open_index(root)
     assert parses(root) == 1 and not (root / ".index").exists()
     assert len(list((tmp_path / "fast disk").glob("*/*/" + ROWS))) == 1
+
+
+def test_an_empty_environment_variable_chooses_nothing(root, monkeypatch):
+    monkeypatch.setenv(HOME, "")
+    open_index(root)
+    assert len(folders(root)) == 1
 
 
 def test_a_dataset_folder_that_cannot_be_written_is_indexed_elsewhere(root, tmp_path):

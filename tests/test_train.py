@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ import yaml
 import train_ds
 from model.losses import Losses
 from tests.tiny_run import ROOT, environment, start, train_log, write_reason_seg, write_recipe
-from training.run import Stop
+from training.run import Stop, with_epochs
+from utils.config import DataConfig, Recipe, TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,17 @@ def test_chance_of_a_step_is_its_own():
         train_ds.seed_chance(*key)
         drawn.append(torch.rand(1).item())
     assert drawn[0] == drawn[4] and len(set(drawn)) == 4
+
+
+@pytest.mark.parametrize(
+    ("sampling", "stated", "steps"),
+    [("rates", None, 500), ("rates", 7, 7), ("once", None, 4), ("once", 4, 4), ("once", 9, 9)],
+)
+def test_an_epoch_of_every_record_once_counts_its_own_steps(caplog, sampling, stated, steps):
+    train = TrainConfig(batch_size=2, grad_accumulation_steps=3, steps_per_epoch=stated)
+    found = with_epochs(Recipe(data=DataConfig(sampling=sampling), train=train), pictures=20)
+    assert found.train == replace(train, steps_per_epoch=steps)
+    assert ("an epoch of data.sampling once is 4 steps (20 pictures, 6 a step)" in caplog.text) == (stated == 9)
 
 
 def test_sigterm_and_time_limit_ask_to_stop():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +24,27 @@ from utils.log import log
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "numpy", "safetensors")
 BYTES_A_WEIGHT = 18  # of a checkpoint: whole weights and master copy in fp32, two Adam moments, the weights in bf16
+STEPS_PER_EPOCH = 500  # as released
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def with_epochs(recipe: Recipe, pictures: int) -> Recipe:
+    """The recipe with the steps of an epoch as a number. Where `data.sampling` is once it need not state any: then an
+    epoch of its mixture, `pictures` records, takes as many as visit each of them."""
+    train, steps = recipe.train, STEPS_PER_EPOCH
+    if recipe.data.sampling == "once":
+        a_step = train.batch_size * train.grad_accumulation_steps * dist.world_size()
+        steps = math.ceil(pictures / a_step)
+        if train.steps_per_epoch not in (None, steps):
+            log.warning(
+                "train.steps_per_epoch is %d; an epoch of data.sampling once is %d steps (%d pictures, %d a step): "
+                "leave it out (null) to have it so",
+                train.steps_per_epoch,
+                steps,
+                pictures,
+                a_step,
+            )
+    return replace(recipe, train=replace(train, steps_per_epoch=train.steps_per_epoch or steps))
 
 
 def open_run(recipe: Recipe, model: nn.Module) -> tuple[Checkpoints, Path | None]:

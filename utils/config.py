@@ -108,6 +108,7 @@ class DataConfig:
     workers: int = 4
     val_workers: int = 2
     exclude_val: str = "off"  # off | eval_suites | refer_family | cross_refer: whose pictures are not trained on
+    index_dir: str | None = None  # where annotation indexes are kept; None: ASSISTANT_INDEX_DIR, else in dataset_dir
     sampling: str = "rates"  # rates: draw by the rates for ever | once: every record once an epoch, rates but 0 ignored
 
 
@@ -126,7 +127,7 @@ class LossConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     epochs: int = 10
-    steps_per_epoch: int = 500
+    steps_per_epoch: int | None = None  # None: 500, as released; with data.sampling once, what visits every record
     batch_size: int = 2  # pictures a device
     grad_accumulation_steps: int = 10
     lr: float = 3e-4

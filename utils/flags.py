@@ -84,7 +84,7 @@ FLAGS = (
     Flag("dice_loss_weight", "loss.dice", "weight of the dice loss"),
     Flag("bce_loss_weight", "loss.bce", "weight of the mask cross entropy"),
     Flag("epochs", "train.epochs", "epochs"),
-    Flag("steps_per_epoch", "train.steps_per_epoch", "optimizer steps an epoch"),
+    Flag("steps_per_epoch", "train.steps_per_epoch", "optimizer steps an epoch; none: 500, or every picture once"),
     Flag("batch_size", "train.batch_size", "pictures a device and micro-step"),
     Flag("grad_accumulation_steps", "train.grad_accumulation_steps", "micro-steps a step"),
     Flag("lr", "train.lr", "peak learning rate"),

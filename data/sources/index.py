@@ -7,6 +7,7 @@ are asked for; the mapped pages belong to the page cache, so processes share the
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import inspect
 import json
@@ -130,6 +131,12 @@ def indexed(
     return Rows(parse(*files, *options), picture)
 
 
+def keep_indexes(folder: str | None) -> None:
+    """From here on, in this process and those it starts, indexes are kept below `folder`; None changes nothing."""
+    if folder is not None:
+        os.environ[HOME] = str(Path(folder).absolute())
+
+
 def _make(folder: Path, rows: Iterable[Any], picture: str | int | None, made_from: dict, files: Sequence[Path]) -> Rows:
     """Write the index beside its place, then move it there; what was there before goes."""
     started, ends, pictures = time.monotonic(), array("q", [0]), []
@@ -150,9 +157,16 @@ def _make(folder: Path, rows: Iterable[Any], picture: str | int | None, made_fro
     if (seconds := time.monotonic() - started) > SLOW:
         log.info("indexed %s in %.0f s: %s", ", ".join(path.name for path in files), seconds, folder)
     made = Rows.load(folder, made_from)
+    _give_back_memory()
     if made is None:
         raise OSError(f"the index just written to {folder} cannot be read back")
     return made
+
+
+def _give_back_memory() -> None:
+    """What parsing took goes back to the system; glibc would keep it for this process, which needs it no more."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _swap(draft: Path, folder: Path) -> None:
@@ -188,8 +202,8 @@ def _acquire(lock: FileLock, files: Sequence[Path]) -> None:
 def _homes(root: Path) -> list[Path]:
     """Where the indexes of a dataset folder may be, best first."""
     apart = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    if HOME in os.environ:
-        return [Path(os.environ[HOME]) / apart]
+    if home := os.environ.get(HOME):
+        return [Path(home) / apart]
     return [root / ".index", Path.home() / ".cache" / "assistant_index" / apart]
 
 
