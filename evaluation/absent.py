@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from sacrebleu.metrics import CHRF
 from torch import Tensor
 
 from data.types import Claim, Query, Record
+from evaluation.bootstrap import share_intervals
 from evaluation.matching import assign_claims
 from evaluation.metrics import RELEASED, STANDARD, Figure, Overlaps, mean, overlap, ratio
 from evaluation.protocols import FORCED, Reply
-from evaluation.scoring import SCORERS, true_mask
+from evaluation.scoring import SCORERS, true_mask, with_intervals
+from evaluation.shares import overlap_shares, stacked, summed
 
 PRECISIONS = (0.7, 0.8, 0.9)  # Pr@X that the reference program prints
+SEEN = ("See", "See_precision", "See_recall", "See_absent", "See_F1")
+TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>")  # a mask or refusal token in an answer
+CHRF_SCORER = CHRF()
 
 
 class AbsentScorer:
@@ -28,6 +37,7 @@ class AbsentScorer:
 
     def __init__(self) -> None:
         self.rows = {STANDARD: Overlaps(), RELEASED: Overlaps()}
+        self.pictures: list[list[list[int]]] = []  # the standard rows of each
         self.forced = False
 
     @staticmethod
@@ -47,14 +57,23 @@ class AbsentScorer:
 
     def add(self, counts: dict[str, Any]) -> None:
         self.forced |= counts["forced"]
+        self.pictures.append(counts["rows"][STANDARD])
         for variant, rows in counts["rows"].items():
             for row in rows:
                 self.rows[variant].add(row)
 
     def merge(self, other: AbsentScorer) -> None:
         self.forced |= other.forced
+        self.pictures += other.pictures
         for variant, rows in other.rows.items():
             self.rows[variant].merge(rows)
+
+    def figures(self) -> list[Figure]:
+        """With intervals of the standard variant."""
+        return with_intervals(self._figures(), share_intervals(overlap_shares(self.pictures)))
+
+    def _figures(self) -> list[Figure]:
+        raise NotImplementedError
 
     def details(self) -> dict[str, Any]:
         """How many of the phrases are absent."""
@@ -68,7 +87,7 @@ class GeneralisedScorer(AbsentScorer):
 
     COUNT_FALSE_MASKS = True  # as released: the mask of an absent phrase enters the union of cIoU
 
-    def figures(self) -> list[Figure]:
+    def _figures(self) -> list[Figure]:
         rows, released = self.rows[STANDARD], self.rows[RELEASED]
         figures = [
             Figure("gIoU", STANDARD, rows.giou()),
@@ -87,7 +106,7 @@ class ApartScorer(GeneralisedScorer):
 
     COUNT_FALSE_MASKS = False
 
-    def figures(self) -> list[Figure]:
+    def _figures(self) -> list[Figure]:
         """With its authors' own: mIoU and oIoU of present phrases, Acc of absent ones."""
         present = [row for row in self.rows[STANDARD].rows if row.truth]
         overlaps = [row.intersection / row.union for row in present]
@@ -97,18 +116,55 @@ class ApartScorer(GeneralisedScorer):
             Figure("oIoU", STANDARD, ratio(sum(row.intersection for row in present), union)),
             Figure("Acc", STANDARD, None if self.forced else self.rows[STANDARD].n_acc()),
         ]
-        return own + super().figures()
+        return own + super()._figures()
 
 
 @SCORERS.register("premise")
 class PremiseScorer(AbsentScorer):
-    """True and false premises (sesame.md 6.2). See: said to be there exactly when it is. Segment: cIoU over all."""
+    """True and false premises (sesame.md 6.2). See: said to be there exactly when it is. Segment: cIoU over all.
+
+    Say, whose published judge is a language model without code: chrF of the answer about what is not there, its mask
+    tokens aside, with what the data set says is there instead; over all such queries, and over those rightly refused.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[list[list[float]]] = []  # of each picture: [chrF, refused] of every false premise
+
+    @staticmethod
+    def count(record: Record, queries: Sequence[Query], replies: Sequence[Reply], protocol: str) -> dict[str, Any]:
+        said = []
+        for query, reply in zip(queries, replies, strict=True):
+            target = record.targets[query.targets[0]] if len(query.targets) == 1 else None
+            if target is not None and target.mask is None and target.correction:
+                refused = all(claim.mask is None for claim in reply.claims)
+                said.append([similarity(reply.text, target.correction), int(refused)])
+        return {**AbsentScorer.count(record, queries, replies, protocol), "said": said}
+
+    def add(self, counts: dict[str, Any]) -> None:
+        super().add(counts)
+        self.said.append(counts["said"])
+
+    def merge(self, other: PremiseScorer) -> None:
+        super().merge(other)
+        self.said += other.said
 
     def figures(self) -> list[Figure]:
+        if self.forced or not any(self.said):
+            return super().figures()
+        rows, picture = stacked(self.said, 2)
+        chrf, refused = rows.T
+        said = {"Say": (chrf, np.ones(len(rows))), "Say_refused": (chrf * refused, refused)}
+        shares = {name: summed(picture, *share, len(self.said)) for name, share in said.items()}
+        spoken = [
+            Figure(name, STANDARD, ratio(math.fsum(part), math.fsum(whole))) for name, (part, whole) in said.items()
+        ]
+        return [*super().figures(), *with_intervals(spoken, share_intervals(shares))]
+
+    def _figures(self) -> list[Figure]:
         rows, released = self.rows[STANDARD], self.rows[RELEASED]
         seen = {} if self.forced else see(rows)
-        names = ("See", "See_present", "See_absent", "See_F1")
-        figures = [Figure(name, STANDARD, seen.get(name)) for name in names]
+        figures = [Figure(name, STANDARD, seen.get(name)) for name in SEEN]
         figures += [Figure("Segment", STANDARD, rows.ciou()), Figure("gIoU", STANDARD, rows.giou())]
         if released.rows:
             figures.append(Figure("Segment", RELEASED, released.released()["cIoU"]))
@@ -116,16 +172,23 @@ class PremiseScorer(AbsentScorer):
 
 
 def see(overlaps: Overlaps) -> dict[str, float | None]:
-    """Accuracy of presence: over all, over what is there, over what is not, and F1 of presence."""
+    """What is said to be there against what is: accuracy, precision, recall and F1, and accuracy on what is not."""
     pairs = [(bool(row.truth), row.predicted > 0 and not row.rejected) for row in overlaps.rows]
     there, absent = [said for truth, said in pairs if truth], [not said for truth, said in pairs if not truth]
-    hits = sum(there)
-    return {
-        "See": ratio(hits + sum(absent), len(pairs)),
-        "See_present": ratio(hits, len(there)),
-        "See_absent": ratio(sum(absent), len(absent)),
-        "See_F1": ratio(2 * hits, len(there) + sum(said for _, said in pairs)),
-    }
+    hits, said = sum(there), sum(said for _, said in pairs)
+    values = (
+        ratio(hits + sum(absent), len(pairs)),
+        ratio(hits, said),
+        ratio(hits, len(there)),
+        ratio(sum(absent), len(absent)),
+        ratio(2 * hits, len(there) + said),
+    )
+    return dict(zip(SEEN, values, strict=True))
+
+
+def similarity(said: str, reference: str) -> float:
+    """chrF2 of an answer without its added tokens and of a reference, 0 to 1; capitals count for nothing."""
+    return round(CHRF_SCORER.sentence_score(TOKEN.sub(" ", said).lower(), [reference.lower()]).score / 100, 6)
 
 
 def _row(reply: Reply, claim: Claim | None, mask: int | None, truth: Tensor) -> list[int]:

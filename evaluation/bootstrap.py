@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 DRAWS, AT_ONCE, LEVEL = 1000, 50, 0.95
+Interval = tuple[float, float]
+Share = tuple[np.ndarray, np.ndarray]  # (N,) what counts of each picture, (N,) of how much
 
 
-def interval(parts: Sequence[float], wholes: Sequence[float], *, seed: int = 0) -> tuple[float, float] | None:
-    """Percentile interval of sum(parts) / sum(wholes), where each pair of numbers is one picture's.
+def intervals(columns: np.ndarray, read: Callable[[np.ndarray], np.ndarray], *, seed: int = 0) -> list[Interval | None]:
+    """Percentile intervals of figures that are functions of sums over pictures.
 
+    columns: (N, M) numbers of each picture. read: (B, M) sums to (B, F) figures, NaN where there is nothing to count.
     Pictures are drawn, not queries: queries about one picture are not independent. The order of the pictures has no
-    say, so shards and resumed runs give the same interval. None below two pictures, or where nothing is counted.
+    say, so shards and resumed runs give the same intervals. None below two pictures, or where nothing is counted.
     """
-    pairs = np.array(sorted(zip(parts, wholes, strict=True)), dtype=np.float64).reshape(-1, 2)
-    if len(pairs) < 2 or not pairs[:, 1].any():
-        return None
+    columns = np.asarray(columns, dtype=np.float64)
+    number = len(columns)
+    figures = read(columns.sum(axis=0, keepdims=True)).shape[1]
+    if number < 2:
+        return [None] * figures
+    columns = columns[np.lexsort(columns.T)]
     rng, values = np.random.default_rng(seed), []
+    shift = number * np.arange(AT_ONCE)[:, None]
     for _ in range(DRAWS // AT_ONCE):
-        sums = pairs[rng.integers(len(pairs), size=(AT_ONCE, len(pairs)))].sum(axis=1)
-        counted = sums[sums[:, 1] > 0]
-        values.append(counted[:, 0] / counted[:, 1])
-    low, high = np.quantile(np.concatenate(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        drawn = rng.integers(number, size=(AT_ONCE, number)) + shift
+        times = np.bincount(drawn.ravel(), minlength=AT_ONCE * number).reshape(AT_ONCE, number)
+        values.append(read(times @ columns))
+    return [_percentiles(column) for column in np.concatenate(values).T]
+
+
+def share_intervals(shares: Mapping[str, Share]) -> dict[str, Interval | None]:
+    """Intervals of sum(parts) / sum(wholes) for each named share."""
+    if not shares:
+        return {}
+    columns = np.stack([column for share in shares.values() for column in share], axis=1)
+    return dict(zip(shares, intervals(columns, lambda sums: quotient(sums[:, ::2], sums[:, 1::2])), strict=True))
+
+
+def quotient(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Elementwise parts / wholes, NaN where the whole is 0."""
+    return np.divide(parts, wholes, out=np.full(np.shape(parts), np.nan), where=wholes > 0)
+
+
+def _percentiles(values: np.ndarray) -> Interval | None:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.types import Query, Record
-from evaluation.bootstrap import interval
+from evaluation.bootstrap import Interval, intervals, quotient, share_intervals
 from evaluation.matching import Names, assign, read_list
 from evaluation.metrics import (
     IGNORE,
-    PRECISIONS,
     RELEASED,
     STANDARD,
     Confusion,
@@ -28,9 +29,12 @@ from evaluation.metrics import (
     presence_cells,
 )
 from evaluation.protocols import FORCED, Reply
+from evaluation.shares import overlap_shares
 from utils.registry import Registry
 
 SCORERS = Registry("metric kind")  # one instance a suite and process
+LENGTHS = {"phrase": "short", "reason": "long"}  # kind of record -> what its queries are called
+NONE = -1  # a pixel without a class, among the classes of a picture
 
 
 @SCORERS.register("semantic")
@@ -45,9 +49,9 @@ class SemanticScorer:
     KINDS = ("classes",)  # of records that it can score
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self.confusions: dict[str, Confusion] = {}
-        self.presence = Presence()
+        self.names: list[str] = []  # of all class lists, in the order seen
+        self.cells: dict[str, list[np.ndarray]] = {STANDARD: [], RELEASED: []}  # of each picture; NONE: no class
+        self.presence: list[Sequence[int]] = []
         self.forced = False
 
     @staticmethod
@@ -73,46 +77,74 @@ class SemanticScorer:
         return counts
 
     def add(self, counts: dict[str, Any]) -> None:
-        self._open(counts["classes"])
-        for variant, confusion in self.confusions.items():
-            confusion.add(counts[variant])
+        places = self._places(counts["classes"])
+        for variant, pictures in self.cells.items():
+            pictures.append(_renumbered(np.array(counts[variant], dtype=np.int64).reshape(-1, 3), places))
         if counts["presence"] is None:
             self.forced = True
         else:
-            self.presence.add(counts["presence"])
+            self.presence.append(counts["presence"])
 
     def merge(self, other: SemanticScorer) -> None:
-        if other.names:
-            self._open(other.names)
-            for variant, confusion in self.confusions.items():
-                confusion.merge(other.confusions[variant])
-        self.presence.merge(other.presence)
+        places = self._places(other.names)
+        for variant, pictures in other.cells.items():
+            self.cells[variant] += [_renumbered(cells, places) for cells in pictures]
+        self.presence += other.presence
         self.forced |= other.forced
 
     def figures(self) -> list[Figure]:
         """Present/absent accuracy is a figure of generated answers only: a forced one names the classes itself."""
-        figures = [] if self.forced else self.presence.figures()
+        figures = [] if self.forced else self._presence().figures()
         for variant in (STANDARD, RELEASED):
-            confusion = self.confusions.get(variant, Confusion(0))
+            confusion = self._confusion(variant)
             figures += [
                 Figure("mIoU", variant, confusion.miou()),
                 Figure("pixel_accuracy", variant, confusion.pixel_accuracy()),
                 Figure("fwIoU", variant, confusion.weighted_iou()),
             ]
+        figures = with_intervals(figures, self._intervals())
         return sorted(figures, key=lambda figure: (figure.variant == RELEASED, figure.metric != "mIoU"))
 
     def details(self) -> dict[str, Any]:
         """IoU of each class (standard), None where it occurs nowhere."""
-        iou = self.confusions[STANDARD].iou().tolist() if self.names else []
-        values = [None if math.isnan(value) else value for value in iou]
+        values = [None if math.isnan(value) else value for value in self._confusion(STANDARD).iou().tolist()]
         return {"class_iou": dict(zip(self.names, values, strict=True))}
 
-    def _open(self, names: list[str]) -> None:
-        if not self.names:
-            self.names = list(names)
-            self.confusions = {variant: Confusion(len(names)) for variant in (STANDARD, RELEASED)}
-        elif self.names != list(names):
-            raise ValueError("pictures of one suite have different class lists")
+    def _places(self, names: Sequence[str]) -> np.ndarray:
+        """(K + 1,) where the K classes of a list stand in `names`, which gets those that it lacks, and NONE."""
+        self.names += [name for name in names if name not in self.names]
+        place = {name: index for index, name in enumerate(self.names)}
+        return np.array([*(place[name] for name in names), NONE])
+
+    def _confusion(self, variant: str) -> Confusion:
+        confusion = Confusion(len(self.names))
+        if self.cells[variant]:
+            confusion.add(_renumbered(np.concatenate(self.cells[variant]), np.arange(len(self.names) + 1)))
+        return confusion
+
+    def _presence(self) -> Presence:
+        presence = Presence()
+        presence.add(np.array(self.presence, dtype=np.int64).reshape(-1, 4).sum(axis=0))
+        return presence
+
+    def _intervals(self) -> dict[str, Interval | None]:
+        """Of the standard figures: each picture counts with its right, true and predicted pixels of every class."""
+        size, pictures = len(self.names), self.cells[STANDARD]
+        if not pictures:
+            return {}
+        cells = np.concatenate(pictures)
+        row = np.repeat(np.arange(len(pictures)), [len(cells) for cells in pictures])
+        columns = np.zeros((3, len(pictures), size + 1))
+        right = cells[:, 0] == cells[:, 1]
+        np.add.at(columns[0], (row[right], cells[right, 0]), cells[right, 2])
+        np.add.at(columns[1], (row, cells[:, 0]), cells[:, 2])
+        np.add.at(columns[2], (row, cells[:, 1]), cells[:, 2])
+        found = intervals(np.concatenate(columns[:, :, :size], axis=1), partial(_class_figures, classes=size))
+        here_right, here, absent_right, absent = np.array(self.presence).reshape(-1, 4).T
+        shares = (
+            {} if self.forced else {"present_accuracy": (here_right, here), "absent_accuracy": (absent_right, absent)}
+        )
+        return {**dict(zip(("mIoU", "pixel_accuracy", "fwIoU"), found, strict=True)), **share_intervals(shares)}
 
 
 @SCORERS.register("overlap")
@@ -123,7 +155,7 @@ class OverlapScorer:
 
     def __init__(self) -> None:
         self.kinds: dict[str, Overlaps] = {}
-        self.pictures: list[Overlaps] = []
+        self.pictures: list[tuple[str, list[list[int]]]] = []  # kind and rows of each
 
     @staticmethod
     def count(record: Record, queries: Sequence[Query], replies: Sequence[Reply], protocol: str) -> dict[str, Any]:
@@ -141,11 +173,10 @@ class OverlapScorer:
         return {"kind": record.kind, "overlaps": [list(row) for row in rows], "unmatched": 0}
 
     def add(self, counts: dict[str, Any]) -> None:
-        picture = Overlaps()
+        self.pictures.append((counts["kind"], counts["overlaps"]))
+        scores = self.kinds.setdefault(counts["kind"], Overlaps())
         for row in counts["overlaps"]:
-            picture.add(row)
-        self.pictures.append(picture)
-        self.kinds.setdefault(counts["kind"], Overlaps()).merge(picture)
+            scores.add(row)
 
     def merge(self, other: OverlapScorer) -> None:
         for kind, scores in other.kinds.items():
@@ -153,28 +184,17 @@ class OverlapScorer:
         self.pictures += other.pictures
 
     def figures(self) -> list[Figure]:
-        """With intervals of the standard gIoU, cIoU and precisions."""
+        """Of everything, and of short and long queries apart where the set has both (lisa.md 6)."""
         whole = Overlaps()
         for scores in self.kinds.values():
             whole.merge(scores)
-        intervals = {name: interval(*sums) for name, sums in self._sums().items()}
-        return [
-            replace(figure, interval=intervals.get(figure.metric) if figure.variant == STANDARD else None)
-            for figure in whole.figures()
-        ]
-
-    def _sums(self) -> dict[str, tuple[list[float], list[float]]]:
-        """Metric -> its numerators and denominators, one a picture."""
-        rows = [picture.rows for picture in self.pictures]
-        present = [[row for row in group if row.truth] for group in rows]
-        sums: dict[str, tuple[list[float], list[float]]] = {
-            "gIoU": ([len(p.rows) * (p.giou() or 0.0) for p in self.pictures], [len(group) for group in rows]),
-            "cIoU": ([sum(r.intersection for r in g) for g in rows], [sum(r.union for r in g) for g in rows]),
-        }
-        for level in PRECISIONS:
-            hits = [sum(row.intersection >= level * row.union for row in group) for group in present]
-            sums[f"Pr@{level}"] = hits, [len(group) for group in present]
-        return sums
+        figures = with_intervals(whole.figures(), self._intervals(tuple(self.kinds)))
+        for kind, length in LENGTHS.items() if self.kinds.keys() >= LENGTHS.keys() else ():
+            scores = self.kinds[kind]
+            apart = [Figure("gIoU", STANDARD, scores.giou()), Figure("cIoU", STANDARD, scores.ciou())]
+            apart = with_intervals(apart, self._intervals((kind,)))
+            figures += [replace(figure, metric=f"{figure.metric}_{length}") for figure in apart]
+        return figures
 
     def details(self) -> dict[str, Any]:
         """The standard figures of each kind, where there are several."""
@@ -185,6 +205,19 @@ class OverlapScorer:
             for kind, scores in sorted(self.kinds.items())
         }
         return {"by_kind": parts}
+
+    def _intervals(self, kinds: Sequence[str]) -> dict[str, Interval | None]:
+        return share_intervals(overlap_shares([rows for kind, rows in self.pictures if kind in kinds]))
+
+
+def with_intervals(figures: Sequence[Figure], found: Mapping[str, Interval | None]) -> list[Figure]:
+    """The figures, those of the standard variant with the intervals that there are."""
+    return [
+        replace(figure, interval=found.get(figure.metric))
+        if figure.variant == STANDARD and figure.value is not None
+        else figure
+        for figure in figures
+    ]
 
 
 def true_map(record: Record, names: Names, shape: tuple[int, int]) -> Tensor:
@@ -245,3 +278,18 @@ def true_mask(record: Record, target: int, shape: tuple[int, int]) -> Tensor:
 
 def _empty(shape: tuple[int, int], device: torch.device) -> Tensor:
     return torch.zeros(shape, dtype=torch.bool, device=device)
+
+
+def _renumbered(cells: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(n, 3) cells with class k called `places[k]`."""
+    return np.stack([places[cells[:, 0]], places[cells[:, 1]], cells[:, 2]], axis=1)
+
+
+def _class_figures(sums: np.ndarray, classes: int) -> np.ndarray:
+    """(B, 3 K) right, true and predicted pixels of every class to (B, 3) mIoU, pixel accuracy and weighted IoU."""
+    right, truth, predicted = sums[:, :classes], sums[:, classes : 2 * classes], sums[:, 2 * classes :]
+    iou, pixels = quotient(right, truth + predicted - right), truth.sum(axis=1)
+    seen = ~np.isnan(iou)
+    iou = np.where(seen, iou, 0.0)
+    miou = quotient(iou.sum(axis=1), seen.sum(axis=1))
+    return np.stack([miou, quotient(right.sum(axis=1), pixels), quotient((truth * iou).sum(axis=1), pixels)], axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from data.types import Query, Record
+from evaluation.bootstrap import Share, share_intervals
 from evaluation.metrics import CIOU_EPS, LISA_EPS, RELEASED, STANDARD, Figure, Overlap, mean, overlap, ratio
 from evaluation.protocols import FORCED, Reply
-from evaluation.scoring import SCORERS, true_mask
+from evaluation.scoring import SCORERS, true_mask, with_intervals
+from evaluation.shares import overlap_shares
 
 BOTH, MISSED, EXTRA = "both", "missed", "extra"
 
@@ -31,8 +34,8 @@ class MatchedScorer:
     KINDS = ("multi", "refer", "reason", "phrase")
 
     def __init__(self) -> None:
-        self.pairs: list[tuple[str, Overlap, int]] = []  # kind, counts, and the logits seen of an extra mask
-        self.unions: list[Overlap] = []
+        self.pairs: list[list[tuple[str, Overlap, int]]] = []  # of each picture: kind, counts, logits seen of an extra
+        self.unions: list[list[Overlap]] = []
         self.larger = 0
 
     @staticmethod
@@ -50,8 +53,8 @@ class MatchedScorer:
         return {"pairs": pairs, "unions": unions, "larger": max(drawn_number, true_number), "unmatched": 0}
 
     def add(self, counts: dict[str, Any]) -> None:
-        self.pairs += [(kind, Overlap(*row), seen) for kind, row, seen in counts["pairs"]]
-        self.unions += [Overlap(*row) for row in counts["unions"]]
+        self.pairs.append([(kind, Overlap(*row), seen) for kind, row, seen in counts["pairs"]])
+        self.unions.append([Overlap(*row) for row in counts["unions"]])
         self.larger += counts["larger"]
 
     def merge(self, other: MatchedScorer) -> None:
@@ -60,29 +63,41 @@ class MatchedScorer:
         self.larger += other.larger
 
     def figures(self) -> list[Figure]:
-        union = sum(row.union for _, row, _ in self.pairs)
-        hits = sum(row.intersection for _, row, _ in self.pairs)
+        pairs, unions = list(chain.from_iterable(self.pairs)), list(chain.from_iterable(self.unions))
+        union = sum(row.union for _, row, _ in pairs)
+        hits = sum(row.intersection for _, row, _ in pairs)
         figures = [
-            Figure("gIoU", STANDARD, mean([_iou(row) if kind == BOTH else 0.0 for kind, row, _ in self.pairs])),
+            Figure("gIoU", STANDARD, mean([_iou(row) if kind == BOTH else 0.0 for kind, row, _ in pairs])),
             Figure("cIoU", STANDARD, ratio(hits, union)),
-            Figure("union_gIoU", STANDARD, mean([_iou(row) for row in self.unions])),
+            Figure("union_gIoU", STANDARD, mean([_iou(row) for row in unions])),
         ]
-        if not self.pairs:
+        figures = with_intervals(figures, share_intervals(self._shares()))
+        if not pairs:
             return figures
-        unions = [seen if kind == EXTRA else row.union for kind, row, seen in self.pairs]
+        seen_unions = [seen if kind == EXTRA else row.union for kind, row, seen in pairs]
         terms = [
             row.intersection / (union + LISA_EPS) + (union == 0)
-            for (_, row, _), union in zip(self.pairs, unions, strict=True)
+            for (_, row, _), union in zip(pairs, seen_unions, strict=True)
         ]
         return [
             *figures,
             Figure("gIoU", RELEASED, sum(terms) / (self.larger + LISA_EPS)),
-            Figure("cIoU", RELEASED, hits / (sum(unions) + CIOU_EPS)),
+            Figure("cIoU", RELEASED, hits / (sum(seen_unions) + CIOU_EPS)),
         ]
 
     def details(self) -> dict[str, Any]:
-        kinds = [kind for kind, _, _ in self.pairs]
+        kinds = [kind for kind, _, _ in chain.from_iterable(self.pairs)]
         return {f"masks_{kind}": kinds.count(kind) for kind in (BOTH, MISSED, EXTRA)}
+
+    def _shares(self) -> dict[str, Share]:
+        """A miss or an extra has no intersection; its IoU is 0 even where it is empty, which a union of 1 says."""
+        rows = [[(*row[:1], max(row.union, kind != BOTH), *row[2:]) for kind, row, _ in pairs] for pairs in self.pairs]
+        counts = overlap_shares([[row for _, row, _ in pairs] for pairs in self.pairs])
+        return {
+            "gIoU": overlap_shares(rows)["gIoU"],
+            "cIoU": counts["cIoU"],
+            "union_gIoU": overlap_shares(self.unions)["gIoU"],
+        }
 
 
 def pair_up(logits: Tensor, truth: Tensor, *, in_order: bool = False) -> list[tuple[str, list[int], int]]:
