@@ -2,12 +2,4 @@
 # Trains GSVA on this machine's devices. usage: bash scripts/train_gsva.sh LLAVA SAM DATASET [7b|13b] [train_ds.py flags]
 # The second stage, for one benchmark: bash scripts/train_gsva.sh MERGED SAM DATASET 7b --exp_name gsva-7b-ft-gres \
 #     --dataset refer_seg --sample_rates 1 --refer_seg_data grefcoco --lr 1e-4
-set -euo pipefail
-cd "$(dirname "$0")/.."
-llava=${1:?usage: train_gsva.sh LLAVA SAM DATASET [7b|13b] [flags]}
-sam=${2:?usage: train_gsva.sh LLAVA SAM DATASET [7b|13b] [flags]}
-dataset=${3:?usage: train_gsva.sh LLAVA SAM DATASET [7b|13b] [flags]}
-size=${4:-7b}
-shift $(($# < 4 ? $# : 4))
-deepspeed train_ds.py --config "configs/gsva_$size.yaml" --version "$llava" --vision_pretrained "$sam" \
-  --dataset_dir "$dataset" "$@"
+exec bash "$(dirname "$0")/train.sh" gsva "$@"

@@ -1,11 +1,3 @@
 #!/usr/bin/env bash
-# Trains LaSagnA on this machine's devices. usage: bash scripts/train_lasagna.sh LLAVA SAM DATASET [7b] [train_ds.py flags]
-set -euo pipefail
-cd "$(dirname "$0")/.."
-llava=${1:?usage: train_lasagna.sh LLAVA SAM DATASET [7b] [flags]}
-sam=${2:?usage: train_lasagna.sh LLAVA SAM DATASET [7b] [flags]}
-dataset=${3:?usage: train_lasagna.sh LLAVA SAM DATASET [7b] [flags]}
-size=${4:-7b}
-shift $(($# < 4 ? $# : 4))
-deepspeed train_ds.py --config "configs/lasagna_$size.yaml" --version "$llava" --vision_pretrained "$sam" \
-  --dataset_dir "$dataset" "$@"
+# Trains LaSagnA on this machine's devices. usage: bash scripts/train_lasagna.sh LLAVA SAM DATASET [7b|13b] [train_ds.py flags]
+exec bash "$(dirname "$0")/train.sh" lasagna "$@"

@@ -1,11 +1,3 @@
 #!/usr/bin/env bash
 # Trains SESAME on this machine's devices. usage: bash scripts/train_sesame.sh LLAVA SAM DATASET [7b|13b] [train_ds.py flags]
-set -euo pipefail
-cd "$(dirname "$0")/.."
-llava=${1:?usage: train_sesame.sh LLAVA SAM DATASET [7b|13b] [flags]}
-sam=${2:?usage: train_sesame.sh LLAVA SAM DATASET [7b|13b] [flags]}
-dataset=${3:?usage: train_sesame.sh LLAVA SAM DATASET [7b|13b] [flags]}
-size=${4:-7b}
-shift $(($# < 4 ? $# : 4))
-deepspeed train_ds.py --config "configs/sesame_$size.yaml" --version "$llava" --vision_pretrained "$sam" \
-  --dataset_dir "$dataset" "$@"
+exec bash "$(dirname "$0")/train.sh" sesame "$@"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +22,13 @@ from evaluation.scoring import SCORERS
 from evaluation.suites import find_suites
 from model.losses import objective
 from systems.assistant import build
-from systems.base import build_system
+from systems.base import SYSTEMS, build_system, taking
 from utils.config import Recipe, load_recipe
+from utils.flags import resolve
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SCRIPTS = [ROOT / "scripts" / f"train_{name}.sh" for name in SYSTEMS]
 LAYOUTS = ("ade20k", "cocostuff", "refcoco", "refcoco+", "refcocog", "refclef", "reason_seg", "llava_instruct")
 LAYOUTS += ("grefcoco", "refzom", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog")
 LAYOUTS += ("pascal_part", "paco_lvis", "mapillary", "cityscapes", "openimage", "muse")
@@ -96,3 +102,21 @@ def _on_toy_classes(entry):
     if entry.source not in TOY_CLASSES:
         return entry
     return replace(entry, options={"classes": f"toy_classes/{entry.source}.txt"})
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_training_script_starts_its_recipe(path, tmp_path):
+    """With a launcher that only repeats its words: the recipe is there, and the flags behind the size go through."""
+    (tmp_path / "deepspeed").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "deepspeed").chmod(0o755)
+    given = ["base", "data"] if path.stem == "train_pixellm" else ["base", "sam.pth", "data"]
+    run = partial(subprocess.run, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True)
+    words = run(["bash", path, *given, "13b", "--lr", "1e-4"], check=True).stdout.split()
+    config = words[words.index("--config") + 1]
+    assert config == f"configs/{path.stem.removeprefix('train_')}_13b.yaml" and (ROOT / config).is_file()
+    recipe = resolve(words[1:], taking)
+    assert (recipe.model.version, recipe.data.dataset_dir, recipe.train.lr) == ("base", "data", 1e-4)
+    assert recipe.model.vision_pretrained == ("sam.pth" if "sam.pth" in given else None)
+    assert "7b.yaml" in run(["bash", path, *given], check=True).stdout
+    failed = run(["bash", path, *given[:-1]])
+    assert failed.returncode and f"usage: {path.name}" in failed.stderr

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Trains the unified model on this machine's devices. usage: bash scripts/train_unified.sh LLAVA SAM DATASET [7b|13b] [train_ds.py flags]
+exec bash "$(dirname "$0")/train.sh" unified "$@"
