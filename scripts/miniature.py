@@ -1,8 +1,8 @@
 """Five papers in miniature: trains every system from the same toy base in the same way, and asks each everything.
 
-    bash scripts/miniature.sh                                   # all of it into runs/miniature, then docs/miniature.md
-    python scripts/miniature.py runs/miniature --only lisa gsva # two rows; the others can follow later
-    python scripts/miniature.py runs/miniature --write_doc      # only the page, from what OUT holds
+    bash scripts/miniature.sh                                    # all of it, into runs/miniature
+    bash scripts/miniature.sh runs/miniature --only lisa gsva    # two rows; the others can follow later
+    bash scripts/miniature.sh runs/miniature --write_doc         # nothing but docs/miniature.md, from what OUT holds
 
 Every row (a system, or LaSagnA without one of its strategies) has a folder OUT/<row>: train/ (run folder), a folder of
 answers for each way of asking, exam.json, log.txt. What is finished is not done again, what was cut goes on.
@@ -38,6 +38,7 @@ LAYOUTS = (
     *("llava_instruct", "paco_lvis", "pascal_part", "openimage"),
 )
 SETTINGS = ("steps", "batch_size", "images", "most")  # what all rows of a folder have in common
+VAL_PICTURES = 60  # of each benchmark; the exam asks about so many or fewer
 TOLD_EVERY = 30  # seconds between two lines of progress
 SAVED_EVERY = 40  # steps between two checkpoints, so much a cut costs at most
 
@@ -82,8 +83,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """No second one works in the same folder; the lock goes with the process."""
+    """No second one works in the same folder. What this one starts holds the lock, too, should it be killed alone."""
     with path.open("w") as file:
+        os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -109,7 +111,7 @@ def draw_world(args: argparse.Namespace) -> None:
     done = args.out / "dataset.done"
     if not done.is_file():
         print("drawing the toy world", flush=True)
-        flags = ["--force", "--images", str(args.images), "--val_images", "60", "--only", *LAYOUTS]
+        flags = ["--force", "--images", args.images, "--val_images", args.most or VAL_PICTURES, "--only", *LAYOUTS]
         call([script("make_toy_dataset.py"), args.out / "dataset", *flags], args.out / "dataset.log", {})
         done.touch()
 
@@ -222,7 +224,8 @@ def call(command: Sequence[Any], log: Path, environment: dict[str, str]) -> None
     paths = os.pathsep.join([str(ROOT), str(ROOT / "scripts")])
     env = {**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false", **environment}
     with log.open("a", encoding="utf-8") as file:
-        subprocess.run([sys.executable, *map(str, command)], stdout=file, stderr=file, cwd=ROOT, env=env, check=True)
+        words = [sys.executable, *map(str, command)]
+        subprocess.run(words, stdout=file, stderr=file, cwd=ROOT, env=env, check=True, close_fds=False)
 
 
 if __name__ == "__main__":

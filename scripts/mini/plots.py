@@ -61,7 +61,8 @@ def lists(rows: Rows, colours: dict[str, str]) -> plt.Figure:
             ax.set_ylim(0, 1.02)
             ax.grid(alpha=0.3)
         axes[0, column].set_title(title)
-        axes[1, column].legend(fontsize=8, loc="lower right")
+        if group:
+            axes[1, column].legend(fontsize=8, loc="lower right")
         axes[1, column].set_xlabel("of the classes in the list")
     axes[0, 0].set_ylabel("mIoU")
     axes[1, 0].set_ylabel("absent classes refused")
@@ -102,7 +103,8 @@ def losses(rows: Rows, colours: dict[str, str]) -> plt.Figure:
     axes[0].set_yscale("log")
     axes[1].set_ylim(bottom=0)
     axes[2].set_ylim(bottom=0)
-    axes[2].legend(fontsize=8)
+    if rows:
+        axes[2].legend(fontsize=8)
     return figure
 
 

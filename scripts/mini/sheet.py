@@ -49,37 +49,37 @@ SHEET = (
 
 
 def draw(out: Path, rows: Sequence[Row]) -> list[Path]:
-    """Writes answers.png into `out`: a column for the truth and one a system, a row a question."""
-    lines = []
+    """Writes answers.png into `out`: a column for the truth and one a system, a row a question that all answered."""
+    strips = []
     for shown in SHEET:
-        record = open_record(out / "dataset", shown)
-        answers = {row.name: about(find(out / row.name, shown), record, shown) for row in rows}
-        if all(answers.values()):
-            lines.append(strip(record, shown, rows, answers))
+        lines = {row.name: find(out / row.name, shown) for row in rows}
+        if lines and all(lines.values()):
+            record = open_record(out / "dataset", shown, next(iter(lines.values()))["index"])
+            answers = {name: about(line, record, shown) for name, line in lines.items()}
+            strips += [strip(record, shown, rows, answers)] if all(answers.values()) else []
     file = out / "answers.png"
-    if not lines:
-        return []
-    Image.fromarray(np.concatenate(lines)).save(file, optimize=True)
-    return [file]
+    if strips:
+        Image.fromarray(np.concatenate(strips)).save(file, optimize=True)
+    return [file] if strips else []
 
 
-def open_record(dataset_dir: Path, shown: Shown) -> Record:
+def open_record(dataset_dir: Path, shown: Shown, index: int) -> Record:
     (suite,) = find_suites([shown.suite])
     options = {"classes": CLASSES.format(source=suite.base)} if suite.metric == "semantic" else {}
-    return suite.open(dataset_dir, options)[shown.index]
+    return suite.open(dataset_dir, options)[index]
 
 
 def find(folder: Path, shown: Shown) -> Line | None:
-    """What a system answered about the picture; None where it was not asked about it."""
+    """What a system answered about the picture, of few pictures about another; None where it was not asked."""
     file = folder / shown.part / "predictions" / f"{shown.suite.replace('|', '_')}.jsonl"
     lines = predictions([file])[shown.suite] if file.is_file() else []
-    return next((line for line in lines if line["index"] == shown.index), None)
+    return lines[shown.index % len(lines)] if lines else None
 
 
-def about(line: Line | None, record: Record, shown: Shown) -> list[dict[str, Any]]:
+def about(line: Line, record: Record, shown: Shown) -> list[dict[str, Any]]:
     """The answers to be shown: all, or that about one phrase, with what else stood in the same answer left out."""
-    if line is None or shown.absent is None:
-        return line["answers"] if line else []
+    if shown.absent is None:
+        return line["answers"]
     target = next((i for i, t in enumerate(record.targets) if (t.mask is None) == shown.absent), None)
     for answer in line["answers"]:
         if target in answer["targets"]:
