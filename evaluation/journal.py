@@ -6,7 +6,6 @@ they were made with.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import nn
 
 from data.types import Query
 from evaluation.protocols import Reply
@@ -25,8 +23,6 @@ from utils import dist
 from utils.log import log
 from utils.masks import encode_rle
 
-SAMPLED = 64  # numbers of each weight whose place counts in its fingerprint
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 KEYS = {"suite", "metric", "index", "protocol", "counts", "answers"}  # of a line, at least
 Line = dict[str, Any]
 
@@ -172,13 +168,3 @@ def made_with(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
             settings = json.loads(file.read_text(encoding="utf-8"))
             found[settings["suite"]] = settings
     return found
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Tells weights apart: the exact sum of their bits, in any order of summing, and a sample of each."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        bits = tensor.detach().reshape(-1).view(BITS[tensor.element_size()])
-        sample = bits[:: max(1, len(bits) // SAMPLED)].tolist()
-        digest.update(f"{name} {tuple(tensor.shape)} {int(bits.sum(dtype=torch.int64))} {sample}".encode())
-    return digest.hexdigest()[:16]

@@ -16,12 +16,13 @@ from data.collate import Sample, look
 from data.sources import Source
 from data.types import Query, Record
 from evaluation.catalog import Suite
-from evaluation.journal import Journal, Line, fingerprint, prediction, predictions
+from evaluation.journal import Journal, Line, prediction, predictions
 from evaluation.metrics import STANDARD
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
 from evaluation.scoring import SCORERS
 from evaluation.suites import find_suites
 from evaluation.tables import as_markdown, between, number
+from model.cache import fingerprint
 from systems.assistant import Assistant
 from utils import dist
 from utils.config import Recipe, SuiteConfig
@@ -127,6 +128,7 @@ def identity(assistant: Assistant) -> dict[str, Any]:
         "conv_type": recipe.model.conv_type,
         "model_max_length": recipe.model.model_max_length,
         "precision": str(assistant.model.dtype),
+        "kept_embeddings": recipe.model.embedding_cache is not None,  # these are rounded
     }
 
 

@@ -15,6 +15,7 @@ from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
 from model.adapt import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
 from model.build import build_model, fetch, load_folder, views_for
+from model.cache import keep_embeddings
 from model.plan import read_config
 from model.quantize import quantize
 from model.seg_model import SegModel
@@ -50,6 +51,8 @@ def build(recipe: Recipe, device: torch.device | str | None = None, trainable: b
     """
     if trainable and recipe.model.load_in_4bit and recipe.train.zero_stage == 3:
         raise ValueError("4-bit layers cannot be divided: model.load_in_4bit needs train.zero_stage 0, 1 or 2, not 3")
+    if trainable and recipe.model.embedding_cache and recipe.train.zero_stage == 3:
+        raise ValueError("model.embedding_cache: under train.zero_stage=3 all processes must encode together; use 2")
     system, tokenizer, model = _parts(recipe)
     if trainable:
         prepare_training(model, recipe.model, seed=recipe.train.seed)
@@ -206,4 +209,6 @@ def _assemble(
     )
     model.vlm.pack_rows = can_pack(recipe.model.pack_rows, model.vlm.language.config._attn_implementation)
     model.to(device if device is not None else dist.device())
+    if recipe.model.embedding_cache:
+        keep_embeddings(model.head, recipe.model.embedding_cache)
     return Assistant(system, tokenizer, model, views_for(model), encoder, recipe)

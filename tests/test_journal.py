@@ -13,9 +13,10 @@ from tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
 from tiny_run import environment
 
 import test_sem
-from evaluation.journal import Journal, fingerprint
+from evaluation.journal import Journal
 from evaluation.protocols import FORCED
 from evaluation.runner import evaluate, rescore
+from model.cache import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ["ade20k|val", "refcoco|unc|val", "ReasonSeg|val"]

@@ -40,6 +40,14 @@ class TowerConfig:
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """Embeddings of the frozen mask encoder, kept on disk (fp16, 2 MiB a picture) for later epochs and evaluations."""
+
+    folder: str  # processes and runs may share it
+    max_gib: float = 20.0  # what was not used for longest goes first
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     version: str = ""  # base LLaVA or a finished checkpoint: a folder, or a name on the hub
     vision_tower: str | None = "openai/clip-vit-large-patch14"  # CLIP folder; None: the one inside or named by version
@@ -63,6 +71,7 @@ class ModelConfig:
     load_in_4bit: bool = False
     allow_missing: bool = False  # go on when a checkpoint lacks a needed weight or has unexpected ones
     decoder_heads: int = 8  # heads of the mask decoder (not readable from tensor shapes)
+    embedding_cache: CacheConfig | None = None  # None: every picture is encoded anew
     tower: TowerConfig = TowerConfig()
     head: dict[str, Any] = field(default_factory=dict)  # options of the mask head
     lora: LoraConfig = LoraConfig()

@@ -14,6 +14,7 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
 
 from data.types import Batch, Geometry
+from model.cache import EmbeddingCache
 from model.heads.base import HEADS, Host, by_picture, fourier_positions, in_pieces
 from model.heads.few_prompts import fold_prompts
 from model.heads.sam_keys import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
@@ -45,6 +46,7 @@ class SamHead(nn.Module):
         self.encoder = encoder
         self.prompts = prompts
         self.decoder = decoder
+        self.cache: EmbeddingCache | None = None  # of a frozen encoder's embeddings
 
     @classmethod
     def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: Host | None = None) -> dict[str, Any]:
@@ -85,7 +87,10 @@ class SamHead(nn.Module):
             raise ValueError("this mask head needs the mask-side view: the batch has no seg_pixels")
         trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
         with nullcontext() if trains else torch.no_grad():
-            return self.encoder(batch.seg_pixels).last_hidden_state
+            return self.cache(batch.seg_pixels, self._encode) if self.cache else self._encode(batch.seg_pixels)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return self.encoder(pixels).last_hidden_state
 
     def decode(
         self, features: Tensor, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
