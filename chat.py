@@ -82,7 +82,8 @@ def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: ar
     print("\n".join(entry["text"] for entry in report["answers"]))
     for mask in report["masks"]:
         size = f"{mask['area']} pixels ({mask['share']:.1%})"
-        print(f"  {mask['name'] or 'mask'}: {size}, {mask['colour']} -> {mask['file']}")
+        name = (mask["name"] or "mask") + " (what is there instead)" * mask["instead"]
+        print(f"  {name}: {size}, {mask['colour']} -> {mask['file']}")
     for name in report["absent"]:
         print(f"  {name}: not in the picture")
     if not report["masks"]:
@@ -116,7 +117,8 @@ def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder
             Image.fromarray(mask.astype(np.uint8) * 255).save(file)
             colour = colour_of(len(layers))
             size = {"area": int(mask.sum()), "share": float(mask.mean())}
-            report["masks"].append({"name": name, "colour": "#" + bytes(colour).hex(), "file": str(file), **size})
+            entry = {"name": name, "instead": claim.instead, "colour": "#" + bytes(colour).hex(), "file": str(file)}
+            report["masks"].append({**entry, **size})
             layers.append(Layer(mask, name, colour))
     report["overlay"] = str(folder / f"{stem}_overlay.png")
     Image.fromarray(with_legend(shown, layers)).save(report["overlay"])

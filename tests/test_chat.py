@@ -13,7 +13,10 @@ from tiny_assistant import GOLDEN, tiny
 
 import chat
 from evaluation.protocols import Reply
+from systems.assistant import build
+from utils.config import load_recipe
 
+TOY = "configs/toy_{}.yaml"
 PICTURE = GOLDEN / "lisa" / "image0.png"
 PROMPT = "Where is the dog in this image?"
 
@@ -123,15 +126,28 @@ def reply(assistant, text: str, masks: int) -> Reply:
         ("gsva", "Sure, red car:[SEG], blue dog:[REJ], tall tree:[SEG].", ["red car", "tall tree"], ["blue dog"]),
         ("sesame", "There is no blue dog here, but there is red car.", [], []),
         ("sesame", "There is no blue dog here. Do you mean red car? It is [SEG].", [""], []),
+        ("unified", "[REJ]. There is no blue dog here.", [], []),
+        ("unified", "[REJ]. There is no blue dog here, but there is red car: [SEG].", ["red car"], []),
+        (
+            "unified",
+            "the red car [SEG] and the tall tree [SEG]. they stand on the road.",
+            ["the red car", "the tall tree"],
+            [],
+        ),
+        ("unified", "sky[SEG]red car[REJ]tree[SEG]", ["sky", "tree"], ["red car"]),
     ],
 )
 def test_what_is_there_and_what_is_not_is_said(tmp_path, capsys, monkeypatch, name, text, named, absent):
-    assistant = tiny(name)
+    assistant = tiny(name) if (GOLDEN / name).is_dir() else build(load_recipe(TOY.format(name)), "cpu", trainable=False)
     monkeypatch.setattr(chat, "load_assistant", lambda args: assistant)
     monkeypatch.setattr("evaluation.predictor.generate", lambda *_: [[reply(assistant, text, text.count("[SEG]"))]])
     assert run(tmp_path, "--image", str(PICTURE), "--prompt", PROMPT) == 0
     report, said = json.loads((tmp_path / "image0.json").read_text()), capsys.readouterr().out
     assert [mask["name"] for mask in report["masks"]] == named and report["absent"] == absent
     assert text in said and all(f"  {thing}: not in the picture" in said for thing in absent)
-    assert all(f"  {thing}: " in said for thing in named if thing)
+    assert all(f"  {thing}: " in said or f"  {thing} (what is there instead): " in said for thing in named if thing)
     assert "  : " not in said and len({mask["colour"] for mask in report["masks"]}) == len(named)
+    offered = [mask["name"] for mask in report["masks"] if mask["instead"]]
+    assert offered == (named if ", but there is" in text else []) and said.count("(what is there instead)") == len(
+        offered
+    )
