@@ -62,6 +62,7 @@ class Journal:
             self._file.close()
 
     def write(self, line: Line) -> None:
+        """To be called from one thread, which need not be the one that opened it."""
         if self._file:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from utils import dist
 from utils.config import Recipe, SuiteConfig
 from utils.log import log
 
+WAITING = 4  # pictures whose answers wait to be scored and written, their masks on the device
 KEPT_OPTIONS = (
     "classes",
     "table",
@@ -197,16 +199,25 @@ class Run:
             kept, open_batches = journal.begin(settings, batches, resume=resume)
             for line in kept:
                 score.add(line)
-            for line in self._lines(open_batches[dist.rank() :: dist.world_size()]):
+
+            def finish(answered: tuple[Item, list[Reply], float]) -> None:
+                line = self._line(*answered)
                 score.add(line)
                 journal.write(line)
+
+            behind(finish, self._answers(open_batches[dist.rank() :: dist.world_size()]))
         score, *others = dist.gather(score)
         for other in others:
             score.merge(other)
+        if 2 * score.unfinished > score.queries:
+            log.warning(
+                "%s: %d of %d answers do not end within max_new_tokens=%d; they are scored as far as they go",
+                *(self.suite.name, score.unfinished, score.queries, self.max_new_tokens),
+            )
         return score.result(self.protocol)
 
-    def _lines(self, batches: Sequence[Sequence[int]]) -> Iterator[Line]:
-        """One JSON-able line a picture, in order."""
+    def _answers(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Item, list[Reply], float]]:
+        """Each picture with the answers about it and the seconds they took, in order."""
         total = sum(map(len, batches))
         with tqdm(total=total, desc=self.suite.name, disable=not dist.is_main(), leave=False) as bar:
             for items in ahead(self._load, batches, self.workers):
@@ -215,7 +226,7 @@ class Run:
                 replies = self.answer(self.assistant, samples, queries, self.max_new_tokens)
                 seconds = (time.monotonic() - started) / len(items)
                 for item, mine in zip(items, replies, strict=True):
-                    yield self._line(item, mine, seconds)
+                    yield item, mine, seconds
                 bar.update(len(items))
 
     def _load(self, indices: Sequence[int]) -> list[Item]:
@@ -277,6 +288,21 @@ class Score:
             "seconds": round(self.seconds, 3),
             **self.scorer.details(),
         }
+
+
+def behind(function: Callable[[Any], None], items: Iterable[Any]) -> None:
+    """Calls it with each item in a thread, in order, while the next is made; at most WAITING wait.
+
+    What was made before an error, on either side, is still dealt with; then the error is raised.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > WAITING:
+                waiting.popleft().result()
+        for future in waiting:
+            future.result()
 
 
 def ahead(function: Any, items: Iterable[Any], workers: int) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ import test_sem
 from data.types import Claim, Mask, Query, Record, Target
 from evaluation.metrics import RELEASED, STANDARD
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS, Reply
-from evaluation.runner import Score, as_table, evaluate, source_options, summary
+from evaluation.runner import Score, as_table, behind, evaluate, source_options, summary
 from evaluation.scoring import SCORERS, OverlapScorer, SemanticScorer
 from evaluation.suites import find_suites
 from utils.config import Recipe, from_dict
+from utils.log import log
 from utils.masks import rle_to_mask
 
 SUITES = ["ade20k|val", "refcoco|unc|val", "ReasonSeg|val"]
@@ -303,3 +305,35 @@ def test_training_and_scoring_share_the_class_list(world):
     assert source_options(recipe, suite) == {"classes": "list.txt"}
     assert source_options(recipe, suite, CLASSES) == {"classes": "toy_classes/ade20k.txt"}
     assert source_options(Recipe(), suite) == {}
+
+
+def test_work_behind_goes_on_beside_in_order_and_is_finished_before_an_error_is_raised():
+    threads, done = set(), []
+
+    def note(item: int) -> None:
+        threads.add(threading.get_ident())
+        if item == 13:
+            raise ValueError("thirteen")
+        done.append(item)
+
+    behind(note, range(10))
+    assert done == list(range(10)) and len(threads) == 1 and threading.get_ident() not in threads
+
+    def made():
+        yield from range(10, 13)
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        behind(note, made())
+    assert done == list(range(13))  # nothing that was made is lost
+    with pytest.raises(ValueError, match="thirteen"):
+        behind(note, range(13, 100))
+    assert len(done) < 20  # and nothing more is made for long
+
+
+def test_a_model_that_never_stops_is_bounded_counted_and_told(world, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    results = evaluate(tiny("lisa"), ["ReasonSeg|val"], world, GENERATED, 2, max_new_tokens=2)
+    suite = results["suites"]["ReasonSeg|val"]
+    assert suite["unfinished"] == suite["queries"] == 2
+    assert "2 of 2 answers do not end within max_new_tokens=2" in caplog.text
