@@ -48,10 +48,26 @@ def protocol_named(name: str) -> Protocol:
 def generate(
     assistant: Assistant, samples: Sequence[Sample], queries: Sequence[Sequence[Query]], max_new_tokens: int = 512
 ) -> list[list[Reply]]:
-    """The model writes its own answers, greedily. `queries[b]` are about `samples[b]`; all rows in one batch."""
+    """The model writes its own answers, greedily. `queries[b]` are about `samples[b]`; all rows in one batch, but for
+    systems whose batches see their padding, where the batch has a say in the answers."""
+    together = assistant.system.visible_padding
+    if not together:
+        return _write(assistant, samples, queries, max_new_tokens)
+    replies: list[list[Reply]] = []
+    for sample, group in zip(samples, queries, strict=True):
+        pieces = [group[start : start + together] for start in range(0, len(group), together)]
+        replies.append([one for piece in pieces for one in _write(assistant, [sample], [piece], max_new_tokens)[0]])
+    return replies
+
+
+def _write(
+    assistant: Assistant, samples: Sequence[Sample], queries: Sequence[Sequence[Query]], max_new_tokens: int
+) -> list[list[Reply]]:
     tokenizer, model = assistant.tokenizer, assistant.model
     prompts = [[assistant.encoder.prompt(query.question) for query in group] for group in queries]
     batch = _place(collate_prompts(samples, prompts, model.vlm.image_tokens, tokenizer.pad_token_id), assistant)
+    if assistant.system.visible_padding:
+        batch.attention[:] = True
     answers = model.generate(
         batch,
         max_new_tokens=max_new_tokens,

@@ -40,7 +40,8 @@ class System:
 
     published: the architectures in the `config.json` of its released checkpoints. published_tower: their vision tower,
     where these name a wrong one. prompt_template: the conversation template of generated answers where it is not the
-    trained one. flags: command-line flags that only its original has.
+    trained one. flags: command-line flags that only its original has. visible_padding: so many questions about a
+    picture are answered together and see each other's padding, as released; 0: nothing sees padding.
     """
 
     name: str
@@ -52,6 +53,7 @@ class System:
     published_tower: str | None = None
     prompt_template: str | None = None
     flags: tuple[str, ...] = ()
+    visible_padding: int = 0
 
 
 def build_system(name: str, options: dict[str, Any] | None = None) -> System:

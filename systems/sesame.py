@@ -30,6 +30,7 @@ from systems.base import (
 from systems.single import PHRASE_PROMPT, REASONING, SENTENCE_PROMPT
 
 TOKENS = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
+RELEASED_BATCH = 5  # questions about a picture that the released evaluation answers together
 LISTS = {
     "phrase": "phrase",
     "sentence": "sentence",
@@ -53,6 +54,7 @@ class Options:
     eval_seed: int = 0  # of eval_prompt: random
     masks: str = "first"  # of an answer with several masks: first (published) | all
     prompt_template: str = "vicuna_v1"  # conversation template of generated answers, as released; training: conv_type
+    pad_compat: str = "masked"  # padding of generated answers: masked | released (visible, in batches of 5)
     wording: str = "sesame"  # training templates: a name in systems/wording or a YAML path
 
 
@@ -68,12 +70,14 @@ def sesame(**values: Any) -> System:
         partial(read, only_first=options.masks == "first"),
         published=("SESAMEForCausalLM",),
         prompt_template=options.prompt_template,
+        visible_padding=RELEASED_BATCH if options.pad_compat == "released" else 0,
     )
 
 
 def check(options: Options) -> Options:
     one_of("eval_prompt", options.eval_prompt, ("random", "first", "lisa"))
     one_of("masks", options.masks, ("first", "all"))
+    one_of("pad_compat", options.pad_compat, ("masked", "released"))
     template(options.prompt_template)  # raises with the choices
     if options.num_classes_per_sample < 1:
         raise ValueError(f"options.num_classes_per_sample must be 1 or more, got {options.num_classes_per_sample}")
