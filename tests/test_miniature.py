@@ -89,9 +89,12 @@ def results(**rows):
 def test_table_marks_the_best_and_what_is_not_there():
     columns = (page.MAIN[0], page.Column("ms", page.SPEED, "", "phrase_ms"), page.Column("?", "own", "no", "mIoU"))
     lines = page.table(results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns).splitlines()
+    assert lines[0] == "|  | mIoU, all 22 asked | ms | ? |"
     assert lines[2:] == ["| a | **0.50** | 80 | - |", "| b | 0.25 | **20** | - |"]
     alike = page.table(results(a=(0.501, 1.0), b=(0.502, 1.0))["rows"], columns)
     assert "**" not in alike
+    turned = page.table(results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns, turned=True).splitlines()
+    assert turned[0] == "|  | a | b |" and turned[2] == "| mIoU, all 22 asked | **0.50** | 0.25 |"
 
 
 def test_page_keeps_written_words_and_replaces_the_measured_ones(tmp_path):

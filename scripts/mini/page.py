@@ -100,7 +100,7 @@ def tables(results: dict[str, Any]) -> str:
     if ablation and "lasagna" in rows:
         full = {"lasagna": {**rows["lasagna"], "title": "all three strategies"}}
         parts += ["### LaSagnA's three strategies", table({**full, **ablation}, LIST_FIGURES)]
-    parts += ["### The other benchmarks", table(systems, others(systems))]
+    parts += ["### The other benchmarks", table(systems, others(systems), turned=True)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -116,15 +116,23 @@ def others(systems: dict[str, dict[str, Any]]) -> list[Column]:
     return columns
 
 
-def table(rows: dict[str, dict[str, Any]], columns: Sequence[Column]) -> str:
-    """Rows by title; the best of a column in bold (of times the least), where any differ."""
-    lines = ["| |" + "".join(f" {column.title} |" for column in columns), "| --- |" + " ---: |" * len(columns)]
+def table(rows: dict[str, dict[str, Any]], columns: Sequence[Column], *, turned: bool = False) -> str:
+    """Rows by title; the best of a column in bold (of times the least), where any differ. turned: columns as rows."""
     best = {column: winner(rows, column) for column in columns}
-    for row in rows.values():
-        cells = [column.cell(row) for column in columns]
-        bold = [f"**{cell}**" if cell == best[column] else cell for cell, column in zip(cells, columns, strict=True)]
-        lines.append(f"| {row['title']} |" + "".join(f" {cell} |" for cell in bold))
-    return "\n".join(lines)
+    cells = [[marked(column.cell(row), best[column]) for column in columns] for row in rows.values()]
+    left, above = [row["title"] for row in rows.values()], [column.title for column in columns]
+    if turned:
+        left, above, cells = above, left, list(zip(*cells, strict=True))
+    lines = [
+        ["", *above],
+        ["---", *["---:"] * len(above)],
+        *([name, *line] for name, line in zip(left, cells, strict=True)),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def marked(cell: str, best: str | None) -> str:
+    return f"**{cell}**" if cell == best else cell
 
 
 def winner(rows: dict[str, dict[str, Any]], column: Column) -> str | None:

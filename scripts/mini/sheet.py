@@ -26,9 +26,9 @@ INK, SOFT = (30, 30, 30), (120, 120, 120)
 
 @dataclass(frozen=True)
 class Shown:
-    """A row of the sheet: which answers, about which picture; only those about one phrase where `absent` says which.
+    """A row of the sheet: which answers, about which picture.
 
-    absent: None: all that was asked; False: the first phrase that is there; True: the first that is not.
+    absent: those about one phrase alone, the first that is there (False) or is not (True). number: one question alone.
     """
 
     title: str
@@ -36,15 +36,15 @@ class Shown:
     suite: str
     index: int
     absent: bool | None = None
+    number: int | None = None
 
 
 SHEET = (
     Shown("class list", "whole", "ade20k|val", 1),
     Shown("phrase", "own", "refcoco|unc|val", 4, absent=False),
-    Shown("phrase", "own", "grefcoco|unc|val", 2, absent=False),
     Shown("false premise", "own", "fprefcoco|berkeley_exclude_unified|val", 6, absent=True),
     Shown("reasoning", "own", "ReasonSeg|val", 3),
-    Shown("several at once", "shipped", "muse|val", 5),
+    Shown("several at once", "shipped", "muse|val", 5, number=-1),
 )
 
 
@@ -79,7 +79,7 @@ def find(folder: Path, shown: Shown) -> Line | None:
 def about(line: Line, record: Record, shown: Shown) -> list[dict[str, Any]]:
     """The answers to be shown: all, or that about one phrase, with what else stood in the same answer left out."""
     if shown.absent is None:
-        return line["answers"]
+        return line["answers"] if shown.number is None else [line["answers"][shown.number]]
     target = next((i for i, t in enumerate(record.targets) if (t.mask is None) == shown.absent), None)
     for answer in line["answers"]:
         if target in answer["targets"]:
@@ -99,7 +99,7 @@ def strip(record: Record, shown: Shown, rows: Sequence[Row], answers: dict[str, 
     cells = [cell(first.image, first.true, f"{shown.title}: {', '.join(asked)}", "truth")]
     for row in rows:
         words = " | ".join(answer["text"] for answer in spoken(answers[row.name]))
-        cells.append(cell(first.image, panels[row.name].predicted, words, f"{row.title}  {panels[row.name].note}"))
+        cells.append(cell(first.image, panels[row.name].predicted, f"({panels[row.name].note}) {words}", row.title))
     height = max(len(part) for part in cells)
     room = [((0, height - len(part)), (0, 0), (0, 0)) for part in cells]
     padded = [np.pad(part, width, constant_values=255) for part, width in zip(cells, room, strict=True)]
@@ -119,7 +119,7 @@ def cell(image: np.ndarray, layers: Sequence[Layer], words: str, title: str) -> 
     page = Image.new("RGB", (SIDE + MARGIN, LINE + picture.height + LINE * (len(lines) + 1)), (255, 255, 255))
     page.paste(picture, (0, LINE))
     pen = ImageDraw.Draw(page)
-    pen.text((MARGIN, 0), title[:40], fill=SOFT, font=FONT)
+    pen.text((MARGIN, 0), title, fill=SOFT, font=FONT)
     for number, line in enumerate(lines):
         pen.text((MARGIN, LINE + picture.height + number * LINE), line, fill=INK, font=FONT)
     return np.asarray(page)
