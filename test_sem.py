@@ -21,7 +21,6 @@ from pathlib import Path
 
 from evaluation import suites
 from evaluation.cli import Parser, add_model_flags, load_assistant
-from evaluation.journal import made_with, predictions
 from evaluation.protocols import GENERATED, PROTOCOLS
 from evaluation.report import write_report
 from evaluation.runner import as_table, evaluate, rescore, write_results
@@ -66,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if dist.is_main():
         print(as_table(results))
-        lines = predictions([out / "predictions"]) if results["suites"] else {}
-        write_report(results, lines, out / "report", made_with([out / "predictions"]), own)
+        write_report(results, [out / "predictions"], out / "report", own)
         print(f"results: {out / 'results.json'}; predictions: {out / 'predictions'}")
     dist.stop()
     return 1 if results["missing"] else 0
@@ -83,14 +81,13 @@ def own_suites(args: argparse.Namespace) -> tuple[SuiteConfig, ...]:
 def again(args: argparse.Namespace) -> int:
     """Scores files of predictions; with --out results and report are written, too."""
     try:
-        lines = predictions(args.predictions)
         results = rescore(args.predictions)
     except (OSError, ValueError) as error:
         raise SystemExit(f"test_sem.py: {error}") from None
     print(as_table(results))
     if args.out:
         write_results(results, Path(args.out))
-        write_report(results, lines, Path(args.out) / "report", made_with(args.predictions))
+        write_report(results, args.predictions, Path(args.out) / "report")
     return 0
 
 

@@ -21,6 +21,8 @@ from data.collate import Maker
 from data.mixture import Mixture, Stream
 from data.sources.index import keep_indexes
 from data.types import Batch
+from evaluation.examples import sample_grid
+from evaluation.report import write_report
 from evaluation.runner import as_table, evaluate, source_options, summary
 from evaluation.scoring import SCORERS
 from evaluation.suites import find_suites
@@ -30,11 +32,12 @@ from systems.base import taking
 from training.checkpoint import Checkpoints, TrainState, restore
 from training.engine import Engine
 from training.meters import Meters, Progress
+from training.provenance import describe_data
 from training.run import Stop, open_run, with_epochs
 from utils import dist
 from utils.config import Recipe, SetConfig
 from utils.flags import resolve
-from utils.log import RunLog, log, setup_logging
+from utils.log import RunLog, import_wandb, log, setup_logging
 from utils.registry import unknown
 
 
@@ -46,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging(dist.is_main())
     keep_indexes(recipe.data.index_dir)
     check_suites(recipe)
+    if recipe.run.wandb:
+        import_wandb()
     dist.start()
     if recipe.eval.eval_only:
         score(finished(recipe), recipe, suites_of(recipe), out=recipe.run.folder / "eval")
@@ -61,7 +66,7 @@ def train(assistant: Assistant, recipe: Recipe) -> None:
     checkpoints, resume = open_run(recipe, assistant.model)
     engine = Engine(assistant.model, recipe)
     state = restore(engine, resume, recipe) if resume else TrainState.begin(recipe)
-    run_log = RunLog(recipe.run.folder, step=state.step, tensorboard=recipe.run.tensorboard, enabled=dist.is_main())
+    run_log = RunLog(recipe.run, step=state.step, enabled=dist.is_main())
     meters, bar, stop = Meters(), Progress(total, state.step), Stop(settings.time_limit_minutes)
     stream = meters.timed(training_stream(mixture, recipe, state))
 
@@ -115,6 +120,8 @@ def training_mixture(assistant: Assistant, recipe: Recipe) -> Mixture:
 def training_stream(mixture: Mixture, recipe: Recipe, state: TrainState) -> Stream:
     """The batches of this process, from where the state stands."""
     train = recipe.train
+    if dist.is_main():
+        describe_data(recipe.run.folder, mixture.parts)
     return Stream(
         mixture,
         train.batch_size,
@@ -153,9 +160,12 @@ def validate(
     if rest or state.validated == state.step:
         return
     state.validated, best = state.step, recipe.eval.no_eval or not recipe.eval.suites
+    out = recipe.run.folder / "validation"
     if not best and (epoch == recipe.train.epochs or epoch % recipe.eval.every_epochs == 0):
-        scores = score(assistant, recipe, recipe.eval.suites)
+        scores = score(assistant, recipe, recipe.eval.suites, out=out)
         run_log.write("val", state.step, scores)
+        if recipe.eval.pictures and dist.is_main():
+            run_log.picture("val", state.step, sample_grid(out, recipe.eval))
         value = next(iter(scores.values()))[recipe.eval.best_by]
         if value is not None and (state.best is None or value > state.best):
             state.best, best = value, True
@@ -186,6 +196,8 @@ def score(assistant: Assistant, recipe: Recipe, suites: Sequence[str], out: Path
         custom=recipe.eval.custom,
     )
     log.info("%s", as_table(results))
+    if out and dist.is_main():
+        write_report(results, [out / "predictions"], out / "report", how.custom)
     return summary(results)
 
 

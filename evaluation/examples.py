@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ import numpy as np
 from data.sources import Source
 from data.types import IMAGE_PLACEHOLDER
 from data.views import read_image
-from evaluation.draw import Layer, Panel, colour_of
-from evaluation.journal import Line
+from evaluation.draw import Layer, Panel, colour_of, grid
+from evaluation.journal import Line, made_with, predictions
 from evaluation.metrics import STANDARD
 from evaluation.panels import replay
 from evaluation.several import BOTH
 from evaluation.suites import find_suites
-from utils.config import SuiteConfig
+from utils.config import EvalConfig, SuiteConfig
 from utils.masks import rle_to_mask
 
 
@@ -60,6 +61,15 @@ def examples(
     return [_example(line, source) for line in lines]
 
 
+def sample_grid(folder: Path, how: EvalConfig) -> np.ndarray:
+    """(H, W, 3) uint8: the first `how.pictures` pictures of the first suite, from an evaluation's folder."""
+    folder = folder / "predictions"
+    name = find_suites(how.suites, how.custom)[0].name
+    lines = sorted(predictions([folder])[name], key=lambda line: line["index"])[: how.pictures]
+    shown = examples(lines, made_with([folder]).get(name), how.custom)
+    return grid([example.panel for example in shown if example.panel])
+
+
 def reopened(settings: dict[str, Any], custom: Sequence[SuiteConfig] = ()) -> Source | None:
     """The data that predictions were made on; None where they are gone, or are others now."""
     try:
@@ -81,13 +91,15 @@ def _example(line: Line, source: Source | None) -> Example:
 
 
 def _predicted_only(line: Line) -> Panel:
-    image, layers = read_image(line["image"]), []
+    image, layers, colours = read_image(line["image"]), [], {}
     for answer in line["answers"]:
         named = {mask: phrase for phrase, mask in answer["claims"] if mask is not None}
         alone = answer["asked"][0] if len(answer["asked"]) == 1 else ""
         for index, rle in enumerate(answer["masks"]):
             mask = rle_to_mask(rle, image.shape[:2]).astype(bool)
-            layers.append(Layer(mask, named.get(index) or alone, colour_of(len(layers))))
+            name = named.get(index) or alone
+            colour = colours.setdefault(name or f"mask {len(layers)}", colour_of(len(colours)))
+            layers.append(Layer(mask, name, colour))
     questions = " | ".join(answer["question"].replace(IMAGE_PLACEHOLDER, "").strip() for answer in line["answers"])
     return Panel(image, questions, " | ".join(answer["text"] for answer in line["answers"]), layers, ())
 

@@ -76,13 +76,13 @@ def phrase_layers(record: Record, queries: Sequence[Query], replies: Sequence[Re
 def several_layers(record: Record, queries: Sequence[Query], replies: Sequence[Reply]) -> tuple[Layers, Layers, str]:
     """Predicted and true layers of questions about several objects: a mask has the colour of the object that it is
     matched to, one that matches none is grey; and what was missed or too much."""
-    predicted, true, notes = [], [], []
+    predicted, true, notes, seen = [], [], [], {}
     for query, reply in zip(queries, replies, strict=True):
         drawn = reply.masks[[claim.mask for claim in reply.claims if claim.mask is not None]].cpu() > 0
         truths = [true_mask(record, target, tuple(drawn.shape[-2:])) for target in query.targets]
         truth = torch.stack(truths) if truths else drawn[:0]
         pairs = dict(zip(*match(drawn, truth), strict=True))
-        colours = [colour_of(len(true) + index) for index in range(len(truth))]
+        colours = [seen.setdefault(phrase, colour_of(len(seen))) for phrase in query.asked]
         true += [Layer(*one) for one in zip(truth.numpy(), query.asked, colours, strict=True)]
         for index, mask in enumerate(drawn.numpy()):
             hit = pairs.get(index)

@@ -15,7 +15,7 @@ from PIL import Image
 from data.types import IMAGE_PLACEHOLDER
 from evaluation.draw import Layer, Panel, overlay, scaled, scaled_mask
 from evaluation.examples import Example, best_and_worst, examples, query_ious
-from evaluation.journal import Line
+from evaluation.journal import Line, made_with, predictions
 from evaluation.metrics import RELEASED, STANDARD
 from evaluation.published import SEEN, Published, published
 from evaluation.suites import SUITES
@@ -24,30 +24,26 @@ from utils.config import SuiteConfig
 SHOWN, WIDTH, BINS, FAILURES = 4, 360, 10, 20  # pictures best and worst, their width, bars, failures listed
 PAGE = Path(__file__).parent / "page"
 KINDS = {"phrase": "short", "reason": "long"}  # what papers call the queries of a reasoning set
-Settings = dict[str, dict[str, Any]]
 
 
 def write_report(
-    results: dict[str, Any],
-    lines: dict[str, list[Line]],
-    folder: Path,
-    made_with: Settings | None = None,
-    custom: Sequence[SuiteConfig] = (),
+    results: dict[str, Any], paths: Sequence[str | Path], folder: Path, custom: Sequence[SuiteConfig] = ()
 ) -> Path:
-    """Writes index.html into `folder`. results: as `evaluate` returns them; lines: as `predictions` reads them.
+    """Writes index.html into `folder`. results: as `evaluate` returns them; paths: files or folders of predictions.
 
-    made_with: as the journal's function reads it; with it the examples show what is true, where the data are there.
+    Where the data are as they were, the examples show what is true beside what is predicted.
     """
-    made_with, suites = made_with or {}, results["suites"]
+    suites, settings = results["suites"], made_with(paths)
+    lines = predictions(paths) if suites else {}
     sections = "".join(
-        section(name, suite, lines.get(name, []), made_with.get(name), custom) for name, suite in suites.items()
+        section(name, suite, lines.get(name, []), settings.get(name), custom) for name, suite in suites.items()
     )
     missing = "".join(f"<p>{esc(name)}: not evaluated. {esc(why)}</p>" for name, why in results["missing"].items())
     page = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Results</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{(PAGE / 'style.css').read_text(encoding='utf-8')}</style></head><body>"
-        f"<h1>Results</h1>{origin(results, list(made_with.values()))}{choices(suites)}{overview(suites)}{missing}"
+        f"<h1>Results</h1>{origin(results, list(settings.values()))}{choices(suites)}{overview(suites)}{missing}"
         f"{sections}<script>{(PAGE / 'script.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,9 +52,9 @@ def write_report(
     return file
 
 
-def origin(results: dict[str, Any], made_with: Sequence[dict[str, Any]]) -> str:
+def origin(results: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
     """What was evaluated, and how far the figures may be compared."""
-    known = [f"{key} {one[key]}" for one in made_with[:1] for key in ("system", "weights", "precision") if key in one]
+    known = [f"{key} {one[key]}" for one in settings[:1] for key in ("system", "weights", "precision") if key in one]
     if results.get("protocol"):
         known.append(f"protocol {results['protocol']}")
     parts = [f"<p>{esc(' · '.join(known))}</p>"] if known else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -34,6 +35,7 @@ def line(suite: str, index: int, image: Path, counts: dict, text: str = "It is [
     answer |= {"masks": [encode_rle(mask)], "finished": finished}
     return {
         "suite": suite,
+        "metric": SUITES[suite].metric,
         "index": index,
         "image": str(image),
         "protocol": "generate",
@@ -54,6 +56,14 @@ def lines(tmp_path) -> dict[str, list[dict]]:
     refer[0]["answers"][0] |= {"text": "<script>alert(1)</script>", "finished": False}
     refer[9]["image"] = str(tmp_path / "gone.png")
     return {"refcoco|unc|val": refer, "ade20k|val": [line("ade20k|val", 0, photo, lists)]}
+
+
+def write(lines: dict[str, list[dict]], folder: Path) -> Path:
+    """The report of these lines, by way of their file."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "predictions.jsonl"
+    file.write_text("".join(json.dumps(entry) + "\n" for entries in lines.values() for entry in entries))
+    return write_report(results(lines), [file], folder / "report")
 
 
 def results(lines: dict[str, list[dict]]) -> dict:
@@ -77,7 +87,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_holds_everything_and_needs_nothing(lines, tmp_path):
-    file = write_report(results(lines), lines, tmp_path / "report")
+    file = write(lines, tmp_path)
     page = file.read_text(encoding="utf-8")
     tags = Tags(page)
     assert file.name == "index.html" and not re.search(r"(src|href)=\"(?!data:|#)", page) and "http" not in page
@@ -96,7 +106,7 @@ def test_the_page_holds_everything_and_needs_nothing(lines, tmp_path):
 
 
 def test_published_numbers_stand_beside_the_measured_ones(lines, tmp_path):
-    page = write_report(results(lines), lines, tmp_path).read_text(encoding="utf-8")
+    page = write(lines, tmp_path).read_text(encoding="utf-8")
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in page.split("<tr")]
     assert any(row[1:3] == ["LISA-7B", "LISA"] and "teacher_forced" in row and row[-1] == "74.1" for row in rows)
     assert any(row[1:3] == ["LaSagnA-7B", "LaSagnA"] and "generate" in row and "42.0" in row for row in rows)
@@ -163,7 +173,7 @@ class TestBrowser:
 
     @pytest.fixture
     def file(self, lines, tmp_path) -> Path:
-        return write_report(results(lines), lines, tmp_path / "report")
+        return write(lines, tmp_path)
 
     def open(self, file: Path, tmp_path: Path, *more: str, at: str = "") -> tuple[str, list[str]]:
         """The document as it stands, and what went to the console."""

@@ -9,9 +9,11 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import train_ds
 from model.losses import Losses
@@ -50,7 +52,18 @@ def test_run_folder_explains_itself(finished):
     assert yaml.safe_load((finished / "recipe.yaml").read_text())["run"]["exp_name"] == "whole"
     (meta,) = json.loads((finished / "meta.json").read_text())
     assert meta["processes"] == 1 and "torch" in meta["versions"] and meta["command"]
+    assert meta["data"]["reason_seg/ReasonSeg|train (" + str(finished.parents[1] / "data") + ")"]["records"] == 8
     assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_validation_leaves_pictures_and_a_page(finished):
+    assert [path.name for path in sorted((finished / "pictures").iterdir())] == ["val_00000002.png", "val_00000004.png"]
+    page = np.asarray(Image.open(finished / "pictures" / "val_00000004.png"))
+    assert page.shape[1] > 4 * 260 and len(np.unique(page.reshape(-1, 3), axis=0)) > 100
+    report = (finished / "validation" / "report" / "index.html").read_text(encoding="utf-8")
+    assert 'data-suite="ReasonSeg|val"' in report and 'alt="true masks"' in report
+    scores = json.loads((finished / "validation" / "results.json").read_text())["suites"]["ReasonSeg|val"]["figures"]
+    assert scores[0]["value"] == train_log(finished, "val")[-1]["ReasonSeg|val"]["gIoU"]
 
 
 def test_stopped_run_goes_on_exactly(world, finished):
@@ -125,6 +138,12 @@ def test_missing_data_and_unknown_figures_stop_at_the_door(world, tmp_path):
         train_ds.main(["--config", str(recipe), "--set", "eval.best_by=mIoU"])
     with pytest.raises(FileNotFoundError, match="is not a complete checkpoint"):
         train_ds.main(["--config", str(recipe), "--exp_name", "from", "--resume", str(tmp_path)])
+
+
+def test_wandb_that_is_not_installed_stops_at_the_door(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"run\.wandb names a project"):
+        train_ds.main(["--config", str(world[1]), "--exp_name", "watched", "--set", "run.wandb=mine"])
 
 
 def test_wrong_flag_stops_at_the_door():

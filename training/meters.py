@@ -1,4 +1,4 @@
-"""What is measured while training: mean loss parts, pictures a second, waiting for data; and the progress bar."""
+"""What is measured while training: mean loss parts, pictures a second, waiting, memory; and the progress bar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from utils import dist
 
-SPEED, WAIT = "images_per_second", "data_wait"  # beside the loss parts
+SPEED, WAIT, MEMORY = "images_per_second", "data_wait", "gpu_memory_gib"  # beside the loss parts
 
 
 class Meters:
@@ -44,15 +44,26 @@ class Meters:
             yield item
 
     def read(self) -> dict[str, float]:
-        """Means of the parts, images/s, share of time spent waiting for data; starts anew. All processes call it."""
+        """Means of the parts, images/s, and of this process the share of time spent waiting for data and the peak
+        memory of its GPU, if it has one; starts anew. All processes call it.
+        """
         if self.sums is None:
             return {}
         *sums, weight = dist.total(self.sums.double()).tolist()
         seconds = max(time.perf_counter() - self.since, 1e-9)
         values = {name: value / weight for name, value in zip(self.names, sums, strict=True)}
-        values |= {SPEED: weight / seconds, WAIT: self.waited / seconds}
+        values |= {SPEED: weight / seconds, WAIT: self.waited / seconds, **peak_memory(dist.device())}
         self._start()
         return values
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """GiB that tensors took up on a GPU since the last call; {} on a CPU."""
+    if device.type != "cuda":
+        return {}
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return {MEMORY: peak / 2**30}
 
 
 class Progress:
@@ -67,7 +78,7 @@ class Progress:
         self.bar.update()
 
     def show(self, means: dict[str, float]) -> None:
-        words = {name: f"{value:.3f}" for name, value in means.items() if name not in (SPEED, WAIT)}
+        words = {name: f"{value:.3f}" for name, value in means.items() if name not in (SPEED, WAIT, MEMORY)}
         self.bar.set_postfix({**words, "img/s": f"{means.get(SPEED, 0):.1f}"}, refresh=False)
 
     def close(self) -> None:

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import math
-import platform
-import shlex
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from training.checkpoint import Checkpoints, check_writable
+from training.provenance import describe
 from utils import dist
 from utils.config import Recipe, save_recipe
 from utils.log import log
 
-PACKAGES = ("torch", "transformers", "peft", "deepspeed", "numpy", "safetensors")
 BYTES_A_WEIGHT = 18  # of a checkpoint: whole weights and master copy in fp32, two Adam moments, the weights in bf16
 STEPS_PER_EPOCH = 500  # as released
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def with_epochs(recipe: Recipe, pictures: int) -> Recipe:
@@ -72,40 +64,6 @@ def open_run(recipe: Recipe, model: nn.Module) -> tuple[Checkpoints, Path | None
         describe(folder)
     dist.barrier()
     return checkpoints, resume
-
-
-def describe(folder: Path) -> None:
-    """Adds how this run was started to `meta.json`: command, versions, revision, devices; one entry a start."""
-    path = folder / "meta.json"
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    device = dist.device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    starts.append(
-        {
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "command": shlex.join(sys.argv),
-            "revision": revision(),
-            "processes": dist.world_size(),
-            "device": f"{device.type}: {name}",
-            "python": platform.python_version(),
-            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
-        }
-    )
-    path.write_text(json.dumps(starts, indent=1) + "\n", encoding="utf-8")
-
-
-def revision() -> str:
-    """The git revision of the code, with `+changes` where the tree differs from it; "unknown" without git."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 class Stop:

@@ -166,6 +166,7 @@ class EvalConfig:
     eval_only: bool = False
     protocol: str = "teacher_forced"  # teacher_forced | generate
     limit: int = 0  # pictures a suite; 0: all
+    pictures: int = 4  # of the first suite, drawn at each validation with predicted and true masks; 0: none
     batch_size: int = 1
     max_new_tokens: int = 512
     best_by: str = "gIoU"
@@ -176,6 +177,7 @@ class RunConfig:
     log_base_dir: str = "./runs"
     exp_name: str = "run"
     tensorboard: bool = True
+    wandb: str | None = None  # project on Weights & Biases (pip install wandb) that the run also reports to
 
     @property
     def folder(self) -> Path:

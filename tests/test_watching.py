@@ -1,0 +1,225 @@
+"""What a run leaves behind for those who watch it: numbers, pictures, how it came about, curves of several runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import plot_run
+import pytest
+import torch
+from PIL import Image
+
+from data.mixture import Part
+from data.types import Claim, Mask, Query, Record, Target
+from evaluation.draw import Layer
+from evaluation.journal import prediction
+from evaluation.panels import panel, replay
+from evaluation.protocols import Reply
+from training.meters import MEMORY, SPEED, WAIT, Meters, peak_memory
+from training.provenance import describe, describe_data, fingerprint, starts, versions
+from utils.config import RunConfig
+from utils.log import RunLog, import_wandb, log, read_log
+
+RED = np.full((8, 10, 3), (250, 10, 10), np.uint8)
+
+
+def board(folder: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder / "tensorboard")).Reload()
+
+
+def test_numbers_and_pictures_go_to_files_and_board_under_one_step(tmp_path):
+    run = RunConfig(str(tmp_path), "mine")
+    run.folder.mkdir()
+    first = RunLog(run)
+    for step in (1, 2, 3):
+        first.write("train", step, {"loss": 4.0 - step, "lr": 0.1, "grad_norm": None})
+    first.write("val", 2, {"ReasonSeg|val": {"gIoU": 0.5}})
+    first.picture("val", 2, RED)
+    first.close()
+    second = RunLog(run, step=2)  # killed after step 3, whose checkpoint was not complete
+    second.write("train", 3, {"loss": 0.5, "lr": 0.1, "grad_norm": 1.5})
+    second.close()
+    rows = [(row["kind"], row["step"], row.get("loss")) for row in read_log(run.folder / "log.jsonl")]
+    assert rows == [("train", 1, 3.0), ("train", 2, 2.0), ("val", 2, None), ("train", 3, 0.5)]
+    events = board(run.folder)
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 3.0), (2, 2.0), (3, 0.5)]
+    assert [event.step for event in events.Scalars("train/grad_norm")] == [3]
+    assert [event.value for event in events.Scalars("val/ReasonSeg|val/gIoU")] == [0.5]
+    assert [event.step for event in events.Images("val")] == [2]
+    assert (np.asarray(Image.open(run.folder / "pictures" / "val_00000002.png")) == RED).all()
+
+
+def test_other_processes_write_nothing(tmp_path):
+    quiet = RunLog(RunConfig(str(tmp_path), "mine"), enabled=False)
+    quiet.write("train", 1, {"loss": 1.0})
+    quiet.picture("val", 1, RED)
+    quiet.close()
+    assert not (tmp_path / "mine").exists()
+
+
+def test_wandb_without_the_package_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # how Python marks a module that cannot be imported
+    with pytest.raises(ImportError, match=r"run\.wandb names a project.*pip install wandb.*run\.wandb=null"):
+        import_wandb()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ImportError, match="not installed"):
+        RunLog(RunConfig(str(tmp_path), "mine", tensorboard=False, wandb="project"))
+
+
+def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = RunConfig(str(tmp_path), "mine", tensorboard=False, wandb="project")
+    run.folder.mkdir()
+    for step in (1, 2):
+        run_log = RunLog(run, step=step - 1)
+        run_log.write("train", step, {"loss": 1.0})
+        run_log.picture("val", step, RED)
+        run_log.close()
+    name = (run.folder / "wandb_id").read_text()
+    assert len(list((run.folder / "wandb").glob(f"offline-run-*-{name}"))) == 2
+
+
+def test_meters_weigh_by_pictures_and_start_anew():
+    meters = Meters()
+    meters.add({"loss": torch.tensor(1.0)}, weight=3)
+    meters.add({"loss": torch.tensor(5.0)}, weight=1)
+    means = meters.read()
+    assert means["loss"] == 2.0 and means[SPEED] > 0 and 0 <= means[WAIT] <= 1
+    assert (MEMORY in means) == torch.cuda.is_available()
+    assert meters.read() == {} == peak_memory(torch.device("cpu"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_peak_memory_is_that_since_the_last_reading():
+    peak_memory(torch.device("cuda"))
+    held = torch.empty(2**28, device="cuda", dtype=torch.uint8)
+    del held
+    assert peak_memory(torch.device("cuda"))[MEMORY] >= 0.25 > peak_memory(torch.device("cuda"))[MEMORY]
+
+
+@dataclass
+class Listed:
+    """A source by its annotation file and its pictures."""
+
+    files: tuple[Path, ...]
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image_paths(self) -> list[str]:
+        return [f"/somewhere/{name}" for name in self.names]
+
+
+def test_a_run_folder_tells_what_it_was_trained_on_and_when_that_changes(tmp_path, monkeypatch):
+    notes = tmp_path / "notes.json"
+    notes.write_text("[]")
+    os.utime(notes, ns=(10**18, 10**18))
+    part = Part("refer/mine", Listed((notes,), ["a.jpg", "b.jpg"]), 0.5, [1])
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *words: warned.append(text % words))
+    for _ in range(2):
+        describe(tmp_path)
+        describe_data(tmp_path, [part])
+    assert not warned
+    first, second = starts(tmp_path)
+    assert first["data"] == second["data"] == {"refer/mine": fingerprint(part)}
+    mine = first["data"]["refer/mine"]
+    assert mine["records"] == 2 and mine["used"] == 1 and mine["files"] == {str(notes): [2, 10**18]}
+    assert {"command", "revision", "device", "versions", "started"} <= first.keys()
+    notes.write_text("[1]")
+    describe(tmp_path)
+    describe_data(tmp_path, [Part("refer/mine", Listed((notes,), ["b.jpg", "a.jpg"]), 0.5, [1])])
+    assert len(warned) == 1 and "refer/mine" in warned[0] and "files, pictures differ" in warned[0]
+
+
+def test_versions_are_of_all_that_is_required():
+    found = versions()
+    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
+    assert {"transformers", "deepspeed", "opencv-python-headless", "PyYAML"} <= found.keys()
+
+
+class TestPictures:
+    """Panels of several objects, and of answers read back from a file."""
+
+    def record(self, tmp_path: Path) -> Record:
+        photo = tmp_path / "photo.png"
+        Image.fromarray(RED).save(photo)
+        masks = [np.zeros((8, 10), bool) for _ in range(3)]
+        masks[0][:4], masks[1][4:], masks[2][:, :2] = True, True, True
+        targets = tuple(Target(name, lambda mask=mask: mask) for name, mask in zip("abc", masks, strict=True))
+        return Record(photo, "multi", targets)
+
+    def replies(self) -> tuple[list[Query], list[Reply]]:
+        """Asked for a and b: first b is drawn, then something else; and nothing is drawn for c."""
+        logits = torch.full((2, 8, 10), -1.0)
+        logits[0, 4:] = logits[1, 2:3, 8:] = 2.0
+        both = Query("<image>\nWhich?", (Mask(0), Mask(1)), (0, 1), ("a", "b"))
+        one = Query("<image>\nAnd?", (Mask(2),), (2,), ("c",))
+        first = Reply("these", (Claim("", 0), Claim("", 1)), logits)
+        return [both, one], [first, Reply("none", (), logits[:0])]
+
+    def test_masks_have_the_colour_of_what_they_are_matched_to(self, tmp_path):
+        record = self.record(tmp_path)
+        shown = panel(record, *self.replies())
+        assert [layer.name for layer in shown.true] == ["a", "b", "c"]
+        assert [layer.name for layer in shown.predicted] == ["b", "a"]
+        assert [layer.colour for layer in shown.predicted] == [shown.true[1].colour, shown.true[0].colour]
+        assert shown.note == "IoU 1.00, IoU 0.05, missed"
+
+    def test_what_is_too_much_is_grey(self, tmp_path):
+        queries, replies = self.replies()
+        three = torch.cat([replies[0].masks, replies[0].masks[:1]])
+        replies[0] = Reply("", tuple(Claim("", index) for index in range(3)), three)
+        shown = panel(self.record(tmp_path), queries, replies)
+        grey = [layer for layer in shown.predicted if layer.name == "extra"]
+        assert len(grey) == 1 and len(set(grey[0].colour)) == 1 and shown.note.endswith("extra, missed")
+
+    def test_read_back_from_a_file_they_are_the_same(self, tmp_path):
+        record, (queries, replies) = self.record(tmp_path), self.replies()
+        answers = json.loads(json.dumps([prediction(q, r) for q, r in zip(queries, replies, strict=True)]))
+        before, after = panel(record, queries, replies), replay(record, answers)
+        assert (after.question, after.answer, after.note) == (before.question, before.answer, before.note)
+        assert same(after.predicted, before.predicted) and same(after.true, before.true)
+
+
+def same(some: list[Layer], others: list[Layer]) -> bool:
+    pairs = zip(some, others, strict=True)
+    return all(a.name == b.name and a.colour == b.colour and (a.mask == b.mask).all() for a, b in pairs)
+
+
+class TestCurves:
+    def run(self, folder: Path, losses: list[float]) -> Path:
+        folder.mkdir()
+        rows = [{"kind": "train", "step": step + 1, "loss": loss, "lr": 0.1} for step, loss in enumerate(losses)]
+        rows.append({"kind": "val", "step": len(losses), "ReasonSeg|val": {"gIoU": 0.25}})
+        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder
+
+    def test_curves_are_read_by_kind_and_smoothed(self, tmp_path):
+        curves = plot_run.read_curves(self.run(tmp_path / "a", [4.0, 2.0, 3.0]))
+        assert curves["train/loss"] == ([1, 2, 3], [4.0, 2.0, 3.0])
+        assert curves["val/ReasonSeg|val/gIoU"] == ([3], [0.25])
+        assert plot_run.smoothed([4.0, 2.0, 3.0], 2) == [4.0, 3.0, 2.5] and plot_run.smoothed([1.0, 5.0], 1) == [1, 5]
+
+    def test_several_runs_share_a_picture(self, tmp_path):
+        runs = [self.run(tmp_path / "a", [4.0, 2.0, 3.0]), self.run(tmp_path / "b", [5.0, 1.0])]
+        out = tmp_path / "curves.png"
+        assert plot_run.main([*map(str, runs), "--out", str(out), "--keys", "loss", "val/*", "--smooth", "2"]) == 0
+        assert len(np.unique(np.asarray(Image.open(out).convert("RGB")).reshape(-1, 3), axis=0)) > 20
+
+    def test_what_is_not_there_is_named(self, tmp_path):
+        run = self.run(tmp_path / "a", [4.0])
+        with pytest.raises(SystemExit, match="no numbers 'los'; have: train/loss, train/lr, val"):
+            plot_run.main([str(run), "--keys", "los", "--out", str(tmp_path / "x.png")])
+        with pytest.raises(SystemExit, match=r"gone.*log\.jsonl"):
+            plot_run.main([str(tmp_path / "gone"), "--out", str(tmp_path / "x.png")])

@@ -1,0 +1,101 @@
+"""How a run came about, in `meta.json`: each start with its command, code, packages, devices and data."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.mixture import Part
+from utils import dist
+from utils.log import log
+
+META = "meta.json"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def describe(folder: Path) -> None:
+    """Adds how this run was started to `meta.json`: command, versions, revision, devices; one entry a start."""
+    device = dist.device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    start = {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": shlex.join(sys.argv),
+        "revision": revision(),
+        "processes": dist.world_size(),
+        "device": f"{device.type}: {name}",
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+    _write(folder, [*starts(folder), start])
+
+
+def describe_data(folder: Path, parts: Sequence[Part]) -> None:
+    """Adds to the last start in `meta.json` what is trained on, and warns where that is not what it was before."""
+    all_starts = starts(folder)
+    now = {part.name: fingerprint(part) for part in parts}
+    for name, before in (all_starts[-2].get("data", {}) if len(all_starts) > 1 else {}).items():
+        if name in now and now[name] != before:
+            changed = ", ".join(key for key in now[name] if now[name][key] != before.get(key))
+            log.warning("%s is not what it was when this run was last started: %s differ", name, changed)
+    all_starts[-1]["data"] = now
+    _write(folder, all_starts)
+
+
+def fingerprint(part: Part) -> dict[str, Any]:
+    """Tells versions of a dataset apart: its records, those that are used, size and time of its annotation files, and
+    a digest of its pictures' names in their order, where the source lists them."""
+    source = part.source
+    stats = {str(path): path.stat() for path in getattr(source, "files", ())}
+    found = {
+        "rate": part.rate,
+        "records": len(source),
+        "used": len(part.records),
+        "files": {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()},
+    }
+    if hasattr(source, "image_paths"):
+        names = "\n".join(Path(path).name for path in source.image_paths())
+        found["pictures"] = hashlib.sha256(names.encode()).hexdigest()[:16]
+    return found
+
+
+def revision() -> str:
+    """The git revision of the code, with `+changes` where the tree differs from it; "unknown" without git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """The installed version of every package in requirements.txt."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    names = [re.match(r"[\w.-]+", line).group() for line in lines if line[:1].isalpha()]
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """How the run in this folder was started, each time."""
+    path = folder / META
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def _write(folder: Path, entries: list[dict[str, Any]]) -> None:
+    (folder / META).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
