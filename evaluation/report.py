@@ -23,7 +23,6 @@ from utils.config import SuiteConfig
 
 SHOWN, WIDTH, BINS, FAILURES = 4, 360, 10, 20  # pictures best and worst, their width, bars, failures listed
 PAGE = Path(__file__).parent / "page"
-KINDS = {"phrase": "short", "reason": "long"}  # what papers call the queries of a reasoning set
 
 
 def write_report(
@@ -131,9 +130,6 @@ def comparison(suite: dict[str, Any], known: Sequence[Published]) -> str:
     for figure in suite["figures"]:
         own[figure["variant"]][figure["metric"]] = figure
     protocol = suite["figures"][0]["protocol"] if suite["figures"] else ""
-    for kind, values in suite.get("by_kind", {}).items():
-        for metric in ("gIoU", "cIoU"):
-            own[STANDARD][f"{metric} {KINDS.get(kind, kind)}"] = {"value": values[metric], "interval": None}
     metrics = dict.fromkeys(metric for row in (*own.values(), *(model.values for model in known)) for metric in row)
     rows = []
     for variant, figures in own.items():

@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a log.jsonl")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), help="picture to write (default curves.png)")
     parser.add_argument("--keys", nargs="+", metavar="KEY", help="what to draw; see above")
-    parser.add_argument("--smooth", type=int, default=1, help="mean of so many of the latest values (default 1: none)")
+    parser.add_argument("--smooth", type=int, default=1, help="in training, mean of so many values (default 1)")
     args = parser.parse_args(argv)
     if args.smooth < 1:
         parser.error("--smooth must be at least 1")
@@ -104,7 +104,7 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 
 
 def draw(runs: dict[str, dict[str, Curve]], keys: Sequence[str], window: int, out: Path) -> None:
-    """A plot a key, a line a run; where lines are smoothed, what they were stays behind them, pale."""
+    """A plot a key, a line a run. What is measured a step is smoothed; as it was it stays behind, pale."""
     columns = min(COLUMNS, len(keys))
     rows = math.ceil(len(keys) / columns)
     figure, axes = plt.subplots(
@@ -115,10 +115,11 @@ def draw(runs: dict[str, dict[str, Curve]], keys: Sequence[str], window: int, ou
             if key not in curves:
                 continue
             (steps, values), colour = curves[key], f"C{number % 10}"
+            wide = 1 if key == "train/lr" or not key.startswith("train/") else window
             mark = "o" if len(steps) < 30 else None
-            if window > 1:
+            if wide > 1:
                 axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-            axis.plot(steps, smoothed(values, window), color=colour, linewidth=1.6, marker=mark, markersize=3)
+            axis.plot(steps, smoothed(values, wide), color=colour, linewidth=1.6, marker=mark, markersize=3)
         axis.set_title(key.removeprefix("train/"), fontsize=10)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=8)

@@ -135,7 +135,7 @@ def test_published_metrics_are_those_that_the_suites_measure():
     for suite, models in published().items():
         score = Score(SUITES[suite].metric)
         measured = {figure["metric"] for figure in score.result("generate")["figures"]} | {"N-acc", "T-acc"}
-        named = {metric.removesuffix(" short").removesuffix(" long") for p in models for metric in p.values}
+        named = {metric.removesuffix("_short").removesuffix("_long") for p in models for metric in p.values}
         assert named <= measured, suite
 
 
