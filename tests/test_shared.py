@@ -8,20 +8,27 @@ import pytest
 import torch
 
 from data.types import IMAGE_ID, Geometry
+from model.heads import HEADS, Host
+from model.plan import Plan
 from model.vlm.shared import split_shared
-from tests.tiny_model import EOS, SEG, SIDE, tiny_batch, tiny_model
+from tests.tiny_model import EOS, LANGUAGE, PLAN, SEG, SIDE, TOWER, tiny_batch, tiny_model
 
 IMAGE = [IMAGE_ID] * 4
+PIXEL = {"width": 16, "mlp_dim": 16, "decoder_heads": 2}
 LEAD = [1, 5, 6, 7, 8, *IMAGE, 9]
+
+
+def talkative(plan: Plan = PLAN):
+    """Random weights that write mask tokens among others, and end answers at different lengths."""
+    model = tiny_model(seed=5, plan=plan).requires_grad_(False)
+    model.vlm.language.lm_head.weight[SEG] *= 2.5
+    model.vlm.language.lm_head.weight[EOS] *= 2.0
+    return model
 
 
 @pytest.fixture(scope="module")
 def model():
-    """Random weights that write mask tokens among others, and end answers at different lengths."""
-    model = tiny_model(seed=5).requires_grad_(False)
-    model.vlm.language.lm_head.weight[SEG] *= 2.5
-    model.vlm.language.lm_head.weight[EOS] *= 2.0
-    return model
+    return talkative()
 
 
 def batch_of(rows: list[list[int]], row_image: list[int], left: int = 0):
@@ -66,19 +73,39 @@ def many(count: int = 9, seed: int = 0):
     return batch_of(rows, [0] * 5 + [1] + [2] * (count - 6), left=2)
 
 
-def answers(model, batch, new: int = 14):
-    return model.generate(batch, max_new_tokens=new, mask_ids=(SEG,), eos=EOS)
+def answers(model, batch, new: int = 14, mask_ids=(SEG,)):
+    return model.generate(batch, max_new_tokens=new, mask_ids=mask_ids, eos=EOS)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_answers_and_masks_are_those_of_the_one_by_one_path(model, seed):
-    batch = many(seed=seed)
-    together = answers(model, batch)
+    compare(model, many(seed=seed))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_so_they_are_with_fewer_key_heads_and_another_attention(attention):
+    language = {**LANGUAGE, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = talkative(replace(PLAN, language=language))
+    model.vlm.language.config._attn_implementation = attention
+    compare(model, many())
+    assert model.vlm.language.config._attn_implementation == attention
+
+
+def test_so_they_are_with_the_pixel_head():
+    config = HEADS["pixel"].plan({}, {"levels": (-2, -3), **PIXEL}, Host(TOWER["hidden_size"], 3, 16, 2))
+    model = talkative(replace(PLAN, head="pixel", head_config=config))
+    model.vlm.language.lm_head.weight[SEG] *= 2  # two in a row make a mask
+    compare(model, many(), mask_ids=(SEG, SEG))
+
+
+def compare(model, batch, mask_ids=(SEG,)):
+    """All rows in one batch against each alone."""
+    together = answers(model, batch, mask_ids=mask_ids)
     lengths = {len(answer.ids) for answer in together}
     assert len(lengths) > 1, "the test needs rows that stop early"
     assert sum(len(answer.masks) for answer in together) > 3, "the test needs masks"
     for row, answer in enumerate(together):
-        (single,) = answers(model, alone(batch, row))
+        (single,) = answers(model, alone(batch, row), mask_ids=mask_ids)
         assert answer.ids == single.ids
         torch.testing.assert_close(answer.masks, single.masks, atol=1e-4, rtol=1e-4)
 
