@@ -96,7 +96,8 @@ def strip(record: Record, shown: Shown, rows: Sequence[Row], answers: dict[str, 
     panels = {name: replay(record, mine) for name, mine in answers.items()}
     first = next(iter(panels.values()))
     asked = dict.fromkeys(name for answer in answers[rows[0].name] for name in answer["asked"])
-    cells = [cell(first.image, first.true, f"{shown.title}: {', '.join(asked)}", "truth")]
+    words = ", ".join(asked) if shown.number is None else answers[rows[0].name][0]["question"].partition("\n")[2]
+    cells = [cell(first.image, first.true, f"{shown.title}: {words.strip()}", "truth")]
     for row in rows:
         words = " | ".join(answer["text"] for answer in spoken(answers[row.name]))
         cells.append(cell(first.image, panels[row.name].predicted, f"({panels[row.name].note}) {words}", row.title))
