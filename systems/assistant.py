@@ -207,6 +207,7 @@ def _assemble(
         model.vlm.image_tokens,
         system.prompt_template,
     )
+    model.vlm.pack_length = recipe.model.pack_length
     model.vlm.pack_rows = can_pack(recipe.model.pack_rows, model.vlm.language.config._attn_implementation)
     model.to(device if device is not None else dist.device())
     if recipe.model.embedding_cache:

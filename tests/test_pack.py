@@ -10,7 +10,7 @@ from data.types import IGNORE_ID, IMAGE_ID
 from model.adapt import apply_lora
 from model.build import assemble
 from model.losses import objective
-from model.vlm.pack import can_pack, pack
+from model.vlm.pack import _fill, can_pack, pack
 from tests.tiny_model import EOS, PLAN, SEG, tiny_batch, tiny_model
 from utils.config import LoraConfig, LossConfig
 
@@ -137,12 +137,63 @@ def test_rows_that_gain_nothing_stay_apart():
     assert pack(batch.ids[:2].flip(1), left, batch.row_image[:2]) is None, "left-padded rows are prompts"
 
 
-def test_flash_attention_falls_back_loudly(caplog):
+@pytest.mark.parametrize(("most", "shape"), [(0, (3, 18)), (30, (2, 27)), (100, (1, 42))])
+def test_pictures_share_sequences(most, shape):
+    """18, 15 and 9 slots; no dialogue sees another's, and all are drawn as they are row by row."""
+    batch = rows_batch(torch.float64)
+    packing = pack(batch.ids, batch.attention, batch.row_image, most=most)
+    assert packing.source.shape == shape
+    assert torch.equal(packing.positions[0, :7], torch.arange(7))
+    slots = packing.place.masked_fill(~batch.attention, -1)
+    for row, (ids, image) in enumerate(ROWS):
+        last = int(slots[row].max())
+        assert int(packing.seen.flatten(0, 1)[last].sum()) == len(ids), "its beginning and itself"
+        strangers = slots[batch.row_image != image].unique()[1:]
+        inside = strangers[strangers // shape[1] == last // shape[1]] % shape[1]
+        assert not packing.seen.flatten(0, 1)[last][inside].any()
+    results = []
+    for packed in (False, True):
+        model = assemble(PLAN).double().train()
+        model.load_state_dict(tiny_model(seed=2).state_dict())
+        model.vlm.pack_length = most
+        results.append(gradients(model, batch, packed))
+    torch.testing.assert_close(results[1][1].total, results[0][1].total, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(results[1][0].token_logits, results[0][0].token_logits, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(results[1][2], results[0][2], atol=1e-6, rtol=1e-5)
+
+
+def test_sequences_are_filled_first_fit():
+    sequence, offset, slots = _fill([5, 4, 3, 2, 9, 1], 8, torch.device("cpu"))
+    assert sequence.tolist() == [0, 1, 0, 1, 2, 1]
+    assert offset.tolist() == [0, 0, 5, 4, 0, 6]
+    assert slots == 9
+
+
+def test_attention_without_a_mask_gets_rows_end_to_end(monkeypatch):
+    """As flash attention would: no mask at all, one sequence, its rows told by positions that begin anew. SDPA, which
+    reads them in the same way, stands in for it."""
+    model, batch = tiny_model(seed=2), rows_batch()
+    model.vlm.pack_rows = False
+    apart = model(batch)
+    monkeypatch.setattr("model.vlm.llava.MASKED", ("eager",))
+    model.vlm.pack_rows, given = can_pack(True, "flash_attention_2"), []
+    model.vlm.language.model.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs), with_kwargs=True)
+    packed = model(batch)
+    assert given[0]["attention_mask"] is None
+    assert given[0]["inputs_embeds"].shape[:2] == (1, sum(len(ids) for ids, _ in ROWS))
+    assert int((given[0]["position_ids"] == 0).sum()) == len(ROWS)
+    torch.testing.assert_close(packed.token_logits, apart.token_logits, atol=2e-4, rtol=2e-4)
+    shown = torch.ones(3, 4, dtype=torch.bool)
+    model.vlm(batch.ids, batch.attention, torch.randn(3, 4, 16), batch.row_image, shown)
+    assert given[1]["attention_mask"].shape == batch.ids.shape, "hidden image tokens need a mask: rows stay rows"
+
+
+def test_flash_attention_says_that_rows_share_nothing(caplog):
     assert can_pack(True, "sdpa")
-    assert not can_pack(False, "sdpa")
+    assert not can_pack(False, "flash_attention_2")
     assert not caplog.records
     logger = logging.getLogger("assistant")
     propagate, logger.propagate = logger.propagate, True
-    assert not can_pack(True, "flash_attention_2")
+    assert can_pack(True, "flash_attention_2")
     logger.propagate = propagate
-    assert "model.pack_rows: flash_attention_2 takes no mask" in caplog.text
+    assert "model.pack_rows: flash_attention_2 takes no mask between dialogues" in caplog.text

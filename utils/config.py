@@ -59,7 +59,8 @@ class ModelConfig:
     out_dim: int | None = None  # width of the mask prompt; None: what the mask decoder takes (SAM: 256)
     precision: str = "bf16"  # fp32 | bf16 | fp16
     attn_implementation: str = "auto"  # auto | sdpa | eager | flash_attention_2
-    pack_rows: bool = True  # rows of one picture share what they begin with (not with flash attention)
+    pack_rows: bool = True  # rows of one picture share what they begin with (flash attention: they lose padding only)
+    pack_length: int = 0  # with pack_rows: pictures share a sequence up to so many positions; 0: each has its own
     use_mm_start_end: bool = True
     train_mask_decoder: bool = True
     train_language: bool = True  # without LoRA (lora.r = 0): train the language model in full, not its vocabulary alone

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from data.types import IMAGE_ID, Geometry
 from data.views import ClipView, LanguageView
-from model.vlm.pack import pack
+from model.vlm.pack import MASKED, Packing, pack
 from model.vlm.shared import Beginnings, Split, shared_attention, split_shared
 
 
@@ -72,6 +72,7 @@ class Llava(nn.Module):
         self.pool = pool
         self.view: LanguageView = ClipView(tower.config.image_size)
         self.pack_rows = False  # rows of one picture share what they begin with
+        self.pack_length = 0  # positions up to which pictures share a sequence
 
     @classmethod
     def build(
@@ -139,10 +140,11 @@ class Llava(nn.Module):
         -> (R, L, H) after the last norm."""
         embeds, positions = self.embed(ids, image_states, row_image), _positions(attention)
         attended = _with_images(attention, ids, image_attention, row_image)
-        packing = pack(ids, attention, row_image) if self.pack_rows else None
+        kind = self.language.config._attn_implementation
+        packing = self._packing(ids, attention, row_image, hidden=image_attention is not None)
         if packing:
             embeds, positions = packing.gather(embeds), packing.positions
-            attended = packing.mask(attended, self.language.config._attn_implementation, embeds.dtype)
+            attended = packing.mask(attended, kind, embeds.dtype) if kind in MASKED else None  # told by the positions
         states = self.language.model(
             inputs_embeds=embeds,
             attention_mask=attended if packing else attended.long(),
@@ -150,6 +152,14 @@ class Llava(nn.Module):
             use_cache=False,
         ).last_hidden_state
         return packing.scatter(states) if packing else states
+
+    def _packing(self, ids: Tensor, attention: Tensor, row_image: Tensor, *, hidden: bool) -> Packing | None:
+        """By a mask where the attention takes one; else all rows end to end, unless image tokens are `hidden`."""
+        if not self.pack_rows:
+            return None
+        if self.language.config._attn_implementation in MASKED:
+            return pack(ids, attention, row_image, most=self.pack_length)
+        return None if hidden else pack(ids, attention, row_image, most=ids.numel(), share=False)
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., H) -> (..., V)."""
