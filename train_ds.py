@@ -20,17 +20,17 @@ import torch
 from data.collate import Maker
 from data.mixture import Mixture, Stream
 from data.sources.index import keep_indexes
-from data.types import Batch
 from evaluation.examples import sample_grid
 from evaluation.report import write_report
 from evaluation.runner import as_table, evaluate, source_options, summary
 from evaluation.scoring import SCORERS
 from evaluation.suites import find_suites
-from model.losses import Losses, objective
+from model.losses import objective
 from systems.assistant import Assistant, build, load
 from systems.base import taking
 from training.checkpoint import Checkpoints, TrainState, restore
-from training.engine import Engine
+from training.engine import Engine, check_settings
+from training.guard import Guard
 from training.meters import Meters, Progress
 from training.provenance import describe_data
 from training.run import Stop, open_run, with_epochs
@@ -44,6 +44,7 @@ from utils.registry import unknown
 def main(argv: list[str] | None = None) -> None:
     try:
         recipe = resolve(sys.argv[1:] if argv is None else argv, taking)
+        check_settings(recipe.train)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"train_ds.py: {error}") from None
     setup_logging(dist.is_main())
@@ -51,11 +52,11 @@ def main(argv: list[str] | None = None) -> None:
     check_suites(recipe)
     if recipe.run.wandb:
         import_wandb()
-    dist.start()
+    dist.start(recipe.train.timeout_minutes)
     if recipe.eval.eval_only:
         score(finished(recipe), recipe, suites_of(recipe), out=recipe.run.folder / "eval")
     else:
-        train(build(recipe, device=dist.device()), recipe)
+        train(build(recipe, device="cpu"), recipe)  # the engine brings it to the device, divided or whole
 
 
 def train(assistant: Assistant, recipe: Recipe) -> None:
@@ -68,39 +69,46 @@ def train(assistant: Assistant, recipe: Recipe) -> None:
     state = restore(engine, resume, recipe) if resume else TrainState.begin(recipe)
     run_log = RunLog(recipe.run, step=state.step, enabled=dist.is_main())
     meters, bar, stop = Meters(), Progress(total, state.step), Stop(settings.time_limit_minutes)
+    guard = Guard(settings.on_bad_loss)
     stream = meters.timed(training_stream(mixture, recipe, state))
 
     leave = False
-    validate(assistant, recipe, state, checkpoints, run_log)  # what a killed run still owes
+    validate(assistant, engine, recipe, state, checkpoints, run_log)  # what a killed run still owes
     for step in range(state.step, total):
         engine.train()
         rate = engine.lr
-        for part in range(settings.grad_accumulation_steps):
+        part = 0
+        while part < settings.grad_accumulation_steps:
             batch = next(stream).to(engine.device, assistant.model.dtype)
-            seed_chance(settings.seed, step, part)
+            state.samples += settings.batch_size * state.processes
+            seed_chance(settings.seed, step, part * state.processes + dist.rank())
             losses = objective(engine(batch), batch, recipe.loss)
-            check_finite(losses, batch, step)
+            if not guard.passes(losses, batch, state):
+                continue
             engine.backward(losses.total)
             engine.step()
             meters.add(losses.parts, weight=len(batch))
-        state.advance(recipe)
+            part += 1
+        state.step += 1
         bar.step()
 
         leave, epoch_ends = stop() and state.step < total, state.step % settings.steps_per_epoch == 0
         if state.step % settings.print_freq == 0 or leave or epoch_ends:
             means = meters.read()
             bar.show(means)
-            run_log.write("train", state.step, {**means, "lr": rate, "grad_norm": engine.grad_norm})
+            skipped = {"skipped": state.skipped} if state.skipped else {}
+            run_log.write("train", state.step, {**means, "lr": rate, "grad_norm": engine.grad_norm, **skipped})
         if leave or epoch_ends or (settings.save_steps and state.step % settings.save_steps == 0):
             checkpoints.save(engine, state)
         if leave:
             break
         if epoch_ends:
-            validate(assistant, recipe, state, checkpoints, run_log)
+            validate(assistant, engine, recipe, state, checkpoints, run_log)
     bar.close()
     stop.close()
     if not leave and recipe.eval.final_eval and recipe.eval.final_suites:
-        run_log.write("final", state.step, score(assistant, recipe, recipe.eval.final_suites))
+        with engine.whole():
+            run_log.write("final", state.step, score(assistant, recipe, recipe.eval.final_suites))
     run_log.close()
     log.info("%s at step %d of %d: %s", "stopped" if leave else "finished", state.step, total, recipe.run.folder)
 
@@ -128,29 +136,23 @@ def training_stream(mixture: Mixture, recipe: Recipe, state: TrainState) -> Stre
         image_tokens=mixture.maker.encoder.image_tokens,
         rank=dist.rank(),
         world=dist.world_size(),
-        start=state.samples // (train.batch_size * dist.world_size()),
+        start=state.samples,
         workers=recipe.data.workers,
         pin_memory=dist.device().type == "cuda",
     )
 
 
 def seed_chance(*key: int) -> None:
-    """Dropout depends on the key (seed, step, micro-step) and the process alone: a resumed run needs no stored state.
+    """Dropout depends on the key (seed, step, micro-batch of the step) alone: a resumed run needs no stored state, and
+    another number of processes that share a step's micro-batches changes nothing.
 
     Called after the batch is drawn, for a loader that starts takes a number from the same generator.
     """
-    torch.manual_seed(int(np.random.SeedSequence((*key, dist.rank())).generate_state(1, np.uint64)[0]))
-
-
-def check_finite(losses: Losses, batch: Batch, step: int) -> None:
-    """Stops the run at a loss that is no number, and says which pictures gave it."""
-    if not torch.isfinite(losses.total):
-        parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.parts.items())
-        raise FloatingPointError(f"step {step + 1}: the loss is {losses.total.item()} ({parts}) for {batch.names}")
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
 def validate(
-    assistant: Assistant, recipe: Recipe, state: TrainState, checkpoints: Checkpoints, run_log: RunLog
+    assistant: Assistant, engine: Engine, recipe: Recipe, state: TrainState, checkpoints: Checkpoints, run_log: RunLog
 ) -> None:
     """At the end of an epoch, once: scores the validation suites and notes whether the checkpoint just saved is best.
 
@@ -162,7 +164,8 @@ def validate(
     state.validated, best = state.step, recipe.eval.no_eval or not recipe.eval.suites
     out = recipe.run.folder / "validation"
     if not best and (epoch == recipe.train.epochs or epoch % recipe.eval.every_epochs == 0):
-        scores = score(assistant, recipe, recipe.eval.suites, out=out)
+        with engine.whole():
+            scores = score(assistant, recipe, recipe.eval.suites, out=out)
         run_log.write("val", state.step, scores)
         if recipe.eval.pictures and dist.is_main():
             run_log.picture("val", state.step, sample_grid(out, recipe.eval))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -165,10 +166,10 @@ class Mixture(Dataset):
 
 
 class Stream:
-    """Batches of a mixture for one process, from batch number `start` on, for ever.
+    """Batches of a mixture for one process, from sample number `start` of all processes on, for ever.
 
-    Batch number n of process r of w holds the samples (n * w + r) * batch_size + 0, 1, ...; n counts micro-batches, so
-    a run that is resumed at `position` draws what the uninterrupted one would have drawn, with any number of workers.
+    Batch number n of process r of w holds the samples start + (n * w + r) * batch_size + 0, 1, ...; so a run that is
+    resumed at `position` draws what the uninterrupted one would have drawn, with any number of workers and processes.
     """
 
     def __init__(
@@ -183,7 +184,8 @@ class Stream:
         workers: int = 0,
         pin_memory: bool = False,
     ):
-        self.position = start  # batches given so far, to resume from
+        self.position = start  # samples given so far by all processes, to resume from
+        self._stride = batch_size * world
         self.skipped = 0  # samples left out so far
         if workers:  # the tokenizer's own threads do not survive the fork
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -204,7 +206,7 @@ class Stream:
         if self._batches is None:
             self._batches = iter(self._loader)
         batch = next(self._batches)
-        self.position += 1
+        self.position += self._stride
         for message in batch.skipped[: max(0, SHOWN - self.skipped)]:
             log.warning("left out: %s", message)
         self.skipped += len(batch.skipped)
@@ -221,11 +223,8 @@ class _Indices:
     start: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        number = self.start
-        while True:
-            first = (number * self.world + self.rank) * self.batch_size
+        for first in count(self.start + self.rank * self.batch_size, self.world * self.batch_size):
             yield list(range(first, first + self.batch_size))
-            number += 1
 
 
 def _quiet_worker(_: int) -> None:

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from training.checkpoint import Checkpoints, TrainState, check_writable, restore
-from training.engine import Engine, engine_settings
+from training.checkpoint import TENSORS, Checkpoints, TrainState, check_writable, restore
+from training.engine import Engine, check_settings, engine_settings
 from utils import dist
 from utils.config import ModelConfig, Recipe, TrainConfig
 
@@ -28,7 +28,17 @@ class Net(nn.Module):
 
 
 def recipe(stage: int, precision: str = "fp32", **train) -> Recipe:
-    train = {"epochs": 1, "steps_per_epoch": 10, "warmup_steps": 2, "lr": 1e-2, "batch_size": 4, **train}
+    """Under ZeRO-3 everything is divided, which small tensors otherwise are not."""
+    options = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+    train = {
+        "zero_options": options,
+        "epochs": 1,
+        "steps_per_epoch": 10,
+        "warmup_steps": 2,
+        "lr": 1e-2,
+        "batch_size": 4,
+        **train,
+    }
     return Recipe(
         model=ModelConfig(precision=precision),
         train=TrainConfig(zero_stage=stage, grad_accumulation_steps=2, **train),
@@ -53,18 +63,68 @@ def run(engine: Engine, steps: range) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (2, "fp32"), (2, "bf16"), (0, "bf16"), (3, "fp32")])
+WAYS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+
+
+@pytest.mark.parametrize(("stage", "precision"), WAYS)
 def test_resumed_run_equals_uninterrupted_one(tmp_path, stage, precision):
     settings = recipe(stage, precision)
     whole = run(engine(settings), range(8))
     first = engine(settings)
     start = run(first, range(4))
-    folder = Checkpoints(tmp_path).save(first, TrainState(step=4, samples=32, zero_stage=stage))
+    folder = Checkpoints(tmp_path).save(first, TrainState(step=4, samples=32))
     second = engine(settings)
     state = restore(second, folder, settings)
     assert (state.step, state.samples) == (4, 32)
     assert start + run(second, range(4, 8)) == whole
     assert whole[-1] < whole[0]
+
+
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-6), ("bf16", 1e-2)])
+def test_any_stage_goes_on_from_any_other(tmp_path, precision, near):
+    """With the same weights and moments to the bit; in bf16 the stages sum gradients with other roundings."""
+    whole = run(engine(recipe(2, precision)), range(8))
+    losses = []
+    for step, stage in enumerate((0, 3, 2, 1, 3, 0, 1, 2)):
+        trained = engine(recipe(stage, precision))
+        if step:
+            folder = tmp_path / f"step_{step}"
+            restore(trained, folder, recipe(stage, precision))
+            for kind, file in TENSORS.items():
+                found, stored = trained.gather(kind), load_file(folder / file)
+                assert all(torch.equal(found[name], stored[name]) for name in stored)
+        losses += run(trained, range(step, step + 1))
+        Checkpoints(tmp_path).save(trained, TrainState(step=step + 1))
+    assert losses == pytest.approx(whole, rel=near)
+
+
+@pytest.mark.parametrize(("offload", "stage"), [("optimizer", 2), ("all", 3)])
+def test_offloaded_run_goes_on_exactly_and_like_the_others(tmp_path, offload, stage):
+    settings = recipe(stage, offload=offload)
+    whole, plain = run(engine(settings), range(6)), run(engine(recipe(stage)), range(6))
+    assert whole == pytest.approx(plain, rel=1e-5)
+    first = engine(settings)
+    start = run(first, range(3))
+    folder = Checkpoints(tmp_path).save(first, TrainState(step=3))
+    second = engine(settings)
+    restore(second, folder, settings)
+    assert start + run(second, range(3, 6)) == whole
+
+
+def test_weights_are_whole_while_evaluating_and_divided_again_after():
+    divided = engine(recipe(3))
+    other = run(engine(recipe(2)), range(4))
+    assert run(divided, range(2)) == pytest.approx(other[:4], rel=1e-6)
+    assert divided.module.hidden.weight.numel() == 0
+    with divided.whole():
+        assert divided.module.hidden.weight.shape == (16, 16)
+        with torch.no_grad():
+            divided.module.eval()
+            first, second = (divided.module(torch.ones(2, 8)) for _ in range(2))
+        assert first == second and divided.module.frozen.weight.shape == (16, 8)
+        divided.train()
+    assert divided.module.hidden.weight.numel() == 0
+    assert run(divided, range(2, 4)) == pytest.approx(other[4:], rel=1e-6)
 
 
 def test_trained_weights_are_whole_and_only_the_trained_ones(tmp_path):
@@ -99,6 +159,37 @@ def test_settings_say_what_the_specification_says():
     assert found["scheduler"]["type"] == "WarmupDecayLR"
 
 
+def test_settings_pass_on_what_is_offloaded_and_further_fields():
+    found = engine_settings(recipe(3, "bf16", offload="all"), 1000, torch.device("cpu"))["zero_optimization"]
+    assert found["offload_param"]["device"] == found["offload_optimizer"]["device"] == "cpu"
+    assert found["stage3_param_persistence_threshold"] == 0
+    found = engine_settings(recipe(1, "bf16", offload="optimizer"), 1000, torch.device("cpu"))["zero_optimization"]
+    assert found["offload_optimizer"]["device"] == "cpu" and "offload_param" not in found
+    found = engine_settings(recipe(2, "bf16"), 1000, torch.device("cpu"))["zero_optimization"]
+    assert not {"offload_optimizer", "offload_param"} & found.keys()
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload", "said"),
+    [
+        (2, "disk", r"no train\.offload 'disk'; have: .*optimizer"),
+        (2, "all", r"train\.offload=all needs train\.zero_stage 3, got 2"),
+        (0, "optimizer", r"train\.offload=optimizer needs train\.zero_stage 1, 2, 3, got 0"),
+        (4, "none", r"train\.zero_stage is 0, 1, 2 or 3, got 4"),
+    ],
+)
+def test_settings_that_there_are_not_are_refused(stage, offload, said):
+    with pytest.raises(ValueError, match=said):
+        check_settings(recipe(stage, offload=offload).train)
+
+
+def test_every_group_waits_as_long_as_the_recipe_says():
+    engine(recipe(2, timeout_minutes=7.0))
+    groups = torch.distributed.distributed_c10d._world.pg_map
+    waits = {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups}
+    assert len(groups) > 1 and waits == {420.0}
+
+
 def test_nothing_to_train_is_refused():
     dist.start()
     with pytest.raises(ValueError, match="nothing to train"):
@@ -111,7 +202,7 @@ def stored(tmp_path):
     first, checkpoints = engine(recipe(0)), Checkpoints(tmp_path / "checkpoints", keep=2)
     checkpoints.prepare()
     for step in range(1, 5):
-        state = TrainState(step=step, zero_stage=0)
+        state = TrainState(step=step)
         checkpoints.save(first, state)
         if step == 1:
             checkpoints.note(state, best=True)
@@ -130,7 +221,9 @@ def test_half_written_ones_are_never_picked_and_cleared(stored):
     assert stored.last().name == "step_4"
     stored.prepare()
     assert not (stored.folder / ".unfinished_step_9").exists()
-    with pytest.raises(FileNotFoundError, match=r"step_8 is not a complete checkpoint: expected state\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"step_8 is not a complete checkpoint: expected state\.json, engine\.json"
+    ):
         restore(engine(recipe(0)), stored.folder / "step_8", recipe(0))
 
 
@@ -140,20 +233,30 @@ def test_death_while_saving_leaves_the_last_one(stored, monkeypatch):
 
     monkeypatch.setattr("training.checkpoint.save_file", die)
     with pytest.raises(KeyboardInterrupt):
-        stored.save(engine(recipe(0)), TrainState(step=5, zero_stage=0))
+        stored.save(engine(recipe(0)), TrainState(step=5))
     assert stored.last().name == "step_4"
 
 
 def test_a_later_best_score_is_stored(stored):
-    stored.note(TrainState(step=4, best=0.5, zero_stage=0), best=True)
+    stored.note(TrainState(step=4, best=0.5), best=True)
     assert (stored.folder / "best").read_text().strip() == "step_4"
     assert json.loads((stored.folder / "step_4" / "state.json").read_text())["best"] == 0.5
     assert [path.name for path in stored.complete()] == ["step_3", "step_4"]
 
 
-def test_other_stage_or_processes_are_refused(stored):
-    with pytest.raises(ValueError, match=r"saved by 1 process.*stage 0, this run has 1 with stage 2"):
-        restore(engine(recipe(2)), stored.last(), recipe(2))
+def test_other_trained_weights_are_refused(stored):
+    other = Net()
+    other.out.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"a model in which other weights train: out\.bias"):
+        restore(Engine(other, recipe(2)), stored.last(), recipe(2))
+
+
+def test_another_number_of_pictures_a_step_is_told(stored, caplog):
+    path = stored.last() / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "processes": 3, "pictures": 24}))
+    state = restore(engine(recipe(2)), stored.last(), recipe(2))
+    assert "24 pictures a step, now it is 8" in caplog.text
+    assert (state.processes, state.pictures) == (1, 8)
 
 
 def test_unusable_run_folder_is_reported(tmp_path):

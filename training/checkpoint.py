@@ -1,9 +1,10 @@
-"""Checkpoints: complete or not there, whole weights beside the engine's shards, a bounded number of them.
+"""Checkpoints: complete or not there, plain tensors by name, a bounded number of them.
 
-checkpoints/step_500/trainable.safetensors   every trained weight, fp32, by its name in the model
-checkpoints/step_500/engine/                 DeepSpeed's shards: optimizer, schedule
-checkpoints/step_500/state.json              step, samples drawn, best score, processes
-checkpoints/last, checkpoints/best           text files that name one of the folders
+checkpoints/step_500/trainable.safetensors             every trained weight, fp32, by its name in the model
+checkpoints/step_500/{exp_avg,exp_avg_sq}.safetensors  the optimizer's moments of each
+checkpoints/step_500/engine.json                       updates made, place in the schedule, loss scale
+checkpoints/step_500/state.json                        step, samples drawn, best score, processes
+checkpoints/last, checkpoints/best                     text files that name one of the folders
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from training.engine import SHARDS, Engine
+from training.engine import Engine
+from training.moments import MOMENTS, WEIGHT
 from utils import dist
-from utils.config import Recipe
+from utils.config import Recipe, TrainConfig
 from utils.log import log
 
-WEIGHTS, STATE = "trainable.safetensors", "state.json"
+WEIGHTS, STATE, COUNTERS = "trainable.safetensors", "state.json", "engine.json"
+TENSORS = {WEIGHT: WEIGHTS, **{kind: f"{kind}.safetensors" for kind in MOMENTS}}
 UNFINISHED = ".unfinished"  # prefix of folders that are being written or removed
 
 
@@ -31,19 +37,19 @@ class TrainState:
 
     step: int = 0  # optimizer steps done
     samples: int = 0  # draws from the mixture, all processes together: where it goes on
+    skipped: int = 0  # micro-batches left out for a loss that is no number
     validated: int = 0  # step of the last validation
     best: float | None = None  # best validation score so far
     processes: int = 1
-    zero_stage: int = 2
+    pictures: int = 0  # a step, all processes together
 
     @classmethod
     def begin(cls, recipe: Recipe) -> TrainState:
-        return cls(processes=dist.world_size(), zero_stage=recipe.train.zero_stage)
+        return cls(processes=dist.world_size(), pictures=pictures_a_step(recipe.train, dist.world_size()))
 
-    def advance(self, recipe: Recipe) -> None:
-        """One optimizer step is done."""
-        self.step += 1
-        self.samples += recipe.train.batch_size * recipe.train.grad_accumulation_steps * self.processes
+
+def pictures_a_step(train: TrainConfig, processes: int) -> int:
+    return train.batch_size * train.grad_accumulation_steps * processes
 
 
 class Checkpoints:
@@ -66,10 +72,12 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
         dist.barrier()
-        engine.save(draft)
-        weights = engine.trained_weights()
+        for kind, file in TENSORS.items():  # one kind at a time in the main process's memory
+            tensors = engine.gather(kind)
+            if dist.is_main():
+                save_file(tensors, draft / file)
         if dist.is_main():
-            save_file(weights, draft / WEIGHTS)
+            (draft / COUNTERS).write_text(json.dumps(engine.counters()), encoding="utf-8")
             (draft / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
             _flush(draft)
         dist.barrier()
@@ -116,26 +124,47 @@ class Checkpoints:
 
 
 def restore(engine: Engine, folder: Path, recipe: Recipe) -> TrainState:
-    """Puts engine and state where they were when `folder` was saved.
+    """Puts engine and state where they were when `folder` was saved, by any number of processes and any ZeRO stage.
 
-    Raises when the checkpoint is incomplete or was saved by another number of processes or ZeRO stage, whose shards do
-    not fit.
+    Raises when the checkpoint is incomplete or of a model in which other weights train.
     """
-    path = folder / STATE
-    if not path.is_file() or not (folder / SHARDS).is_dir():
-        raise FileNotFoundError(f"{folder} is not a complete checkpoint: expected {STATE} and {SHARDS}/ there")
+    wanted = (STATE, COUNTERS, *TENSORS.values())
+    if missing := [name for name in wanted if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder} is not a complete checkpoint: expected {', '.join(missing)} there")
     known = {field.name for field in fields(TrainState)}
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads((folder / STATE).read_text(encoding="utf-8"))
     state = TrainState(**{key: value for key, value in values.items() if key in known})
-    now = (dist.world_size(), recipe.train.zero_stage)
-    if (state.processes, state.zero_stage) != now:
-        raise ValueError(
-            f"{folder} was saved by {state.processes} process(es) with ZeRO stage {state.zero_stage}, this run has "
-            f"{now[0]} with stage {now[1]}; start it the same way, or without auto_resume in a new run folder"
+    counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
+    engine.restore({kind: Stored(folder / file) for kind, file in TENSORS.items()}, counters)
+    now = TrainState.begin(recipe)
+    if state.pictures and state.pictures != now.pictures:
+        log.warning(
+            "%s was trained with %d pictures a step, now it is %d (batch size x accumulation x processes): "
+            "set train.grad_accumulation_steps for the same",
+            *(folder, state.pictures, now.pictures),
         )
-    engine.load(folder)
+    state.processes, state.pictures = now.processes, now.pictures
     log.info("resumed %s: step %d, best score %s", folder, state.step, state.best)
     return state
+
+
+class Stored(Mapping[str, Tensor]):
+    """Tensors of a safetensors file, each read when it is asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with safe_open(path, "pt") as file:
+            self.names = list(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def check_writable(folder: Path, needed_bytes: int = 0) -> None:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from training.moments import MOMENTS, WEIGHT, Trained
 from utils import dist
 from utils.config import Recipe, TrainConfig
 from utils.log import log
+from utils.registry import unknown
 
 PUBLISHED_BUCKET = 500_000_000  # elements; the buffers are allocated whole, so never larger than what trains
-SHARDS = "engine"  # folder of a checkpoint that holds DeepSpeed's own files
+ON_BAD_LOSS = ("stop", "skip")
+OFFLOADS = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "all": (3,)}  # with which ZeRO stages
 
 
 class Engine:
-    """Forward, backward, step; learning rate, gradient norm; shards to and from a folder; whole weights.
+    """Forward, backward, step; learning rate, gradient norm; trained tensors by name; weights whole or divided.
 
     Every process makes one, after `dist.start()`. Parameters that ask for gradients are trained.
     """
@@ -31,11 +35,15 @@ class Engine:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise ValueError("nothing to train: no parameter of the model asks for gradients")
-        betas = (train.beta1, train.beta2)
-        fused = self.device.type == "cuda" or None
-        optimizer = torch.optim.AdamW(trained, train.lr, betas, weight_decay=train.weight_decay, fused=fused)
         settings = engine_settings(recipe, sum(parameter.numel() for parameter in trained), self.device)
-        self.engine, *_ = deepspeed.initialize(model=model.to(self.device), optimizer=optimizer, config=settings)
+        if train.zero_stage == 3:  # weight by weight, so that no device needs room for all of them
+            deepspeed.zero.Init(module=model, config_dict_or_path=settings)
+        model.to(self.device)
+        betas = (train.beta1, train.beta2)
+        fused = self.device.type == "cuda" or train.offload != "none" or None
+        optimizer = torch.optim.AdamW(trained, train.lr, betas, weight_decay=train.weight_decay, fused=fused)
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        dist.set_timeout(train.timeout_minutes)
 
     def __call__(self, batch: Any) -> Any:
         return self.engine(batch)
@@ -65,37 +73,60 @@ class Engine:
         norm = self.engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def save(self, folder: Path) -> None:
-        """Writes the shards of every process (optimizer, schedule, trained weights) below `folder`."""
-        self.engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False, exclude_frozen_parameters=True)
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All weights on every process, for evaluation: each goes through as many forward passes as its own share of
+        the questions takes, where under ZeRO-3 every pass of a layer is one that all processes make together."""
+        if self.engine.zero_optimization_stage() < 3:
+            yield
+            return
+        from deepspeed.runtime.zero import GatheredParameters
 
-    def load(self, folder: Path) -> None:
-        """Reads what `save` wrote, with the same ZeRO stage and number of processes."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag=SHARDS, load_module_strict=False)
-        if path is None:
-            raise FileNotFoundError(f"{folder} has no engine state: expected {folder / SHARDS}")
+        hooks = self.engine.optimizer.parameter_offload
+        with GatheredParameters(list(self.module.parameters())):
+            hooks._remove_module_hooks()  # they would divide each layer again after its first use
+            hooks.forward_hooks, hooks.backward_hooks = [], []
+            try:
+                yield
+            finally:
+                hooks.setup_zero_stage3_hooks()
 
-    def trained_weights(self) -> dict[str, Tensor]:
-        """The whole trained weights in fp32, by name, on the CPU of the main process; the others get {}.
+    def gather(self, kind: str) -> dict[str, Tensor]:
+        """The whole trained weights ("weight") or moments of a kind in fp32, by name, on the CPU of the main process;
+        the others get {}. Every process has to call it."""
+        return Trained(self.engine).gather(kind)
 
-        Every process has to call it: each parameter is put together from the processes' shards, one at a time.
-        """
-        from deepspeed.utils import safe_get_full_fp32_param
+    def counters(self) -> dict[str, Any]:
+        """What else a resumed run needs: updates made, place in the schedule, loss scale."""
+        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
+        plain = {} if scaler is None else {name: value for name, value in vars(scaler).items() if _is_plain(value)}
+        schedule = self.engine.lr_scheduler.last_batch_iteration
+        return {"updates": Trained(self.engine).steps, "schedule": schedule, "loss_scale": plain}
 
-        weights = {}
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                whole = safe_get_full_fp32_param(parameter)
-                whole = parameter if whole is None else whole
-                if dist.is_main():
-                    weights[name] = whole.detach().float().cpu().clone().contiguous()
-        return weights
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], counters: Mapping[str, Any]) -> None:
+        """Goes on from what `gather` gave, by kind, and `counters`, whatever ZeRO stage and number of processes they
+        come from. Every process has to call it with the same."""
+        trained = Trained(self.engine)
+        if counters["updates"]:
+            trained.begin(counters["updates"])
+        for kind in (WEIGHT, *(MOMENTS if counters["updates"] else ())):
+            trained.scatter(kind, tensors[kind])
+        self.engine.lr_scheduler.step(counters["schedule"])
+        if scaler := getattr(self.engine.optimizer, "loss_scaler", None):
+            vars(scaler).update(counters["loss_scale"])
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
 
 
 def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's configuration; everything whose default moved between versions is said (lisa.md 5.4)."""
     train, precision = recipe.train, recipe.model.precision
+    check_settings(train)
     bucket = min(PUBLISHED_BUCKET, trained)
+    on_gpu = device.type == "cuda"
+    place = {"device": "cpu", "pin_memory": on_gpu}
     return {
         "train_micro_batch_size_per_gpu": train.batch_size,
         "gradient_accumulation_steps": train.grad_accumulation_steps,
@@ -103,17 +134,35 @@ def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16"},
         "zero_optimization": {
-            "stage": train.zero_stage,
+            # in half precision stage 0 would keep its fp32 copies where nothing else can read them
+            "stage": train.zero_stage if precision == "fp32" else max(1, train.zero_stage),
             "contiguous_gradients": True,
-            "overlap_comm": device.type == "cuda",
-            "reduce_scatter": device.type == "cuda",
+            "overlap_comm": on_gpu,
+            "reduce_scatter": on_gpu,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
+            **({"offload_optimizer": place} if train.offload != "none" else {}),
+            **({"offload_param": place} if train.offload == "all" else {}),
+            **train.zero_options,
         },
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW needs no compiler
         "scheduler": {"type": "WarmupDecayLR", "params": _schedule(train)},
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+
+
+def check_settings(train: TrainConfig) -> None:
+    """Raises where the `train` section asks for what there is not."""
+    if train.zero_stage not in OFFLOADS["none"]:
+        raise ValueError(f"train.zero_stage is 0, 1, 2 or 3, got {train.zero_stage}")
+    if train.offload not in OFFLOADS:
+        raise ValueError(unknown("train.offload", train.offload, OFFLOADS))
+    if train.zero_stage not in (stages := OFFLOADS[train.offload]):
+        have = ", ".join(map(str, stages))
+        raise ValueError(f"train.offload={train.offload} needs train.zero_stage {have}, got {train.zero_stage}")
+    if train.on_bad_loss not in ON_BAD_LOSS:
+        raise ValueError(unknown("train.on_bad_loss", train.on_bad_loss, ON_BAD_LOSS))
 
 
 def _schedule(train: TrainConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from utils import dist
 from utils.config import Recipe, save_recipe
 from utils.log import log
 
-BYTES_A_WEIGHT = 18  # of a checkpoint: whole weights and master copy in fp32, two Adam moments, the weights in bf16
+BYTES_A_WEIGHT = 12  # of a checkpoint: the weight and two Adam moments, in fp32
 STEPS_PER_EPOCH = 500  # as released
 
 

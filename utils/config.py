@@ -146,7 +146,11 @@ class TrainConfig:
     weight_decay: float = 0.0
     warmup_steps: int = 100
     clip: float = 1.0
-    zero_stage: int = 2
+    zero_stage: int = 2  # 0 | 1 | 2 | 3: what DeepSpeed divides among the processes (in half precision 0 is 1)
+    offload: str = "none"  # to the CPU's memory: none | optimizer (with zero_stage 1 to 3) | all (with 3: weights, too)
+    zero_options: dict[str, Any] = field(default_factory=dict)  # further fields of DeepSpeed's zero_optimization
+    timeout_minutes: float = 60.0  # how long processes wait for one another before they give up
+    on_bad_loss: str = "stop"  # at a loss that is no number: stop | skip (all processes draw other pictures; counted)
     seed: int = 0
     print_freq: int = 1
     auto_resume: bool = True

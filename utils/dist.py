@@ -32,6 +32,12 @@ def start(timeout_minutes: float = 60.0) -> torch.device:
     return device()
 
 
+def set_timeout(minutes: float) -> None:
+    """How long the processes wait for one another, in every group: those that libraries made have torch's own times."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(datetime.timedelta(minutes=minutes), group)
+
+
 def describe_lone_process() -> None:
     """Fills in the launcher's variables for a process that nobody launched; else DeepSpeed goes looking for MPI."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
