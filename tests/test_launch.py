@@ -1,0 +1,71 @@
+"""The launch scripts hand the right words to the launchers, which are stand-ins here: no machine has other machines."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import ROOT
+
+SAY = '#!/bin/sh\necho "$(basename "$0") $*"\n'
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a script with stand-ins that print their words; `scontrol` knows the machines."""
+    for name in ("deepspeed", "srun"):
+        (tmp_path / name).write_text(SAY)
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'n07\\nn08\\n'\n")
+    for file in tmp_path.iterdir():
+        file.chmod(0o755)
+
+    def start(script: str, *words: str, **variables: str) -> subprocess.CompletedProcess:
+        kept = {
+            name: value for name, value in os.environ.items() if name not in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+        }
+        given = {**kept, "PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}
+        command = ["bash", str(ROOT / "scripts" / script), *map(str, words)]
+        return subprocess.run(command, env=given, capture_output=True, text=True, timeout=30)
+
+    return start
+
+
+@pytest.fixture
+def hostfile(tmp_path) -> Path:
+    path = tmp_path / "hostfile"
+    path.write_text("node1 slots=8\nnode2 slots=8\n")
+    return path
+
+
+def test_hostfile_over_ssh(run, hostfile):
+    said = run("train_multi_node.sh", hostfile, "configs/lisa_7b.yaml", "--exp_name", "two words").stdout
+    assert said == (
+        f"deepspeed --hostfile {hostfile} --master_port 29500 --launcher pdsh train_ds.py "
+        "--config configs/lisa_7b.yaml --exp_name two words\n"
+    )
+
+
+def test_hostfile_without_ssh(run, hostfile):
+    said = run("train_multi_node.sh", hostfile, "a.yaml", NODE_RANK="1", MASTER_ADDR="node1", MASTER_PORT="7").stdout
+    assert "--master_port 7 --no_ssh --node_rank 1 --master_addr node1 train_ds.py --config a.yaml" in said
+    lost = run("train_multi_node.sh", hostfile, "a.yaml", NODE_RANK="1")
+    assert lost.returncode and "say the first machine: MASTER_ADDR" in lost.stderr
+
+
+def test_slurm_starts_a_launcher_a_node_that_meet_at_the_first(run):
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "n[07-08]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "99"}
+    said = run("train_slurm.sbatch", "a.yaml", "--epochs", "3", **job).stdout
+    assert said == (
+        "srun --kill-on-bad-exit=1 torchrun --nnodes 2 --nproc_per_node gpu --rdzv_backend c10d --rdzv_id 99 "
+        "--rdzv_endpoint n07:29500 train_ds.py --config a.yaml --epochs 3\n"
+    )
+    assert "--nproc_per_node 3 " in run("train_slurm.sbatch", "a.yaml", **job, PROCESSES="3").stdout
+
+
+@pytest.mark.parametrize("script", ["train_multi_node.sh", "train_slurm.sbatch"])
+def test_missing_words_stop_at_the_door(run, tmp_path, script):
+    done = run(script, SLURM_SUBMIT_DIR=str(ROOT))
+    assert done.returncode and "usage:" in done.stderr
+    if script == "train_multi_node.sh":
+        assert "no hostfile" in run(script, tmp_path / "none", "a.yaml").stderr
