@@ -4,8 +4,11 @@
 
 one by one: each query alone, picture encoded, prompt read, answer written, masks drawn. together: all queries of a
 picture in one batch, as `evaluation/protocols.py` has it. Both must write the same answers, or the program fails.
-Weights are random, so answers have the length that `--new_tokens` says, and the first mask token comes often enough
-that masks are drawn. Memory is the highest resident size (GPU: allocated) while the queries are answered together.
+Weights are random, but for two rows: every answer begins with the mask token, and none ends before it has the length
+that `--new_tokens` says. The mask encoder has the depth and the pattern of SAM's smallest (ViT-B), and a small width.
+Memory is the highest resident size (GPU: allocated) while the queries are answered together. At the end one query is
+answered with `model.embedding_cache`: when its picture is new and when it was seen before.
+The JSON also has the ratio of CPU seconds (cpu_speedup), which means more where other programs run.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,17 +30,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.types import IMAGE_ID, Batch, Geometry
 from model.build import assemble
+from model.cache import EmbeddingCache, fingerprint
 from model.plan import Plan
 from model.seg_model import Answer, SegModel
 
-BOS, EOS, MASK, FIRST_WORD = 1, 2, 3, 4
+BOS, EOS, MASK, ASK, FIRST_WORD = 1, 2, 3, 4, 5
 MIB = 2**20
 PICTURE = (480, 640)
+TOLERANCE = 0.02  # of mask logits, in float32
+LOUD = 30  # so much above the others that the layers cannot drown it
 
 
 @dataclass
 class Timing:
     seconds: float
+    cpu_seconds: float
     peak_mib: float
     answers: list[Answer]
 
@@ -48,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(args.device)
     model = build(args).to(device)
     table: dict[str, Any] = {}
+    answer(model, questions(args, 2).to(device, model.dtype), 2)  # what is allocated or chosen once
     print(
         f"{'queries':>8}{'one by one':>14}{'together':>12}{'speedup':>9}{'queries/s':>11}{'peak MiB':>10}{'masks':>7}"
     )
@@ -56,10 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         table[str(queries)] = row = compare(model, batch, args.new_tokens, args.repeats)
         values = (row["one_by_one_seconds"], row["seconds"], row["speedup"], queries / row["seconds"], row["peak_mib"])
         print(f"{queries:>11}" + "".join(f"{value:>11.2f}" for value in values) + f"{row['masks']:>11}", flush=True)
+    kept = embeddings_kept(model, questions(args, 1).to(device, model.dtype), args.new_tokens, args.repeats)
+    print(
+        f"embedding cache, 1 query: {kept['without_seconds']:.2f} s without, {kept['new_seconds']:.2f} s for a new "
+        f"picture, {kept['seen_seconds']:.2f} s for one seen before ({kept['speedup']:.2f}x), {kept['mib']:.2f} MiB"
+    )
     if args.json:
         setup = {key: value for key, value in vars(args).items() if key != "json"}
         setup |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
-        args.json.write_text(json.dumps({"setup": setup, "queries_per_picture": table}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"setup": setup, "queries_per_picture": table, "embedding_cache": kept}, indent=1) + "\n"
+        )
     return 0
 
 
@@ -77,8 +93,11 @@ def compare(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dic
             raise RuntimeError(f"query {row}: {one.ids} together, {other.ids} alone")
         if len(one.masks):
             difference = max(difference, float((one.masks - other.masks).abs().max()))
+    if model.dtype == torch.float32 and difference > TOLERANCE:
+        raise RuntimeError(f"mask logits together and alone differ by {difference:.3g}")
     return {
         "speedup": round(slow.seconds / fast.seconds, 3),
+        "cpu_speedup": round(slow.cpu_seconds / fast.cpu_seconds, 3),
         "seconds": round(fast.seconds, 4),
         "one_by_one_seconds": round(slow.seconds, 4),
         "peak_mib": round(fast.peak_mib, 1),
@@ -88,14 +107,29 @@ def compare(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dic
     }
 
 
+def embeddings_kept(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dict[str, Any]:
+    """Seconds of one batch without the cache, with an empty one, and with one that has the picture; the fastest."""
+    weights, seconds = fingerprint(model.head.encoder), {"without": [], "new": [], "seen": []}
+    for _ in range(repeats):
+        seconds["without"].append(timed([lambda: answer(model, batch, new_tokens)]).seconds)
+        with tempfile.TemporaryDirectory() as folder:
+            model.head.cache = EmbeddingCache(folder, 1, weights)
+            for name in ("new", "seen"):
+                seconds[name].append(timed([lambda: answer(model, batch, new_tokens)]).seconds)
+            mib = sum(path.stat().st_size for path in Path(folder).rglob("*.bin")) / MIB / len(batch)
+        model.head.cache = None
+    best = {f"{name}_seconds": round(min(times), 4) for name, times in seconds.items()}
+    return {**best, "speedup": round(best["without_seconds"] / best["seen_seconds"], 3), "mib": round(mib, 3)}
+
+
 def timed(calls: Sequence[Callable[[], list[Answer]]]) -> Timing:
     with Peak() as peak:
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         answers = [answer for call in calls for answer in call()]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-    return Timing(seconds, peak.mib, answers)
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
+    return Timing(seconds, cpu_seconds, peak.mib, answers)
 
 
 class Peak:
@@ -134,14 +168,14 @@ def alone(batch: Batch, row: int) -> Batch:
 
 
 def questions(args: argparse.Namespace, queries: int) -> Batch:
-    """One picture of noise with prompts that share all but their last 6 to 13 tokens."""
+    """One picture of noise with prompts that share all but their last 7 to 14 tokens."""
     generator = torch.Generator().manual_seed(args.seed)
 
     def words(count: int) -> list[int]:
         return torch.randint(FIRST_WORD, args.vocabulary, (count,), generator=generator).tolist()
 
     shared = [BOS, *words(args.system_tokens - 1), *[IMAGE_ID] * args.image_tokens]
-    rows = [[*shared, *words(6 + row % 8)] for row in range(queries)]
+    rows = [[*shared, *words(6 + row % 8), ASK] for row in range(queries)]
     length = max(map(len, rows))
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
     scale = args.sam_side / max(PICTURE)
@@ -161,7 +195,7 @@ def questions(args: argparse.Namespace, queries: int) -> Batch:
 
 
 def build(args: argparse.Namespace) -> SegModel:
-    """A model of these sizes with random weights that never ends an answer and writes the mask token now and then."""
+    """A model of these sizes with random weights that writes the mask token after ASK and never ends an answer."""
     model = assemble(plan(args)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(args.seed)
     for name, weight in model.named_parameters():
@@ -169,9 +203,10 @@ def build(args: argparse.Namespace) -> SegModel:
             weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
         elif "norm" not in name:
             weight.zero_()
-    head = model.vlm.language.lm_head.weight
+    words, head = model.vlm.language.get_input_embeddings().weight, model.vlm.language.lm_head.weight
+    head[MASK] = words[ASK]
+    words[ASK] *= LOUD
     head[EOS] = 0  # another logit is always above 0
-    head[MASK] *= args.mask_loudness
     return model
 
 
@@ -205,7 +240,7 @@ def plan(args: argparse.Namespace) -> Plan:
         "patch_size": 16,
         "mlp_dim": 4 * args.sam_width,
         "window_size": 14,
-        "global_attn_indexes": [args.sam_layers - 1],
+        "global_attn_indexes": sorted({max(1, args.sam_layers * quarter // 4) - 1 for quarter in range(1, 5)}),
         "num_pos_feats": 128,
     }
     sam = {
@@ -225,9 +260,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--mask_loudness", type=float, default=1.5, help="how much louder the mask token is than others"
-    )
     sizes = parser.add_argument_group("sizes")
     for name, value in {
         "vocabulary": 32000,
@@ -240,7 +272,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "tower_layers": 6,
         "sam_side": 1024,
         "sam_width": 128,
-        "sam_layers": 4,
+        "sam_layers": 12,
     }.items():
         sizes.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args(argv)
