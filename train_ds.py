@@ -199,6 +199,8 @@ def score(assistant: Assistant, recipe: Recipe, suites: Sequence[str], out: Path
         custom=recipe.eval.custom,
     )
     log.info("%s", as_table(results))
+    if results["missing"]:
+        raise ValueError("; ".join(f"{name}: {message}" for name, message in results["missing"].items()))
     if out and dist.is_main():
         write_report(results, [out / "predictions"], out / "report", how.custom)
     return summary(results)

@@ -67,8 +67,9 @@ class Record:
     phrases that do), "multi" (several targets belong in one answer), "vqa" (no targets).
     `asked`: dialogues that the dataset itself ships (VQA rounds; for "reason" and "phrase" the explanations; for
     "multi" one a question, without the picture's line, whose answer holds a Mask a target; an answer of holes only has
-    no text in the dataset, and the task words it from the targets' phrases).
+    no text in the dataset, and the task words it from the targets' phrases; so it does with a question that is "").
     `ignore`: pixels that no metric may count, (H, W) bool.
+    `accepted`: for "vqa" with short answers, all that count as right for each of `asked`, which holds the first.
     """
 
     image: Path
@@ -77,6 +78,7 @@ class Record:
     vocabulary: tuple[str, ...] = ()
     asked: tuple[Dialogue, ...] = ()
     ignore: MaskFn | None = None
+    accepted: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

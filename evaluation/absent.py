@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from data.types import Claim, Query, Record
 from evaluation.bootstrap import share_intervals
-from evaluation.matching import assign_claims
+from evaluation.matching import assign_claims, without_tokens
 from evaluation.metrics import RELEASED, STANDARD, Figure, Overlaps, mean, overlap, ratio
 from evaluation.protocols import FORCED, Reply
 from evaluation.scoring import SCORERS, true_mask, with_intervals
@@ -22,7 +21,6 @@ from evaluation.shares import overlap_shares, stacked, summed
 
 PRECISIONS = (0.7, 0.8, 0.9)  # Pr@X that the reference program prints
 SEEN = ("See", "See_precision", "See_recall", "See_absent", "See_F1")
-TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>")  # a mask or refusal token in an answer
 CHRF_SCORER = CHRF()
 
 
@@ -188,7 +186,7 @@ def see(overlaps: Overlaps) -> dict[str, float | None]:
 
 def similarity(said: str, reference: str) -> float:
     """chrF2 of an answer without its added tokens and of a reference, 0 to 1; capitals count for nothing."""
-    return round(CHRF_SCORER.sentence_score(TOKEN.sub(" ", said).lower(), [reference.lower()]).score / 100, 6)
+    return round(CHRF_SCORER.sentence_score(without_tokens(said).lower(), [reference.lower()]).score / 100, 6)
 
 
 def _row(reply: Reply, claim: Claim | None, mask: int | None, truth: Tensor) -> list[int]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.sources import Source, build_source
-from data.sources.base import image_paths
-from data.types import Record
-from evaluation import absent, several  # noqa: F401  (they register their scorers)
-from evaluation.protocols import FORCED, TWO_PASS
+from evaluation import absent, exact, several  # noqa: F401  (they register their scorers)
+from evaluation.protocols import FORCED, GENERATED, TWO_PASS
 from evaluation.scoring import SCORERS
+from evaluation.wrappers import Grouped, PresentOnly
 
 DECIDED = ("generalised", "generalised_apart")  # metrics of forced answers in which the model decides what is there
 
@@ -21,6 +20,7 @@ class Suite:
     """`name` is what users type and, unless `source` says otherwise, what `build_source` takes.
 
     present_only: ask about what is there, though the files may also ask about what is not.
+    groups: ask for several targets in one question, in groups of these sizes in turn.
     own: not one of the catalog; it states all options of its source itself.
     """
 
@@ -31,6 +31,7 @@ class Suite:
     options: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     present_only: bool = False
+    groups: tuple[int, ...] = ()
     own: bool = False
 
     def open(self, dataset_dir: str | Path, options: dict[str, Any] | None = None) -> Source:
@@ -38,12 +39,23 @@ class Suite:
         source = build_source(self.source or self.name, dataset_dir, **{**(options or {}), **self.options})
         if self.own and len(source):
             self._check_kind(source[0].kind)
-        return PresentOnly(source) if self.present_only else source
+        source = PresentOnly(source) if self.present_only else source
+        return Grouped(source, self.groups) if self.groups else source
 
     @property
     def forced(self) -> str:
         """The protocol that "teacher_forced" means here; as published, two passes decide on absence."""
         return TWO_PASS if self.metric in DECIDED else FORCED
+
+    @property
+    def protocols(self) -> str:
+        """The default, and what stands for the published way of giving the answer."""
+        return f"{GENERATED}, {self.forced}"
+
+    @property
+    def set(self) -> str:
+        """The name without its split."""
+        return self.name.split("|")[0]
 
     @property
     def base(self) -> str:
@@ -59,25 +71,15 @@ class Suite:
             )
 
 
-class PresentOnly:
-    """A source without its absent targets."""
-
-    def __init__(self, source: Source):
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Record:
-        record = self.source[index]
-        return replace(record, targets=tuple(target for target in record.targets if target.mask is not None))
-
-    def image_paths(self) -> list[str]:
-        return image_paths(self.source)
-
-
-REFER_SETS = (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"))
+REFERRING = (  # set, whose split, pictures, splits (lisa.md 4.4)
+    ("refcoco", "unc", "train2014", ("val", "testA", "testB")),
+    ("refcoco+", "unc", "train2014", ("val", "testA", "testB")),
+    ("refcocog", "umd", "train2014", ("val", "test")),
+    ("refclef", "unc", "saiapr_tc-12", ("val", "testA", "testB", "testC")),
+)
 FIRST_TEXT = {"texts": "first", "explanations": False}  # the published protocol asks the first rephrasing (lisa.md 3.3)
+ALL_TEXTS = {"texts": "all", "explanations": False}
+TOGETHER = (6, 5, 4)  # expressions in a question of multi-RefCOCO (pixellm.md 6.2)
 
 ENTRIES = (
     Suite("ade20k|val", "semantic", "semantic", "ade20k: images and annotations of validation"),
@@ -85,45 +87,70 @@ ENTRIES = (
     Suite("cityscapes|val", "semantic", "semantic", "cityscapes: gtFine/val, leftImg8bit/val"),
     Suite("mapillary|val", "semantic", "semantic", "mapillary: validation, and its config or panoptic JSON"),
     *(
-        Suite(
-            f"{name}|{split_by}|{split}", "refer", "overlap", f"{name}/refs({split_by}).p, instances.json, {pictures}"
+        Suite(name, "open", "semantic", f"VOCdevkit/{year}: JPEGImages, {maps}, ImageSets/{lists}/val.txt")
+        for name, year, maps, lists in (
+            ("pascal_context|val", "VOC2010", "SegmentationClassContext", "SegmentationContext"),
+            ("pascal_voc|val", "VOC2012", "SegmentationClass", "Segmentation"),
         )
-        for name, split_by, pictures, splits in (
-            ("refcoco", "unc", "train2014", ("val", "testA", "testB")),
-            ("refcoco+", "unc", "train2014", ("val", "testA", "testB")),
-            ("refcocog", "umd", "train2014", ("val", "test")),
-            ("refclef", "unc", "saiapr_tc-12", ("val", "testA", "testB", "testC")),
-        )
+    ),
+    *(
+        Suite(f"{name}|{by}|{split}", "refer", "overlap", f"{name}/refs({by}).p, instances.json, {pictures}")
+        for name, by, pictures, splits in REFERRING
         for split in splits
     ),
     *(
         Suite(
-            f"grefcoco|unc|{split}",
-            "generalised",
-            "generalised",
-            "grefcoco/grefs(unc).p or .json, instances.json",
+            f"multi{name}|{by}|{split}",
+            "multi_refer",
+            "overlap",
+            f"as {name}|{by}|{split}; {', '.join(map(str, TOGETHER))} expressions in a question",
+            source=f"{name}|{by}|{split}",
+            groups=TOGETHER,
         )
-        for split in ("val", "testA", "testB")
-    ),
-    Suite(
-        "refzom|final|test",
-        "generalised",
-        "generalised_apart",
-        "refzom: refs(final).p, instances.json, pictures",
+        for name, by, _, splits in REFERRING[:3]
+        for split in splits
     ),
     *(
-        Suite(f"{name}|{split_by}_exclude_unified|{split}", group, metric, f"{name}/refs({split_by}_exclude_unified).p")
-        for name, split_by, group, metric in (
-            *((f"fp{name}", "berkeley", "premise", "premise") for name in ("refcoco", "refcoco+", "refcocog")),
-            *((f"R-{name}", split_by, "premise", "premise") for name, split_by in REFER_SETS),
-            *((name, split_by, "refer_apart", "overlap") for name, split_by in REFER_SETS),
+        Suite(f"grefcoco|unc|{split}", "gref", "generalised", "grefcoco/grefs(unc).p or .json, instances.json")
+        for split in ("val", "testA", "testB")
+    ),
+    Suite("refzom|final|test", "zom", "generalised_apart", "refzom: refs(final).p, instances.json, pictures"),
+    *(
+        Suite(f"{name}|{by}|{split}", group, "premise", f"{name}/refs({by}).p, instances.json, train2014")
+        for group, before, one in (("fp", "fp", "berkeley"), ("r", "R-", None))
+        for name, by in ((f"{before}{name}", f"{one or own}_exclude_unified") for name, own, *_ in REFERRING[:3])
+        for split in ("val", "test")
+    ),
+    *(
+        Suite(
+            f"apart-{name}|{split}",
+            "refer_apart",
+            "overlap",
+            f"{name}/refs({by}_exclude_unified).p, instances.json, train2014",
+            source=f"{name}|{by}_exclude_unified|{split}",
+        )
+        for name, by, *_ in REFERRING[:3]
+        for split in ("val", "test")
+    ),
+    *(
+        Suite(f"ReasonSeg|{split}", "reason", "overlap", f"ReasonSeg/{split}", FIRST_TEXT, present_only=True)
+        for split in ("val", "test")
+    ),
+    *(
+        Suite(
+            f"ReasonSeg-all|{split}",
+            "reason_all",
+            "overlap",
+            f"ReasonSeg/{split}; every rephrasing is asked",
+            ALL_TEXTS,
+            source=f"ReasonSeg|{split}",
+            present_only=True,
         )
         for split in ("val", "test")
     ),
-    Suite("ReasonSeg|val", "reason", "overlap", "ReasonSeg/val", FIRST_TEXT, present_only=True),
-    Suite("ReasonSeg|test", "reason", "overlap", "ReasonSeg/test", FIRST_TEXT, present_only=True),
     *(
-        Suite(f"muse|{split}", "multi", "matched", f"muse_{split}.json, COCO pictures below refer_seg/images")
+        Suite(f"muse|{split}", "muse", "matched", f"muse_{split}.json, COCO pictures below refer_seg/images")
         for split in ("val", "test_few", "test_many")
     ),
+    Suite("vqa|val", "vqa", "exact", "vqa/val.json: a list of image, question, answer or answers; the pictures beside"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,17 @@ from rapidfuzz import fuzz, process, utils
 
 from data.types import Claim
 
+TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>")  # as systems add them
+
 
 def compact(name: str) -> str:
     """A name without its blanks and capitals: decoders differ in where they put them."""
     return "".join(name.lower().split())
+
+
+def without_tokens(answer: str) -> str:
+    """The words of an answer, its mask and refusal tokens gone."""
+    return TOKEN.sub(" ", answer).strip()
 
 
 class Names:

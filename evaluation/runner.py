@@ -20,6 +20,7 @@ from evaluation.catalog import Suite
 from evaluation.journal import Journal, Line, prediction, predictions
 from evaluation.metrics import STANDARD
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
+from evaluation.questions import notes, questions
 from evaluation.scoring import SCORERS
 from evaluation.suites import find_suites
 from evaluation.tables import as_markdown, between, number
@@ -38,6 +39,10 @@ KEPT_OPTIONS = (
     "overlap",
     "bad_polygons",
 )  # what training and scoring must agree on
+
+
+class BrokenSuite(ValueError):
+    """A picture or annotation that cannot be read ended a suite; its predictions so far are kept."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +90,22 @@ def evaluate(
         for suite in find_suites(suites, custom):
             try:
                 options = source_options(assistant.recipe, suite, classes)
-                source = suite.open(dataset_dir, options)
-            except (FileNotFoundError, ValueError) as error:
+                source, how = suite.open(dataset_dir, options), suite.forced if protocol == FORCED else protocol
+                done = notes(suite, assistant.system, how, source[0]) if len(source) else []
+            except (OSError, ValueError) as error:
                 log.warning("%s cannot be evaluated: %s", suite.name, error)
                 results["missing"][suite.name] = str(error)
                 continue
-            how = suite.forced if protocol == FORCED else protocol
+            for note in done:
+                log.info("%s: %s", suite.name, note)
             run = Run(assistant, suite, source, how, protocol_named(how), batch_size, max_new_tokens, workers)
             journal = Journal(folder / "predictions" if folder else None, suite.name)
             settings = {**made_with, "data": str(Path(dataset_dir).resolve()), "options": options}
-            results["suites"][suite.name] = run(limit, journal, settings, resume=resume)
+            try:
+                results["suites"][suite.name] = {**run(limit, journal, settings, resume=resume), "notes": done}
+            except BrokenSuite as error:
+                log.warning("%s was given up: %s", suite.name, error)
+                results["missing"][suite.name] = f"given up: {error}"
     finally:
         assistant.model.train(training)
     if folder and dist.is_main():
@@ -153,6 +164,7 @@ def as_table(results: dict[str, Any]) -> str:
                 f"{name:<{wide}}{figure['metric']:<18}{figure['variant']:<13}{figure['protocol']:<16}{value:>8}"
                 f"  {suite['pictures']:<8}  {between(figure)}".rstrip()
             )
+        lines += [f"  {name}: {note}" for note in suite.get("notes", ())]
         troubles = {key: suite[key] for key in ("parse_failures", "unfinished") if suite[key]}
         if troubles:
             lines.append(f"  {name}: " + ", ".join(f"{key} {count}" for key, count in troubles.items()))
@@ -205,10 +217,15 @@ class Run:
                 score.add(line)
                 journal.write(line)
 
-            behind(finish, self._answers(open_batches[dist.rank() :: dist.world_size()]))
+            try:
+                behind(finish, self._answers(open_batches[dist.rank() :: dist.world_size()]))
+            except (OSError, ValueError) as error:
+                score.broken = str(error)  # the other processes are told when they are done
         score, *others = dist.gather(score)
         for other in others:
             score.merge(other)
+        if score.broken:
+            raise BrokenSuite(score.broken)
         if 2 * score.unfinished > score.queries:
             log.warning(
                 "%s: %d of %d answers do not end within max_new_tokens=%d; they are scored as far as they go",
@@ -233,7 +250,7 @@ class Run:
         items = []
         for index in indices:
             record = self.source[index]
-            queries = self.assistant.system.task.queries(record)
+            queries = questions(record, self.assistant.system)
             if not queries:
                 raise ValueError(f"{record.image}: {self.assistant.system.name} asks nothing about it")
             items.append(Item(index, record, queries, look(record.image, self.assistant.views)))
@@ -263,6 +280,7 @@ class Score:
         self.parse_failures = 0  # claims that name nothing asked for, or a mask that is not there
         self.unfinished = 0  # answers cut off at the token limit
         self.seconds = 0.0  # of answering, summed over the processes
+        self.broken = ""  # what was wrong with the data, where that ended it
 
     def add(self, line: Line) -> None:
         answers = line["answers"]
@@ -277,6 +295,7 @@ class Score:
         self.scorer.merge(other.scorer)
         for name in ("pictures", "queries", "parse_failures", "unfinished", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.broken = self.broken or other.broken
 
     def result(self, protocol: str) -> dict[str, Any]:
         return {

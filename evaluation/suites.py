@@ -19,21 +19,30 @@ from utils.registry import unknown
 SUITES: dict[str, Suite] = {suite.name: suite for suite in ENTRIES}
 GROUPS = tuple(dict.fromkeys(suite.group for suite in ENTRIES))
 OWN_GROUP = "custom"
-ALIASES = {suite.name.split("|")[0]: suite.name for suite in ENTRIES if suite.group == "semantic"}  # as flags name them
-ALIASES["MultiReasonSeg|val"] = "muse|val"
+ALIASES = {  # what else suites, sets and several groups together are called
+    "generalised": ("gref", "zom"),
+    "premise": ("fp", "r"),
+    "multi": ("muse",),
+    "reasonseg": ("reason",),
+    "pc59": ("pascal_context",),
+    "pas20": ("pascal_voc",),
+    "MultiReasonSeg|val": ("muse|val",),
+}
 OWN_NAME = re.compile(r"[\w+-]+(\|[\w+-]+)*")  # also a name of files
 
 
 def find_suites(patterns: Iterable[str], custom: Sequence[SuiteConfig] = ()) -> list[Suite]:
-    """The suites of names, groups (`semantic`, `all`), names of semantic sets (`ade20k`) and globs (`refcoco*|val`).
+    """The suites of names, sets (`ade20k`, `refcoco`), groups (`semantic`, `fp`, `all`) and globs (`refcoco*|val`).
 
-    In the order asked, each once. custom: suites beside those of the catalog, as a recipe's `eval.custom` has them;
-    `custom` is their group. A pattern that finds nothing raises and lists the choices.
+    A name may also be that of the suite's source, as published flags write it. In the order asked, each once. custom:
+    suites beside those of the catalog, as a recipe's `eval.custom` has them; `custom` is their group. A pattern that
+    finds nothing raises and lists the choices.
     """
     entries = (*ENTRIES, *own_suites(custom))
     found: dict[str, Suite] = {}
-    for pattern in patterns:
-        hits = [suite for suite in entries if _fits(suite, pattern)]
+    for pattern in (part for name in patterns for part in ALIASES.get(name, (name,))):
+        hits = [suite for suite in entries if suite.name == pattern]
+        hits = hits or [suite for suite in entries if _fits(suite, pattern)]
         if not hits:
             raise ValueError(unknown("suite", pattern, _choices(entries)))
         found |= {suite.name: suite for suite in hits}
@@ -49,7 +58,7 @@ def own_suites(custom: Sequence[SuiteConfig]) -> list[Suite]:
         where = f"eval.custom[{index}]"
         if not OWN_NAME.fullmatch(entry.name):
             raise ValueError(f"{where}.name: {entry.name!r} is no name; letters, digits, _, +, -, and | between parts")
-        if entry.name in (*_choices(ENTRIES), *suites):
+        if entry.name in (*_choices(ENTRIES), *ALIASES, *suites):
             raise ValueError(f"{where}.name: {entry.name!r} is taken; give it another name")
         if entry.metric not in SCORERS:
             raise ValueError(f"{where}.metric ({entry.name}): {unknown('metric', entry.metric, SCORERS)}")
@@ -83,18 +92,20 @@ def read_custom(path: str | Path) -> tuple[SuiteConfig, ...]:
 
 
 def table(custom: Sequence[SuiteConfig] = ()) -> str:
-    """What `--list` prints: name, group, metric, data needed."""
-    rows = [("suite", "group", "metric", "data below the dataset folder")]
-    rows += [(suite.name, suite.group, suite.metric, suite.needs) for suite in (*ENTRIES, *own_suites(custom))]
-    name, group, metric = (max(len(row[column]) for row in rows) for column in range(3))
-    return "\n".join(f"{row[0]:<{name}}  {row[1]:<{group}}  {row[2]:<{metric}}  {row[3]}" for row in rows)
+    """What `--list` prints: name, group, metric, protocols (the default first), data needed."""
+    rows = [("suite", "group", "metric", "protocols", "data below the dataset folder")]
+    rows += [(s.name, s.group, s.metric, s.protocols, s.needs) for s in (*ENTRIES, *own_suites(custom))]
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows)
 
 
 def _choices(entries: Sequence[Suite]) -> list[str]:
-    return [*(suite.name for suite in entries), *dict.fromkeys(suite.group for suite in entries), "all"]
+    """Names, groups, sets: what is likeliest meant stands first."""
+    names, groups, sets = zip(*((suite.name, suite.group, suite.set) for suite in entries), strict=True)
+    return list(dict.fromkeys((*names, *groups, "all", *sets)))
 
 
 def _fits(suite: Suite, pattern: str) -> bool:
-    if pattern in ("all", suite.name, suite.group) or ALIASES.get(pattern) == suite.name:
+    if pattern in ("all", suite.group, suite.set, suite.source or suite.name):
         return True
     return any(mark in pattern for mark in "*?[") and fnmatch.fnmatchcase(suite.name, pattern)

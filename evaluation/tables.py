@@ -15,7 +15,8 @@ def as_markdown(results: dict[str, Any]) -> str:
         for figure in suite["figures"]:
             words = (figure["metric"], figure["variant"], figure["protocol"], number(figure["value"]), between(figure))
             rows.append("| " + " | ".join(words) + " |")
-        parts.append(f"## {name}\n\n{asked}; {failed}.\n\n" + "\n".join(rows))
+        done = "".join(f" {note[0].upper()}{note[1:]}." for note in suite.get("notes", ()))
+        parts.append(f"## {name}\n\n{asked}; {failed}.{done}\n\n" + "\n".join(rows))
     parts += [f"## {name}\n\nNot evaluated. {message}" for name, message in results["missing"].items()]
     return "\n\n".join(parts) + "\n"
 

@@ -9,4 +9,4 @@ dataset=${2:?usage: eval_pixellm.sh CHECKPOINT DATASET [flags]}
 shift 2
 python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol teacher_forced \
   --suites 'refcoco|unc|*' 'refcoco+|unc|*' 'refcocog|umd|*' 'ReasonSeg|val' "$@"
-python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol generate --suites multi "$@"
+python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol generate --suites muse "$@"

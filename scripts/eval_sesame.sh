@@ -7,4 +7,4 @@ checkpoint=${1:?usage: eval_sesame.sh CHECKPOINT DATASET [flags]}
 dataset=${2:?usage: eval_sesame.sh CHECKPOINT DATASET [flags]}
 shift 2
 python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol generate \
-  --suites '*refcoco*_exclude_unified|val' "$@"
+  --suites 'fp*|val' 'R-*|val' 'apart-*|val' "$@"

@@ -143,11 +143,7 @@ class PixelTask:
         queries, start, sizes = [], 0, cycle(self.options.eval_targets)
         while start < len(record.targets):
             targets = range(start, min(start + next(sizes), len(record.targets)))
-            names = tuple(record.targets[index].phrase.strip() for index in targets)
-            forced = listed([Mask(index) for index in targets])
-            end = (".",) if len(targets) > 1 else ()  # as released
-            question = about_picture(PHRASE_PROMPT.format("".join(listed(names))))
-            queries.append(Query(question, joined([*forced, *end]), tuple(targets), names))
+            queries.append(several_query(record, targets))
             start = targets.stop
         return queries
 
@@ -187,10 +183,20 @@ class Shipped:
 
     def _query(self, record: Record, turn: Turn) -> Query:
         targets = tuple(part.target for part in turn.answer if isinstance(part, Mask))
+        if not turn.question:
+            return several_query(record, targets)
         worded = any(isinstance(part, str) for part in turn.answer)
         forced = turn.answer if worded else joined([*listed(turn.answer), "."])
         asked = tuple(record.targets[index].phrase for index in targets)
         return Query(about_picture(self.prompt.format(turn.question)), forced, targets, asked)
+
+
+def several_query(record: Record, targets: Sequence[int]) -> Query:
+    """The phrase prompt about several targets, by their names; of several the forced answer ends in a full stop."""
+    names = tuple(record.targets[index].phrase.strip() for index in targets)
+    end = (".",) if len(targets) > 1 else ()  # as released
+    question = about_picture(PHRASE_PROMPT.format("".join(listed(names))))
+    return Query(question, joined([*listed([Mask(index) for index in targets]), *end]), tuple(targets), names)
 
 
 def one_by_one(template: str, names: Sequence[str], holes: Sequence[Mask]) -> Script:

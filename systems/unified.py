@@ -104,7 +104,8 @@ class UnifiedTask:
         return self._part(record, rng).converse(record, rng)
 
     def queries(self, record: Record) -> list[Query]:
-        if record.kind == "refer":
+        named = record.kind == "multi" and not any(turn.question for (turn,) in record.asked)
+        if record.kind == "refer" or named:
             return (self.premise if self.options.phrases_per_query == 1 else self.phrases).queries(record)
         return {"classes": self.classes, "multi": self.shipped}.get(record.kind, self.premise).queries(record)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evaluation import catalog  # noqa: F401  (it registers all metrics)
 from evaluation.absent import PremiseScorer
 from evaluation.bootstrap import Interval, intervals, quotient, share_intervals
 from evaluation.metrics import RELEASED, STANDARD
@@ -85,7 +86,7 @@ def counts_of(metric: str, rng: np.random.Generator) -> dict:
         "semantic": {"classes": ["a", "b", "c"], STANDARD: cells, RELEASED: [], "presence": (1, 2, 2, 3)},
         "overlap": {"kind": ("phrase", "reason")[rng.integers(2)], "overlaps": rows},
         "matched": {"pairs": pairs, "unions": rows[:1], "larger": len(rows)},
-        "exact": {"answers": [[int(rng.integers(2)), 0]]},
+        "exact": {"answers": [[int(rng.integers(2)), 0]], "forced": False},
     }.get(metric, {"rows": {STANDARD: rows, RELEASED: rows}, "forced": False, "said": [[float(rng.random()), 1]]})
 
 

@@ -30,6 +30,7 @@ SEVERAL = (  # sources whose targets may be absent
 PARTS = ("paco_lvis|train", "paco_lvis|val", "pascal_part|train", "pascal_part|val", "partimagenet|test")
 CLASSES = (
     *(f"{name}|{split}" for name in ("ade20k", "cocostuff", "cityscapes", "mapillary") for split in ("train", "val")),
+    *(f"{name}|{split}" for name in ("pascal_context", "pascal_voc") for split in ("train", "val")),
     *PARTS,
     *("openimage|train", "openimage|validation", "coco classes", "coco panoptic", "folder train", "folder val"),
 )
@@ -41,8 +42,9 @@ SETS = (
     *(f"refcocog|umd|{split}" for split in ("train", "val", "test")),
     *("refcocog|umd_exclude_unified|val", "MultiReasonSeg|train"),
     *(f"muse|{split}" for split in ("train", "val", "test_few", "test_many")),
-    "llava_instruct_150k",
+    *("llava_instruct_150k", "vqa|train", "vqa|val"),
 )
+SOMETIMES_EMPTY = ("coco classes", "coco refer", "pascal_voc|train", "pascal_voc|val")
 COCO = {"annotations": "coco/annotations/instances_train2017.json", "images": "coco/train2017"}
 OPTIONS = {  # of the sources for data of one's own, which have no layout of their own
     "coco classes": COCO,
@@ -90,7 +92,7 @@ def test_the_sources_read_the_toy_world(root, name):
         if record.ignore is not None:
             assert record.ignore().shape == shape
             assert not any((t.mask() & record.ignore()).any() for t in record.targets if t.mask)
-        assert record.kind == "vqa" or record.targets or name in ("coco classes", "coco refer")
+        assert record.kind == "vqa" or record.targets or name in SOMETIMES_EMPTY
         assert bool(record.vocabulary) == (record.kind == "classes") == (name in CLASSES)
     assert drawn or source[0].asked[0][0].question.startswith("<image>\n")
     assert bool(absent) == (name in SEVERAL)

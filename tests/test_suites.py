@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,9 +11,11 @@ from tiny_assistant import toy_world
 
 from data.sources import SOURCES, build_source
 from data.sources.base import image_paths
+from data.types import Record, Target
 from evaluation.catalog import ENTRIES
 from evaluation.scoring import SCORERS
 from evaluation.suites import GROUPS, SUITES, find_suites, read_custom, table
+from evaluation.wrappers import Grouped
 from utils.config import EvalConfig, SuiteConfig, from_dict
 
 
@@ -27,10 +30,20 @@ def test_patterns_find_what_they_say_once_and_in_order():
     assert names("cityscapes", "ade20k") == ["cityscapes|val", "ade20k|val"]  # as the original's flag lists them
     assert names("semantic") == ["ade20k|val", "cocostuff|val", "cityscapes|val", "mapillary|val"]
     assert names("reason") == ["ReasonSeg|val", "ReasonSeg|test"]
+    assert names("ReasonSeg", "reasonseg") == names("reason")
+    assert names("vqa", "pas20") == ["vqa|val", "pascal_voc|val"]
+    assert names("refcoco|unc_exclude_unified|val", "MultiReasonSeg|val") == ["apart-refcoco|val", "muse|val"]
+    assert names("premise") == names("fp", "r") == names("fp*", "R-*") and len(names("fp")) == 6
     assert names("all") == list(SUITES) and len(SUITES) == len(ENTRIES)
 
 
-@pytest.mark.parametrize("pattern", ["refcocco|unc|val", "coco*stuffs", "", "ReasonSeg"])
+def test_short_names_mean_what_papers_report_together():
+    found = names("refcoco*", "gref", "muse", "fp")
+    assert found[:8] == [*names("refcoco"), *names("refcoco+"), *names("refcocog")]  # no other set's name begins so
+    assert found[8:] == [*names("grefcoco"), *names("muse*"), *names("fprefcoco*")] and len(found) == 8 + 3 + 3 + 6
+
+
+@pytest.mark.parametrize("pattern", ["refcocco|unc|val", "coco*stuffs", "", "Reason"])
 def test_unknown_patterns_are_refused_with_the_choices(pattern):
     with pytest.raises(ValueError, match=r"no suite .*have: .*ade20k\|val"):
         find_suites([pattern])
@@ -124,6 +137,15 @@ def test_a_metric_that_does_not_fit_the_data_is_refused_with_those_that_do(tmp_p
     (suite,) = find_suites(["x"], custom({**MINE, "name": "x", "metric": "semantic", "options": options}))
     with pytest.raises(ValueError, match=r"'x': metric 'semantic' is for classes data, jsonl gives .* generalised"):
         suite.open(world)
+
+
+def test_consecutive_expressions_are_asked_together():
+    """pixellm.md 12, check 10: 17 expressions are 6, 5, 4 and 2."""
+    record = Record(Path("x.jpg"), "refer", tuple(Target(f"{k}", None) for k in range(17)))
+    grouped = Grouped([record], SUITES["multirefcoco|unc|val"].groups)[0]
+    sizes = [len(turn.answer) for (turn,) in grouped.asked]
+    assert grouped.kind == "multi" and sizes == [6, 5, 4, 2]
+    assert [hole.target for (turn,) in grouped.asked for hole in turn.answer] == list(range(17))
 
 
 def test_the_list_has_a_line_for_every_suite():

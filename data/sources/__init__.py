@@ -16,15 +16,20 @@ from data.sources import (
     muse,
     openimages,
     parts,
+    pascal,
     reason,
     refer,
+    short_answers,
     vqa,
 )
 from data.sources.base import SOURCES, Rows, Source, locate
 from utils.registry import unknown
 
 # importing a family registers its sources
-FAMILIES = (coco, false_premise, folder, grefer, jsonl, label_maps, muse, openimages, parts, reason, refer, vqa)
+FAMILIES = (
+    *(coco, false_premise, folder, grefer, jsonl, label_maps, muse, openimages, parts, pascal),
+    *(reason, refer, short_answers, vqa),
+)
 
 __all__ = ["FAMILIES", "SOURCES", "Rows", "Source", "build_source", "locate"]
 

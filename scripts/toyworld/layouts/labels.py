@@ -15,6 +15,8 @@ OTHER_NAMES: dict[str, dict[str, str]] = {  # toy class -> the real name, where 
     "ade20k": {"fish": "animal"},
     "cocostuff": {"ball": "sports ball", "lamp": "light", "water": "water-other", "fish": "", "flag": ""},
     "cityscapes": {"house": "building", "tree": "vegetation", "grass": "terrain"},
+    "pascal_context": {"house": "building", "airplane": "aeroplane", "lamp": "light"},
+    "pascal_voc": {"airplane": "aeroplane"},
     "mapillary": {"house": "building", "tree": "vegetation", "flower": "vegetation", "grass": "terrain"},
 }
 

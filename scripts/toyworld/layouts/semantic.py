@@ -1,4 +1,4 @@
-"""Semantic sets: ADE20K, COCO-Stuff, Cityscapes and Mapillary Vistas v2.0 folders (lisa.md 4.2-4.3, lasagna.md 5.2)."""
+"""Semantic sets: ADE20K, COCO-Stuff, Cityscapes, Mapillary Vistas (lisa.md 4.2-4.3, lasagna.md 5.2), Pascal VOC."""
 
 import colorsys
 import json
@@ -77,6 +77,29 @@ def mapillary(world: World) -> str:
         _save(indices, world, f"mapillary/{folder}/v2.0/labels/{number:022d}.png", palette)
         pictures += 1
     return f"{pictures} pictures, {_class_list(world, 'mapillary')} classes"
+
+
+def pascal_context(world: World) -> str:
+    """VOCdevkit/VOC2010: JPEGImages, SegmentationClassContext, and the lists of ImageSets/SegmentationContext."""
+    return _voc(world, "pascal_context", "VOC2010", "SegmentationClassContext", "SegmentationContext")
+
+
+def pascal_voc(world: World) -> str:
+    """VOCdevkit/VOC2012: JPEGImages, SegmentationClass (palette PNGs), and the lists of ImageSets/Segmentation."""
+    return _voc(world, "pascal_voc", "VOC2012", "SegmentationClass", "Segmentation")
+
+
+def _voc(world: World, dataset: str, year: str, maps: str, lists: str) -> str:
+    names: dict[str, list[str]] = {"train": [], "val": []}
+    palette = [channel for value in range(256) for channel in _color(value)]
+    for split, number, scene in _both(world, "cityscapes"):
+        stem = f"{year[3:]}_{number:07d}"
+        world.picture(f"VOCdevkit/{year}/JPEGImages/{stem}.jpg", scene)
+        _save(label_map(scene, dataset, 0), world, f"VOCdevkit/{year}/{maps}/{stem}.png", palette)
+        names[split].append(stem)
+    for split, stems in names.items():
+        world.file(f"VOCdevkit/{year}/ImageSets/{lists}/{split}.txt").write_text("".join(f"{s}\n" for s in stems))
+    return f"{sum(map(len, names.values()))} pictures, {_class_list(world, dataset)} classes"
 
 
 def _both(world: World, pool: str) -> Iterator[tuple[str, int, Scene]]:

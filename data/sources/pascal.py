@@ -1,0 +1,49 @@
+"""Pascal VOC's label maps as open-vocabulary class lists: 59 classes of context (PC-59), and 20 of objects (PAS-20)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data.sources.base import SOURCES, Rows, choice, locate
+from data.sources.semantic import Classes, LabelMaps, Table, selected, shipped_labels
+
+VOID = frozenset({0, 255})  # background, which no list names, and borders
+SETS = {  # year, label maps, list of a split
+    "pascal_context": ("VOC2010", "SegmentationClassContext", "ImageSets/SegmentationContext"),
+    "pascal_voc": ("VOC2012", "SegmentationClass", "ImageSets/Segmentation"),
+}
+
+
+def _set(name: str) -> Callable[..., LabelMaps]:
+    def build(root: Path, split: str = "val", classes: Classes = None, ignore_unknown: bool = False) -> LabelMaps:
+        """Label k is the k-th class of data/labels; the split is the list of names in ImageSets."""
+        choice(f"split of {name}", split, ("train", "val"))
+        year, maps, lists = SETS[name]
+        places = [
+            tuple(f"{base}{year}/{part}" for part in ("JPEGImages", maps, f"{lists}/{split}.txt"))
+            for base in ("VOCdevkit/", "")
+        ]
+        images, maps, file = locate(root, f"{name} {split}", *places)
+        table = selected(Table.of(shipped_labels(name), VOID), classes, root)
+        return LabelMaps(listed(images, maps, file), (images, maps), table, ignore_unknown)
+
+    return build
+
+
+for _name in SETS:
+    SOURCES.register(_name)(_set(_name))
+
+
+def listed(images: Path, maps: Path, file: Path) -> Rows:
+    """[picture, label map] of every name in a list of a split; a name without its files is an error."""
+    stems = file.read_text(encoding="utf-8").split()
+    rows = [[f"{stem}.jpg", f"{stem}.png"] for stem in stems]
+    missing = [path for row in rows for path in (images / row[0], maps / row[1]) if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{file}: of its {len(stems)} names {len(missing)} files are missing: {missing[0]}, ..."
+        )
+    if not rows:
+        raise ValueError(f"{file} names no picture")
+    return Rows(rows, picture=0)

@@ -1,0 +1,50 @@
+"""Sources seen another way, as a benchmark asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
+
+from data.sources import Source
+from data.sources.base import image_paths
+from data.types import Mask, Record, Turn
+
+
+class PresentOnly:
+    """A source without its absent targets."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        return replace(record, targets=tuple(target for target in record.targets if target.mask is not None))
+
+    def image_paths(self) -> list[str]:
+        return image_paths(self.source)
+
+
+class Grouped:
+    """A source whose consecutive targets are asked for together, in groups of the sizes in turn (pixellm.md 6.2)."""
+
+    def __init__(self, source: Source, sizes: Sequence[int]):
+        self.source, self.sizes = source, tuple(sizes)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        """A record of kind "multi"; its questions are the task's to word."""
+        record, groups, start, sizes = self.source[index], [], 0, cycle(self.sizes)
+        while start < len(record.targets):
+            stop = min(start + next(sizes), len(record.targets))
+            groups.append((Turn("", tuple(map(Mask, range(start, stop)))),))
+            start = stop
+        return replace(record, kind="multi", asked=tuple(groups))
+
+    def image_paths(self) -> list[str]:
+        return image_paths(self.source)
