@@ -57,7 +57,7 @@ def test_lisa_readme_line():
     }
     assert tasks(found)["sem_seg"][1] == ["ade20k", "cocostuff", "pascal_part", "paco_lvis", "mapillary"]
     assert tasks(found)["refer_seg"][1] == ["refclef", "refcoco", "refcoco+", "refcocog"]
-    assert (found.train.epochs, found.train.steps_per_epoch, found.train.zero_stage) == (10, None, 2)
+    assert (found.train.epochs, found.train.steps_per_epoch, found.train.zero_stage) == (10, 500, 2)
     assert (found.model.lora.r, found.model.lora.alpha, found.model.lora.target_modules) == (
         8,
         16,
