@@ -138,6 +138,7 @@ def training_stream(mixture: Mixture, recipe: Recipe, state: TrainState) -> Stre
         world=dist.world_size(),
         start=state.samples,
         workers=recipe.data.workers,
+        prefetch=recipe.data.prefetch,
         pin_memory=dist.device().type == "cuda",
     )
 

@@ -170,6 +170,7 @@ class Stream:
 
     Batch number n of process r of w holds the samples start + (n * w + r) * batch_size + 0, 1, ...; so a run that is
     resumed at `position` draws what the uninterrupted one would have drawn, with any number of workers and processes.
+    Workers live as long as the stream, each `prefetch` batches ahead of it.
     """
 
     def __init__(
@@ -182,6 +183,7 @@ class Stream:
         world: int = 1,
         start: int = 0,
         workers: int = 0,
+        prefetch: int = 2,
         pin_memory: bool = False,
     ):
         self.position = start  # samples given so far by all processes, to resume from
@@ -193,6 +195,7 @@ class Stream:
             mixture,
             batch_sampler=_Indices(batch_size, rank, world, start),
             num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
             collate_fn=partial(collate, image_tokens=image_tokens),
             pin_memory=pin_memory,
             worker_init_fn=_quiet_worker,

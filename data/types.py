@@ -143,10 +143,14 @@ class Batch:
         return len(self.geometry)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
-        """Moves every tensor; only the two picture views take `dtype`."""
+        """Moves every tensor; only the two picture views take `dtype`, over there: a cast on this side would have to
+        be waited for, where a page-locked tensor travels by itself."""
 
-        views = ("pixels", "seg_pixels")
-        return self._each(lambda name, x: x.to(device, dtype if name in views else x.dtype, non_blocking=True))
+        def move(name: str, x: Tensor) -> Tensor:
+            moved = x.to(device, non_blocking=True)
+            return moved.to(dtype) if name in ("pixels", "seg_pixels") else moved
+
+        return self._each(move)
 
     def pin_memory(self) -> Batch:
         """Page-locked copies, for loaders that feed a GPU."""

@@ -116,6 +116,7 @@ class DataConfig:
     mixture: tuple[MixConfig, ...] = ()
     on_bad_sample: str = "raise"  # raise | skip (skipped ones are counted and reported)
     workers: int = 4
+    prefetch: int = 2  # batches that each worker keeps ready
     val_workers: int = 2
     exclude_val: str = "off"  # off | eval_suites | refer_family | cross_refer: whose pictures are not trained on
     index_dir: str | None = None  # where annotation indexes are kept; None: ASSISTANT_INDEX_DIR, else in dataset_dir
