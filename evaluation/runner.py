@@ -98,11 +98,11 @@ def evaluate(
                 continue
             for note in done:
                 log.info("%s: %s", suite.name, note)
-            run = Run(assistant, suite, source, how, protocol_named(how), batch_size, max_new_tokens, workers)
+            run = Run(assistant, suite, source, how, protocol_named(how), batch_size, max_new_tokens, workers, done)
             journal = Journal(folder / "predictions" if folder else None, suite.name)
             settings = {**made_with, "data": str(Path(dataset_dir).resolve()), "options": options}
             try:
-                results["suites"][suite.name] = {**run(limit, journal, settings, resume=resume), "notes": done}
+                results["suites"][suite.name] = run(limit, journal, settings, resume=resume)
             except BrokenSuite as error:
                 log.warning("%s was given up: %s", suite.name, error)
                 results["missing"][suite.name] = f"given up: {error}"
@@ -164,7 +164,7 @@ def as_table(results: dict[str, Any]) -> str:
                 f"{name:<{wide}}{figure['metric']:<18}{figure['variant']:<13}{figure['protocol']:<16}{value:>8}"
                 f"  {suite['pictures']:<8}  {between(figure)}".rstrip()
             )
-        lines += [f"  {name}: {note}" for note in suite.get("notes", ())]
+        lines += [f"  {name}: {note}" for note in suite["notes"]]
         troubles = {key: suite[key] for key in ("parse_failures", "unfinished") if suite[key]}
         if troubles:
             lines.append(f"  {name}: " + ", ".join(f"{key} {count}" for key, count in troubles.items()))
@@ -194,6 +194,7 @@ class Run:
     batch_size: int
     max_new_tokens: int
     workers: int
+    notes: list[str]
 
     def __call__(self, limit: int, journal: Journal, settings: dict[str, Any], *, resume: bool) -> dict[str, Any]:
         """Answers, counts and writes this process's share; returns the figures of all shares together."""
@@ -264,6 +265,7 @@ class Run:
             "index": item.index,
             "image": str(item.record.image),
             "protocol": self.protocol,
+            "notes": self.notes,
             "seconds": round(seconds, 4),
             "counts": counts,
             "answers": [prediction(query, reply) for query, reply in zip(item.queries, replies, strict=True)],
@@ -280,6 +282,7 @@ class Score:
         self.parse_failures = 0  # claims that name nothing asked for, or a mask that is not there
         self.unfinished = 0  # answers cut off at the token limit
         self.seconds = 0.0  # of answering, summed over the processes
+        self.notes: list[str] = []  # what was done otherwise than the suite expects
         self.broken = ""  # what was wrong with the data, where that ended it
 
     def add(self, line: Line) -> None:
@@ -290,11 +293,13 @@ class Score:
         self.parse_failures += line["counts"]["unmatched"] + sum(answer["unread"] for answer in answers)
         self.unfinished += sum(not answer["finished"] for answer in answers)
         self.seconds += line["seconds"]
+        self.notes = line.get("notes", self.notes)
 
     def merge(self, other: Score) -> None:
         self.scorer.merge(other.scorer)
         for name in ("pictures", "queries", "parse_failures", "unfinished", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.notes = self.notes or other.notes
         self.broken = self.broken or other.broken
 
     def result(self, protocol: str) -> dict[str, Any]:
@@ -305,6 +310,7 @@ class Score:
             "parse_failures": self.parse_failures,
             "unfinished": self.unfinished,
             "seconds": round(self.seconds, 3),
+            "notes": self.notes,
             **self.scorer.details(),
         }
 

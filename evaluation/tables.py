@@ -15,7 +15,7 @@ def as_markdown(results: dict[str, Any]) -> str:
         for figure in suite["figures"]:
             words = (figure["metric"], figure["variant"], figure["protocol"], number(figure["value"]), between(figure))
             rows.append("| " + " | ".join(words) + " |")
-        done = "".join(f" {note[0].upper()}{note[1:]}." for note in suite.get("notes", ()))
+        done = "".join(f" {note[0].upper()}{note[1:]}." for note in suite["notes"])
         parts.append(f"## {name}\n\n{asked}; {failed}.{done}\n\n" + "\n".join(rows))
     parts += [f"## {name}\n\nNot evaluated. {message}" for name, message in results["missing"].items()]
     return "\n\n".join(parts) + "\n"

@@ -52,6 +52,9 @@ def test_every_kind_of_suite_runs_with_every_system_and_is_scored_again_from_its
         assert 0 <= suite["unfinished"] <= suite["queries"] and suite["parse_failures"] >= 0
     again = rescore([tmp_path / "predictions"])
     assert figures(again) == figures(results)
+    assert {name: suite["notes"] for name, suite in again["suites"].items()} == {
+        name: suite["notes"] for name, suite in results["suites"].items()
+    }
 
 
 @pytest.mark.slow
