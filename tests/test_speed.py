@@ -5,20 +5,68 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measuring import step_flops, utilisation
+from benchmarks.shapes import SHAPES, build, dialogues
+from benchmarks.speed import LINES
+from model.adapt import prepare_training
+from model.losses import objective
+from utils.config import LossConfig, ModelConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_line_gives_the_same_loss_and_the_figures_are_written(tmp_path):
     """In a process of its own: the program forks, which this one, with threads, should not."""
     file = tmp_path / "speed.json"
-    command = [sys.executable, "benchmarks/speed.py", "--tiny", "--repeats", "1", "--threads", "1", "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "benchmarks/speed.py", "--shape", "tiny", "--repeats", "1", "--threads", "1"]
+    done = subprocess.run([*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())
-    assert list(figures["parts"]) == ["all_off", "vision_once", "packed_rows", "supervised_logits", "all_on"]
+    assert list(figures["parts"]) == list(LINES)
     for name in ("all_off", "all_on"):
         assert figures[name]["seconds"] > 0
     assert figures["speedup"] == figures["all_off"]["seconds"] / figures["all_on"]["seconds"]
-    parts = figures["parts"]["all_on"]["parts"]
-    assert {"tower", "language model", "mask encoder", "mask decoder", "forward", "backward", "optimizer"} == set(parts)
-    assert all(seconds >= 0 for seconds in parts.values())
+    on = figures["parts"]["all_on"]
+    parts = {"tower", "language model", "mask encoder", "mask decoder", "forward", "backward", "optimizer"}
+    assert parts == set(on["parts"])
+    assert all(seconds >= 0 for seconds in on["parts"].values())
+    assert on["images_per_second"] == pytest.approx(2 / on["seconds"])
+    assert on["tokens_per_second"] == pytest.approx(6 * (6 + 16 + 12) / on["seconds"]), "rows, whatever they share"
+    assert on["mfu"] is None, "no figure for a processor"
+
+
+@pytest.mark.parametrize(("vocabulary", "precision"), [("full", "fp32"), ("new_tokens", "bf16")])
+def test_operations_are_those_that_torch_counts(vocabulary, precision):
+    """By part and formula against forward and backward pass as they are; checkpointing computes more, needs no more."""
+    shape, counts = SHAPES["tiny"], []
+    for checkpointing in (False, True):
+        model = build(shape, precision, "sdpa", torch.device("cpu"))
+        config = ModelConfig(gradient_checkpointing=checkpointing, train_vocabulary=vocabulary)
+        prepare_training(model, config).vlm.pack_rows = True
+        batch = dialogues(shape, model.vlm.image_tokens, pictures=2, each=3).to("cpu", model.dtype)
+        with FlopCounterMode(display=False) as counter:
+            objective(model(batch), batch, LossConfig()).total.backward()
+        counts.append((step_flops(model, batch), counter.get_total_flops()))
+    assert counts[0][0] == counts[1][0]
+    assert counts[0][0] == pytest.approx(counts[0][1], rel=0.12)
+    assert counts[1][1] > 1.05 * counts[0][1]
+
+
+def test_utilisation():
+    assert utilisation(989e12, 2.0, "NVIDIA H100 80GB HBM3") == pytest.approx(0.5)
+    assert utilisation(756e12, 2.0, "NVIDIA H100 PCIe") == pytest.approx(0.5)
+    assert utilisation(1e12, 1.0, "cpu") is None
+
+
+def test_dialogues_of_class_lists():
+    shape = SHAPES["tiny"]
+    batch = dialogues(shape, 16, pictures=2, each=2, masks=3, classes=5)
+    assert batch.ids.shape == (4, shape.opening + 16 + 15 + 20)
+    assert [len(masks) for masks in batch.masks] == [6, 6]
+    rows = batch.mask_rows[:, None]
+    assert (batch.ids[rows, batch.mask_positions + 1] == 3).all()
+    assert int((batch.ids == 3).sum()) == 12

@@ -1,0 +1,184 @@
+"""What a training step costs as it grows: dialogues a picture, classes in the list, picture size, processes.
+
+    python benchmarks/scaling.py --json scaling.json --plot docs/scaling.png
+    python benchmarks/scaling.py --shape tiny --repeats 1 --plot /tmp/scaling.png
+
+The step that recipes take when told nothing against the one of the original programs (benchmarks/plain_step.py), each
+point in a process of its own. Processes, each with one thread and its own pictures, train through DeepSpeed as
+train_ds.py does; there the question is how many pictures a second all of them take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.plain_step import plain_loss, take_apart
+from benchmarks.shapes import SHAPES, Shape, build, dialogues
+from data.types import Batch
+from model.adapt import prepare_training
+from model.losses import objective
+from model.seg_model import SegModel
+from utils.config import LoraConfig, LossConfig, ModelConfig, Recipe, TrainConfig
+
+DIALOGUES, CLASSES, PROCESSES = (1, 2, 4, 8), (10, 80, 150), (1, 2)
+GROWTH = (0.5, 1.0, 2.0)  # of both sides of the picture
+MASKS = 4  # present among the classes of a list
+PANELS = {"dialogues": "dialogues a picture", "classes": "classes in the list", "pixels": "pixels of the picture"}
+WAYS = {"published": "as published", "product": "this program"}
+MODEL = ModelConfig(gradient_checkpointing=False, lora=LoraConfig(dropout=0.0), precision="fp32")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    figures: dict[str, Any] = {panel: {way: {} for way in WAYS} for panel in PANELS}
+    fork = multiprocessing.get_context("fork")
+    for panel, value, shape, asked in points(SHAPES[args.shape]):
+        for way in WAYS:
+            with fork.Pool(1) as process:  # nothing has run in this one that a fork breaks
+                figures[panel][way][value] = process.apply(seconds_of, (shape, asked, way, args))
+        old, new = (figures[panel][way][value] for way in WAYS)
+        print(f"{PANELS[panel]:<24}{value:>9}{old:>9.3f} s as published{new:>9.3f} s{old / new:>7.2f}x", flush=True)
+    figures["processes"] = {world: together(world, args) for world in PROCESSES}
+    for world, seconds in figures["processes"].items():
+        print(f"{'processes':<24}{world:>9}{seconds:>9.3f} s, {world / seconds:.3f} pictures a second", flush=True)
+    figures["setup"] = {"shape": args.shape, "repeats": args.repeats, "torch": torch.__version__}
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if args.plot:
+        draw(figures, args.plot)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw them")
+    parser.add_argument("--shape", choices=("issue", "tiny"), default="issue")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed steps, after one that is not")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0: as torch chooses")
+    return parser.parse_args(argv)
+
+
+def points(shape: Shape) -> Iterator[tuple[str, int, Shape, dict[str, int]]]:
+    """(panel, value on its axis, shape, what is asked about one picture)."""
+    for each in DIALOGUES:
+        yield "dialogues", each, shape, {"each": each}
+    for classes in CLASSES:
+        yield "classes", classes, shape, {"each": 1, "classes": classes, "masks": MASKS}
+    for factor in GROWTH:
+        height, width = (round(side * factor) for side in shape.picture)
+        yield "pixels", height * width, replace(shape, picture=(height, width)), {"each": 2}
+
+
+def seconds_of(shape: Shape, asked: dict[str, int], way: str, args: argparse.Namespace) -> float:
+    """Median seconds of a step."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model, batch = prepared(shape, asked)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)
+    if way == "published":
+        take_apart(model, ())
+
+    def step() -> None:
+        if way == "published":
+            loss = plain_loss(model, batch, LossConfig(), ())
+        else:
+            loss = objective(model(batch), batch, LossConfig()).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    return timed(step, args.repeats)
+
+
+def together(world: int, args: argparse.Namespace) -> float:
+    """Median seconds of a step of `world` processes with a picture each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.Queue()
+    started = [spawn.Process(target=member, args=(rank, world, port, args, results)) for rank in range(world)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"a process of {world} ended with code {process.exitcode}")
+    return max(results.get() for _ in started)
+
+
+def member(rank: int, world: int, port: int, args: argparse.Namespace, results: Any) -> None:
+    """One process of a distributed run, as a launcher starts it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    torch.set_num_threads(1)
+    from training.engine import Engine
+    from utils import dist
+
+    dist.start()
+    model, batch = prepared(SHAPES[args.shape], {"each": 2})
+    engine = Engine(model, Recipe(model=MODEL, train=TrainConfig(batch_size=1, grad_accumulation_steps=1)))
+    engine.train()
+
+    def step() -> None:
+        engine.backward(objective(engine(batch), batch, LossConfig()).total)
+        engine.step()
+
+    results.put(timed(step, args.repeats))
+    dist.stop()
+
+
+def prepared(shape: Shape, asked: dict[str, int]) -> tuple[SegModel, Batch]:
+    model = prepare_training(build(shape, "fp32", "sdpa", torch.device("cpu")), MODEL)
+    model.vlm.pack_rows = True
+    return model, dialogues(shape, model.vlm.image_tokens, pictures=1, **asked)
+
+
+def timed(step: Any, repeats: int) -> float:
+    step()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Four panels: seconds of a step, and pictures a second of all processes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    for axis, (panel, label) in zip(axes, PANELS.items(), strict=False):
+        for way, title in WAYS.items():
+            axis.plot(list(figures[panel][way]), list(figures[panel][way].values()), "o-", label=title)
+        axis.set(xlabel=label, ylabel="seconds a step", ylim=(0, None))
+        axis.legend()
+    worlds = figures["processes"]
+    axes[3].plot(list(worlds), [world / seconds for world, seconds in worlds.items()], "o-", color="tab:orange")
+    axes[3].set(xlabel="processes of one thread", ylabel="pictures a second", ylim=(0, None), xticks=list(worlds))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,113 @@
+"""Models of random weights in the sizes that benchmarks measure, and batches for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
+from model.build import assemble, dtype_of
+from model.plan import Plan
+from model.seg_model import SegModel
+
+MASK_TOKEN = 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """By default where the model dominates: 256 image tokens, SAM at 1024 pixels."""
+
+    width: int = 512
+    inner: int = 1365  # width of the language model's gates
+    layers: int = 8
+    heads: int = 8
+    vocabulary: int = 32000
+    tower_width: int = 256
+    tower_layers: int = 6
+    tower_heads: int = 4
+    tower_side: int = 224
+    sam_width: int = 96
+    sam_layers: int = 4
+    sam_heads: int = 4
+    sam_global: tuple[int, ...] = (3,)  # layers that look at the whole picture
+    sam_side: int = 1024
+    prompt: int = 256  # width of the mask decoder
+    picture: tuple[int, int] = (480, 640)
+    opening: int = 40  # tokens before the picture
+    text: int = 40  # tokens of a question and of its answer, each
+
+
+SHAPES = {
+    "issue": Shape(),
+    "tiny": Shape(32, 85, 2, 2, 200, 16, 2, 4, 56, 16, 2, 4, (1,), 128, 16, (60, 80), 6, 6),
+    "7b": Shape(4096, 11008, 32, 32, 32004, 1024, 24, 16, 224, 1280, 32, 16, (7, 15, 23, 31)),
+}
+
+
+def build(shape: Shape, precision: str, attention: str, device: torch.device) -> SegModel:
+    """Made on its device in its precision: 7B weights are never anywhere in float32."""
+    torch.manual_seed(0)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype_of(precision))
+    try:
+        with torch.device(device):
+            model = assemble(_plan(shape), attention)
+    finally:
+        torch.set_default_dtype(usual)
+    nn.init.normal_(model.head.prompts.shared_embedding.positional_embedding)
+    model.vlm.reset_buffers()
+    model.added_ids = [MASK_TOKEN, shape.vocabulary - 2, shape.vocabulary - 1]
+    return model.to(device)
+
+
+def dialogues(shape: Shape, image_tokens: int, *, pictures: int, each: int, masks: int = 1, classes: int = 0) -> Batch:
+    """Pictures with `each` dialogues that open alike, ask in other words and answer with `masks` masks.
+
+    classes: in the list of the question, three tokens each, and in the answer, four; 0: `text` tokens.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = pictures * each
+    asked, answered = (3 * classes, max(4 * classes, 2 * masks + 2)) if classes else (shape.text, shape.text)
+
+    def words(*size: int) -> Tensor:
+        return torch.randint(MASK_TOKEN + 1, shape.vocabulary - 2, size, generator=generator)
+
+    opening = torch.cat([words(shape.opening), torch.full((image_tokens,), IMAGE_ID)])
+    ids = torch.cat([opening.expand(rows, -1), words(rows, asked + answered)], dim=1)
+    labels = ids.clone()
+    labels[:, :-answered] = IGNORE_ID
+    places = ids.shape[1] - 2 * torch.arange(masks, 0, -1)  # of the mask tokens
+    ids[:, places] = labels[:, places] = MASK_TOKEN
+    scale = shape.sam_side / max(shape.picture)
+    place = Geometry(shape.picture, tuple(round(side * scale) for side in shape.picture))
+    truth = torch.rand(each * masks, *shape.picture, generator=generator) > 0.5
+    return Batch(
+        pixels=torch.randn(pictures, 3, shape.tower_side, shape.tower_side, generator=generator),
+        seg_pixels=torch.randn(pictures, 3, shape.sam_side, shape.sam_side, generator=generator),
+        ids=ids,
+        labels=labels,
+        attention=torch.ones_like(ids, dtype=torch.bool),
+        row_image=torch.arange(pictures).repeat_interleave(each),
+        mask_rows=torch.arange(rows).repeat_interleave(masks),
+        mask_positions=(places - 1).repeat(rows)[:, None],
+        masks=[truth.float()] * pictures,
+        geometry=[place] * pictures,
+        names=[f"picture {index}" for index in range(pictures)],
+    )
+
+
+def _plan(shape: Shape) -> Plan:
+    language = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "intermediate_size": shape.inner}
+    language |= {"num_hidden_layers": shape.layers, "num_attention_heads": shape.heads}
+    tower = {"hidden_size": shape.tower_width, "intermediate_size": 4 * shape.tower_width, "patch_size": 14}
+    tower |= {"num_hidden_layers": shape.tower_layers, "num_attention_heads": shape.tower_heads}
+    encoder = {"hidden_size": shape.sam_width, "mlp_dim": 4 * shape.sam_width, "num_hidden_layers": shape.sam_layers}
+    encoder |= {"num_attention_heads": shape.sam_heads, "image_size": shape.sam_side, "output_channels": shape.prompt}
+    encoder |= {"global_attn_indexes": list(shape.sam_global), "num_pos_feats": shape.prompt // 2}
+    prompt = {"hidden_size": shape.prompt, "image_size": shape.sam_side}
+    decoder = {"hidden_size": shape.prompt, "mlp_dim": 8 * shape.prompt, "num_attention_heads": 8}
+    sam = {"vision_config": encoder | {"initializer_range": 0.02}, "prompt_encoder_config": prompt}
+    sam |= {"mask_decoder_config": decoder | {"iou_head_hidden_dim": shape.prompt}}
+    return Plan(language, tower | {"image_size": shape.tower_side}, 2, -2, "sam", sam)
