@@ -1,9 +1,13 @@
-"""Two processes: every ZeRO stage trains, saves, merges and goes on exactly, and equals one process."""
+"""Two processes: every ZeRO stage trains, saves, merges and goes on exactly, and equals one process.
+
+They start under DeepSpeed's launcher first, then as two simulated nodes, each with a launcher of its own.
+"""
 
 import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,12 +24,28 @@ NOISE = "k_proj.bias"  # softmax does not see it: its gradient is rounding alone
 STAGES = ("stage0", "stage1", "stage2", "stage3")
 
 
-def launch(folder: Path, name: str, runs: list[dict]):
-    """Two processes go through all runs one after another; the port is this test's own."""
-    port = 20000 + os.getpid() % 20000
-    launcher = (str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(port))
-    (folder / name).write_text(json.dumps(runs))
-    return start("tests/several_runs.py", folder / name, launcher=launcher, timeout=900)
+PORT = str(20000 + os.getpid() % 20000)  # this test's own
+
+
+def launch(file: Path, runs: list[dict]) -> None:
+    """Two processes go through all runs one after another."""
+    file.write_text(json.dumps(runs))
+    launcher = (str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", PORT)
+    start("tests/several_runs.py", file, launcher=launcher, timeout=900)
+
+
+def launch_nodes(file: Path, runs: list[dict]) -> None:
+    """The same by two launchers with a process each, at addresses of their own on the loopback network."""
+    file.write_text(json.dumps(runs))
+    launcher = (str(Path(sys.executable).with_name("torchrun")), "--nnodes", "2", "--nproc_per_node", "1")
+    meet = ("--master_addr", "127.0.0.1", "--master_port", PORT)
+
+    def node(rank: int) -> None:
+        here = ("--node_rank", str(rank), "--local_addr", f"127.0.0.{rank + 1}")
+        start("tests/several_runs.py", file, launcher=(*launcher, *meet, *here), timeout=900)
+
+    with ThreadPoolExecutor() as nodes:
+        list(nodes.map(node, range(2)))
 
 
 def curve(run: Path) -> list[tuple]:
@@ -70,7 +90,7 @@ def world(tmp_path_factory):
         {"argv": argv("term", "--no_eval", "--set", "train.steps_per_epoch=500"), "terminate": 1},
     ]
     unlucky[-1]["log"] = str(folder / "runs" / "term" / "log.jsonl")
-    launch(folder, "first.json", plain + unlucky)
+    launch(folder / "first.json", plain + unlucky)
     return folder / "runs", argv
 
 
@@ -84,12 +104,12 @@ def alone(world):
 
 @pytest.fixture(scope="module")
 def resumed(world, alone):
-    """Two processes go on with runs that stopped after step 2: their own, and one of one process."""
+    """Two nodes go on with runs that stopped after step 2: their own, and one of one process."""
     runs, argv = world
     names = {"again2": ("stage2", 2), "again3": ("stage3", 3), "up": ("alone", 3), "over": ("stage2", 3)}
     for name, (source, _) in names.items():
         cut(runs / source, name)
-    launch(runs.parent, "second.json", [{"argv": argv(name, stage=stage)} for name, (_, stage) in names.items()])
+    launch_nodes(runs.parent / "second.json", [{"argv": argv(name, stage=stage)} for name, (_, stage) in names.items()])
     return runs
 
 
