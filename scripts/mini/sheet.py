@@ -59,7 +59,7 @@ def draw(out: Path, rows: Sequence[Row]) -> list[Path]:
             strips += [strip(record, shown, rows, answers)] if all(answers.values()) else []
     file = out / "answers.png"
     if strips:
-        Image.fromarray(np.concatenate(strips)).save(file, optimize=True)
+        Image.fromarray(np.concatenate(strips)).quantize(256).save(file, optimize=True)
     return [file] if strips else []
 
 
