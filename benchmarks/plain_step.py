@@ -27,6 +27,7 @@ LADDER = ("vision_once", "packed_rows", "supervised_logits", "encoder_strips")  
 def take_apart(model: SegModel, on: Collection[str]) -> None:
     """Undoes what a model has that is not on."""
     model.vlm.pack_rows = "packed_rows" in on
+    model.head.redraw = len(on) > len(LADDER)
     for layer in model.head.encoder.layers if "encoder_strips" not in on else ():
         if isinstance(layer.attn, StripAttention):
             layer.attn.__class__ = SamVisionSdpaAttention  # the same weights

@@ -46,7 +46,7 @@ DEFAULTS, DECODER_MASKS, NEW_TOKENS = "defaults", "decoder_masks", "new_tokens"
 LINES = {"all_off": ()} | {name: LADDER[: index + 1] for index, name in enumerate(LADDER)}
 LINES |= {DEFAULTS: (*LADDER, DEFAULTS), DECODER_MASKS: (*LADDER, DEFAULTS, DECODER_MASKS)}
 LINES |= {"all_on": (*LADDER, DEFAULTS, DECODER_MASKS, NEW_TOKENS)}
-TITLES = {DEFAULTS: "+ pictures together", "all_on": "+ new tokens: all_on"}
+TITLES = {DEFAULTS: "+ together, redrawn", "all_on": "+ new tokens: all_on"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

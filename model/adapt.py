@@ -32,6 +32,7 @@ def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> 
     speed_up(model, config)
     if config.gradient_checkpointing:
         model.vlm.checkpoint_gradients()
+    model.head.redraw = config.decoder_checkpointing
     log.info(describe(model))
     return model.train()
 

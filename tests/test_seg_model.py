@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data.types import IMAGE_ID
+from model.heads.base import REDRAWN_AT_ONCE
 from model.losses import objective
 from model.seg_model import find_groups
 from tests.tiny_model import EOS, PLAN, SEG, tiny_batch, tiny_model
@@ -168,6 +169,22 @@ def test_checkpointed_gradients_are_the_plain_ones():
     assert passes == [False, True, True], "a checkpointed layer runs again in the backward pass"
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(*gradients)
+
+
+def test_masks_drawn_again_have_the_same_gradients(monkeypatch):
+    monkeypatch.setitem(REDRAWN_AT_ONCE, "cpu", 2)  # of three: in two pieces
+    gradients, drawn = [], []
+    for redraw in (False, True):
+        model = tiny_model().train()
+        model.head.redraw = redraw
+        model.head.decoder.register_forward_pre_hook(lambda *_, r=redraw: drawn.append(r))
+        batch = tiny_batch()
+        objective(model(batch), batch, LossConfig()).total.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    assert drawn == [False] + [True] * 4, "each piece once more in the backward pass"
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
 def test_casts_keep_the_rotary_frequencies_in_float32():

@@ -45,7 +45,9 @@ def test_operations_are_those_that_torch_counts(vocabulary, precision):
     shape, counts = SHAPES["tiny"], []
     for checkpointing in (False, True):
         model = build(shape, precision, "sdpa", torch.device("cpu"))
-        config = ModelConfig(gradient_checkpointing=checkpointing, train_vocabulary=vocabulary)
+        config = ModelConfig(
+            gradient_checkpointing=checkpointing, decoder_checkpointing=checkpointing, train_vocabulary=vocabulary
+        )
         prepare_training(model, config).vlm.pack_rows = True
         batch = dialogues(shape, model.vlm.image_tokens, pictures=2, each=3).to("cpu", model.dtype)
         with FlopCounterMode(display=False) as counter:

@@ -65,7 +65,8 @@ class ModelConfig:
     train_mask_decoder: bool = True
     train_language: bool = True  # without LoRA (lora.r = 0): train the language model in full, not its vocabulary alone
     train_vocabulary: str = "full"  # full (published): every row in and out | new_tokens: those the system adds
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = True  # the language model's layers are computed again in the backward pass
+    decoder_checkpointing: bool = True  # masks are drawn again in it: 100 MB less a mask (fp32)
     compile: str = ""  # backend of torch.compile for the language model's layers in training, e.g. inductor; "": none
     liger: bool = False  # Liger's kernels in the language model's layers in training (NVIDIA GPU)
     load_in_8bit: bool = False

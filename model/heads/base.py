@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from data.types import Batch, Geometry
 from model.names import Pair
@@ -19,6 +21,7 @@ from utils.registry import Registry
 HEADS = Registry("mask head")  # names to MaskHead classes
 Features = Any  # whatever `features` hands to `decode`
 QUERIES_AT_ONCE = {"cpu": 4, "cuda": 64}  # without gradients; each costs about a dozen copies of a picture embedding
+REDRAWN_AT_ONCE = {"cpu": 2, "cuda": 8, "meta": 8}  # in the backward pass, with twice that and more
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class MaskHead(Protocol):
     CHOSEN: ClassVar[tuple[str, ...]]  # weights that options add: drawn where a finished head has none
     tokens: int  # K, mask tokens of one mask, as far as the head minds
     prompt_dim: int  # D, the width of a mask query
+    redraw: bool  # masks are drawn again in the backward pass, to save memory
     view_size: int | None  # side of the mask-side view; None: the head uses the language-side features
 
     @classmethod
@@ -69,9 +73,15 @@ class MaskHead(Protocol):
         """The parts that train with `train_mask_decoder`; the rest is frozen."""
 
 
-def in_pieces(draw: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
-    """`draw(queries, query_image)` of all queries in one pass; without gradients of so many at once."""
+def in_pieces(
+    draw: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor, redraw: bool = False
+) -> Tensor:
+    """`draw(queries, query_image)` of all queries in one pass; without gradients of so many at once. redraw: with
+    gradients, too, each piece drawn again in the backward pass, so that what drawing leaves is never kept."""
     size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE[queries.device.type]
+    if torch.is_grad_enabled() and redraw:
+        size = REDRAWN_AT_ONCE[queries.device.type]
+        draw = partial(checkpoint, draw, use_reentrant=False, preserve_rng_state=False)  # drawing has no chance in it
     return torch.cat([draw(*piece) for piece in zip(queries.split(size), query_image.split(size), strict=True)])
 
 

@@ -72,7 +72,7 @@ class PixelHead(nn.Module):
         self.prompts = prompts
         self.decoder = decoder
         self.levels: tuple[int, ...] = ()
-        self.tokens = 0
+        self.tokens, self.redraw = 0, False
         self.fine_positions = _fourier(prompts.hidden_size)
         prompts.shared_embedding = _fourier(prompts.hidden_size)
         self.register_parameter("fusion", None)  # (L, T) weights of tokens
@@ -136,7 +136,7 @@ class PixelHead(nn.Module):
         self, features: list[Tensor], queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
     ) -> list[Tensor]:
         """(Q, L * T, D) to B x (N_b, H_b, W_b) float32 logits."""
-        logits = in_pieces(partial(self._low_resolution, features), queries, query_image)
+        logits = in_pieces(partial(self._low_resolution, features), queries, query_image, self.redraw)
         return by_picture(logits, query_image, geometry, [max(place.resized) for place in geometry], full)
 
     def _low_resolution(self, features: list[Tensor], queries: Tensor, query_image: Tensor) -> Tensor:

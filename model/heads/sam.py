@@ -46,6 +46,7 @@ class SamHead(nn.Module):
         self.encoder = encoder
         self.prompts = prompts
         self.decoder = decoder
+        self.redraw = False
         self.cache: EmbeddingCache | None = None  # of a frozen encoder's embeddings
 
     @classmethod
@@ -96,7 +97,7 @@ class SamHead(nn.Module):
         self, features: Tensor, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
     ) -> list[Tensor]:
         """(Q, K, D) to B x (N_b, H_b, W_b) float32 logits."""
-        logits = in_pieces(partial(self._low_resolution, features), queries, query_image)
+        logits = in_pieces(partial(self._low_resolution, features), queries, query_image, self.redraw)
         return by_picture(logits, query_image, geometry, [self.view_size] * len(geometry), full)
 
     def _low_resolution(self, features: Tensor, queries: Tensor, query_image: Tensor) -> Tensor:
