@@ -19,7 +19,7 @@ from model.adapt import (
 )
 from model.losses import objective
 from tests.tiny_model import tiny_batch, tiny_model
-from utils.config import LoraConfig, LossConfig, ModelConfig
+from utils.config import LoraConfig, LossConfig, ModelConfig, TowerConfig
 
 CONFIG = ModelConfig(lora=LoraConfig(r=2, alpha=4, dropout=0.0), gradient_checkpointing=False)
 
@@ -77,6 +77,19 @@ def test_scale_and_start():
 def test_frozen_mask_decoder():
     model = prepare_training(tiny_model(), replace(CONFIG, train_mask_decoder=False))
     assert not [name for name in trainable_names(model) if name.startswith("head.")]
+
+
+def test_tower_and_mask_encoder_train_where_a_recipe_says_so():
+    model = prepare_training(tiny_model(), replace(CONFIG, tower=TowerConfig(train=True), head={"train_encoder": True}))
+    batch = tiny_batch()
+    objective(model(batch), batch, LossConfig()).total.backward()
+    moved = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert {"vlm.tower.embeddings.patch_embedding.weight", "head.encoder.patch_embed.projection.weight"} <= moved
+    layers = len(model.vlm.tower.encoder.layers)
+    trained = {name.split(".")[4] for name in trainable_names(model) if name.startswith("vlm.tower.encoder.layers.")}
+    assert trained == {str(layer) for layer in range(layers - 1)}, "what lies above the projected features does not"
+    with pytest.raises(ValueError, match=r"no field in model.head 'train_encodr'"):
+        mark_trainable(model, replace(CONFIG, head={"train_encodr": True}))
 
 
 def test_without_lora_the_language_model_trains_in_full():

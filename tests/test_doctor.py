@@ -32,6 +32,7 @@ MAPS, REASON, SAID = (
     "reason_seg/ReasonSeg/train",
     "llava_dataset/llava_instruct_150k.json",
 )
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 RECIPE = {
     "system": "lisa",
     "data": {
@@ -109,6 +110,13 @@ def side(root):
     return np.asarray(Image.open(first(root / MAPS))).shape
 
 
+def overwrite(path, count=200):
+    """Noise in the middle of a file, which stays as long as it was."""
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] + np.random.default_rng(0).bytes(count) + data[middle + count :])
+
+
 class Attack:
     def __reduce__(self):
         return os.system, ("true",)
@@ -150,6 +158,10 @@ FAULTS = {
     "half a picture": (
         lambda r: os.truncate(first(r / "ade20k/images/training"), 700),
         ["train ade20k: broken items", r"ADE_train_00000001.jpg"],
+    ),
+    "damage inside a picture": (
+        lambda r: overwrite(first(r / "ade20k/images/training")),
+        ["warning: train ade20k: damaged pictures", "ADE_train_00000001.jpg: Corrupt JPEG data"],
     ),
     "map of another size": (
         lambda r: save_map(r, np.zeros((20, 30), np.uint8) + 3),
@@ -219,7 +231,13 @@ FAULTS = {
         ["llava_instruct_150k: cannot be read", "expected a list"],
     ),
 }  # fmt: skip
-ONLY_WARNED = {"unlabelled map", "empty mask", "picture under two ids", "trained and evaluated on"}
+ONLY_WARNED = {
+    "damage inside a picture",
+    "unlabelled map",
+    "empty mask",
+    "picture under two ids",
+    "trained and evaluated on",
+}
 
 
 def test_a_whole_folder_is_all_well(root, capsys):
@@ -229,6 +247,21 @@ def test_a_whole_folder_is_all_well(root, capsys):
         assert re.search(rf"train  {name} +found +\d+ +\d", printed), name
     assert "cityscapes" not in printed, "what the recipe does not use may be missing"
     assert re.search(r"eval   refcoco\|unc\|val +found +3 ", printed)
+
+
+@pytest.fixture(scope="module")
+def every_layout(tmp_path_factory):
+    root = tmp_path_factory.mktemp("recipes") / "toy"
+    assert make_toy([str(root), "--images", "24", "--val_images", "2"]) == 0
+    return root
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_toy_world_has_what_every_recipe_needs(every_layout, capsys, recipe):
+    status = main([str(recipe), "--dataset_dir", str(every_layout), "--check", "3"])
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert re.search(r"train  \S.* found ", printed) and not re.search(" (missing|broken) ", printed)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -31,7 +31,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SCRIPTS = [ROOT / "scripts" / f"train_{name}.sh" for name in SYSTEMS]
 LAYOUTS = ("ade20k", "cocostuff", "refcoco", "refcoco+", "refcocog", "refclef", "reason_seg", "llava_instruct")
 LAYOUTS += ("grefcoco", "refzom", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog")
-LAYOUTS += ("pascal_part", "paco_lvis", "mapillary", "cityscapes", "openimage", "muse")
+LAYOUTS += ("pascal_part", "paco_lvis", "mapillary", "cityscapes", "openimage", "muse", "coco")
 TOY_BASE = {
     "version": "assets/toy/llava",
     "vision_tower": None,
@@ -55,8 +55,8 @@ def test_what_a_recipe_names_exists(path):
         for entry in task.sets:
             choices = inspect.signature(SOURCES[entry.source.split("|")[0]]).parameters
             assert entry.options.keys() <= choices.keys()
-    first, *_ = find_suites(recipe.eval.suites)
-    find_suites(recipe.eval.final_suites or recipe.eval.suites)
+    first, *_ = find_suites(recipe.eval.suites, recipe.eval.custom)
+    find_suites(recipe.eval.final_suites or recipe.eval.suites, recipe.eval.custom)
     assert recipe.eval.best_by in {figure.metric for figure in SCORERS[first.metric]().figures()}
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from data.sources import build_source
 from data.views import read_image
-from utils.config import DataConfig, from_dict
+from evaluation.suites import find_suites
+from utils.config import Recipe, from_dict
 from utils.masks import encode_rle
 
 SIZE = (10, 12)
@@ -236,9 +237,13 @@ def recipes() -> list[str]:
 
 
 def test_the_recipes_of_the_guide_are_short_and_valid():
-    sources = set()
+    sources, suites = set(), []
     for text in recipes():
         assert len(text.splitlines()) <= 10
-        for mix in from_dict(DataConfig, yaml.safe_load(text)["data"]).mixture:
-            sources |= {entry.source for entry in mix.sets}
+        values = yaml.safe_load(text)
+        recipe = from_dict(Recipe, {key: value for key, value in values.items() if key != "base"})
+        sources |= {entry.source for mix in recipe.data.mixture for entry in mix.sets}
+        if recipe.eval.custom:
+            suites += find_suites([*recipe.eval.suites, "custom"], recipe.eval.custom)
     assert sources == {"coco", "folder", "jsonl"}
+    assert [suite.name for suite in suites] == ["kitchen", "asked"]

@@ -264,13 +264,16 @@ def test_label_values_are_the_published_ones():
 
 @pytest.mark.parametrize("name", ["refcoco|unc", "refcoco+|unc", "refcocog|umd", "refclef|unc"])
 def test_refer_sets_are_read_by_the_real_loader(root: Path, name: str):
-    splits = ["train", "val", *(["test"] if "umd" in name else ["testA", "testB"])]
+    tests = {"refcocog|umd": ["test"], "refclef|unc": ["testA", "testB", "testC"]}
+    splits = ["train", "val", *tests.get(name, ["testA", "testB"])]
     pictures = {}
     for split in splits:
         source = build_source(f"{name}|{split}", root)
         records = [source[index] for index in range(len(source))]
         assert all(0.9 * target.mask().size > target.mask().sum() > 40 for r in records for target in r.targets)
         pictures[split] = {record.image for record in records}
+        if split == "testC":
+            assert all("fish" in target.phrase for record in records for target in record.targets)
         if split == "testA":
             assert all("person" in target.phrase for record in records for target in record.targets)
         if name.startswith("refcoco+"):

@@ -27,7 +27,7 @@ def refcocog(world: World) -> str:
 
 def refclef(world: World) -> str:
     """Short phrases; masks as lists of run lengths, pictures in nested folders."""
-    return write_refs(world, RefSet("refclef", UNC[:1], phrases, pool="saiapr"))
+    return write_refs(world, RefSet("refclef", UNC[:1], phrases, tests="testABC", pool="saiapr"))
 
 
 def phrases(scene: Scene) -> list[Expression]:

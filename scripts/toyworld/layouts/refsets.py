@@ -13,6 +13,8 @@ from toyworld.layouts.world import World
 from toyworld.scene import Scene
 
 SENTENCES = 3  # at most, for one object
+LETTERED = {"testAB": {"testA", "testB"}, "testABC": {"testA", "testB", "testC"}}
+ANIMALS = {"fish"}
 
 Phrases = Callable[[Scene], list[Expression]]
 Refs = Callable[[Scene, list[Expression], np.random.Generator], Iterator[dict]]  # things by index; see `one_object`
@@ -35,7 +37,7 @@ class RefSet:
     files: tuple[str, ...]
     phrases: Phrases
     refs: Refs = one_object
-    tests: str = "testAB"  # test splits: testA and testB, or this one
+    tests: str = "testAB"  # test splits: those of these letters, or this one
     pool: str = "coco2014"
     val2014: bool = False  # pictures of val and test belong to COCO's val2014
 
@@ -64,7 +66,7 @@ def _pictures(world: World, refset: RefSet) -> Iterator[tuple[str, int, Scene]]:
     """(split, picture id, scene); the test pictures go on until every test split has an object."""
     for split, pictures in (("train", world.train(refset.pool)), ("val", world.val())):
         yield from ((split, number, scene) for number, scene in pictures)
-    missing = {"testA", "testB"} if refset.tests == "testAB" else {refset.tests}
+    missing = LETTERED.get(refset.tests, {refset.tests}).copy()
     for position, (number, scene) in enumerate(world.endless_test()):
         if position >= world.val_images and not missing:
             return
@@ -73,10 +75,13 @@ def _pictures(world: World, refset: RefSet) -> Iterator[tuple[str, int, Scene]]:
 
 
 def _split(split: str, scene: Scene, things: tuple[int, ...]) -> str:
-    """testA holds people, testB everything else."""
-    if split != "testAB":
+    """testA holds people, testB everything else, or all of it but the animals, which are then testC."""
+    if split not in LETTERED:
         return split
-    return "testA" if any(scene.things[index].name == "person" for index in things) else "testB"
+    names = {scene.things[index].name for index in things}
+    if "person" in names:
+        return "testA"
+    return "testC" if "testC" in LETTERED[split] and names & ANIMALS else "testB"
 
 
 def _released(ref: dict, scene: Scene, number: int, split: str, file_name: str) -> dict:
