@@ -115,7 +115,7 @@ def spoken(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def cell(image: np.ndarray, layers: Sequence[Layer], words: str, title: str) -> np.ndarray:
     """A title, the picture with masks and legend, and words below."""
     picture = Image.fromarray(with_legend(_grown(image), [_grown_layer(layer) for layer in layers]))
-    lines = wrapped(words, SIDE - 2 * MARGIN)
+    lines = wrapped(words.replace("]", "] "), SIDE - 2 * MARGIN)  # may break behind every token
     lines = lines if len(lines) <= LINES else [*lines[: LINES - 1], "[...]"]
     page = Image.new("RGB", (SIDE + MARGIN, LINE + picture.height + LINE * (len(lines) + 1)), (255, 255, 255))
     page.paste(picture, (0, LINE))
