@@ -56,6 +56,8 @@ def build(recipe: Recipe, device: torch.device | str | None = None, trainable: b
     system, tokenizer, model = _parts(recipe)
     if trainable:
         prepare_training(model, recipe.model, seed=recipe.train.seed)
+        # ZeRO-3 gathers weights with all processes at every pass, and pieces differ in number from one to the next
+        model.head.redraw = model.head.redraw and recipe.train.zero_stage != 3
         model.full_masks = recipe.loss.mask_size == "full"
     else:
         model.requires_grad_(False).eval()

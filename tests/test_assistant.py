@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,10 @@ def test_missing_places_are_named(tmp_path):
         load(tmp_path / "nowhere", device="cpu")
     with pytest.raises(FileNotFoundError, match="no model folder"):
         load(tmp_path, device="cpu")
+
+
+def test_processes_that_share_weights_draw_masks_in_one_piece():
+    """Under ZeRO-3 every pass is a collective; dialogues, and so pieces, differ in number between processes."""
+    for stage, redraw in ((2, True), (3, False)):
+        given = recipe()
+        assert build(replace(given, train=replace(given.train, zero_stage=stage)), "cpu").model.head.redraw == redraw
