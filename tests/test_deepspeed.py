@@ -31,7 +31,7 @@ def launch(file: Path, runs: list[dict]) -> None:
     """Two processes go through all runs one after another."""
     file.write_text(json.dumps(runs))
     launcher = (str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", PORT)
-    start("tests/several_runs.py", file, launcher=launcher, timeout=900)
+    start("tests/several_runs.py", file, launcher=launcher, timeout=1800)
 
 
 def launch_nodes(file: Path, runs: list[dict]) -> None:
@@ -42,7 +42,7 @@ def launch_nodes(file: Path, runs: list[dict]) -> None:
 
     def node(rank: int) -> None:
         here = ("--node_rank", str(rank), "--local_addr", f"127.0.0.{rank + 1}")
-        start("tests/several_runs.py", file, launcher=(*launcher, *meet, *here), timeout=900)
+        start("tests/several_runs.py", file, launcher=(*launcher, *meet, *here), timeout=1800)
 
     with ThreadPoolExecutor() as nodes:
         list(nodes.map(node, range(2)))
