@@ -6,8 +6,8 @@
 
 all_off goes as the original programs do (benchmarks/plain_step.py). Each line adds one thing to the line above. Up to
 `defaults`, the training step that recipes take when told nothing, all give the same loss, or the program fails; then
-come choices of recipes that change what is compared or trained: loss.mask_size, model.train_vocabulary. Weights are
-random; LoRA, the vocabulary, the text MLP and the mask decoder train, with AdamW.
+come choices of recipes: loss.mask_size, model.train_vocabulary, model.embedding_cache (full, as from the second epoch
+on). Weights are random; LoRA, the vocabulary, the text MLP and the mask decoder train, with AdamW.
 
 Each line has a process of its own. Memory is what a step takes at its highest, beyond what lies there between steps
 (weights, gradients, optimizer), in a step that is not timed: resident size on a CPU (Linux), allocated on a GPU. The
@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -38,15 +39,17 @@ from benchmarks.shapes import SHAPES, build, dialogues
 from data.types import Batch
 from model.adapt import prepare_training
 from model.build import DTYPES
+from model.cache import keep_embeddings
 from model.losses import objective
 from model.seg_model import SegModel
-from utils.config import LoraConfig, LossConfig, ModelConfig
+from utils.config import CacheConfig, LoraConfig, LossConfig, ModelConfig
 
-DEFAULTS, DECODER_MASKS, NEW_TOKENS = "defaults", "decoder_masks", "new_tokens"
+DEFAULTS = "defaults"
+CHOICES = DECODER_MASKS, NEW_TOKENS, CACHED = "decoder_masks", "new_tokens", "cached_embeddings"
 LINES = {"all_off": ()} | {name: LADDER[: index + 1] for index, name in enumerate(LADDER)}
 LINES |= {DEFAULTS: (*LADDER, DEFAULTS), DECODER_MASKS: (*LADDER, DEFAULTS, DECODER_MASKS)}
-LINES |= {"all_on": (*LADDER, DEFAULTS, DECODER_MASKS, NEW_TOKENS)}
-TITLES = {DEFAULTS: "+ together, redrawn", "all_on": "+ new tokens: all_on"}
+LINES |= {NEW_TOKENS: (*LADDER, DEFAULTS, DECODER_MASKS, NEW_TOKENS), "all_on": (*LADDER, DEFAULTS, *CHOICES)}
+TITLES = {DEFAULTS: "+ together, redrawn", "all_on": "+ cache: all_on"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: dict[str, Any] = {}
     print(f"{'':<22}{'seconds':>9}{'speed-up':>10}{'peak MiB':>10}  share of time")
     context = multiprocessing.get_context("spawn" if args.device == "cuda" else "fork")
-    for name in args.lines:
-        with context.Pool(1) as process:  # nothing has run in this one that a fork breaks
-            results[name] = process.apply(measure, (LINES[name], args))
-        print(as_line(name, results[name], results["all_off"]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.lines:
+            with context.Pool(1) as process:  # nothing has run in this one that a fork breaks
+                results[name] = process.apply(measure, (LINES[name], args, folder))
+            print(as_line(name, results[name], results["all_off"]), flush=True)
     check_losses({name: result["loss"] for name, result in results.items()}, args.precision)
     off, on = results["all_off"], results["all_on"]
     figures = {
@@ -97,8 +101,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def measure(on: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of a step, its memory, its loss, the seconds of its parts and its rates, with these things on."""
+def measure(on: Sequence[str], args: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Median seconds of a step, its memory, its loss, the seconds of its parts and its rates, with these things on.
+    folder: for cached embeddings."""
     if args.threads:
         torch.set_num_threads(args.threads)
     device, shape = torch.device(args.device), SHAPES[args.shape]
@@ -114,6 +119,8 @@ def measure(on: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
         ),
     )
     take_apart(model, on)
+    if CACHED in on:
+        keep_embeddings(model.head, CacheConfig(folder, max_gib=1.0))
     batch = dialogues(shape, model.vlm.image_tokens, pictures=args.pictures, each=args.dialogues)
     batch = batch.to(device, DTYPES[args.precision])
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)
@@ -159,7 +166,7 @@ def rates(model: SegModel, batch: Batch, seconds: float, device: torch.device) -
 
 def check_losses(losses: dict[str, float], precision: str) -> None:
     """Up to the defaults they are one; a row that masks are compared in cells may change the mask's part a little."""
-    same = [loss for name, loss in losses.items() if name not in (DECODER_MASKS, "all_on")]
+    same = [loss for name, loss in losses.items() if name not in (*CHOICES, "all_on")]
     tolerance = 1e-4 if precision == "fp32" else 3e-2
     if max(same) - min(same) > tolerance * abs(same[0]):
         raise SystemExit(f"the losses differ: {losses}")
