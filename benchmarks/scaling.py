@@ -133,7 +133,9 @@ def member(rank: int, world: int, port: int, args: argparse.Namespace, results: 
 
     dist.start()
     model, batch = prepared(SHAPES[args.shape], {"each": 2})
-    engine = Engine(model, Recipe(model=MODEL, train=TrainConfig(batch_size=1, grad_accumulation_steps=1)))
+    engine = Engine(
+        model, Recipe(model=MODEL, train=TrainConfig(batch_size=1, grad_accumulation_steps=1, steps_per_epoch=100))
+    )
     engine.train()
 
     def step() -> None:

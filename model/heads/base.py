@@ -81,7 +81,8 @@ def in_pieces(
     size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE[queries.device.type]
     if torch.is_grad_enabled() and redraw:
         size = REDRAWN_AT_ONCE[queries.device.type]
-        draw = partial(checkpoint, draw, use_reentrant=False, preserve_rng_state=False)  # drawing has no chance in it
+        # drawing has no chance in it; ZeRO-3 hands over weights of another shape the second time, whole or divided
+        draw = partial(checkpoint, draw, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
     return torch.cat([draw(*piece) for piece in zip(queries.split(size), query_image.split(size), strict=True)])
 
 

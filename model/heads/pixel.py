@@ -136,21 +136,35 @@ class PixelHead(nn.Module):
         self, features: list[Tensor], queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
     ) -> list[Tensor]:
         """(Q, L * T, D) to B x (N_b, H_b, W_b) float32 logits."""
-        logits = in_pieces(partial(self._low_resolution, features), queries, query_image, self.redraw)
+        logits = self._low_resolution(features, queries, query_image)
         return by_picture(logits, query_image, geometry, [max(place.resized) for place in geometry], full)
 
     def _low_resolution(self, features: list[Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
-        """(Q, L * T, D) to (Q, 4h, 4w) float32 logits: every level's, brought to the largest size, in their balance."""
+        """(Q, L * T, D) to (Q, 4h, 4w) float32 logits."""
+        # weights are read here, not where masks are drawn again: ZeRO-3 has them whole in the forward pass alone
         dense = self.prompts.no_mask_embed.weight[:, :, None, None]
+        embeddings = [self.fine_positions if level else self.prompts.shared_embedding for level in range(len(features))]
+        positions = [fourier_positions(*pair) for pair in zip(embeddings, features, strict=True)]
+        balance = queries.new_full((len(features),), 1 / len(features)) if self.balance is None else self.balance
+        draw = partial(self._draw, features, positions, dense, balance.float())
+        return in_pieces(draw, self.fused(queries), query_image, self.redraw)
+
+    def _draw(
+        self,
+        features: list[Tensor],
+        positions: list[Tensor],
+        dense: Tensor,
+        balance: Tensor,
+        prompts: Tensor,
+        query_image: Tensor,
+    ) -> Tensor:
+        """(Q, L, D) to (Q, 4h, 4w) float32 logits: every level's, brought to the largest size, in their balance."""
         drawn: list[Tensor] = []
-        for level, prompts in enumerate(self.fused(queries).unbind(1)):
-            embedding = self.fine_positions if level else self.prompts.shared_embedding
-            positions = fourier_positions(embedding, features[level])
+        for level, prompt in enumerate(prompts.unbind(1)):
             before = drawn[-1] if drawn else None
-            drawn.append(self.decoder(level, features[level][query_image], positions, dense, prompts, before))
+            drawn.append(self.decoder(level, features[level][query_image], positions[level], dense, prompt, before))
         size = drawn[-1].shape[-2:]
         drawn = [F.interpolate(part[:, None].float(), size, mode="bilinear", align_corners=False) for part in drawn]
-        balance = drawn[0].new_full((len(drawn),), 1 / len(drawn)) if self.balance is None else self.balance.float()
         return sum(weight * part for weight, part in zip(balance, drawn, strict=True))[:, 0]
 
     def fused(self, queries: Tensor) -> Tensor:

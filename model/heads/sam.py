@@ -97,17 +97,20 @@ class SamHead(nn.Module):
         self, features: Tensor, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
     ) -> list[Tensor]:
         """(Q, K, D) to B x (N_b, H_b, W_b) float32 logits."""
-        logits = in_pieces(partial(self._low_resolution, features), queries, query_image, self.redraw)
+        # weights are read here, not where masks are drawn again: ZeRO-3 has them whole in the forward pass alone
+        dense = self.prompts.no_mask_embed.weight.to(features.dtype)[:, :, None, None]  # (1, D, 1, 1)
+        draw = partial(self._low_resolution, features, dense, self._positions(features))
+        logits = in_pieces(draw, queries.to(features.dtype), query_image, self.redraw)
         return by_picture(logits, query_image, geometry, [self.view_size] * len(geometry), full)
 
-    def _low_resolution(self, features: Tensor, queries: Tensor, query_image: Tensor) -> Tensor:
+    def _low_resolution(
+        self, features: Tensor, dense: Tensor, positions: Tensor, queries: Tensor, query_image: Tensor
+    ) -> Tensor:
         """(Q, K, D) to (Q, 4h, 4w) logits: each query with its own copy of its picture's embedding."""
-        dtype = features.dtype
-        dense = self.prompts.no_mask_embed.weight.to(dtype)[:, :, None, None]  # (1, D, 1, 1)
         logits, _ = self.decoder(
             image_embeddings=features[query_image],
-            image_positional_embeddings=self._positions(features).expand(len(queries), -1, -1, -1),
-            sparse_prompt_embeddings=queries[:, None].to(dtype),
+            image_positional_embeddings=positions.expand(len(queries), -1, -1, -1),
+            sparse_prompt_embeddings=queries[:, None],
             dense_prompt_embeddings=dense,
             multimask_output=False,
         )
