@@ -4,11 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import merge_lora_weights_and_save_hf_model as program
+import train_ds
 from model.adapt import load_trainable, merge_lora, prepare_training, trainable_names, trainable_state
 from model.losses import objective
+from systems.assistant import build, load
 from tests.tiny_model import SEG, tiny_batch, tiny_model
-from utils.config import LoraConfig, LossConfig, ModelConfig
+from tests.tiny_run import write_reason_seg, write_recipe
+from utils.config import LoraConfig, LossConfig, ModelConfig, load_recipe
 
 ADDED = [5, SEG, 38]  # the first is read, the second read and written, the last neither
 FULL = ModelConfig(lora=LoraConfig(r=2, alpha=4, dropout=0.0), gradient_checkpointing=False)
@@ -92,3 +97,22 @@ def test_training_in_full_takes_no_rows_apart():
         prepared(replace(CONFIG, lora=LoraConfig(r=0)))
     with pytest.raises(ValueError, match=r"no model.train_vocabulary 'some'; have: full, new_tokens"):
         prepared(replace(CONFIG, train_vocabulary="some"))
+
+
+def test_a_run_of_rows_is_saved_resumed_and_merged(tmp_path):
+    write_reason_seg(tmp_path / "data", train=2, val=1)
+    train = {"grad_accumulation_steps": 1, "warmup_steps": 0, "lr": 1e-2, "steps_per_epoch": 2}
+    recipe = write_recipe(tmp_path, train=train, model={"train_vocabulary": "new_tokens"})
+    for epochs in (1, 2):
+        train_ds.main(["--config", str(recipe), "--no_eval", f"--epochs={epochs}"])
+    run = tmp_path / "runs" / "tiny"
+    saved = load_file(run / "checkpoints" / "step_4" / "trainable.safetensors")
+    assert not any(name.endswith(("embed_tokens.weight", "lm_head.weight")) for name in saved)
+    base, trained = build(load_recipe(recipe), "cpu", trainable=False).model, load(run, checkpoint="last").model
+    program.main(["--run", str(run), "--save_path", str(tmp_path / "merged")])
+    merged, added = load(tmp_path / "merged").model, base.added_ids
+    others = [index for index in range(len(base.vlm.language.lm_head.weight)) if index not in added]
+    for ours, then, now in zip(vocabulary(trained), vocabulary(base), vocabulary(merged), strict=True):
+        assert torch.equal(ours.weight[others], then.weight[others])
+        assert not torch.equal(ours.weight[added], then.weight[added])
+        assert torch.equal(ours.weight, now.weight)
