@@ -155,6 +155,7 @@ def test_predictions_alone_give_every_figure(assistant, world, tmp_path, capsys)
         results = run(assistant, world, out, SUITES, protocol=protocol, max_new_tokens=6)
         assert timeless(rescore([out / "predictions"])) == results
     file = out / "predictions" / "refcoco_unc_val.jsonl"
+    capsys.readouterr()
     assert test_sem.main(["--from", str(file), "--out", str(tmp_path / "again")]) == 0
     said = capsys.readouterr().out
     assert "cIoU" in said and "as_released" in said and "ade20k" not in said
