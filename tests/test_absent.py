@@ -76,7 +76,8 @@ def test_false_masks_enter_the_union_of_one_set_only():
 
 def test_see_and_segment():
     seen, wrong = figures("premise", RIGHT), figures("premise", WRONG)
-    assert [seen[name, "standard"] for name in ("See", "See_precision", "See_recall", "See_absent", "See_F1", "Segment")] == [1] * 6
+    names = ("See", "See_precision", "See_recall", "See_absent", "See_F1", "Segment")
+    assert [seen[name, "standard"] for name in names] == [1] * 6
     assert [wrong[name, "standard"] for name in ("See", "See_recall", "See_absent", "Segment")] == [0] * 4
     empty = Reply("", (Claim("car", 0), Claim("dog", None), Claim("tree", 1)), logits(LEFT & False, ~LEFT))
     found = figures("premise", empty)  # an empty mask says that it is not there
