@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.types import Query, Record
 from evaluation.bootstrap import Interval, intervals, quotient, share_intervals
-from evaluation.matching import Names, assign, read_list
+from evaluation.matching import Names, assign, compact, read_list
 from evaluation.metrics import (
     IGNORE,
     RELEASED,
@@ -149,9 +149,10 @@ class SemanticScorer:
 
 @SCORERS.register("overlap")
 class OverlapScorer:
-    """gIoU and cIoU over all queries, and over each kind of record (a reasoning set holds phrases and sentences)."""
+    """gIoU and cIoU over all queries, and over each kind of record (a reasoning set holds phrases and sentences). Of a
+    class list each class that is in the picture is a query."""
 
-    KINDS = ("refer", "reason", "phrase", "multi")
+    KINDS = ("refer", "reason", "phrase", "multi", "classes")
 
     def __init__(self) -> None:
         self.kinds: dict[str, Overlaps] = {}
@@ -164,9 +165,10 @@ class OverlapScorer:
         shape, device = replies[0].masks.shape[-2:], replies[0].masks.device
         ignore = None if record.ignore is None else torch.from_numpy(record.ignore()).to(device)
         for query, reply in zip(queries, replies, strict=True):
-            if len(query.targets) != len(query.asked):
-                raise ValueError(f"{record.image}: {query.question!r} asks {len(query.asked)} of {query.targets}")
-            for target, mask in zip(query.targets, assign(reply.claims, query.asked), strict=True):
+            targets = asked_targets(record, query)
+            for target, mask in zip(targets, assign(reply.claims, query.asked), strict=True):
+                if target is None:
+                    continue
                 predicted = reply.masks[mask] > 0 if mask is not None else _empty(shape, device)
                 truth = true_mask(record, target, shape).to(device)
                 rows.append(overlap(predicted, truth, ignore, rejected=mask is None))
@@ -263,6 +265,16 @@ def read_masks(
         pairs += [(index, reply.masks[mask]) for index, mask in reading.masks]
         unmatched += reading.unmatched
     return pairs, unmatched
+
+
+def asked_targets(record: Record, query: Query) -> Sequence[int | None]:
+    """The target of each name that is asked about; None for classes of a list that are not in the picture."""
+    if record.kind == "classes":
+        here = {compact(target.phrase): i for i, target in enumerate(record.targets) if target.mask is not None}
+        return [here.get(compact(name)) for name in query.asked]
+    if len(query.targets) != len(query.asked):
+        raise ValueError(f"{record.image}: {query.question!r} asks {len(query.asked)} of {query.targets}")
+    return query.targets
 
 
 def true_mask(record: Record, target: int, shape: tuple[int, int]) -> Tensor:

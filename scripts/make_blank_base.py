@@ -9,6 +9,7 @@ which is no weight, is the toy base's (assets/toy). The same seed gives the same
 import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # the project's own packages
@@ -27,7 +28,8 @@ TOKENIZER = Path(__file__).parents[1] / "assets/toy/llava"
 FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOWER_SIDE, TOWER_PATCH = 128, 16
 SAM_SIDE, SAM_PATCH = 256, 16
-POSITIONS = 0.3  # size of the sines that position tables start from
+TOWER_POSITIONS, SAM_POSITIONS = 0.3, 1.2  # size of the sines that position tables start from
+STATES = 4.0  # size of the states that words and masks are read from
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,10 +85,15 @@ def blank_llava(folder: Path) -> LlavaForConditionalGeneration:
     llava = LlavaForConditionalGeneration(config)
     tower = llava.model.vision_tower.embeddings
     with torch.no_grad():
-        tower.position_embedding.weight[1:] = POSITIONS * sine_grid(grid, vision.hidden_size).flatten(0, 1)
+        tower.position_embedding.weight[1:] = TOWER_POSITIONS * sine_grid(grid, vision.hidden_size).flatten(0, 1)
         nn.init.normal_(tower.patch_embedding.weight, std=0.05)
-    for module in (llava.model.language_model, llava.model.multi_modal_projector):
+    language = llava.model.language_model
+    for module in (language, llava.model.multi_modal_projector):
         start_wide(module)
+    with torch.no_grad():
+        nn.init.normal_(language.embed_tokens.weight)  # a word stays what it is through the layers
+        language.norm.weight *= STATES
+        llava.lm_head.weight /= STATES
     return llava
 
 
@@ -109,14 +116,32 @@ def blank_sam() -> SamModel:
         hidden_size=width, image_size=SAM_SIDE, patch_size=SAM_PATCH, image_embedding_size=side
     )
     decoder = SamMaskDecoderConfig(
-        hidden_size=width, mlp_dim=512, num_hidden_layers=2, num_attention_heads=8, iou_head_hidden_dim=width
+        hidden_size=width, mlp_dim=512, num_hidden_layers=2, num_attention_heads=4, iou_head_hidden_dim=width
     )
     sam = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
     start_afresh(sam)
     with torch.no_grad():
-        sam.vision_encoder.pos_embed.copy_(POSITIONS * sine_grid(side, vision.hidden_size)[None])
+        sam.vision_encoder.pos_embed.copy_(SAM_POSITIONS * sine_grid(side, vision.hidden_size)[None])
         nn.init.normal_(sam.vision_encoder.patch_embed.projection.weight, std=0.05)
+    decoder = sam.mask_decoder
+    decoder.transformer.apply(keep_size)
+    for part in (decoder.output_hypernetworks_mlps, decoder.upscale_conv1, decoder.upscale_conv2):
+        part.apply(partial(keep_size, gain=2**0.5))
+    with torch.no_grad():
+        for network in decoder.output_hypernetworks_mlps:
+            network.proj_out.weight *= 0.4
+        for token in (decoder.iou_token, decoder.mask_tokens):
+            token.weight *= 0.02  # beside them the question is heard
     return sam
+
+
+def keep_size(module: nn.Module, gain: float = 1.0) -> None:
+    """Weights that neither shrink nor grow a signal. A mask is a product of what became of the question and of the
+    picture; with torch's own weights it hardly depends on the question, and hundreds of steps pass before it does."""
+    if isinstance(module, nn.Linear | nn.ConvTranspose2d):
+        inputs = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+        nn.init.normal_(module.weight, std=gain * inputs**-0.5)
+        nn.init.zeros_(module.bias)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ python train_ds.py --config configs/real_mini.yaml --dataset_dir "$data" --log_b
   --version "$out/blank/llava" --vision_pretrained "$out/blank/sam_vit_toy.safetensors"
 printf 'Trained in %d s\n' $((SECONDS - started))
 for protocol in teacher_forced generate; do
-  python test_sem.py --version "$out/train" --dataset_dir "$data" --suites trained_on --protocol $protocol \
+  python test_sem.py --version "$out/train" --dataset_dir "$data" --suites trained_on trained_on_classes --protocol $protocol \
     --batch_size 8 --max_new_tokens 256 --out "$out"
 done
 

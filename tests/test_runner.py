@@ -292,6 +292,12 @@ def test_phrases_are_scored_against_their_own_masks_and_refusals_are_empty():
     assert counts["overlaps"] == [[4, 6, 4, 6, 0], [0, 0, 0, 0, 1]]
 
 
+def test_each_class_of_a_list_that_is_in_the_picture_is_a_query_for_overlaps():
+    claims = Claim("door", 0), Claim("BlueSky", 1), Claim("wall", None)
+    counts = OverlapScorer.count(RECORD, [LIST], [Reply("", claims, logits(LEFT, LEFT | RIGHT))], GENERATED)
+    assert counts["overlaps"] == [[0, 4, 4, 0, 1], [2, 6, 2, 6, 0]]  # wall refused; the door's mask is nobody's
+
+
 def test_failures_are_counted():
     score = Score("overlap")
     answers = [{"finished": False, "unread": 2}, {"finished": True, "unread": 0}]

@@ -40,8 +40,7 @@ class Engine:
             deepspeed.zero.Init(module=model, config_dict_or_path=settings)
         model.to(self.device)
         betas = (train.beta1, train.beta2)
-        fused = self.device.type == "cuda" or train.offload != "none" or None
-        optimizer = torch.optim.AdamW(trained, train.lr, betas, weight_decay=train.weight_decay, fused=fused)
+        optimizer = torch.optim.AdamW(trained, train.lr, betas, weight_decay=train.weight_decay, fused=True)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         dist.set_timeout(train.timeout_minutes)
 
