@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def answers_apart(sam) -> float:
     """How much the logits of a cell differ between questions, as a share of how much they differ between cells."""
     torch.manual_seed(1)
-    questions, picture = 0.5 * torch.randn(1, 8, 1, 128), torch.randn(1, 128, 16, 16)
+    questions, picture = 0.1 * torch.randn(1, 8, 1, 128), torch.randn(1, 128, 16, 16)  # as different as new ones are
     with torch.no_grad():
         logits, _ = sam.mask_decoder(
             image_embeddings=picture,
@@ -33,9 +33,9 @@ def answers_apart(sam) -> float:
 def test_the_question_tells_from_the_first_step():
     torch.manual_seed(0)
     sam = make_blank_base.blank_sam()
-    assert answers_apart(sam) > 0.2
+    assert answers_apart(sam) > 0.5
     start_afresh(sam)  # torch's own weights, as a control
-    assert answers_apart(sam) < 0.05
+    assert answers_apart(sam) < 0.1
 
 
 def test_the_same_seed_gives_the_same_files_and_the_recipe_knows_their_heads(tmp_path):
