@@ -24,7 +24,8 @@ step "4/5 Evaluating before and after, on pictures never trained on"
 python scripts/demo_report.py --run "$out/train" --merged "$out/merged" --dataset_dir "$out/dataset" --out "$out/report"
 
 step "5/5 Asking the merged model about one picture"
-picture=$(find "$out/dataset" -path '*validation*' -name '*.jpg' | sort | head -1)
+# not head: it stops reading early, which pipefail takes for an error
+picture=$(find "$out/dataset" -path '*validation*' -name '*.jpg' | sort | sed -n 1p)
 python chat.py --version "$out/merged" --image "$picture" \
   --classes "sky, water, road, boat, bus, tree, clock" --vis_save_path "$out/chat"
 

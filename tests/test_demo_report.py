@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 
 import demo_report
 import numpy as np
@@ -11,6 +13,8 @@ from PIL import Image
 from tiny_assistant import CLASSES, tiny, toy_world
 
 from utils.config import from_dict, save_recipe, to_dict
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -54,3 +58,16 @@ def test_a_suite_without_data_ends_the_report(run, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_report, "build", lambda recipe, trainable: assistant)
     with pytest.raises(SystemExit, match=str(tmp_path / "nowhere")):
         demo_report.main(["--run", str(folder), "--dataset_dir", str(tmp_path / "nowhere"), "--out", str(tmp_path)])
+
+
+def test_the_demo_finds_its_picture_among_many(tmp_path):
+    """A reader that stopped early ended the demo now and then, without a word, where the list was long."""
+    folder = tmp_path / "dataset" / "validation"
+    folder.mkdir(parents=True)
+    for number in range(3000):
+        (folder / f"{number:060}.jpg").touch()
+    script = (ROOT / "scripts/demo.sh").read_text(encoding="utf-8")
+    (line,) = [line for line in script.splitlines() if line.startswith("picture=")]
+    program = f'set -euo pipefail; out={tmp_path}; {line}; echo "$picture"'
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == str(folder / f"{0:060}.jpg")
