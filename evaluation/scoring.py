@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.types import Query, Record
 from evaluation.bootstrap import Interval, intervals, quotient, share_intervals
-from evaluation.matching import Names, assign, compact, read_list
+from evaluation.matching import Names, assign, read_list
 from evaluation.metrics import (
     IGNORE,
     RELEASED,
@@ -72,8 +72,7 @@ class SemanticScorer:
         }
         if protocol != FORCED:
             asked = {names.exact(name) for query in queries for name in query.asked}
-            present = {names.exact(target.phrase) for target in record.targets if target.mask is not None}
-            counts["presence"] = presence_cells(asked, present, {index for index, _ in exact})
+            counts["presence"] = presence_cells(asked, set(in_picture(record, names)), {index for index, _ in exact})
         return counts
 
     def add(self, counts: dict[str, Any]) -> None:
@@ -225,7 +224,7 @@ def with_intervals(figures: Sequence[Figure], found: Mapping[str, Interval | Non
 def true_map(record: Record, names: Names, shape: tuple[int, int]) -> Tensor:
     """(H, W) long class indices, IGNORE where no class is; of overlapping masks the lower index wins."""
     truth = torch.full(shape, IGNORE, dtype=torch.long)
-    present = {names.exact(target.phrase): i for i, target in enumerate(record.targets) if target.mask is not None}
+    present = in_picture(record, names)
     for index in sorted(present, reverse=True):
         truth[true_mask(record, present[index], shape)] = index
     if record.ignore is not None:
@@ -267,11 +266,17 @@ def read_masks(
     return pairs, unmatched
 
 
+def in_picture(record: Record, names: Names) -> dict[int | None, int]:
+    """Class indices of what is in the picture, and the target of each."""
+    return {names.exact(target.phrase): i for i, target in enumerate(record.targets) if target.mask is not None}
+
+
 def asked_targets(record: Record, query: Query) -> Sequence[int | None]:
     """The target of each name that is asked about; None for classes of a list that are not in the picture."""
     if record.kind == "classes":
-        here = {compact(target.phrase): i for i, target in enumerate(record.targets) if target.mask is not None}
-        return [here.get(compact(name)) for name in query.asked]
+        names = Names(record.vocabulary)
+        here = in_picture(record, names)
+        return [here.get(names.exact(name)) for name in query.asked]
     if len(query.targets) != len(query.asked):
         raise ValueError(f"{record.image}: {query.question!r} asks {len(query.asked)} of {query.targets}")
     return query.targets

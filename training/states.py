@@ -9,9 +9,7 @@ from torch import nn
 from training.engine import PUBLISHED_BUCKET
 
 MASTER, MOMENTS = 4, 8  # bytes of a trained weight: its fp32 copy; AdamW's two moments
-LIVE_AT_ONCE = (
-    1_000_000_000  # weights that ZeRO-3 has together at most (stage3_max_live_parameters as DeepSpeed has it)
-)
+LIVE_AT_ONCE = 1_000_000_000  # weights that ZeRO-3 has whole at most: DeepSpeed's stage3_max_live_parameters
 WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
 FOUR_BITS = 0.5 + (1 + 4 / 256) / 64  # NF4 with a scale for each 64, itself in 8 bits with a scale for each 256
 
