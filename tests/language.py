@@ -11,7 +11,7 @@ import re
 import sys
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,9 @@ PLURALS = (  # of those that are hardly ever verbs: "tokens a mask" is "per mask
     r"positions|processes|prompts|queries|questions|ranks|recipes|records|rounds|rows|samples|scales|seconds|sentences|"
     r"sets|states|steps|targets|tasks|threads|times|tokens|turns|updates|values|vectors|weights|words|workers)"
 )
+NO_COMPOUND = (
+    r"(?! (?:of|decoder|encoder|head|token|position|embedding|model)s?\b)"  # "prompts a mask decoder" is right
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ RULES = (
     Rule("chance", r"\b(?:by chance|chance decides|no chance|has no say)\b", "at random, randomness, sampled"),
     Rule("drawn", r"\b(?:redrawn?|drawn|undrawn)\b", "sampled, rasterised, decoded, initialised, rendered"),
     Rule("picture", r"\bpictures?\b", "image"),
-    Rule("a for per", rf"\b{PLURALS} an? {UNIT}\b(?! of\b)", "per"),
-    Rule("a for per", rf"\b(?:once|twice|thrice|times|each) an? {UNIT}\b", "per"),
-    Rule("a for per", rf"\b(?:an?|{NUMBER}) (?:[\w<>./-]+ )?{COUNTED}s? an? {UNIT}\b(?! of\b)", "per"),
+    Rule("a for per", rf"\b{PLURALS} an? {UNIT}\b{NO_COMPOUND}", "per"),
+    Rule("a for per", rf"\b(?:once|twice|thrice|times|each) an? {UNIT}\b{NO_COMPOUND}", "per"),
+    Rule("a for per", rf"\b(?:an?|{NUMBER}) (?:[\w<>./-]+ )?{COUNTED}s? an? {UNIT}\b{NO_COMPOUND}", "per"),
     Rule("a for per", rf"\b(?:one|two|an?) [\w<>./]+\.(?:py|yaml|md|json|sh) an? {UNIT}\b", "per"),
 )
 ALLOWED = (  # whole phrases in which a pattern is right
@@ -101,15 +104,14 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
     elif path.suffix == ".md":
         yield from _markdown(text)
     elif path.suffix in HASH_COMMENTS:
-        for number, line in enumerate(text.splitlines(), 1):
-            if comment := re.search(r"(?:^|\s)#(?!!)(.*)", line):
-                yield number, comment.group(1)
+        found = (re.search(r"(?:^|\s)#(?!!)\s*(.*)", line) for line in text.splitlines())
+        yield from _joined((number, comment.group(1)) for number, comment in enumerate(found, 1) if comment)
 
 
 def _python(text: str, *, sentences: bool) -> Iterator[tuple[int, str]]:
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT and not token.string.startswith("#!"):
-            yield token.start[0], token.string.lstrip("# ")
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = (token for token in tokens if token.type == tokenize.COMMENT and not token.string.startswith("#!"))
+    yield from _joined((token.start[0], token.string.lstrip("# ")) for token in comments)
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -124,6 +126,19 @@ def _python(text: str, *, sentences: bool) -> Iterator[tuple[int, str]]:
             yield from _strings(node)
         elif sentences and isinstance(node, ast.Constant) and len(str(node.value).split()) >= SENTENCE:
             yield from _constant(node)
+
+
+def _joined(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Comments on consecutive lines as one text, so that a phrase may run over a line's end."""
+    start, texts = 0, []
+    for number, text in lines:
+        if texts and number != start + len(texts):
+            yield start, "\n".join(texts)
+            texts = []
+        start = start if texts else number
+        texts.append(text)
+    if texts:
+        yield start, "\n".join(texts)
 
 
 def _callee(function: ast.expr) -> str:
@@ -190,6 +205,42 @@ def _left_out(path: Path) -> bool:
 def test_plain_english():
     found = offences(files([ROOT]))
     assert not found, "\n".join(["habits of wording, see `python tests/language.py`:", *map(str, found)])
+
+
+OFFENDING = """
+\"\"\"Two tokens a mask, told by the weights.\"\"\"
+x = 1  # so many rows a
+        # picture; `beside` is code
+raise ValueError("the run goes on")
+NAMES = ("behind",)
+"""
+
+
+def test_offences_are_found_where_they_are(tmp_path: Path):
+    """In docstrings, comments (over their lines' ends) and messages; not in code or in names in backquotes."""
+    (tmp_path / "x.py").write_text(OFFENDING.lstrip(), encoding="utf-8")
+    (tmp_path / "x.md").write_text(
+        "One plot a\nkey.\n\n```\nbehind\n```\nIt stands\nbehind `told`.\n", encoding="utf-8"
+    )
+    found = [(offence.path.name, offence.line, offence.rule.name) for offence in offences(files([tmp_path]))]
+    assert found == [
+        ("x.md", 1, "a for per"),
+        ("x.md", 8, "behind"),
+        ("x.py", 1, "told"),
+        ("x.py", 1, "a for per"),
+        ("x.py", 2, "so many"),
+        ("x.py", 2, "a for per"),
+        ("x.py", 3, "picture"),
+        ("x.py", 4, "go on"),
+    ]
+
+
+def test_plain_sentences_pass(tmp_path: Path):
+    text = (
+        "It names a file, is a mask, prompts a mask decoder, has two tokens per mask: a list of masks, a key of a row."
+    )
+    (tmp_path / "x.md").write_text(text, encoding="utf-8")
+    assert not offences(files([tmp_path]))
 
 
 def main(arguments: list[str]) -> int:
