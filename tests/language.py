@@ -24,7 +24,7 @@ def one_of(words: str) -> str:
     return "(?:" + "|".join(words.split()) + ")"
 
 
-NUMBER = one_of(r"one two three four five six ten several many more most few \d[\d,.]*")
+NUMBER = one_of(r"one two three four five six ten several many more most few \d+(?:[.,]\d+)*")
 UNIT = one_of(
     """annotation answer batch benchmark billion card category cell checkpoint class column core data[-_]?set day
     device dialogue element entry epoch evaluation example expression figure file folder gpu group head hour
@@ -78,7 +78,7 @@ RULES = (
     Rule("a for per", rf"\b{PLURALS} an? {UNIT}\b{NO_COMPOUND}", "per"),
     Rule("a for per", rf"\b(?:once|twice|thrice|times|each) an? {UNIT}\b{NO_COMPOUND}", "per"),
     Rule("a for per", rf"\b(?:an?|{NUMBER}) (?:[\w<>./-]+ )?{COUNTED}s? an? {UNIT}\b{NO_COMPOUND}", "per"),
-    Rule("a for per", rf"\b(?:one|two|three|\d[\d,.]*) an? {UNIT}\b{NO_COMPOUND}", "per"),
+    Rule("a for per", rf"\b(?:one|two|three|\d+(?:[.,]\d+)*) an? {UNIT}\b{NO_COMPOUND}", "per"),
     Rule("a for per", rf"\b(?:one|two|an?) [\w<>./]+\.(?:py|yaml|md|json|sh) an? {UNIT}\b", "per"),
 )
 ALLOWED = (  # whole phrases in which a pattern is right

@@ -143,7 +143,7 @@ def test_a_wrong_citation_is_found():
 
 
 def test_links_of_the_documents_lead_to_files():
-    """Relative links and pictures of every Markdown file; after `#` a heading of the file."""
+    """Relative links and images of every Markdown file; after `#` a heading of the file."""
     gone = []
     for path in files():
         if path.suffix != ".md":
