@@ -200,8 +200,10 @@ def files(places: list[Path]) -> list[Path]:
     suffixes = {".py", ".md", *HASH_COMMENTS}
     found = []
     for place in places:
-        inside = [place] if place.is_file() else sorted(place.rglob("*"))
-        found += [path for path in inside if path.is_file() and path.suffix in suffixes and not _left_out(path)]
+        if place.is_dir():
+            found += files([path for path in sorted(place.iterdir()) if not _left_out(path)])
+        elif place.suffix in suffixes:
+            found.append(place)
     return found
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = ROOT / "docs" / "spec"
 SHEETS = {path.stem: path for path in sorted(SPEC.glob("*.md")) if path.stem != "README"}
-LEFT_OUT = {".git", ".venv", "runs", "dataset", "output", "vis_output", "__pycache__", ".pytest_cache", ".hypothesis"}
+LEFT_OUT = {".git", ".venv", "runs", "dataset", "output", "vis_output", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 SUFFIXES = {".py", ".yaml", ".yml", ".toml", ".sh", ".sbatch", ".md"}
 
 SECTION = r"(?:\d+(?:\.\d+)*|[Aa]ppendix [A-Z])\b"
@@ -39,8 +39,9 @@ class Citation(NamedTuple):
 
 
 def files() -> list[Path]:
-    found = [path for path in ROOT.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
-    return sorted(path for path in found if not LEFT_OUT & set(path.relative_to(ROOT).parts))
+    tops = [path for path in ROOT.iterdir() if path.name not in LEFT_OUT]
+    found = [path for top in tops for path in ([top] if top.is_file() else top.rglob("*"))]
+    return sorted(path for path in found if path.suffix in SUFFIXES and path.is_file())
 
 
 def citations(text: str, where: str) -> Iterator[Citation]:
