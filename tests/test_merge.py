@@ -125,7 +125,7 @@ def test_what_is_read_or_was_not_written_here_is_never_replaced(run, tmp_path):
     recipe = ["--config", run / "recipe.yaml", "--version", base, "--vision_tower", base / "clip"]
     before = [tree(folder) for folder in (base, run, mine)]
     for target, words in ((base, "--overwrite"), (base.parent, "--overwrite"), (base / "clip", "--overwrite")):
-        with pytest.raises(ValueError, match="is, or holds, .*which is read"):
+        with pytest.raises(ValueError, match=r"is, or holds, .*which is read"):
             merge("--weight", tmp_path / "whole.bin", *recipe, "--save_path", target, words)
     for target in (run, run.parent):
         with pytest.raises(ValueError, match="which is read"):
