@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from model.adapt import from_training_file, load_drawn, load_trainable, merge_lora
 from model.build import dtype_of
-from model.save import save_folder, save_original
+from model.save import check_target, read_from, save_folder, save_original
 from model.weights import read_tensors
 from systems.assistant import Assistant, build, load
 from systems.base import taking
@@ -42,19 +42,22 @@ def main(argv: list[str] | None = None) -> None:
         "--format", choices=FORMATS, default="project", help="project: safetensors; original: as released"
     )
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of the weights written [as trained]")
+    parser.add_argument("--overwrite", action="store_true", help="replace a --save_path that this did not write")
     args, flags = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     setup_logging()
     log.info("reading %s", args.run or args.weight)
     if args.run and flags:
         parser.error(f"a run folder knows how it was trained; not understood: {' '.join(flags)}")
-    assistant = load_run(args.run, args.tag) if args.run else load_file(args.weight, flags)
+    recipe = load_recipe(args.run) if args.run else resolve(flags, taking)
+    check_target(args.save_path, [args.run or args.weight, *read_from(recipe.model)], overwrite=args.overwrite)
+    assistant = load_run(args.run, args.tag) if args.run else load_file(args.weight, recipe)
     precision = args.precision or assistant.recipe.model.precision
     assistant.model.to(dtype_of(precision))
     if args.format == "original":
         architecture = (*assistant.system.published, "LlavaLlamaForCausalLM")[0]
-        save_original(assistant.model, args.save_path, assistant.tokenizer, architecture)
+        save_original(assistant.model, args.save_path, assistant.tokenizer, architecture, overwrite=args.overwrite)
     else:
-        save_folder(assistant.model, args.save_path, assistant.tokenizer, assistant.recipe)
+        save_folder(assistant.model, args.save_path, assistant.tokenizer, assistant.recipe, overwrite=args.overwrite)
     log.info("wrote %s (%s, %s)", args.save_path, args.format, precision)
 
 
@@ -66,9 +69,8 @@ def load_run(run: str, tag: str) -> Assistant:
     return replace(assistant, recipe=with_precision(assistant.recipe, trained))
 
 
-def load_file(weight: str, flags: list[str]) -> Assistant:
-    """The same of one file of whole weights and the flags that they were trained with."""
-    recipe = resolve(flags, taking)
+def load_file(weight: str, recipe: Recipe) -> Assistant:
+    """The same of one file of whole weights and the recipe that they were trained with."""
     assistant = build(with_precision(recipe, "fp32"), device="cpu")
     tensors = read_tensors(weight)
     load_trainable(assistant.model, from_training_file(assistant.model, tensors))

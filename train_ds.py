@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,7 @@ from training.checkpoint import Checkpoints, TrainState, restore
 from training.engine import Engine, check_settings
 from training.guard import Guard
 from training.meters import Meters, Progress
-from training.provenance import describe_data
-from training.run import Stop, open_run, with_epochs
+from training.run import Run, Stop, open_run, with_epochs
 from utils import dist
 from utils.config import Recipe, SetConfig
 from utils.flags import resolve
@@ -55,62 +55,81 @@ def main(argv: list[str] | None = None) -> None:
     dist.start(recipe.train.timeout_minutes)
     if recipe.eval.eval_only:
         score(finished(recipe), recipe, suites_of(recipe), out=recipe.run.folder / "eval")
-    else:
-        train(build(recipe, device="cpu"), recipe)  # the engine brings it to the device, divided or whole
+        return
+    with open_run(recipe) as run:  # whatever does not belong into its folder is refused before anything is built
+        train(build(recipe, device="cpu"), run)  # the engine brings it to the device, divided or whole
 
 
-def train(assistant: Assistant, recipe: Recipe) -> None:
+def train(assistant: Assistant, run: Run) -> None:
     """Trains to the end, the time limit or SIGTERM; validates after each epoch; goes on where a run folder stopped."""
-    mixture = training_mixture(assistant, recipe)
-    recipe = with_epochs(recipe, mixture.pictures)
+    mixture = training_mixture(assistant, run.recipe)
+    recipe = with_epochs(run.recipe, mixture.pictures)
     settings, total = recipe.train, recipe.train.epochs * recipe.train.steps_per_epoch
-    checkpoints, resume = open_run(recipe, assistant.model)
+    checkpoints = run.checkpoints(assistant.model)
     engine = Engine(assistant.model, recipe)
-    state = restore(engine, resume, recipe) if resume else TrainState.begin(recipe)
-    run_log = RunLog(recipe.run, step=state.step, enabled=dist.is_main())
-    meters, bar, stop = Meters(), Progress(total, state.step), Stop(settings.time_limit_minutes)
+    state = restore(engine, run.resume, recipe) if run.resume else TrainState.begin(recipe)
+    state = run.begin(recipe, checkpoints, state, mixture.parts)
+    meters = Meters()
+    meters.restore(state.meters)
     guard = Guard(settings.on_bad_loss)
-    stream = meters.timed(training_stream(mixture, recipe, state))
 
     leave = False
-    validate(assistant, engine, recipe, state, checkpoints, run_log)  # what a killed run still owes
-    for step in range(state.step, total):
-        engine.train()
-        rate = engine.lr
-        part = 0
-        while part < settings.grad_accumulation_steps:
-            batch = next(stream).to(engine.device, assistant.model.dtype)
-            state.samples += settings.batch_size * state.processes
-            seed_chance(settings.seed, step, part * state.processes + dist.rank())
-            losses = objective(engine(batch), batch, recipe.loss)
-            if not guard.passes(losses, batch, state):
-                continue
-            engine.backward(losses.total)
-            engine.step()
-            meters.add(losses.parts, weight=len(batch))
-            part += 1
-        state.step += 1
-        bar.step()
+    with ExitStack() as stack:
+        run_log = RunLog(recipe.run, step=state.step, again=owed(state), enabled=dist.is_main())
+        stack.callback(run_log.close)
+        bar = stack.enter_context(closing(Progress(total, state.step)))
+        stop = stack.enter_context(closing(Stop(settings.time_limit_minutes)))
+        stream = stack.enter_context(closing(training_stream(mixture, recipe, state)))
+        validate(assistant, engine, recipe, state, checkpoints, run_log)  # what a killed run still owes
+        for step in range(state.step, total):
+            engine.train()
+            rate = engine.lr
+            part = 0
+            while part < settings.grad_accumulation_steps:
+                batch = meters.timed(stream).to(engine.device, assistant.model.dtype)
+                state.samples += settings.batch_size * state.processes
+                seed_chance(settings.seed, step, part * state.processes + dist.rank())
+                losses = objective(engine(batch), batch, recipe.loss)
+                if not guard.passes(losses, batch, state):
+                    continue
+                engine.backward(losses.total)
+                engine.step()
+                meters.add(losses.parts, weight=len(batch))
+                part += 1
+            state.step += 1
+            bar.step()
 
-        leave, epoch_ends = stop() and state.step < total, state.step % settings.steps_per_epoch == 0
-        if state.step % settings.print_freq == 0 or leave or epoch_ends:
-            means = meters.read()
-            bar.show(means)
-            skipped = {"skipped": state.skipped} if state.skipped else {}
-            run_log.write("train", state.step, {**means, "lr": rate, "grad_norm": engine.grad_norm, **skipped})
-        if leave or epoch_ends or (settings.save_steps and state.step % settings.save_steps == 0):
-            checkpoints.save(engine, state)
-        if leave:
-            break
-        if epoch_ends:
-            validate(assistant, engine, recipe, state, checkpoints, run_log)
-    bar.close()
-    stop.close()
-    if not leave and recipe.eval.final_eval and recipe.eval.final_suites:
+            leave, epoch_ends = stop() and state.step < total, state.step % settings.steps_per_epoch == 0
+            if state.step % settings.print_freq == 0 or epoch_ends:
+                means = meters.read()
+                bar.show(means)
+                skipped = {"skipped": state.skipped} if state.skipped else {}
+                run_log.write("train", state.step, {**means, "lr": rate, "grad_norm": engine.grad_norm, **skipped})
+            if leave or epoch_ends or (settings.save_steps and state.step % settings.save_steps == 0):
+                state.meters = dist.gather(meters.state())
+                run_log.sync()
+                checkpoints.save(engine, state)
+            if leave:
+                break
+            if epoch_ends:
+                validate(assistant, engine, recipe, state, checkpoints, run_log)
+        if not leave:
+            stop.close()  # from here on nothing is left to save
+            finish(assistant, engine, recipe, state, run_log)
+    log.info("%s at step %d of %d: %s", "stopped" if leave else "finished", state.step, total, recipe.run.folder)
+
+
+def finish(assistant: Assistant, engine: Engine, recipe: Recipe, state: TrainState, run_log: RunLog) -> None:
+    """Scores the final suites, where the recipe has some."""
+    if recipe.eval.final_eval and recipe.eval.final_suites:
         with engine.whole():
             run_log.write("final", state.step, score(assistant, recipe, recipe.eval.final_suites))
-    run_log.close()
-    log.info("%s at step %d of %d: %s", "stopped" if leave else "finished", state.step, total, recipe.run.folder)
+
+
+def owed(state: TrainState) -> tuple[str, ...]:
+    """The kinds of lines that this start writes at the step where it begins: a run killed between a line and the note
+    in its checkpoint has written them already."""
+    return ("final",) if state.validated == state.step else ("final", "val")
 
 
 def training_mixture(assistant: Assistant, recipe: Recipe) -> Mixture:
@@ -128,8 +147,6 @@ def training_mixture(assistant: Assistant, recipe: Recipe) -> Mixture:
 def training_stream(mixture: Mixture, recipe: Recipe, state: TrainState) -> Stream:
     """The batches of this process, from where the state stands."""
     train = recipe.train
-    if dist.is_main():
-        describe_data(recipe.run.folder, mixture.parts)
     return Stream(
         mixture,
         train.batch_size,

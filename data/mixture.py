@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -207,13 +210,18 @@ class Stream:
 
     def __next__(self) -> Batch:
         if self._batches is None:
-            self._batches = iter(self._loader)
+            with _sigterm_blocked():
+                self._batches = iter(self._loader)
         batch = next(self._batches)
         self.position += self._stride
         for message in batch.skipped[: max(0, SHOWN - self.skipped)]:
             log.warning("left out: %s", message)
         self.skipped += len(batch.skipped)
         return batch
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._batches = None
 
 
 @dataclass(frozen=True)
@@ -230,5 +238,24 @@ class _Indices:
             yield list(range(first, first + self.batch_size))
 
 
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Workers started meanwhile are born with SIGTERM blocked: a scheduler sends it to all processes of a job, and the
+    batches they make are needed until the one that trains has saved."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _quiet_worker(_: int) -> None:
     cv2.setNumThreads(0)  # one worker, one core
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """SIGTERM from the process that started this worker still ends it."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

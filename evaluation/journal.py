@@ -20,6 +20,7 @@ import torch
 from data.types import Query
 from evaluation.protocols import Reply
 from utils import dist
+from utils.files import write_whole
 from utils.log import log
 from utils.masks import encode_rle
 
@@ -96,7 +97,7 @@ class Journal:
         for part in parts:
             if part != self._part(0):
                 part.unlink()
-        self._settings.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        write_whole(self._settings, json.dumps(settings) + "\n")
 
     @property
     def _settings(self) -> Path:

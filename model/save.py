@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,40 +20,107 @@ from model.plan import Plan
 from model.seg_model import SegModel
 from model.tower import Sight, is_told, published, write_view
 from model.weights import write_tensors
-from utils.config import Recipe, save_recipe
+from utils.config import ModelConfig, Recipe, save_recipe
+from utils.files import whole_folder
 
+WRITTEN = "written.json"  # the files of a folder that was written here; any other in it is somebody's own
 OWN_TOWER = "vision_tower"  # subfolder for a tower that the hub does not have
 
 
+def check_target(folder: str | Path, sources: Iterable[str | Path | None] = (), *, overwrite: bool = False) -> None:
+    """Raises where writing to `folder` would take what is read (`sources`: places of the base, the run, its weights) or
+    files that these programs did not write; `overwrite` allows the latter."""
+    target = Path(folder).resolve()
+    for source in filter(None, sources):
+        place = Path(source).expanduser().resolve()
+        if place.exists() and place.is_relative_to(target):
+            raise ValueError(f"{folder} is, or holds, {source}, which is read: choose another --save_path")
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{folder} is a file: choose another --save_path")
+    if strange := [] if overwrite else _strange(target):
+        some = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+        raise FileExistsError(
+            f"{folder} holds what this program did not write ({some}): choose another --save_path, or --overwrite "
+            "replaces the folder with all that is in it"
+        )
+
+
+def read_from(config: ModelConfig) -> tuple[str | None, ...]:
+    """The places that a model is made from."""
+    return config.version, config.vision_tower, config.vision_pretrained, config.weight, config.tower.preprocessor
+
+
+def _strange(folder: Path) -> list[str]:
+    """Files in a folder that are not in the list that `_writing` left there."""
+    try:
+        mine = {WRITTEN, *json.loads((folder / WRITTEN).read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError):
+        mine = set()
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    return sorted(set(files) - mine)
+
+
+@contextmanager
+def _writing(folder: str | Path, notes: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
+    """A draft that takes the folder's place when all is written, with a list of its files."""
+    check_target(folder, overwrite=overwrite)
+    with whole_folder(folder) as draft:
+        yield draft
+        for name, values in notes.items():
+            _write_json(draft / name, values)
+        files = [path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()]
+        (draft / WRITTEN).write_text(json.dumps(sorted(files), indent=1) + "\n", encoding="utf-8")
+
+
 def save_folder(
-    model: SegModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase, recipe: Recipe | None = None
+    model: SegModel,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe | None = None,
+    *,
+    notes: Mapping[str, Any] = MappingProxyType({}),
+    overwrite: bool = False,
 ) -> None:
     """Safetensors, config, tokenizer, picture settings: everything `load_folder` needs, vision tower included.
 
     The layout is Hugging Face's LLaVA with `head.*` and `project.*` beside it, so that
     `LlavaForConditionalGeneration.from_pretrained` takes the language side of a model with an MLP projector.
+    It appears whole, in place of a folder that was written before; `check_target` says what is refused.
+
+    notes: file name -> values of further JSON files.
     """
-    folder = Path(folder)
-    write_tensors(to_theirs(model.state_dict(), folder_table()), folder)
-    _write_json(folder / "config.json", model.plan.to_json() | {"dtype": str(model.dtype).removeprefix("torch.")})
-    write_view(folder, model.vlm.view)
-    _write_tokenizer(folder, tokenizer)
-    if recipe is not None:
-        save_recipe(recipe, folder)
+    with _writing(folder, notes, overwrite) as draft:
+        write_tensors(to_theirs(model.state_dict(), folder_table()), draft)
+        _write_json(draft / "config.json", model.plan.to_json() | {"dtype": str(model.dtype).removeprefix("torch.")})
+        write_view(draft, model.vlm.view)
+        _write_tokenizer(draft, tokenizer)
+        if recipe is not None:
+            save_recipe(recipe, draft)
 
 
 def save_original(
-    model: SegModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase, architecture: str = "LlavaLlamaForCausalLM"
+    model: SegModel,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: str = "LlavaLlamaForCausalLM",
+    *,
+    notes: Mapping[str, Any] = MappingProxyType({}),
+    overwrite: bool = False,
 ) -> None:
     """The published layout: flat config, published key names, `pytorch_model*.bin`, no vision tower (lisa.md 7).
 
     The tower's hub name goes into the config; one that is no hub name is written to a subfolder beside it.
-    `architecture`: the class name in the config.
+    `architecture`: the class name in the config. The folder appears whole, as with `save_folder`.
     """
-    folder, plan = Path(folder), model.plan
-    sight = Sight(**plan.sight)
+    sight = Sight(**model.plan.sight)
     if not is_told(replace(sight, positions="released")):
-        raise ValueError(f"the published layout cannot tell how this model's vision tower sees: {plan.sight}")
+        raise ValueError(f"the published layout cannot tell how this model's vision tower sees: {model.plan.sight}")
+    with _writing(folder, notes, overwrite) as draft:
+        _write_original(model, draft, tokenizer, architecture)
+
+
+def _write_original(model: SegModel, folder: Path, tokenizer: PreTrainedTokenizerBase, architecture: str) -> None:
+    plan, sight = model.plan, Sight(**model.plan.sight)
     tensors = to_theirs(model.state_dict(), published_table(HEADS[plan.head].NAMES, plan.projector_depth))
     tower = {name: tensors.pop(name) for name in list(tensors) if ".vision_tower." in name}
     write_tensors(tensors, folder, safe=False)

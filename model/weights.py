@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from utils.files import free
+
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 WRAPPERS = ("state_dict", "module", "model")  # keys under which training programs put the tensors
@@ -56,7 +58,11 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path, *, safe: bool = True
     plan = split_torch_state_dict_into_shards(plain, filename_pattern=pattern, max_shard_size=SHARD_SIZE)
     for file, names in plan.filename_to_tensors.items():
         shard = {name: plain[name] for name in names}
-        save_file(shard, folder / file, {"format": "pt"}) if safe else torch.save(shard, folder / file)
+        try:
+            save_file(shard, folder / file, {"format": "pt"}) if safe else torch.save(shard, folder / file)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise OSError(f"{folder / file} cannot be written: {reason} ({free(folder)})") from None
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEXES[0 if safe else 1]).write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -5,13 +5,14 @@
 # usage: bash scripts/check_two_nodes.sh [OUT] [train_ds.py flags]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/fresh.sh
 out=${1:-runs/two_nodes}
 shift $(($# < 1 ? $# : 1))
 export CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1
 export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo  # as on a cluster: the interface that the nodes see each other on
 port=${MASTER_PORT:-29531}
-rm -rf "$out"
-python scripts/make_toy_dataset.py "$out/dataset" --images 40 --val_images 3 --only reason_seg
+fresh "$out/together" "$out/alone"
+python scripts/make_toy_dataset.py "$out/dataset" --force --images 40 --val_images 3 --only reason_seg
 
 train() {  # NAME PICTURES_IN_A_ROW LAUNCHER...
   local name=$1 accumulation=$2

@@ -12,7 +12,6 @@ base (LoRA is merged with --set model.lora.alpha over its rank), run folders, me
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation.cli import Parser, add_model_flags, load_assistant
 from model.legacy import IGNORED, LORA_WRAPPER, Report
-from model.save import save_folder, save_original
+from model.save import check_target, read_from, save_folder, save_original
 from utils.log import setup_logging
 
 FORMATS = ("project", "original")
@@ -33,15 +32,20 @@ REASONS = ((IGNORED, "a table that is computed"), (re.compile(".*"), "part of no
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     setup_logging()
-    assistant = load_assistant(args)
     folder = Path(args.save_path)
+    try:
+        check_target(folder, (args.version, args.weight, args.vision_tower), overwrite=args.overwrite)
+        assistant = load_assistant(args)
+        check_target(folder, read_from(assistant.recipe.model), overwrite=args.overwrite)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"convert_weights.py: {error}") from None
+    told = account(assistant.model.report)
+    how = {"notes": {"conversion.json": told}, "overwrite": args.overwrite}
     if args.format == "original":
         architecture = (*assistant.system.published, "LlavaLlamaForCausalLM")[0]
-        save_original(assistant.model, folder, assistant.tokenizer, architecture)
+        save_original(assistant.model, folder, assistant.tokenizer, architecture, **how)
     else:
-        save_folder(assistant.model, folder, assistant.tokenizer, assistant.recipe)
-    told = account(assistant.model.report)
-    (folder / "conversion.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        save_folder(assistant.model, folder, assistant.tokenizer, assistant.recipe, **how)
     print(f"{folder}: a {assistant.system.name} assistant; {assistant.model.report}")
     for name, reason in told["ignored"].items():
         print(f"  ignored {name}: {reason}")
@@ -57,11 +61,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--format", choices=FORMATS, default="project", help="project: safetensors; original: as released"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a --save_path that this did not write")
     args = parser.parse(argv)
     if not args.version or not args.save_path:
         parser.error("--version (what to convert) and --save_path (where to) are needed")
-    if Path(args.save_path).resolve() == Path(args.version).resolve():
-        parser.error("--save_path is the folder that is read; give another")
     return args
 
 

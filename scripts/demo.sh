@@ -2,8 +2,11 @@
 # The main job end to end on the embedded toy world: set-up, data, training with LoRA, merge, evaluation, pictures.
 # 10 to 15 minutes on two CPU cores. usage: bash scripts/demo.sh [OUT]   (default runs/demo; re-running starts afresh)
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+cd "$(dirname "$0")/.."
 out=${1:-runs/demo}
+source scripts/fresh.sh
+fresh "$out/train"
+source scripts/setup.sh requirements.txt
 started=$SECONDS
 
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
@@ -13,11 +16,9 @@ python scripts/make_toy_dataset.py "$out/dataset" --force --seed 0 --images 5000
   --only ade20k refcoco reason_seg llava_instruct
 
 step "2/5 Training (LoRA on the toy base, the recipe of configs/toy_lasagna.yaml)"
-rm -rf "$out/train"
 python train_ds.py --config configs/toy_lasagna.yaml --dataset_dir "$out/dataset" --log_base_dir "$out" --exp_name train
 
 step "3/5 Merging into one folder"
-rm -rf "$out/merged"
 python merge_lora_weights_and_save_hf_model.py --run "$out/train" --save_path "$out/merged"
 
 step "4/5 Evaluating before and after, on pictures never trained on"

@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     folder = args.out / "llava"
+    if folder.is_dir() and any(folder.iterdir()):
+        parser.error(f"{folder} is there already; give another OUT, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copy(TOKENIZER / name, folder / name)

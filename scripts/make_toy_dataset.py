@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from toyworld.layouts import LAYOUTS, POOLS, World
+from toyworld.layouts.world import FILES
 
 MARK = "toy_world.json"  # tells a folder that this program wrote, the only kind it will delete
 
@@ -21,6 +22,7 @@ MARK = "toy_world.json"  # tells a folder that this program wrote, the only kind
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     prepare(args.out, args.force)
+    args.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     world = World(args.out, args.seed, args.val_images, share_out(args.images, args.only))
     settings = {"seed": args.seed, "images": args.images, "val_images": args.val_images, "layouts": args.only}
@@ -66,7 +68,17 @@ def prepare(out: Path, force: bool) -> None:
         sys.exit(f"{out} is not empty and not a toy data set (no {MARK} in it); give another folder")
     if not force:
         sys.exit(f"{out} holds a toy data set already; add --force to replace it, or give another folder")
+    if others := strangers(out):
+        some = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        sys.exit(f"{out} also holds files that this program did not write ({some}); move them, or give another folder")
     shutil.rmtree(out)
+
+
+def strangers(out: Path) -> list[str]:
+    """Files that are neither the toy data set's nor of the indexes that reading it makes."""
+    written = (out / FILES).read_text(encoding="utf-8").splitlines() if (out / FILES).is_file() else ()
+    found = (path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
+    return sorted({name for name in found if not name.startswith(".index/")} - {FILES, *written})
 
 
 def share_out(images: int, layouts: list[str]) -> dict[str, int]:

@@ -31,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mini import page, plots, sheet
 from mini.rows import ABLATION, ROWS, SYSTEM, Row
 
+from utils.files import write_whole
+
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = (
     *("ade20k", "cocostuff", "cityscapes", "mapillary", "refcoco", "refcoco+", "refcocog", "refclef", "grefcoco"),
@@ -103,7 +105,7 @@ def keep_settings(args: argparse.Namespace) -> None:
     if made != mine and not args.write_doc:
         told = ", ".join(f"--{name} {value}" for name, value in made.items())
         raise SystemExit(f"{args.out} was made with {told}: go on with these, or choose another folder")
-    file.write_text(json.dumps(made) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(made) + "\n")
 
 
 def draw_world(args: argparse.Namespace) -> None:
@@ -206,7 +208,7 @@ def write(args: argparse.Namespace) -> None:
     if not rows:
         return
     results = page.collect(args.out, rows)
-    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_whole(args.out / "results.json", json.dumps(results, indent=1) + "\n")
     (args.out / "table.md").write_text(page.tables(results), encoding="utf-8")
     pictures = [*plots.draw(results, args.out), *sheet.draw(args.out, [row for row in rows if row.kind == SYSTEM])]
     print(page.tables(results))

@@ -4,11 +4,13 @@
 # usage: bash scripts/real_mini.sh DATASET [OUT]   (OUT: default runs/real_mini)
 set -euo pipefail
 data=$(realpath "${1:?usage: bash scripts/real_mini.sh DATASET [OUT]}")
-source "$(dirname "$0")/setup.sh" requirements.txt
+cd "$(dirname "$0")/.."
 out=${2:-runs/real_mini}
+source scripts/fresh.sh
+fresh "$out/train" "$out/blank" "$out/teacher_forced" "$out/generate"
+source scripts/setup.sh requirements.txt
 started=$SECONDS
 
-rm -rf "$out"
 python scripts/make_blank_base.py "$out/blank"
 python train_ds.py --config configs/real_mini.yaml --dataset_dir "$data" --log_base_dir "$out" --exp_name train \
   --version "$out/blank/llava" --vision_pretrained "$out/blank/sam_vit_toy.safetensors"

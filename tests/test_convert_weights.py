@@ -54,7 +54,6 @@ def test_a_bare_file_beside_its_base(tmp_path, capsys):
     ("words", "message"),
     [
         (["--save_path", "x"], "--version .* and --save_path .* are needed"),
-        (["--version", "x", "--save_path", "x"], "give another"),
         (["--version", "nowhere/at/all", "--save_path", "x"], "cannot load nowhere/at/all"),
     ],
 )

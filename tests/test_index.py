@@ -173,6 +173,22 @@ def test_a_parser_that_fails_leaves_nothing(root):
 # --- where it is
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_that_makes_an_index(root):
+    """Its own drafts, and those of other indexes that nobody is making; nothing else."""
+    (made,) = [open_index(root).folder]
+    home, other = made.parent, "refcoco-instances.json-0123456789abcdef"
+    for name in (f"{made.name}.a1b2_3x4", f"{made.name}.a1b2_3x4.old", f"{other}.zzzzzzzz", f"{other[:-1]}0.yyyyyyyy"):
+        (home / name).mkdir()
+        (home / name / ROWS).write_text("half")
+    (home / "notes of mine").mkdir()
+    (home / other).mkdir()  # an index of another kind
+    lock = index.FileLock(home / f"{other}.lock")
+    shutil.rmtree(made)
+    with lock:  # somebody makes that one
+        open_index(root)
+    assert {path.name for path in folders(root)} == {made.name, other, f"{other}.zzzzzzzz", "notes of mine"}
+
+
 @pytest.mark.parametrize("chooser", ["environment", "recipe"])
 def test_environment_and_recipe_choose_the_place(root, tmp_path, monkeypatch, chooser):
     monkeypatch.setenv(HOME, str(tmp_path / ("fast disk" if chooser == "environment" else "slow disk")))

@@ -63,6 +63,43 @@ def test_slurm_starts_a_launcher_a_node_that_meet_at_the_first(run):
     assert "--nproc_per_node 3 " in run("train_slurm.sbatch", "a.yaml", **job, PROCESSES="3").stdout
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "theirs"),
+    [
+        ("check_two_nodes.sh", (), "together"),
+        ("check_two_nodes.sh", (), "alone"),
+        ("demo.sh", (), "train"),
+        ("real_mini.sh", (".",), "train"),
+        ("real_mini.sh", (".",), "generate"),
+    ],
+)
+def test_what_a_script_did_not_make_it_does_not_remove(run, tmp_path, script, words, theirs):
+    """OUT may be where all runs are; what else is in it stays, and a folder of the script's names stops it."""
+    out = tmp_path / "runs"
+    for name in ("mine", theirs):
+        (out / name / "checkpoints").mkdir(parents=True)
+        (out / name / "checkpoints" / "last").write_text("step_5000")
+    before = sorted(out.rglob("*"))
+    done = run(script, *words, out)
+    assert done.returncode == 1 and f"{script}: {out}/{theirs} holds what this script did not make" in done.stderr
+    assert sorted(out.rglob("*")) == before
+
+
+def test_folders_of_an_earlier_start_are_emptied(tmp_path):
+    program = f'source {ROOT}/scripts/fresh.sh; cd {tmp_path}; fresh "one two" three'
+    for _ in range(2):
+        subprocess.run(["bash", "-c", program, "demo.sh"], check=True)
+        (tmp_path / "one two" / "stale").touch()
+    (tmp_path / "three" / ".made_by").write_text("real_mini.sh")
+    done = subprocess.run(["bash", "-c", program, "demo.sh"], capture_output=True, text=True)
+    assert done.returncode == 1 and "three holds what" in done.stderr and (tmp_path / "one two" / "stale").exists()
+
+
+def test_no_script_removes_folders_in_another_way():
+    removing = {path.name for path in (ROOT / "scripts").glob("*.s*") if "rm -r" in path.read_text()}
+    assert removing == {"fresh.sh"}
+
+
 @pytest.mark.parametrize("script", ["train_multi_node.sh", "train_slurm.sbatch"])
 def test_missing_words_stop_at_the_door(run, tmp_path, script):
     done = run(script, SLURM_SUBMIT_DIR=str(ROOT))

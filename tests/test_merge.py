@@ -1,6 +1,8 @@
 """A training run becomes one folder with the same answers, in either layout, from a run folder or a given file."""
 
+import errno
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from model.legacy import published_table
 from systems.assistant import Assistant, load
 from tests.tiny_run import BASE, write_reason_seg, write_recipe
 from utils.config import load_recipe
+from utils.files import whole_folder
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,64 @@ def test_wrong_input_is_refused(run, tmp_path, capsys):
     with pytest.raises(ValueError, match="not this recipe's; missing"):
         merge("--weight", tmp_path / "other.bin", "--config", run / "recipe.yaml", "--save_path", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def tree(folder) -> dict:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_read_or_was_not_written_here_is_never_replaced(run, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    torch.save(load_file(run / "checkpoints" / "step_4" / "trainable.safetensors"), tmp_path / "whole.bin")
+    recipe = ["--config", run / "recipe.yaml", "--version", base, "--vision_tower", base / "clip"]
+    before = [tree(folder) for folder in (base, run, mine)]
+    for target, words in ((base, "--overwrite"), (base.parent, "--overwrite"), (base / "clip", "--overwrite")):
+        with pytest.raises(ValueError, match=r"is, or holds, .*which is read"):
+            merge("--weight", tmp_path / "whole.bin", *recipe, "--save_path", target, words)
+    for target in (run, run.parent):
+        with pytest.raises(ValueError, match="which is read"):
+            merge("--run", run, "--save_path", target, "--overwrite")
+    with pytest.raises(FileExistsError, match=r"did not write \(thesis\.txt\).*--overwrite"):
+        merge("--run", run, "--save_path", mine)
+    assert [tree(folder) for folder in (base, run, mine)] == before
+    merge("--run", run, "--save_path", mine, "--overwrite")
+    merge("--run", run, "--save_path", mine, "--precision", "bf16")  # its own folder it may write again
+    assert not (mine / "thesis.txt").exists() and set(json.loads((mine / "written.json").read_text())) <= {
+        path.name for path in mine.iterdir()
+    }
+    (mine / "notes.txt").write_text("added later")
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        merge("--run", run, "--save_path", mine)
+
+
+@pytest.mark.parametrize("layout", ["project", "original"])
+def test_a_merge_that_fails_leaves_the_folder_that_was_there(run, tmp_path, monkeypatch, layout):
+    target = tmp_path / "merged"
+    merge("--run", run, "--save_path", target, "--format", layout)
+    before = tree(target)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("model.save._copy", full)
+        with pytest.raises(OSError, match=r"merged cannot be written: No space left.*GiB free"):
+            merge("--run", run, "--save_path", target, "--format", layout, "--precision", "bf16")
+    assert tree(target) == before and [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_killed_swap_is_undone(tmp_path):
+    """Between the two renames the old folder has the name of a draft; the next writer puts it back first."""
+    (tmp_path / ".unfinished_replaced_out").mkdir()
+    (tmp_path / ".unfinished_replaced_out" / "old").write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out") as draft:
+        (draft / "new").write_text("new")
+        raise KeyboardInterrupt
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/old"]
+    with whole_folder(tmp_path / "out") as draft:
+        (draft / "new").write_text("new")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/new"]

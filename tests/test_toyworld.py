@@ -329,7 +329,7 @@ def test_writing_is_deterministic_and_only_what_was_asked(root: Path, tmp_path: 
     _, different, errors = filecmp.cmpfiles(root, again, [str(file) for file in files], shallow=False)
     assert different == errors == []
     only = write(tmp_path / "only", "--only", "reason_seg")
-    assert sorted(path.name for path in only.iterdir()) == ["reason_seg", "toy_world.json"]
+    assert sorted(path.name for path in only.iterdir()) == ["reason_seg", "toy_world.json", "toy_world_files.txt"]
 
 
 def written(out: Path) -> list[Path]:
@@ -347,3 +347,19 @@ def test_a_folder_of_others_is_never_replaced(root: Path, tmp_path: Path):
     assert (tmp_path / "photo.jpg").is_file()
     with pytest.raises(SystemExit):
         make_toy_dataset.main([str(tmp_path / "new"), "--only", "imagenet"])
+
+
+def test_every_file_is_listed_as_the_toy_world_s_own(root: Path):
+    assert make_toy_dataset.strangers(root) == []
+
+
+def test_what_was_put_beside_the_toy_world_is_never_removed(tmp_path: Path):
+    out = write(tmp_path / "world", "--only", "reason_seg")
+    (out / ".index").mkdir()
+    (out / ".index" / "rows.jsonl").write_text("")  # made by reading it
+    write(out, "--force", "--only", "reason_seg")
+    (out / "coco").mkdir()
+    (out / "coco" / "real.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"did not write \(coco/real\.jpg\)"):
+        write(out, "--force", "--only", "reason_seg")
+    assert (out / "coco" / "real.jpg").is_file() and (out / "reason_seg").is_dir()

@@ -4,19 +4,28 @@ checkpoints/step_500/trainable.safetensors             every trained weight, fp3
 checkpoints/step_500/{exp_avg,exp_avg_sq}.safetensors  the optimizer's moments of each
 checkpoints/step_500/engine.json                       updates made, place in the schedule, loss scale
 checkpoints/step_500/state.json                        step, samples drawn, best score, processes
+checkpoints/step_500/sums.json                         size and checksum of each tensor file
 checkpoints/last, checkpoints/best                     text files that name one of the folders
+checkpoints/aside_step_500                             what made way when a run went back before it; left alone
+
+Any other folder there is somebody's own and is neither read nor removed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,11 +33,16 @@ from training.engine import Engine
 from training.moments import MOMENTS, WEIGHT
 from utils import dist
 from utils.config import Recipe, TrainConfig
+from utils.files import DRAFT, explained, flush, free, write_whole
 from utils.log import log
 
-WEIGHTS, STATE, COUNTERS = "trainable.safetensors", "state.json", "engine.json"
+WEIGHTS, STATE, COUNTERS, SUMS = "trainable.safetensors", "state.json", "engine.json", "sums.json"
 TENSORS = {WEIGHT: WEIGHTS, **{kind: f"{kind}.safetensors" for kind in MOMENTS}}
-UNFINISHED = ".unfinished"  # prefix of folders that are being written or removed
+FILES = (STATE, COUNTERS, *TENSORS.values())  # without which a checkpoint is none; older ones have no sums
+NAME = re.compile(r"step_(0|[1-9]\d*)")
+ASIDE = "aside_"
+EXPLODED = 1e3  # Adam moves a weight by its rate per step; those of trained models stay below 100
+CHUNK = 1 << 24  # bytes read at once
 
 
 @dataclass
@@ -40,8 +54,10 @@ class TrainState:
     skipped: int = 0  # micro-batches left out for a loss that is no number
     validated: int = 0  # step of the last validation
     best: float | None = None  # best validation score so far
+    best_step: int | None = None  # of the checkpoint that has it
     processes: int = 1
     pictures: int = 0  # a step, all processes together
+    meters: list[dict[str, Any]] = field(default_factory=list)  # each process's sums since the last line of the log
 
     @classmethod
     def begin(cls, recipe: Recipe) -> TrainState:
@@ -53,74 +69,212 @@ def pictures_a_step(train: TrainConfig, processes: int) -> int:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run."""
+    """The folder `checkpoints/` of a run. size: bytes that one takes, for the error where there is no room."""
 
-    def __init__(self, folder: Path, keep: int = 2):
-        self.folder, self.keep = folder, max(1, keep)
+    def __init__(self, folder: Path, keep: int = 2, size: int = 0):
+        self.folder, self.keep, self.size = folder, max(1, keep), size
 
     def prepare(self) -> None:
         """Makes the folder and removes what a killed process left half done (main process)."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob(f"{UNFINISHED}*"):
+        for path in self.folder.glob(f"{DRAFT}*"):
             shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True) if path.is_file() else None
 
     def save(self, engine: Engine, state: TrainState) -> Path:
-        """Writes a checkpoint on all processes; it gets its name only when everything is on the disk."""
+        """Writes a checkpoint on all processes; it gets its name only when everything is on the disk.
+
+        Raises on all of them, and leaves what was there as it was, where a weight is no number or beyond EXPLODED
+        (FloatingPointError) or something cannot be written (OSError).
+        """
         name = f"step_{state.step}"
-        target, draft = self.folder / name, self.folder / f"{UNFINISHED}_{name}"
-        if dist.is_main():
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-        dist.barrier()
-        for kind, file in TENSORS.items():  # one kind at a time in the main process's memory
-            tensors = engine.gather(kind)
+        target, draft = self.folder / name, self.folder / f"{DRAFT}{name}"
+        try:
+            dist.on_main(partial(_empty, draft))
+            for kind, file in TENSORS.items():  # one kind at a time in the main process's memory
+                tensors = engine.gather(kind)
+                dist.on_main(partial(_store, tensors, draft / file, self.last()))
+            counters = engine.counters()
+            dist.on_main(partial(self._finish, draft, target, counters, state))
+        except OSError as error:
+            raise OSError(
+                f"{error}. The checkpoint of step {state.step} takes about {self.size / 2**30:.2f} GiB and was not "
+                f"saved; what was saved before is whole ({self.last() or 'nothing'}). Make room and give the same "
+                "command again"
+            ) from None
+        finally:
             if dist.is_main():
-                save_file(tensors, draft / file)
-        if dist.is_main():
-            (draft / COUNTERS).write_text(json.dumps(engine.counters()), encoding="utf-8")
-            (draft / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
-            _flush(draft)
-        dist.barrier()
-        if dist.is_main():
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(draft, target)
-            self._point("last", name)
-            self._thin()
-        dist.barrier()
+                shutil.rmtree(draft, ignore_errors=True)
         return target
 
+    def _finish(self, draft: Path, target: Path, counters: dict[str, Any], state: TrainState) -> None:
+        try:
+            (draft / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
+            (draft / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+            (draft / SUMS).write_text(json.dumps({file: _sum(draft / file) for file in TENSORS.values()}))
+            flush(*draft.iterdir(), draft)
+            self._set_aside(target)  # of this name there can only be what somebody else put there
+            os.replace(draft, target)
+            flush(self.folder)
+        except OSError as error:
+            raise explained(error, target) from None
+        self._point("last", target.name)
+        self._thin()
+
     def note(self, state: TrainState, *, best: bool) -> None:
-        """What is known of the saved checkpoint of this step since it was validated (of another run's: nothing)."""
+        """What is known of the saved checkpoint of this step since it was validated (of another run's: nothing).
+
+        The pointer comes first: a run killed between the two validates again and points again.
+        """
         target = self.folder / f"step_{state.step}"
+        state.best_step = state.step if best else state.best_step
         if dist.is_main() and target.is_dir():
-            _write(target / STATE, json.dumps(asdict(state)))
             if best:
                 self._point("best", target.name)
-                self._thin()
+            write_whole(target / STATE, json.dumps(asdict(state)))
+            self._thin()
         dist.barrier()
 
     def complete(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        found = [path for path in self.folder.glob("step_*") if (path / STATE).is_file()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+        """Checkpoints, oldest first, as far as names tell (`damage` looks closer)."""
+        found = [path for path in self.folder.glob("step_*") if NAME.fullmatch(path.name)]
+        mine = [path for path in found if path.is_dir() and any((path / file).is_file() for file in FILES)]
+        return sorted(mine, key=_step)
 
     def last(self) -> Path | None:
-        """The newest complete checkpoint, whatever the pointer says (a process may die between the two)."""
+        """The newest checkpoint, whatever the pointer says (a process may die between the two)."""
         complete = self.complete()
         return complete[-1] if complete else None
 
+    def check(self, chosen: Path) -> None:
+        """Raises where the checkpoint to go on from is damaged, and names the newest one of this run that is not."""
+        if reason := damage(chosen):
+            words = f"{chosen} {reason}"
+            if chosen.parent.resolve() == self.folder.resolve():
+                older = [path for path in self.complete() if _step(path) < _step(chosen)]
+                whole = next((path for path in reversed(older) if not damage(path)), None)
+                words += (
+                    f". {whole.name}, which came before, is whole: --resume {whole} goes on from it and sets what is "
+                    f"newer aside as {ASIDE}*"
+                    if whole
+                    else ". No earlier one here is whole: choose another --exp_name to begin again"
+                )
+            raise (FileNotFoundError if "not a complete" in reason else ValueError)(words)
+
+    def go_on(self, chosen: Path | None, state: TrainState) -> TrainState:
+        """Makes the folder say what is true when a run goes on from `chosen`: newer checkpoints stand aside, `last`
+        and `best` name what is there, drafts are gone (main process). Returns the state, without a best score where
+        its checkpoint is not here."""
+        self.prepare()
+        own = chosen is not None and chosen.parent.resolve() == self.folder.resolve()
+        if own:
+            for path in self.complete():
+                if _step(path) > _step(chosen):
+                    self._set_aside(path)
+            self._point("last", chosen.name)
+            best = f"step_{state.best_step}" if state.best_step is not None else self._pointed("best")
+            if best and (self.folder / best / WEIGHTS).is_file() and NAME.fullmatch(best):
+                self._point("best", best)
+                return state
+            if best:
+                log.warning("%s: the best checkpoint, %s, is not there any more; the next one counts", chosen, best)
+        for pointer in ("best",) if own else ("last", "best"):
+            (self.folder / pointer).unlink(missing_ok=True)
+        state.best = state.best_step = None
+        state.meters = state.meters if own else []  # they are of lines in another run's log
+        return state
+
+    def _set_aside(self, path: Path) -> None:
+        if not path.exists():
+            return
+        names = (f"{ASIDE}{path.name}{f'_{number}' if number else ''}" for number in range(10**6))
+        place = next(self.folder / name for name in names if not (self.folder / name).exists())
+        path.rename(place)
+        log.warning("%s makes way: it is now %s", path, place.name)
+
     def _point(self, pointer: str, name: str) -> None:
-        _write(self.folder / pointer, name + "\n")
+        write_whole(self.folder / pointer, name + "\n")
+
+    def _pointed(self, pointer: str) -> str | None:
+        path = self.folder / pointer
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
 
     def _thin(self) -> None:
         """Keeps the newest ones and the best one."""
-        pointer = self.folder / "best"
-        best = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else None
+        best = self._pointed("best")
         for path in self.complete()[: -self.keep]:
             if path.name != best:
-                doomed = self.folder / f"{UNFINISHED}_removing_{path.name}"
+                doomed = self.folder / f"{DRAFT}removing_{path.name}"
                 os.replace(path, doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words that follow its name; None where it is whole."""
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        return f"is not a complete checkpoint: expected {', '.join(missing)} there"
+    sums: dict[str, Any] = {}
+    for name in (STATE, COUNTERS, SUMS):
+        try:
+            values = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+            if name == STATE and f"step_{values['step']}" != folder.name and NAME.fullmatch(folder.name):
+                return f"is damaged: {name} is of step {values['step']}"
+            sums = values if name == SUMS else sums
+            if name == COUNTERS and not {"updates", "schedule", "loss_scale"} <= values.keys():
+                return f"is damaged: {name} lacks fields"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"is damaged: {name} cannot be read"
+    for name in TENSORS.values():
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except SafetensorError as error:
+            return f"is damaged: {name}: {error}"
+        if name in sums and sums[name] != _sum(folder / name):
+            return f"is damaged: {name} is not what was written"
+    return None
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise explained(error, folder) from None
+
+
+def _store(tensors: Mapping[str, Tensor], file: Path, before: Path | None) -> None:
+    """Writes tensors of which all are numbers, none as large as only weights that have diverged are."""
+    ends = {
+        name: torch.stack(tensor.aminmax()) for name, tensor in tensors.items() if tensor.numel()
+    }  # NaN comes through
+    wrong = [name for name, pair in ends.items() if not pair.isfinite().all()]
+    huge = {name: float(pair.abs().max()) for name, pair in ends.items() if float(pair.abs().max()) > EXPLODED}
+    if wrong or (huge and file.name == WEIGHTS):
+        what = f"{len(wrong)} are no numbers" if wrong else f"{len(huge)} have weights up to {max(huge.values()):.3g}"
+        named = ", ".join((wrong or list(huge))[:5])
+        raise FloatingPointError(
+            f"the run has diverged: of {len(tensors)} tensors for {file.parent.name.removeprefix(DRAFT)}/{file.name} "
+            f"{what} ({named}). Nothing was saved; the last checkpoint is {before or 'none'}. A lower train.lr, a "
+            "longer train.warmup_steps or model.precision=bf16 instead of fp16 may help"
+        )
+    try:
+        save_file(tensors, file)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{file} cannot be written: {error} ({free(file)})") from None
+
+
+def _sum(file: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    check = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            check = zlib.crc32(chunk, check)
+    return [file.stat().st_size, check]
 
 
 def restore(engine: Engine, folder: Path, recipe: Recipe) -> TrainState:
@@ -128,8 +282,7 @@ def restore(engine: Engine, folder: Path, recipe: Recipe) -> TrainState:
 
     Raises when the checkpoint is incomplete or of a model in which other weights train.
     """
-    wanted = (STATE, COUNTERS, *TENSORS.values())
-    if missing := [name for name in wanted if not (folder / name).is_file()]:
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder} is not a complete checkpoint: expected {', '.join(missing)} there")
     known = {field.name for field in fields(TrainState)}
     values = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -171,31 +324,14 @@ def check_writable(folder: Path, needed_bytes: int = 0) -> None:
     """Raises, before anything is computed, when the run folder cannot be written or has no room for a checkpoint."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f"{UNFINISHED}_probe"
+        probe = folder / f"{DRAFT}probe"
         probe.write_text("x", encoding="utf-8")
         probe.unlink()
     except OSError as error:
         raise OSError(f"the run folder {folder} cannot be written ({error.strerror}); see --log_base_dir") from None
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
+    room = shutil.disk_usage(folder).free
+    if room < needed_bytes:
         raise OSError(
-            f"the run folder {folder} has {free / 2**30:.1f} GiB free and a checkpoint needs about "
+            f"the run folder {folder} has {room / 2**30:.1f} GiB free and a checkpoint needs about "
             f"{needed_bytes / 2**30:.1f} GiB; free some, or see --log_base_dir and train.keep_checkpoints"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaces a file in one go."""
-    draft = path.with_name(f"{UNFINISHED}_{path.name}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-
-
-def _flush(folder: Path) -> None:
-    """Everything below the folder is on the disk, not only in its cache."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -19,14 +19,15 @@ import torch
 
 from data.mixture import Part
 from utils import dist
+from utils.files import write_whole
 from utils.log import log
 
 META = "meta.json"
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def describe(folder: Path) -> None:
-    """Adds how this run was started to `meta.json`: command, versions, revision, devices; one entry a start."""
+def describe(folder: Path, **more: Any) -> None:
+    """Adds an entry about this start to `meta.json`: command, versions, revision, devices, and `more`."""
     device = dist.device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     start = {
@@ -37,6 +38,7 @@ def describe(folder: Path) -> None:
         "device": f"{device.type}: {name}",
         "python": platform.python_version(),
         "versions": versions(),
+        **more,
     }
     _write(folder, [*starts(folder), start])
 
@@ -92,10 +94,22 @@ def versions() -> dict[str, str]:
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:
-    """How the run in this folder was started, each time."""
+    """How the run in this folder was started, each time. A damaged file is an error that names it."""
     path = folder / META
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError("expected a list of starts")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): put a copy back, or rename it; the history of the run then begins again"
+        ) from None
+    return entries
+
+
+def last_start(folder: Path) -> dict[str, Any]:
+    return (starts(folder) or [{}])[-1]
 
 
 def _write(folder: Path, entries: list[dict[str, Any]]) -> None:
-    (folder / META).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / META, json.dumps(entries, indent=1) + "\n")

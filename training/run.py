@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 import signal
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
-from training.checkpoint import Checkpoints, check_writable
-from training.provenance import describe
+from data.mixture import Part
+from training.belonging import BEST_BY, contents, differences
+from training.checkpoint import Checkpoints, TrainState, check_writable
+from training.lock import Lock
+from training.provenance import describe, describe_data, last_start
 from utils import dist
-from utils.config import Recipe, save_recipe
+from utils.config import Recipe, load_recipe, save_recipe
 from utils.log import log
+
+RECIPE = "recipe.yaml"
 
 BYTES_A_WEIGHT = 12  # of a checkpoint: the weight and two Adam moments, in fp32
 STEPS_PER_EPOCH = 500  # as released
@@ -39,31 +46,115 @@ def with_epochs(recipe: Recipe, pictures: int) -> Recipe:
     return replace(recipe, train=replace(train, steps_per_epoch=train.steps_per_epoch or steps))
 
 
-def open_run(recipe: Recipe, model: nn.Module) -> tuple[Checkpoints, Path | None]:
-    """Makes the run folder ready and returns its checkpoints and the one to go on from, if any: its own last one, or
-    that of another run which the recipe names to start from.
+@contextmanager
+def open_run(recipe: Recipe) -> Iterator[Run]:
+    """The run folder of a recipe, for this training alone, compared with the recipe before anything is built.
 
-    Raises, before anything is computed, when the folder cannot be written, has no room for a checkpoint of the
-    model's trained weights, or holds another run that this one would overwrite.
+    Raises on all processes, with nothing changed on the disk, when the folder cannot be written, another process
+    trains there, it holds a run of another recipe or one that is not to be gone on with, or the checkpoint to go on
+    from is damaged.
     """
-    folder = recipe.run.folder
-    checkpoints = Checkpoints(folder / "checkpoints", recipe.train.keep_checkpoints)
-    resume = checkpoints.last()
-    if resume and not recipe.train.auto_resume:
+    lock = Lock(recipe.run.folder)
+    try:
+        dist.on_main(lock.acquire)
+        yield Run(recipe, dist.on_main(lambda: find_resume(recipe)), lock)
+    finally:
+        lock.release()
+
+
+def find_resume(recipe: Recipe) -> Path | None:
+    """The checkpoint to go on from, if any: the folder's last one or the one of them that `train.resume` names; for a
+    new run, that of another which it names."""
+    folder, checkpoints = recipe.run.folder, checkpoints_of(recipe)
+    last, asked = checkpoints.last(), Path(recipe.train.resume) if recipe.train.resume else None
+    own = asked is not None and asked.parent.resolve() == checkpoints.folder.resolve()
+    if last and not recipe.train.auto_resume and not own:
         raise FileExistsError(
-            f"{folder} already holds a run up to {resume.name}: go on with --auto_resume, choose another --exp_name, "
+            f"{folder} already holds a run up to {last.name}: go on with --auto_resume, choose another --exp_name, "
             "or remove the folder"
         )
-    if resume is None and recipe.train.resume:
-        resume = Path(recipe.train.resume)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if dist.is_main():
-        check_writable(folder, BYTES_A_WEIGHT * trained)
-        checkpoints.prepare()
+    chosen = asked if own or last is None else last
+    if chosen is not None:
+        checkpoints.check(chosen)
+        compare(recipe, chosen)
+    return chosen
+
+
+def compare(recipe: Recipe, chosen: Path) -> None:
+    """Raises where the recipe would give the weights of this checkpoint another meaning than its run's recipe does."""
+    run = chosen.absolute().parents[1]
+    if not (run / RECIPE).is_file():
+        if run.resolve() == recipe.run.folder.resolve():
+            raise FileNotFoundError(
+                f"{run} holds checkpoints but no {RECIPE}, so nothing says what they mean: put it back, or choose "
+                "another --exp_name"
+            )
+        log.warning("%s: no %s beside it, so it cannot be compared with this recipe", chosen, RECIPE)
+        return
+    before = recipe_of(run)
+    meaning, _ = differences(before, recipe, last_start(run).get("content", {}))
+    if meaning:
+        raise ValueError(
+            f"{chosen} belongs to another recipe; its weights mean nothing under this one:\n"
+            + "".join(f"  {change}\n" for change in meaning)
+            + f"Nothing was changed. Choose another --exp_name for this recipe, or give {run / RECIPE} as --config to "
+            "go on with that run"
+        )
+
+
+def recipe_of(run: Path) -> Recipe:
+    try:
+        return load_recipe(run)
+    except ValueError as error:
+        raise ValueError(
+            f"{run / RECIPE} cannot be read, so nothing says what the checkpoints beside it mean ({error}): put a "
+            "whole copy back, or choose another --exp_name"
+        ) from None
+
+
+def checkpoints_of(recipe: Recipe, size: int = 0) -> Checkpoints:
+    return Checkpoints(recipe.run.folder / "checkpoints", recipe.train.keep_checkpoints, size)
+
+
+@dataclass
+class Run:
+    """An open run folder. resume: the checkpoint that it goes on from."""
+
+    recipe: Recipe
+    resume: Path | None
+    lock: Lock
+
+    def checkpoints(self, model: nn.Module) -> Checkpoints:
+        """The folder's checkpoints; raises where there is no room for one of the model's trained weights."""
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        size = BYTES_A_WEIGHT * trained
+        dist.on_main(lambda: check_writable(self.recipe.run.folder, size))
+        return checkpoints_of(self.recipe, size)
+
+    def begin(self, recipe: Recipe, checkpoints: Checkpoints, state: TrainState, parts: Sequence[Part]) -> TrainState:
+        """The first that is written to the folder, once `restore` has succeeded: pointers that say what is there, the
+        recipe with the steps of an epoch counted, how the run was started, from where, with which settings changed."""
+        return dist.on_main(lambda: self._begin(recipe, checkpoints, state, parts))
+
+    def _begin(self, recipe: Recipe, checkpoints: Checkpoints, state: TrainState, parts: Sequence[Part]) -> TrainState:
+        folder, changed, more = recipe.run.folder, [], {"content": contents(recipe), "step": state.step}
+        if self.resume is not None:
+            run = self.resume.absolute().parents[1]
+            more["from"] = str(self.resume)
+            if (run / RECIPE).is_file():
+                _, changed = differences(recipe_of(run), recipe, last_start(run).get("content", {}))
+        if changed:
+            more["changes"] = {change.field: [change.before, change.now] for change in changed}
+            log.warning("%s goes on with other settings: %s", folder, "; ".join(map(str, changed)))
+        state = checkpoints.go_on(self.resume, state)
+        if any(change.field.startswith(BEST_BY) for change in changed) and state.best is not None:
+            log.warning("what validation measures has changed: the best score so far, %s, counts no more", state.best)
+            state.best = None
+        describe(folder, **more)  # before the recipe: killed between them, the next start says the changes again
+        describe_data(folder, parts)
         save_recipe(recipe, folder)
-        describe(folder)
-    dist.barrier()
-    return checkpoints, resume
+        self.lock.sign()
+        return state
 
 
 class Stop:

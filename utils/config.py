@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from utils.files import write_whole
 from utils.registry import unknown
 
 
@@ -299,7 +300,7 @@ def load_recipe(path: str | Path) -> Recipe:
 def save_recipe(recipe: Recipe, folder: str | Path) -> Path:
     path = Path(folder) / "recipe.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True))
     return path
 
 

@@ -6,6 +6,7 @@ import datetime
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -100,6 +101,24 @@ def broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(action: Callable[[], Any]) -> Any:
+    """What `action` returns in the main process, on every process; what it raises there, all raise.
+
+    Else the others would wait for a process that has stopped, until the time-out.
+    """
+    result, error = None, None
+    if is_main():
+        try:
+            result = action()
+        except Exception as caught:
+            error = caught
+    plain = isinstance(error, (OSError, ValueError, FloatingPointError, type(None)))
+    result, told = broadcast((result, error if plain else RuntimeError(f"{type(error).__name__}: {error}")))
+    if told is not None:
+        raise error or told
+    return result
 
 
 def total(values: Tensor) -> Tensor:

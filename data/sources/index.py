@@ -19,6 +19,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from utils.log import log
 
 FORMAT = 1  # of the folder; a change makes old ones useless
 HOME = "ASSISTANT_INDEX_DIR"  # environment: where indexes go instead of into the dataset folder
+DRAFT = re.compile(r"(.+-[0-9a-f]{16})\.\w{8}(?:\.old)?")  # name of a folder that is being made, or makes way
 ROWS, ENDS, PICTURES, META = "rows.jsonl", "ends.npy", "pictures.json", "meta.json"
 PROJECT = Path(__file__).resolve().parents[2]
 GIVE_BACK = 1000  # reads after which a process lets go of the pages it has mapped; they stay in the page cache
@@ -139,6 +141,7 @@ def keep_indexes(folder: str | None) -> None:
 
 def _make(folder: Path, rows: Iterable[Any], picture: str | int | None, made_from: dict, files: Sequence[Path]) -> Rows:
     """Write the index beside its place, then move it there; what was there before goes."""
+    _sweep(folder)
     started, ends, pictures = time.monotonic(), array("q", [0]), []
     draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
@@ -161,6 +164,20 @@ def _make(folder: Path, rows: Iterable[Any], picture: str | int | None, made_fro
     if made is None:
         raise OSError(f"the index just written to {folder} cannot be read back")
     return made
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what processes that were killed while they made an index have left beside it. `folder` is locked by this
+    process; of the other drafts, those go whose lock nobody holds."""
+    for draft in folder.parent.iterdir():
+        name = DRAFT.fullmatch(draft.name)
+        if not name or not draft.is_dir():
+            continue
+        if name[1] == folder.name:
+            shutil.rmtree(draft, ignore_errors=True)
+            continue
+        with suppress(Timeout), FileLock(folder.with_name(f"{name[1]}.lock"), timeout=0):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _give_back_memory() -> None:

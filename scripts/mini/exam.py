@@ -24,6 +24,7 @@ from evaluation.protocols import GENERATED
 from evaluation.runner import evaluate, summary
 from mini.questions import AsShipped, Listed, asking
 from systems.assistant import Assistant, load
+from utils.files import write_whole
 from utils.log import setup_logging
 
 CLASSES = "toy_classes/{source}.txt"  # the classes that the toy world has of each label set
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = LIST_PARTS if args.lists_only else PARTS
     report = {part.name: sit(assistant, part, args) for part in parts}
     file = args.out / "exam.json"
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(report, indent=1) + "\n")  # where it is, the row is done
     return 0
 
 

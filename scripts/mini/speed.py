@@ -25,6 +25,7 @@ from data.types import Record
 from evaluation.predictor import Predictor
 from evaluation.suites import find_suites
 from mini.exam import CLASSES, LIST_SUITE
+from utils.files import write_whole
 from utils.log import setup_logging
 
 PHRASES, LISTS, WARM_UP = 40, 20, 3  # timed queries of each kind, and rounds before them that do not count
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lists = [_list(record) for record in _records(LIST_SUITE, args.dataset_dir, args.most or LISTS)]
     phrase_ms, list_ms = medians(predictors, phrases), medians(predictors, lists)
     report = {name: {"phrase_ms": phrase_ms[name], "list_ms": list_ms[name]} for name in predictors}
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_whole(args.out, json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.files import write_whole
+
 WARMUP, FLOOR = 0.03, 0.02  # shares of the budget and of the peak rate
 SAVE_EVERY, EVALUATE_EVERY, LOG_EVERY = 240, 480, 20  # seconds, seconds, seconds
 
@@ -160,7 +162,7 @@ class _State:
         """Drop what was logged after the checkpoint: those steps are done again."""
         if (log := self._log_file()).exists():
             lines = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
-            log.write_text("".join(lines))
+            write_whole(log, "".join(lines))
 
     def log(self, figures: dict, seconds: float) -> None:
         line = {"stage": self.plan.name, "step": self.step, "seconds": round(seconds), **figures}

@@ -24,6 +24,9 @@ ID_OFFSET = {"train": 1, "val": 1_000_001, "test": 2_000_001}  # picture ids of 
 POOL_BITS, TEST_BIT = 24, 1 << 24
 
 
+FILES = "toy_world_files.txt"  # lists what was written
+
+
 @dataclass
 class World:
     """Scenes by split. Training scenes differ from pool to pool; validation and test scenes are shared by all."""
@@ -34,6 +37,7 @@ class World:
     train_images: dict[str, int]  # pool -> number
     quiet: bool = False
     _written: set[Path] = field(default_factory=set)
+    _listed: set[str] = field(default_factory=set)
 
     def train(self, pool: str) -> Iterator[tuple[int, Scene]]:
         """(picture id, scene) of the pool's training pictures."""
@@ -63,9 +67,14 @@ class World:
         return target
 
     def file(self, path: str) -> Path:
-        """The place of a file of the data set, with its folder made."""
+        """The place of a file of the data set, with its folder made. Files are listed as they are written, so that
+        whoever removes the data set knows which files are its own."""
         target = self.out / path
         target.parent.mkdir(parents=True, exist_ok=True)
+        if path not in self._listed:
+            self._listed.add(path)
+            with (self.out / FILES).open("a", encoding="utf-8") as file:
+                file.write(f"{path}\n")
         return target
 
     def _draw(self, split: str, title: str, indices: range | count) -> Iterator[tuple[int, Scene]]:

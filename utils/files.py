@@ -1,0 +1,87 @@
+"""Files and folders that are there whole or not at all: written beside their place, then put there in one step."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+DRAFT = ".unfinished_"  # prefix of what is being written or removed; whatever bears it may go
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Replaces a file by `text`. At every moment, a crash included, either its old or its new content is there.
+
+    Raises OSError that names the file and the reason.
+    """
+    path = Path(path)
+    draft = path.with_name(f"{DRAFT}{path.name}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+        flush(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise explained(error, path) from None
+
+
+@contextmanager
+def whole_folder(target: str | Path) -> Iterator[Path]:
+    """A new folder beside `target` to write into. It takes the place of `target`, and of all that was in it, when the
+    block ends, and goes when the block raises.
+
+    Raises OSError that names the folder and the reason.
+    """
+    target = Path(target).resolve()  # of a link, the folder that it leads to
+    draft, old = target.with_name(f"{DRAFT}{target.name}"), target.with_name(f"{DRAFT}replaced_{target.name}")
+    if old.is_dir() and not target.exists():  # a process was killed between the two renames below
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        flush(*draft.rglob("*"), draft)
+        if target.exists():
+            target.rename(old)
+        draft.rename(target)
+        flush(target.parent)
+    except BaseException as error:
+        if old.is_dir() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise explained(error, target) from None
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def flush(*paths: Path) -> None:
+    """These files and folders are on the disk, not only in its cache."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def explained(error: OSError, path: Path) -> OSError:
+    """The same error with the path, and with the space that is left where the disk may be full."""
+    if error.errno not in CANNOT_WRITE:
+        return error
+    return type(error)(error.errno, f"{path} cannot be written: {os.strerror(error.errno)} ({free(path)})")
+
+
+def free(path: Path) -> str:
+    """How much may still be written where `path` is, or would be."""
+    place = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), Path("/"))
+    return f"{shutil.disk_usage(place).free / 2**30:.2f} GiB free there"
