@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from utils.plain import parse_yaml, read_yaml
 from utils.registry import unknown
 
 
@@ -275,19 +276,26 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """A recipe file as plain values. `base: other.yaml` (relative to the file) is read first and overridden."""
+def load_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe file as plain values. `base: other.yaml` (relative to the file) is read first and overridden.
+
+    above: the files whose `base` led here.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no recipe {path}; see configs/ for the ones shipped")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping at the top, got {type(values).__name__}")
     base = values.pop("base", None)
-    return merge(load_yaml(path.parent / base), values) if base else values
+    if not base:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base must be the name of a recipe file, got {base!r}")
+    above = (*above, path.resolve())
+    if (path.parent / base).resolve() in above:
+        raise ValueError(f"{path}: its base {base} leads back to it")
+    return merge(load_yaml(path.parent / base, above), values)
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -309,7 +317,14 @@ def override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
         raise ValueError(f"--set takes a.b=value, got {assignment!r}")
     dotted, text = assignment.split("=", 1)
     head, *rest = dotted.split(".")
-    return _put(values, [head, *rest], yaml.safe_load(text), dotted)
+    return _put(values, [head, *rest], _value(text, dotted), dotted)
+
+
+def _value(text: str, dotted: str) -> Any:
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"--set {dotted}: {error}") from None
 
 
 def _put(values: Any, keys: list[str], value: Any, dotted: str) -> Any:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 from tqdm import tqdm
 
 from utils.config import RunConfig
+from utils.plain import read_yaml
 
 log = logging.getLogger("assistant")
 
@@ -117,7 +117,7 @@ def _start_wandb(project: str, folder: Path) -> Any:
         id=ticket.read_text(encoding="utf-8").strip(),
         resume="allow",
         dir=str(folder),
-        config=yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.exists() else None,
+        config=read_yaml(recipe) if recipe.exists() else None,
     )
     run.define_metric("step")
     run.define_metric("*", step_metric="step")  # its own counter cannot go back to a checkpoint

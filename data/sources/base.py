@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from data.sources.index import Rows, indexed  # noqa: F401  (part of what a source file imports from here)
 from data.sources.stream import read_entries  # noqa: F401
 from data.types import Record
+from utils.plain import parse_json
 from utils.registry import Registry, unknown
 
 SOURCES = Registry("source")
@@ -62,11 +63,13 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> Any:
     data, reason = path.read_bytes(), ""
     for encoding in encodings:
         try:
-            return json.loads(data.decode(encoding))
+            return parse_json(data.decode(encoding))
         except UnicodeDecodeError as error:
             reason = reason or f"not {encoding}: {error.reason} at byte {error.start}"
         except json.JSONDecodeError as error:
             reason = reason or f"{error.msg} at line {error.lineno} column {error.colno} of {len(data)} bytes"
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     raise ValueError(f"{path}: not valid JSON, perhaps cut off ({reason}); copy or download it again")
 
 
