@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from utils.limits import PIXELS
 
 # no format whose reader starts another program (EPS starts Ghostscript) or reads a second file
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "SUN", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
 BYTES_A_PIXEL, OVERHEAD = 8, 2**24  # 16 bits a channel, not compressed, and what else a file holds
 
 
@@ -32,13 +32,12 @@ def opened(path: Path, what: str = "picture", data: bytes | None = None) -> Iter
             PIXELS.check(image.width * image.height, f"{image.width} x {image.height} (width x height)")
             yield image
     except UnidentifiedImageError:
-        raise OSError(
-            f"cannot read {what} {path}: damaged, or in no known format ({', '.join(known_formats())})"
-        ) from None
+        known = ", ".join(known_formats())
+        raise OSError(f"cannot read {what} {path}: damaged, or in no known format ({known})") from None
     except Image.DecompressionBombError as error:
         raise OSError(f"cannot read {what} {path}: {error} (set {PIXELS.name} to raise the limit)") from None
     except Exception as error:  # damaged files raise almost anything: struct.error, SyntaxError, KeyError, ...
-        raise OSError(f"cannot read {what} {path}: {error or type(error).__name__}") from None
+        raise OSError(f"cannot read {what} {path}: {str(error) or type(error).__name__}") from None
 
 
 @cache
