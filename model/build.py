@@ -15,6 +15,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from data.tokens import TokenSpec, token_id
 from data.views import LanguageView, PaddedView, SamView, Views
+from model.bounds import check_sizes, laying_out
 from model.heads import HEADS, Host
 from model.legacy import Report, reading_table, to_ours, tower_to_ours
 from model.lora_file import merge_factors
@@ -61,8 +62,11 @@ def build_model(
         source = step(source, config)
     generator = torch.Generator().manual_seed(seed)
     _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
-    plan = _plan(source, tokenizer, len(spec.mask))
-    with torch.device("meta"):
+    where = str(folder / "config.json")
+    with laying_out(where):
+        plan = _plan(source, tokenizer, len(spec.mask))
+    check_sizes(plan, source.tensors, where)
+    with torch.device("meta"), laying_out(where):
         model = assemble(plan, resolve_attention(config.attn_implementation, config.precision))
     model.plan, model.report, model.vlm.view = plan, source.report, source.view
     model.added_ids = [token_id(tokenizer, token) for token in spec.all_added]
@@ -283,7 +287,7 @@ def _fit_vocabulary(
 
 def _plan(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Plan:
     where = str(source.folder / "config.json")
-    told = source.values.get(SECTION, {}).get("head_config")
+    told = source.values.get(SECTION, {}).get("head_config") if source.finished else None
     parts = {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
     width = source.tensors[_EMBED].shape[1]
     new = "vlm.projector.0.weight" in source.fresh

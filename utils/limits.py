@@ -32,4 +32,5 @@ class Limit:
 
 
 PIXELS = Limit("ASSISTANT_MAX_PIXELS", 2 * 89_478_485, "pixels")  # of a picture or mask; Pillow's own limit
+VIEW = Limit("ASSISTANT_MAX_VIEW", 4096, "pixels a side")  # of what a tower or mask encoder is shown
 PROMPT = Limit("ASSISTANT_MAX_PROMPT", 32_768, "characters")  # of a question, class lists and dialogues included
