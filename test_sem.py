@@ -24,9 +24,9 @@ from evaluation.cli import Parser, add_model_flags, load_assistant
 from evaluation.protocols import GENERATED, PROTOCOLS
 from evaluation.report import write_report
 from evaluation.runner import as_table, evaluate, rescore, write_results
-from systems.assistant import RECIPE
+from systems.weights_recipe import RECIPE, recipe_in
 from utils import dist
-from utils.config import SuiteConfig, load_recipe
+from utils.config import SuiteConfig
 from utils.log import setup_logging
 
 DEFAULT_SUITES = ("cityscapes", "ade20k", "cocostuff")
@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def own_suites(args: argparse.Namespace) -> tuple[SuiteConfig, ...]:
     """The suites that the recipe of --version and --suite_file define."""
-    run = Path(args.version or "") / RECIPE
+    folder = Path(args.version or "")
     custom = suites.read_custom(args.suite_file) if args.suite_file else ()
-    return (*(load_recipe(run).eval.custom if args.version and run.is_file() else ()), *custom)
+    return (*(recipe_in(folder).eval.custom if args.version and (folder / RECIPE).is_file() else ()), *custom)
 
 
 def again(args: argparse.Namespace) -> int:

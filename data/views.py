@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.types import Geometry
+from utils.limits import VIEW
 from utils.pictures import check_file, opened
 from utils.plain import read_mapping
 
@@ -56,10 +58,13 @@ class ClipView:
         if not file.is_file():
             return cls(size)
         values = read_mapping(file)
-        resize, crop = _edge(values["size"]), _edge(values.get("crop_size", values["size"]))
+        if "size" not in values:
+            raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
+        resize, crop = _edge(values["size"], file), _edge(values.get("crop_size", values["size"]), file)
         if resize != crop:
             raise ValueError(f"{file}: size {resize} and crop_size {crop} differ, which is not supported")
-        return cls(crop, tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD)))
+        stats = (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD))
+        return cls(crop, *(_channels(values, key, usual, file) for key, usual in stats))
 
     def geometry(self, height: int, width: int) -> Geometry:
         """The whole view is picture, so the cut edges are not told."""
@@ -150,8 +155,20 @@ def _check_complete(data: bytes, path: Path) -> None:
         image.load()
 
 
-def _edge(size: int | dict[str, int]) -> int:
+def _edge(size: Any, file: Path) -> int:
     """224 in any of the spellings of image-processor files."""
-    if isinstance(size, int):
-        return size
-    return next(size[name] for name in ("shortest_edge", "height", "longest_edge") if name in size)
+    names = ("shortest_edge", "height", "longest_edge")
+    side = next((size[name] for name in names if name in size), None) if isinstance(size, dict) else size
+    if not isinstance(side, int) or isinstance(side, bool) or side < 1:
+        raise ValueError(f"{file}: the size of the view must be a whole number above 0, got {size!r}")
+    VIEW.check(side, str(file))
+    return side
+
+
+def _channels(values: dict[str, Any], key: str, usual: tuple[float, ...], file: Path) -> tuple[float, ...]:
+    """The three numbers that normalise a view."""
+    found = values.get(key, usual)
+    numbers = isinstance(found, (list, tuple)) and all(isinstance(value, (int, float)) for value in found)
+    if not numbers or len(found) != 3 or (key == "image_std" and not all(found)):
+        raise ValueError(f"{file}: {key} must be three numbers, of a deviation none 0, got {found!r}")
+    return tuple(found)

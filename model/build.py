@@ -57,13 +57,12 @@ def build_model(
     weight that is missing, or one without a place, is an error unless `allow_missing`.
     """
     folder = fetch(config.version)
-    source = _read(folder, config, head)
-    for step in (_add_head, _add_weight, _add_tower, _drop_projector):
-        source = step(source, config)
-    generator = torch.Generator().manual_seed(seed)
-    _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
-    where = str(folder / "config.json")
+    generator, where = torch.Generator().manual_seed(seed), str(folder / "config.json")
     with laying_out(where):
+        source = _read(folder, config, head)
+        for step in (_add_head, _add_weight, _add_tower, _drop_projector):
+            source = step(source, config)
+        _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
         plan = _plan(source, tokenizer, len(spec.mask))
     check_sizes(plan, source.tensors, where)
     with torch.device("meta"), laying_out(where):
@@ -268,6 +267,8 @@ def _fit_vocabulary(
         absent = [name for name in (_EMBED, _LM_HEAD) if name not in source.tensors]
         raise ValueError(f"{source.folder} has no language model: {', '.join(absent)} missing")
     rows, size = len(source.tensors[_EMBED]), len(tokenizer)
+    if (most := max(tokenizer.get_vocab().values())) >= size:
+        raise ValueError(f"{source.folder}: the tokenizer's ids go up to {most}, but it has only {size} tokens")
     strange = [token for token in spec.all_added if token_id(tokenizer, token) >= rows]
     if source.finished and strange and not lenient:
         raise ValueError(
@@ -288,6 +289,8 @@ def _fit_vocabulary(
 def _plan(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Plan:
     where = str(source.folder / "config.json")
     told = source.values.get(SECTION, {}).get("head_config") if source.finished else None
+    if told is not None and not isinstance(told, dict):
+        raise ValueError(f"{where}: {SECTION}.head_config must be a mapping of sizes, got {told!r}")
     parts = {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
     width = source.tensors[_EMBED].shape[1]
     new = "vlm.projector.0.weight" in source.fresh

@@ -62,7 +62,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         have = ", ".join(sorted(item.name for item in folder.iterdir())[:12]) or "nothing"
         raise FileNotFoundError(f"{folder} is no model folder: it has no config.json, only {have}")
-    return read_mapping(file)
+    values = read_mapping(file)
+    for key in (SECTION, "text_config", "vision_config"):
+        if not isinstance(values.get(key, {}), dict):
+            raise ValueError(f"{file}: {key} must be a mapping, got {values[key]!r}")
+    return values
 
 
 def language_sizes(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:

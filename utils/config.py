@@ -42,7 +42,10 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Embeddings of the frozen mask encoder, kept on disk (fp16, 2 MiB a picture) for later epochs and evaluations."""
+    """Embeddings of the frozen mask encoder, kept on disk (fp16, 2 MiB a picture) for later epochs and evaluations.
+
+    Evaluation keeps them only where its own command line says so.
+    """
 
     folder: str  # processes and runs may share it
     max_gib: float = 20.0  # what was not used for longest goes first
@@ -301,7 +304,12 @@ def load_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def load_recipe(path: str | Path) -> Recipe:
     """The recipe of a YAML file or of a run folder (its `recipe.yaml`)."""
     path = Path(path)
-    return from_dict(Recipe, load_yaml(path / "recipe.yaml" if path.is_dir() else path))
+    if not path.is_dir():
+        return from_dict(Recipe, load_yaml(path))
+    path = path / "recipe.yaml"
+    if path.is_file() and "base" in (read_yaml(path) or {}):
+        raise ValueError(f"{path}: the recipe in a folder of weights is a whole one, without a base")
+    return from_dict(Recipe, load_yaml(path))
 
 
 def save_recipe(recipe: Recipe, folder: str | Path) -> Path:
