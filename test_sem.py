@@ -79,22 +79,26 @@ def own_suites(args: argparse.Namespace) -> tuple[SuiteConfig, ...]:
 
 
 def again(args: argparse.Namespace) -> int:
-    """Scores files of predictions; with --out results and report are written, too."""
+    """Scores files of predictions; with --out results and report are written, too. The report shows the pictures that
+    lie below --dataset_dir, and none without it."""
+    pictures = [Path(args.dataset_dir)] if args.dataset_dir else []
     try:
         results = rescore(args.predictions)
+        print(as_table(results))
+        if args.out:
+            write_results(results, Path(args.out))
+            write_report(results, args.predictions, Path(args.out) / "report", pictures=pictures)
     except (OSError, ValueError) as error:
         raise SystemExit(f"test_sem.py: {error}") from None
-    print(as_table(results))
-    if args.out:
-        write_results(results, Path(args.out))
-        write_report(results, args.predictions, Path(args.out) / "report")
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add_model_flags(parser)
-    parser.add_argument("--dataset_dir", default="./dataset", help="root of all datasets")
+    parser.add_argument(
+        "--dataset_dir", help="root of all datasets [./dataset]; with --from, whose pictures to show [none]"
+    )
     parser.add_argument("--suites", nargs="+", metavar="NAME", help="names, set names, globs or groups; see --list")
     parser.add_argument("--suite_file", metavar="YAML", help="suites of your own; without --suites all of them")
     parser.add_argument(
@@ -118,6 +122,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the suites and leave")
     parser.add_argument("--eval_only", action="store_true", help="taken as the original has it: it is what this does")
     args = parser.parse(argv)
+    if not args.predictions:
+        args.dataset_dir = args.dataset_dir or "./dataset"
     if not (args.list or args.predictions or args.version):
         parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")
     for name in ("limit", "workers"):

@@ -36,6 +36,7 @@ from model.vlm.llava import Llava
 from model.weights import read_tensors
 from utils.config import ModelConfig
 from utils.log import log
+from utils.plain import leaves
 from utils.registry import unknown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -236,6 +237,11 @@ def _add_tower(source: _Source, config: ModelConfig) -> _Source:
 def _find_tower(source: _Source, config: ModelConfig) -> Path:
     """Folders before hub names, the recipe's before the one that `config.json` names (beside it or anywhere)."""
     named = source.tower_name
+    if not config.vision_tower and leaves(named):
+        raise ValueError(
+            f"{source.folder / 'config.json'} names the vision tower {named!r}, which lies outside the folder: give "
+            "the tower yourself (--vision_tower, model.vision_tower)"
+        )
     local = [config.vision_tower, named and source.folder / named, named]
     for place in local:
         if place and (Path(place) / "config.json").is_file():

@@ -116,7 +116,10 @@ def projector_width(tensors: dict[str, Tensor]) -> int:
 def tower_name(values: dict[str, Any]) -> str | None:
     """The vision tower that a published or original `config.json` names."""
     section = values.get(SECTION, {})
-    return section.get("tower_name") or values.get("mm_vision_tower") or values.get("vision_tower")
+    name = section.get("tower_name") or values.get("mm_vision_tower") or values.get("vision_tower")
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"config.json: the vision tower must be a name, got {name!r}")
+    return name
 
 
 def _complete(config: Any, keys: tuple[str, ...], drop: tuple[str, ...] = ()) -> dict[str, Any]:

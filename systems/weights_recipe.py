@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 from utils.config import MixConfig, ModelConfig, Recipe, SetConfig, load_recipe
 from utils.log import log
+from utils.plain import leaves
 
 RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
 MEANING = ("conv_type", "model_max_length", "image_size", "out_dim", "precision", "attn_implementation", "pack_rows")
@@ -39,9 +39,7 @@ def recipe_in(folder: Path) -> Recipe:
     custom = tuple(suite for suite in recipe.eval.custom if not leaves(suite.options))
     dropped += [f"the suite {suite.name}" for suite in recipe.eval.custom if suite not in custom]
     if dropped:
-        log.warning(
-            "%s names paths outside the dataset folder, which do not count: %s", folder, ", ".join(dropped)
-        )
+        log.warning("%s names paths outside the dataset folder, which do not count: %s", folder, ", ".join(dropped))
     whole = Recipe(system=recipe.system, options=recipe.options, model=model)
     return replace(whole, data=replace(whole.data, mixture=mixture), eval=replace(whole.eval, custom=custom))
 
@@ -55,18 +53,6 @@ def check_options(folder: Path, recipe: Recipe, given: Collection[str]) -> None:
                 f"{folder / RECIPE}: options.{key} is the path {value!r}, which a folder of weights may not choose; if "
                 f"you trust it, give it yourself: --set options.{key}=PATH"
             )
-
-
-def leaves(value: Any) -> bool:
-    """Whether an option's value, or one inside it, is a path that leaves the folder it is meant to lie in."""
-    if isinstance(value, dict):
-        return any(map(leaves, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(leaves, value))
-    if not isinstance(value, str):
-        return False
-    path = PurePosixPath(value.replace("\\", "/"))
-    return path.is_absolute() or bool(PureWindowsPath(value).drive) or ".." in path.parts or value.startswith("~")
 
 
 def _inside(task: MixConfig, dropped: list[str]) -> MixConfig:

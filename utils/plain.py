@@ -6,7 +6,7 @@ Every YAML file is read here. What cannot be read raises a ValueError that says 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -62,6 +62,18 @@ def parse_yaml(text: str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def leaves(value: Any) -> bool:
+    """Whether a value, or one inside it, is a path that leaves the folder it is meant to lie in."""
+    if isinstance(value, dict):
+        return any(map(leaves, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(leaves, value))
+    if not isinstance(value, str):
+        return False
+    path = PurePosixPath(value.replace("\\", "/"))
+    return path.is_absolute() or bool(PureWindowsPath(value).drive) or ".." in path.parts or value.startswith("~")
 
 
 def _weigh(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
