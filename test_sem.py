@@ -24,9 +24,9 @@ from evaluation.cli import Parser, add_model_flags, load_assistant
 from evaluation.protocols import GENERATED, PROTOCOLS
 from evaluation.report import write_report
 from evaluation.runner import as_table, evaluate, rescore, write_results
-from systems.assistant import RECIPE
+from systems.weights_recipe import RECIPE, recipe_in
 from utils import dist
-from utils.config import SuiteConfig, load_recipe
+from utils.config import SuiteConfig
 from utils.log import setup_logging
 
 DEFAULT_SUITES = ("cityscapes", "ade20k", "cocostuff")
@@ -73,28 +73,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def own_suites(args: argparse.Namespace) -> tuple[SuiteConfig, ...]:
     """The suites that the recipe of --version and --suite_file define."""
-    run = Path(args.version or "") / RECIPE
+    folder = Path(args.version or "")
     custom = suites.read_custom(args.suite_file) if args.suite_file else ()
-    return (*(load_recipe(run).eval.custom if args.version and run.is_file() else ()), *custom)
+    return (*(recipe_in(folder).eval.custom if args.version and (folder / RECIPE).is_file() else ()), *custom)
 
 
 def again(args: argparse.Namespace) -> int:
-    """Scores files of predictions; with --out results and report are written, too."""
+    """Scores files of predictions; with --out results and report are written, too. The report shows the pictures that
+    lie below --dataset_dir, and none without it."""
+    pictures = [Path(args.dataset_dir)] if args.dataset_dir else []
     try:
         results = rescore(args.predictions)
+        print(as_table(results))
+        if args.out:
+            write_results(results, Path(args.out))
+            write_report(results, args.predictions, Path(args.out) / "report", pictures=pictures)
     except (OSError, ValueError) as error:
         raise SystemExit(f"test_sem.py: {error}") from None
-    print(as_table(results))
-    if args.out:
-        write_results(results, Path(args.out))
-        write_report(results, args.predictions, Path(args.out) / "report")
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add_model_flags(parser)
-    parser.add_argument("--dataset_dir", default="./dataset", help="root of all datasets")
+    parser.add_argument(
+        "--dataset_dir", help="root of all datasets [./dataset]; with --from, whose pictures to show [none]"
+    )
     parser.add_argument("--suites", nargs="+", metavar="NAME", help="names, set names, globs or groups; see --list")
     parser.add_argument("--suite_file", metavar="YAML", help="suites of your own; without --suites all of them")
     parser.add_argument(
@@ -118,6 +122,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the suites and leave")
     parser.add_argument("--eval_only", action="store_true", help="taken as the original has it: it is what this does")
     args = parser.parse(argv)
+    if not args.predictions:
+        args.dataset_dir = args.dataset_dir or "./dataset"
     if not (args.list or args.predictions or args.version):
         parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")
     for name in ("limit", "workers"):

@@ -197,7 +197,10 @@ def finished(recipe: Recipe) -> Assistant:
     """What eval_only scores: the checkpoint of a run that --resume names, else the weights of --version."""
     if recipe.train.resume:
         checkpoint = Path(recipe.train.resume).resolve()
-        return load(checkpoint.parents[1], checkpoint=checkpoint.name, system=recipe.system, device=dist.device())
+        cache = {"embedding_cache": recipe.model.embedding_cache}
+        return load(
+            checkpoint.parents[1], checkpoint=checkpoint.name, system=recipe.system, model=cache, device=dist.device()
+        )
     return build(recipe, device=dist.device(), trainable=False)
 
 

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from data.types import Geometry
+from utils.limits import VIEW
+from utils.pictures import check_file, opened
+from utils.plain import read_mapping
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CROP_FIRST = 32  # longest side in shortest ones from which only what the centre crop keeps is resized
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # on the 0..255 scale
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB as OpenCV reads it: EXIF orientation applied, 16 bit, palette, CMYK and grey converted.
 
-    A missing, unreadable or truncated file raises an OSError that names it; OpenCV alone would return a truncated JPEG
-    with its lower part grey.
+    A missing, unreadable or truncated file, or one of more pixels than ASSISTANT_MAX_PIXELS, raises an OSError that
+    names it; OpenCV alone would return a truncated JPEG with its lower part grey. Of an animation the first picture.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no picture {path}")
+    check_file(path)
     data = path.read_bytes()
     _check_complete(data, path)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise OSError(f"cannot read picture {path}: {str(error).strip()}") from None
     if image is None:
-        raise OSError(f"cannot read picture {path}: not an image file, or damaged")
+        raise OSError(f"cannot read picture {path}: OpenCV does not know its format, or it is damaged")
     return image
 
 
@@ -52,11 +57,14 @@ class ClipView:
         file = Path(folder) if Path(folder).is_file() else Path(folder) / "preprocessor_config.json"
         if not file.is_file():
             return cls(size)
-        values = json.loads(file.read_text(encoding="utf-8"))
-        resize, crop = _edge(values["size"]), _edge(values.get("crop_size", values["size"]))
+        values = read_mapping(file)
+        if "size" not in values:
+            raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
+        resize, crop = _edge(values["size"], file), _edge(values.get("crop_size", values["size"]), file)
         if resize != crop:
             raise ValueError(f"{file}: size {resize} and crop_size {crop} differ, which is not supported")
-        return cls(crop, tuple(values.get("image_mean", CLIP_MEAN)), tuple(values.get("image_std", CLIP_STD)))
+        stats = (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD))
+        return cls(crop, *(_channels(values, key, usual, file) for key, usual in stats))
 
     def geometry(self, height: int, width: int) -> Geometry:
         """The whole view is picture, so the cut edges are not told."""
@@ -66,9 +74,12 @@ class ClipView:
         height, width = image.shape[:2]
         scaled = int(self.size * max(height, width) / min(height, width))
         height, width = (self.size, scaled) if height <= width else (scaled, self.size)
-        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
         top, left = (height - self.size) // 2, (width - self.size) // 2
-        crop = resized[top : top + self.size, left : left + self.size]
+        if scaled > CROP_FIRST * self.size:
+            crop = _resized_part(image, (height, width), (top, left), self.size)
+        else:
+            resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+            crop = resized[top : top + self.size, left : left + self.size]
         return _normalise(crop, 255 * np.float64(self.mean), 255 * np.float64(self.std))
 
 
@@ -119,6 +130,15 @@ class Views:
     seg: Callable[[np.ndarray], tuple[Tensor, Geometry]] | None
 
 
+def _resized_part(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:
+    """The square at `corner` of the picture resized to `size`, without the rest, which may be gigabytes. Equal to it
+    but for rounding."""
+    (height, width), (top, left) = size, corner
+    down, across = image.shape[0] / height, image.shape[1] / width  # pixels of the picture in one that is resized
+    box = (left * across, top * down, (left + side) * across, (top + side) * down)
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box))
+
+
 def _normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(h, w, 3) uint8 -> (3, h, w) float32."""
     pixels = np.empty((3, *image.shape[:2]), np.float32)
@@ -130,18 +150,25 @@ def _normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...
 
 def _check_complete(data: bytes, path: Path) -> None:
     """Decodes once with PIL, which notices a missing end; JPEGs at an eighth of the size, for speed."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
-    except UnidentifiedImageError:
-        return  # a format that OpenCV may know
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"cannot read picture {path}: {error}") from None
+    with opened(path, data=data) as image:
+        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        image.load()
 
 
-def _edge(size: int | dict[str, int]) -> int:
+def _edge(size: Any, file: Path) -> int:
     """224 in any of the spellings of image-processor files."""
-    if isinstance(size, int):
-        return size
-    return next(size[name] for name in ("shortest_edge", "height", "longest_edge") if name in size)
+    names = ("shortest_edge", "height", "longest_edge")
+    side = next((size[name] for name in names if name in size), None) if isinstance(size, dict) else size
+    if not isinstance(side, int) or isinstance(side, bool) or side < 1:
+        raise ValueError(f"{file}: the size of the view must be a whole number above 0, got {size!r}")
+    VIEW.check(side, str(file))
+    return side
+
+
+def _channels(values: dict[str, Any], key: str, usual: tuple[float, ...], file: Path) -> tuple[float, ...]:
+    """The three numbers that normalise a view."""
+    found = values.get(key, usual)
+    numbers = isinstance(found, (list, tuple)) and all(isinstance(value, (int, float)) for value in found)
+    if not numbers or len(found) != 3 or (key == "image_std" and not all(found)):
+        raise ValueError(f"{file}: {key} must be three numbers, of a deviation none 0, got {found!r}")
+    return tuple(found)

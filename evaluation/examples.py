@@ -20,6 +20,10 @@ from evaluation.several import BOTH
 from evaluation.suites import find_suites
 from utils.config import EvalConfig, SuiteConfig
 from utils.masks import rle_to_mask
+from utils.plain import leaves
+
+EVERYWHERE = (Path(Path.cwd().anchor),)  # for predictions that this process has just written
+MOST_MASKS = 1000  # of a picture that is shown
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,17 @@ def best_and_worst(lines: Sequence[Line], number: int) -> tuple[list[Line], list
 
 
 def examples(
-    lines: Sequence[Line], settings: dict[str, Any] | None, custom: Sequence[SuiteConfig] = ()
+    lines: Sequence[Line],
+    settings: dict[str, Any] | None,
+    custom: Sequence[SuiteConfig] = (),
+    pictures: Sequence[Path] = EVERYWHERE,
 ) -> list[Example]:
-    """Pictures of one suite ready to be shown. settings: what its predictions were made with (`journal.made_with`)."""
-    source = reopened(settings, custom) if settings and lines else None
-    return [_example(line, source) for line in lines]
+    """Pictures of one suite ready to be shown. settings: what its predictions were made with (`journal.made_with`).
+
+    pictures: the folders below which pictures and data may be read; a file of predictions may name any path.
+    """
+    source = reopened(settings, custom, pictures) if settings and lines else None
+    return [_example(line, source, pictures) for line in lines]
 
 
 def sample_grid(folder: Path, how: EvalConfig) -> np.ndarray:
@@ -66,27 +76,46 @@ def sample_grid(folder: Path, how: EvalConfig) -> np.ndarray:
     folder = folder / "predictions"
     name = find_suites(how.suites, how.custom)[0].name
     lines = sorted(predictions([folder])[name], key=lambda line: line["index"])[: how.pictures]
-    shown = examples(lines, made_with([folder]).get(name), how.custom)
+    shown = examples(lines, made_with([folder]).get(name), how.custom, EVERYWHERE)
     return grid([example.panel for example in shown if example.panel])
 
 
-def reopened(settings: dict[str, Any], custom: Sequence[SuiteConfig] = ()) -> Source | None:
-    """The data that predictions were made on; None where they are gone, or are others now."""
+def reopened(
+    settings: dict[str, Any], custom: Sequence[SuiteConfig] = (), pictures: Sequence[Path] = EVERYWHERE
+) -> Source | None:
+    """The data that predictions were made on; None where they are gone, are others now, or are not below `pictures`."""
     try:
+        options = settings["options"]
+        if not allowed(settings["data"], pictures) or (pictures != EVERYWHERE and leaves(options)):
+            return None
         (suite,) = find_suites([settings["suite"]], custom)
-        source = suite.open(settings["data"], settings["options"])
-    except (OSError, ValueError):
+        source = suite.open(settings["data"], options)
+        return source if len(source) == settings["records"] else None
+    except (OSError, ValueError, TypeError, LookupError):
         return None
-    return source if len(source) == settings["records"] else None
 
 
-def _example(line: Line, source: Source | None) -> Example:
+def allowed(path: str | Path, folders: Sequence[Path]) -> bool:
+    """Whether a path lies in one of the folders as it is spelt; links inside them are their owner's own."""
+    place = Path(path)
+    if ".." in place.parts:
+        return False
+    tops = [top for folder in folders for top in (folder.absolute(), folder.resolve())]
+    return any(place.absolute().is_relative_to(top) for top in tops)
+
+
+def _example(line: Line, source: Source | None, pictures: Sequence[Path]) -> Example:
     iou, known = float(np.mean(query_ious(line) or [0.0])), all("targets" in one for one in line["answers"])
     try:
-        if source is not None and known:
-            return Example(iou, line, replay(source[line["index"]], line["answers"]))
-        return Example(iou, line, _predicted_only(line))
-    except (OSError, ValueError) as error:
+        masks = sum(len(one["masks"]) for one in line["answers"])
+        if masks > MOST_MASKS:
+            raise ValueError(f"{masks} masks are not shown, more than the limit of {MOST_MASKS}")
+        record = source[line["index"]] if source is not None and known else None
+        image = line["image"] if record is None else record.image
+        if not allowed(image, pictures):
+            raise ValueError(f"{image} is not shown: it is not below a folder given for pictures (--dataset_dir)")
+        return Example(iou, line, _predicted_only(line) if record is None else replay(record, line["answers"]))
+    except (OSError, ValueError, TypeError, LookupError) as error:
         return Example(iou, line, None, str(error))
 
 

@@ -18,13 +18,14 @@ from typing import Any, TextIO
 import torch
 
 from data.types import Query
+from evaluation.lines import check_line
 from evaluation.protocols import Reply
 from utils import dist
 from utils.files import write_whole
 from utils.log import log
 from utils.masks import encode_rle
+from utils.plain import parse_json, read_mapping
 
-KEYS = {"suite", "metric", "index", "protocol", "counts", "answers"}  # of a line, at least
 Line = dict[str, Any]
 
 
@@ -116,15 +117,13 @@ def read_lines(path: Path) -> Iterator[Line]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, 1):
             try:
-                line = json.loads(text)
+                line = parse_json(text, finite=True)
             except ValueError as error:
                 if text.endswith("\n"):
                     raise ValueError(f"{path}, line {number}: not a prediction ({error}); delete that line") from None
                 log.warning("%s ends in half a line, which does not count", path)
                 return
-            if not isinstance(line, dict) or not line.keys() >= KEYS:
-                raise ValueError(f"{path}, line {number}: not a prediction of this program")
-            yield line
+            yield check_line(line, f"{path}, line {number}")
 
 
 def predictions(paths: Iterable[str | Path]) -> dict[str, list[Line]]:
@@ -140,9 +139,10 @@ def predictions(paths: Iterable[str | Path]) -> dict[str, list[Line]]:
         for file in files:
             for line in read_lines(file):
                 lines = found.setdefault(line["suite"], {})
-                protocols = {line["protocol"], *(other["protocol"] for other in islice(lines.values(), 1))}
-                if len(protocols) > 1:
-                    raise ValueError(f"{file}: {line['suite']} in several protocols: {', '.join(sorted(protocols))}")
+                for key in ("protocol", "metric"):
+                    found_here = {line[key], *(other[key] for other in islice(lines.values(), 1))}
+                    if len(found_here) > 1:
+                        raise ValueError(f"{file}: {line['suite']} in several {key}s: {', '.join(sorted(found_here))}")
                 lines[line["index"]] = line
     return {suite: list(lines.values()) for suite, lines in found.items()}
 
@@ -167,6 +167,8 @@ def made_with(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
     found = {}
     for path in map(Path, paths):
         for file in sorted((path if path.is_dir() else path.parent).glob("*.run.json")):
-            settings = json.loads(file.read_text(encoding="utf-8"))
+            settings = read_mapping(file)
+            if not isinstance(settings.get("suite"), str):
+                raise ValueError(f"{file}: does not say of which suite it is")
             found[settings["suite"]] = settings
     return found

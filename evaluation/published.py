@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
+from utils.plain import read_yaml
 
 FILE = Path(__file__).with_suffix(".yaml")
 SEEN = {"paper": "the paper's tables", "readme": "the release's README", "quoted": "quoted by a later paper"}
@@ -29,7 +29,7 @@ class Published:
 def published() -> dict[str, list[Published]]:
     """Suite -> the models that have numbers on it, in the order of the file."""
     found: dict[str, list[Published]] = {}
-    for entry in yaml.safe_load(FILE.read_text(encoding="utf-8")):
+    for entry in read_yaml(FILE):
         for suite, values in entry.pop("values").items():
             found.setdefault(suite, []).append(Published(**entry, values=values))
     return found

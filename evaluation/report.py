@@ -14,8 +14,9 @@ from PIL import Image
 
 from data.types import IMAGE_PLACEHOLDER
 from evaluation.draw import Layer, Panel, overlay, scaled, scaled_mask
-from evaluation.examples import Example, best_and_worst, examples, query_ious
+from evaluation.examples import EVERYWHERE, Example, best_and_worst, examples, query_ious
 from evaluation.journal import Line, made_with, predictions
+from evaluation.lines import reading
 from evaluation.metrics import RELEASED, STANDARD
 from evaluation.published import SEEN, Published, published
 from evaluation.suites import SUITES
@@ -23,31 +24,47 @@ from utils.config import SuiteConfig
 
 SHOWN, WIDTH, BINS, FAILURES = 4, 360, 10, 20  # pictures best and worst, their width, bars, failures listed
 PAGE = Path(__file__).parent / "page"
+POLICY = (  # nothing is loaded and nothing sent: what is inside the page is all there is
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'"
+)
 
 
 def write_report(
-    results: dict[str, Any], paths: Sequence[str | Path], folder: Path, custom: Sequence[SuiteConfig] = ()
+    results: dict[str, Any],
+    paths: Sequence[str | Path],
+    folder: Path,
+    custom: Sequence[SuiteConfig] = (),
+    pictures: Sequence[Path] = EVERYWHERE,
 ) -> Path:
     """Writes index.html into `folder`. results: as `evaluate` returns them; paths: files or folders of predictions.
 
-    Where the data are as they were, the examples show what is true beside what is predicted.
+    pictures: the folders below which pictures and data may be read, EVERYWHERE for predictions of one's own: those of
+    others may name any file. Where the data are as they were, the examples show what is true beside what is predicted.
+
+    Everything in a file of predictions is somebody else's text: it is escaped, and the page may load nothing.
     """
     suites, settings = results["suites"], made_with(paths)
     lines = predictions(paths) if suites else {}
-    sections = "".join(
-        section(name, suite, lines.get(name, []), settings.get(name), custom) for name, suite in suites.items()
-    )
+    sections = []
+    for name, suite in suites.items():
+        with reading(name):
+            shown = shown_of(lines.get(name, []), settings.get(name), custom, pictures)
+            sections.append(section(name, suite, lines.get(name, []), *shown))
     missing = "".join(f"<p>{esc(name)}: not evaluated. {esc(why)}</p>" for name, why in results["missing"].items())
     page = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Results</title>'
+        f'<meta HTTP-EQUIV="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{(PAGE / 'style.css').read_text(encoding='utf-8')}</style></head><body>"
         f"<h1>Results</h1>{origin(results, list(settings.values()))}{choices(suites)}{overview(suites)}{missing}"
-        f"{sections}<script>{(PAGE / 'script.js').read_text(encoding='utf-8')}</script></body></html>\n"
+        f"{''.join(sections)}<script>{(PAGE / 'script.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.html"
-    file.write_text(page, encoding="utf-8")
+    file.write_text(
+        page, encoding="utf-8", errors="xmlcharrefreplace"
+    )  # half a character, as JSON can hold, is no UTF-8
     return file
 
 
@@ -58,7 +75,9 @@ def origin(results: dict[str, Any], settings: Sequence[dict[str, Any]]) -> str:
         known.append(f"protocol {results['protocol']}")
     parts = [f"<p>{esc(' · '.join(known))}</p>"] if known else []
     if results.get("limit"):
-        parts.append(f'<p class="bad">Only the first {results["limit"]} pictures of each suite were asked about.</p>')
+        parts.append(
+            f'<p class="bad">Only the first {esc(results["limit"])} pictures of each suite were asked about.</p>'
+        )
     parts.append(
         '<p class="soft">All figures in per cent. Published ones are those of full-size models on the whole sets,'
         " scored by the released programs: the scoring “as released” under the same protocol is what compares.</p>"
@@ -88,10 +107,10 @@ def overview(suites: dict[str, Any]) -> str:
         for figure in [f for i, f in enumerate(figures) if i == 0 or any(f["metric"] in p.values for p in known)]:
             metric = figure["metric"]
             best = max((p for p in known if metric in p.values), key=lambda p: p.values[metric], default=None)
-            beside = f"{best.values[metric]:.1f}<small>{esc(best.model)}, {best.protocol}</small>" if best else ""
+            beside = f"{best.values[metric]:.1f}<small>{esc(best.model)}, {esc(best.protocol)}</small>" if best else ""
             rows.append(
                 f'<tr data-suite="{esc(name)}" data-group="{group_of(name)}"><td><a href="#{esc(name)}">{esc(name)}</a>'
-                f'<td>{esc(metric)}<td>{figure["protocol"]}<td class="n">{measured(figure)}<td class="n">{beside}'
+                f'<td>{esc(metric)}<td>{esc(figure["protocol"])}<td class="n">{measured(figure)}<td class="n">{beside}'
                 f'<td class="n">{suite["pictures"]}<td class="n">{suite["queries"]}'
                 f'<td class="n">{suite["parse_failures"]}<td class="n">{suite["unfinished"]}'
             )
@@ -99,12 +118,19 @@ def overview(suites: dict[str, Any]) -> str:
     return table([*titles, "not understood", "cut off"], rows, left=3) if rows else ""
 
 
+def shown_of(
+    lines: Sequence[Line], settings: dict[str, Any] | None, custom: Sequence[SuiteConfig], pictures: Sequence[Path]
+) -> tuple[list[Example], list[Example]]:
+    """The best pictures of a suite and the worst."""
+    best, worst = best_and_worst(lines, SHOWN)
+    shown = examples([*best, *worst], settings, custom, pictures)
+    return shown[: len(best)], shown[len(best) :]
+
+
 def section(
-    name: str, suite: dict[str, Any], lines: Sequence[Line], settings: dict | None, custom: Sequence[SuiteConfig]
+    name: str, suite: dict[str, Any], lines: Sequence[Line], best: Sequence[Example], worst: Sequence[Example]
 ) -> str:
     """Everything about one suite."""
-    best, worst = best_and_worst(lines, SHOWN)
-    shown = examples([*best, *worst], settings, custom)
     counted = "Pictures by share of right pixels" if "class_iou" in suite else "Phrases or objects by IoU"
     cards = (
         histogram(counted, [iou for line in lines for iou in query_ious(line)]),
@@ -117,8 +143,8 @@ def section(
         f" {suite['parse_failures']} claims not understood, {suite['unfinished']} answers cut off.</p>",
         comparison(suite, published().get(name, [])),
         f'<div class="cards">{"".join(cards)}</div>',
-        gallery("Best", shown[: len(best)]),
-        gallery("Worst", shown[len(best) :]),
+        gallery("Best", best),
+        gallery("Worst", worst),
         failures(lines),
     ]
     return f'<section data-suite="{esc(name)}" data-group="{group_of(name)}">{"".join(parts)}</section>'
@@ -136,12 +162,12 @@ def comparison(suite: dict[str, Any], known: Sequence[Published]) -> str:
         if figures:
             cells = "".join(f'<td class="n">{measured(figures[m]) if m in figures else ""}' for m in metrics)
             label = "standard" if variant == STANDARD else "as released"
-            rows.append(f'<tr class="own"><td>measured<td><td>{protocol}<td>{label}{cells}')
+            rows.append(f'<tr class="own"><td>measured<td><td>{esc(protocol)}<td>{label}{cells}')
     for model in known:
         cells = "".join(f'<td class="n">{model.values[m]:.1f}' if m in model.values else "<td>" for m in metrics)
-        seen = f"{model.paper}<small>{SEEN[model.seen]}</small>"
+        seen = f"{esc(model.paper)}<small>{esc(SEEN[model.seen])}</small>"
         note = f"<small>{esc(model.note)}</small>" if model.note else ""
-        rows.append(f"<tr><td>{esc(model.model)}{note}<td>{seen}<td>{model.protocol}<td>as released{cells}")
+        rows.append(f"<tr><td>{esc(model.model)}{note}<td>{seen}<td>{esc(model.protocol)}<td>as released{cells}")
     return table(["model", "published in", "protocol", "scoring", *metrics], rows, left=4)
 
 
@@ -152,7 +178,7 @@ def histogram(title: str, values: Sequence[float]) -> str:
     counts, edges = np.histogram(values, bins=BINS, range=(0, 1))
     bars = "".join(
         f'<div title="{low:.1f} to {high:.1f}: {count}">{count or ""}'
-        f'<i style="height:{80 * count / counts.max():.1f}%"></i>{low:.1f}</div>'
+        f'<i style="height:{80 * count / max(1, counts.max()):.1f}%"></i>{low:.1f}</div>'
         for low, high, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True)
     )
     return card(title, f'<div class="histogram">{bars}</div>')
@@ -289,5 +315,5 @@ def group_of(name: str) -> str:
     return SUITES[name].group if name in SUITES else ""
 
 
-def esc(text: str) -> str:
-    return html.escape(text)
+def esc(value: Any) -> str:
+    return html.escape(str(value))

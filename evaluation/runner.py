@@ -18,6 +18,7 @@ from data.sources import Source
 from data.types import Query, Record
 from evaluation.catalog import Suite
 from evaluation.journal import Journal, Line, prediction, predictions
+from evaluation.lines import reading
 from evaluation.metrics import STANDARD
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
 from evaluation.questions import notes, questions
@@ -29,6 +30,7 @@ from systems.assistant import Assistant
 from utils import dist
 from utils.config import Recipe, SuiteConfig
 from utils.log import log
+from utils.registry import unknown
 
 WAITING = 4  # pictures whose answers wait to be scored and written, their masks on the device
 KEPT_OPTIONS = (
@@ -116,7 +118,7 @@ def evaluate(
 def write_results(results: dict[str, Any], folder: Path) -> None:
     """results.json with everything, results.md to be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.md").write_text(as_markdown(results), encoding="utf-8")
+    (folder / "results.md").write_text(as_markdown(results), encoding="utf-8", errors="backslashreplace")
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
@@ -124,10 +126,13 @@ def rescore(paths: Sequence[str | Path]) -> dict[str, Any]:
     """The results of files (or folders) of predictions, every metric and variant, without model or data."""
     suites = {}
     for name, lines in predictions(paths).items():
-        score = Score(lines[0]["metric"])
-        for line in lines:
-            score.add(line)
-        suites[name] = score.result(lines[0]["protocol"])
+        if (metric := lines[0]["metric"]) not in SCORERS:
+            raise ValueError(f"{name}: {unknown('metric', metric, SCORERS)}")
+        with reading(name):
+            score = Score(metric)
+            for line in lines:
+                score.add(line)
+            suites[name] = score.result(lines[0]["protocol"])
     return {"from": [str(path) for path in paths], "suites": suites, "missing": {}}
 
 

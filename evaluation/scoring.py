@@ -34,6 +34,7 @@ from utils.registry import Registry
 
 SCORERS = Registry("metric kind")  # one instance a suite and process
 LENGTHS = {"phrase": "short", "reason": "long"}  # kind of record -> what its queries are called
+MAX_CLASSES = 5000  # that a confusion matrix is made of
 NONE = -1  # a pixel without a class, among the classes of a picture
 
 
@@ -112,6 +113,8 @@ class SemanticScorer:
     def _places(self, names: Sequence[str]) -> np.ndarray:
         """(K + 1,) where the K classes of a list stand in `names`, which gets those that it lacks, and NONE."""
         self.names += [name for name in names if name not in self.names]
+        if len(self.names) > MAX_CLASSES:
+            raise ValueError(f"a class list of {len(self.names)} names, more than the limit of {MAX_CLASSES}")
         place = {name: index for index, name in enumerate(self.names)}
         return np.array([*(place[name] for name in names), NONE])
 

@@ -8,12 +8,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
-
 from data.sources import SOURCES
 from evaluation.catalog import ENTRIES, Suite
 from evaluation.scoring import SCORERS
 from utils.config import EvalConfig, SuiteConfig, from_dict, load_recipe
+from utils.plain import parse_yaml
 from utils.registry import unknown
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in ENTRIES}
@@ -82,9 +81,9 @@ def read_custom(path: str | Path) -> tuple[SuiteConfig, ...]:
     if not path.is_file():
         raise FileNotFoundError(f"no file of suites {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
         how = from_dict(EvalConfig, {"custom": values}, "eval") if isinstance(values, list) else load_recipe(path).eval
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not how.custom:
         raise ValueError(f"{path} defines no suite; it needs eval.custom, or a list of name, source, metric, options")

@@ -14,11 +14,20 @@ def as_markdown(results: dict[str, Any]) -> str:
         rows = ["| metric | variant | protocol | value | 95 % interval |", "| --- | --- | --- | ---: | --- |"]
         for figure in suite["figures"]:
             words = (figure["metric"], figure["variant"], figure["protocol"], number(figure["value"]), between(figure))
-            rows.append("| " + " | ".join(words) + " |")
-        done = "".join(f" {note[0].upper()}{note[1:]}." for note in suite["notes"])
-        parts.append(f"## {name}\n\n{asked}; {failed}.{done}\n\n" + "\n".join(rows))
-    parts += [f"## {name}\n\nNot evaluated. {message}" for name, message in results["missing"].items()]
+            rows.append("| " + " | ".join(map(in_cell, words)) + " |")
+        done = "".join(f" {plain(note[0].upper() + note[1:])}." for note in suite["notes"])
+        parts.append(f"## {plain(name)}\n\n{asked}; {failed}.{done}\n\n" + "\n".join(rows))
+    parts += [f"## {plain(name)}\n\nNot evaluated. {plain(text)}" for name, text in results["missing"].items()]
     return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text in which Markdown finds no HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def in_cell(text: str) -> str:
+    return plain(text).replace("|", "\\|")
 
 
 def number(value: float | None) -> str:

@@ -15,6 +15,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from data.tokens import TokenSpec, token_id
 from data.views import LanguageView, PaddedView, SamView, Views
+from model.bounds import check_sizes, laying_out
 from model.heads import HEADS, Host
 from model.legacy import Report, reading_table, to_ours, tower_to_ours
 from model.lora_file import merge_factors
@@ -35,6 +36,7 @@ from model.vlm.llava import Llava
 from model.weights import read_tensors
 from utils.config import ModelConfig
 from utils.log import log
+from utils.plain import leaves
 from utils.registry import unknown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,13 +58,15 @@ def build_model(
     weight that is missing, or one without a place, is an error unless `allow_missing`.
     """
     folder = fetch(config.version)
-    source = _read(folder, config, head)
-    for step in (_add_head, _add_weight, _add_tower, _drop_projector):
-        source = step(source, config)
-    generator = torch.Generator().manual_seed(seed)
-    _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
-    plan = _plan(source, tokenizer, len(spec.mask))
-    with torch.device("meta"):
+    generator, where = torch.Generator().manual_seed(seed), str(folder / "config.json")
+    with laying_out(where):
+        source = _read(folder, config, head)
+        for step in (_add_head, _add_weight, _add_tower, _drop_projector):
+            source = step(source, config)
+        _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
+        plan = _plan(source, tokenizer, len(spec.mask))
+    check_sizes(plan, source.tensors, where)
+    with torch.device("meta"), laying_out(where):
         model = assemble(plan, resolve_attention(config.attn_implementation, config.precision))
     model.plan, model.report, model.vlm.view = plan, source.report, source.view
     model.added_ids = [token_id(tokenizer, token) for token in spec.all_added]
@@ -233,6 +237,11 @@ def _add_tower(source: _Source, config: ModelConfig) -> _Source:
 def _find_tower(source: _Source, config: ModelConfig) -> Path:
     """Folders before hub names, the recipe's before the one that `config.json` names (beside it or anywhere)."""
     named = source.tower_name
+    if not config.vision_tower and leaves(named):
+        raise ValueError(
+            f"{source.folder / 'config.json'} names the vision tower {named!r}, which lies outside the folder: give "
+            "the tower yourself (--vision_tower, model.vision_tower)"
+        )
     local = [config.vision_tower, named and source.folder / named, named]
     for place in local:
         if place and (Path(place) / "config.json").is_file():
@@ -264,6 +273,8 @@ def _fit_vocabulary(
         absent = [name for name in (_EMBED, _LM_HEAD) if name not in source.tensors]
         raise ValueError(f"{source.folder} has no language model: {', '.join(absent)} missing")
     rows, size = len(source.tensors[_EMBED]), len(tokenizer)
+    if (most := max(tokenizer.get_vocab().values())) >= size:
+        raise ValueError(f"{source.folder}: the tokenizer's ids go up to {most}, but it has only {size} tokens")
     strange = [token for token in spec.all_added if token_id(tokenizer, token) >= rows]
     if source.finished and strange and not lenient:
         raise ValueError(
@@ -283,7 +294,9 @@ def _fit_vocabulary(
 
 def _plan(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Plan:
     where = str(source.folder / "config.json")
-    told = source.values.get(SECTION, {}).get("head_config")
+    told = source.values.get(SECTION, {}).get("head_config") if source.finished else None
+    if told is not None and not isinstance(told, dict):
+        raise ValueError(f"{where}: {SECTION}.head_config must be a mapping of sizes, got {told!r}")
     parts = {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
     width = source.tensors[_EMBED].shape[1]
     new = "vlm.projector.0.weight" in source.fresh

@@ -3,7 +3,6 @@ AutoConfig, which reads published flat files as its own nested ones and silently
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
 
+from utils.plain import read_mapping
 from utils.registry import unknown
 
 SECTION = "segmentation"  # of our own config.json, beside Hugging Face's LLaVA fields
@@ -62,10 +62,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         have = ", ".join(sorted(item.name for item in folder.iterdir())[:12]) or "nothing"
         raise FileNotFoundError(f"{folder} is no model folder: it has no config.json, only {have}")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from None
+    values = read_mapping(file)
+    for key in (SECTION, "text_config", "vision_config"):
+        if not isinstance(values.get(key, {}), dict):
+            raise ValueError(f"{file}: {key} must be a mapping, got {values[key]!r}")
+    return values
 
 
 def language_sizes(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
@@ -115,7 +116,10 @@ def projector_width(tensors: dict[str, Tensor]) -> int:
 def tower_name(values: dict[str, Any]) -> str | None:
     """The vision tower that a published or original `config.json` names."""
     section = values.get(SECTION, {})
-    return section.get("tower_name") or values.get("mm_vision_tower") or values.get("vision_tower")
+    name = section.get("tower_name") or values.get("mm_vision_tower") or values.get("vision_tower")
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"config.json: the vision tower must be a name, got {name!r}")
+    return name
 
 
 def _complete(config: Any, keys: tuple[str, ...], drop: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from data.views import SAM_MEAN, SAM_STD, ClipView, LanguageView, PaddedView
 from model.plan import SECTION
 from utils.config import TowerConfig
+from utils.limits import VIEW
 from utils.registry import unknown
 
 POSITIONS = "vlm.tower.embeddings.position_embedding.weight"
@@ -36,13 +37,18 @@ class Sight:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(unknown(f"model.tower.{name}", getattr(self, name), choices))
-        if self.pool < 1:
-            raise ValueError(f"model.tower.pool must be 1 or more, got {self.pool}")
+        for name, value in (("pool", self.pool), *([("size", self.size)] if self.size is not None else [])):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"model.tower.{name} must be 1 or more, got {value!r}")
+            VIEW.check(value, f"model.tower.{name}")
 
 
 def sight_of(values: dict[str, Any], asked: TowerConfig) -> Sight:
     """What `config.json` (ours or a published one) tells, with what the recipe asks on top."""
     told = values.get(SECTION, {}).get("sight")
+    if told is not None and not (isinstance(told, dict) and told.keys() <= Sight.__dataclass_fields__.keys()):
+        have = ", ".join(Sight.__dataclass_fields__)
+        raise ValueError(f"config.json: {SECTION}.sight must be a mapping with some of {have}, got {told!r}")
     if told is None:
         told = {"size": values.get("resize_vision_tower_size")} if values.get("resize_vision_tower") else {}
         told |= {"pad": True, "pool": 2} if values.get("pad_train_clip_images") else {}  # the release always does both

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -13,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from utils.files import free
+from utils.plain import read_mapping
+from utils.safe_pickle import DAMAGE
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -37,7 +41,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights."""
     for index in INDEXES:
         if (folder / index).is_file():
-            names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+            names = _shards(folder / index)
             if gone := [name for name in names if not (folder / name).is_file()]:
                 raise FileNotFoundError(f"{folder}: {index} names {', '.join(gone)}, which are not there")
             return [folder / name for name in names]
@@ -46,6 +50,17 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
     have = ", ".join(sorted(file.name for file in folder.iterdir())[:12]) or "nothing"
     raise FileNotFoundError(f"{folder} has no weights: expected {', '.join((*WHOLE, *INDEXES))}; there is {have}")
+
+
+def _shards(index: Path) -> list[str]:
+    """The file names in a weight index, which lie beside it."""
+    places = read_mapping(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{index}: expected weight_map, a mapping of weights to file names")
+    names = sorted(set(places.values()))
+    if elsewhere := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"{index}: names {', '.join(elsewhere[:5])}; the files of a model lie beside its index")
+    return names
 
 
 def write_tensors(tensors: dict[str, Tensor], folder: Path, *, safe: bool = True) -> None:
@@ -81,11 +96,20 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         tensors = tensors[inner]
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{file}: expected a mapping of names to tensors")
+    if strange := [str(name) for name, tensor in tensors.items() if not isinstance(name, str) or not _is_plain(tensor)]:
+        raise ValueError(f"{file}: not weights as they are saved, whole and dense: {', '.join(strange[:5])}")
     return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Dense, and with every number in the file: a pickle may also spread one number over any size."""
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _unpickle(file: Path):
     """`torch.load` of tensors alone. Files older than torch 1.6 cannot be memory-mapped."""
+    _check_archive(file)
     try:
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -93,8 +117,29 @@ def _unpickle(file: Path):
             if "mmap" not in str(error):
                 raise
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file}: refused, this pickle is damaged or would run code when read ({reason})") from None
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} is damaged: {(str(error) or 'it ends too early').splitlines()[0]}") from None
+    except (pickle.UnpicklingError, RuntimeError, *DAMAGE) as error:
+        said = str(error)
+        if wanted := re.search(r"GLOBAL ([\w.]+)", said):
+            raise ValueError(
+                f"{file}: refused, the pickle asks for {wanted[1]} and would run code when read; weight files hold "
+                "tensors only. Get the weights as safetensors, or from somebody you can ask"
+            ) from None
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in said:  # torch tells how to read it even so
+            raise ValueError(f"{file}: refused, this pickle is damaged or would run code when read") from None
+        reason = (said or "it ends too early").splitlines()[0]
+        raise ValueError(f"{file} is damaged, or no weight file: {reason}") from None
+
+
+def _check_archive(file: Path) -> None:
+    """Since torch 1.6 a weight file is a ZIP archive whose records are never compressed, so that reading one takes no
+    more memory than the file is large."""
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, *DAMAGE):
+        return  # torch says what is wrong
+    packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+    if packed or sum(record.file_size for record in records) > file.stat().st_size:
+        raise ValueError(f"{file}: refused, its records are compressed or overlap, as no weight file's do")

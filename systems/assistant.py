@@ -22,11 +22,12 @@ from model.seg_model import SegModel
 from model.vlm.pack import can_pack
 from model.weights import read_tensors
 from systems.base import SYSTEMS, System, build_system
+from systems.weights_recipe import CHECKPOINTS, RECIPE, check_options, is_run, recipe_in
 from utils import dist
-from utils.config import ModelConfig, Recipe, from_dict, load_recipe, merge, to_dict
+from utils.config import ModelConfig, Recipe, from_dict, merge, to_dict
 from utils.registry import unknown
 
-RECIPE, CHECKPOINTS, WEIGHTS = "recipe.yaml", "checkpoints", "trainable.safetensors"
+WEIGHTS = "trainable.safetensors"
 POINTERS = ("best", "last")
 BASE_TOKENS = {"<s>", "</s>", "<unk>", "<pad>", "[PAD]", "<image>", "<im_patch>", "<im_start>", "<im_end>"}
 UNLIMITED = 10**9  # tokenizers warn beyond their length; rows are limited by the encoder alone
@@ -78,15 +79,16 @@ def load(
     path: a run folder, a merged folder, a published checkpoint, or the hub name of one of the latter.
     system: which one it must be; None: what the recipe, the `config.json` or the tokens tell.
     options, model: fields that override the recipe's (`model={"precision": "fp16", "vision_tower": ...}`). Precision is
-    the recipe's on a GPU and fp32 on a CPU unless said here.
+    the recipe's on a GPU and fp32 on a CPU unless said here; embeddings are kept (`embedding_cache`) only if said here.
     checkpoint: of a run folder: best (last where there is no best), last, or a name like step_500.
     """
     device = torch.device(device) if device is not None else dist.device()
     folder = fetch(path)
-    if (folder / CHECKPOINTS).is_dir():
-        recipe = _overridden(_checked(load_recipe(folder), folder, system), options, model, device)
+    if is_run(folder):
+        recipe = _overridden(_checked(recipe_in(folder), folder, system), options, model, device)
         return _load_run(folder, recipe, device, checkpoint)
-    recipe = _checked(load_recipe(folder), folder, system) if (folder / RECIPE).is_file() else _told(folder, system)
+    recipe = _checked(recipe_in(folder), folder, system) if (folder / RECIPE).is_file() else _told(folder, system)
+    check_options(folder, recipe, options or ())
     recipe = replace(recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None, weight=None))
     recipe = _overridden(recipe, options, model, device)
     found = _system_of(recipe)

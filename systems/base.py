@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import yaml
 
 from data.tokens import TokenSpec
 from data.types import IMAGE_PLACEHOLDER, Claim, Dialogue, Mask, Query, Record, Refuse, Script, Target
 from utils.config import from_dict
+from utils.plain import read_yaml
 from utils.registry import Registry
 
 ORIGINAL = "lisa"  # whose command line the others extend
@@ -108,16 +108,18 @@ def load_wording(name: str, slots: dict[str, str]) -> Wording:
     if not path.is_file():
         have = ", ".join(sorted(file.stem for file in WORDING.glob("*.yaml")))
         raise FileNotFoundError(f"no wording {name!r}; have: {have}, or the path of a YAML file")
-    lists = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    lists = read_yaml(path) or {}
     if set(lists) != set(slots):
         raise ValueError(f"{path}: expected the lists {', '.join(sorted(slots))}; got {', '.join(sorted(lists))}")
     for key, slot in slots.items():
         if not lists[key]:
             raise ValueError(f"{path}: the list {key!r} is empty")
         for template in lists[key]:
-            found = sorted(field for _, field, _, _ in string.Formatter().parse(template) if field is not None)
+            slots_of = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+            found = sorted(field for field, _, _ in slots_of)
             needed = sorted(name for name in slot.split() if not name.endswith("?"))
-            if found not in (needed, sorted(slot.replace("?", "").split())):
+            bare = not any(form or conversion for _, form, conversion in slots_of)  # {phrase:>1000000000} is no slot
+            if not bare or found not in (needed, sorted(slot.replace("?", "").split())):
                 wanted = " and ".join(f"{{{name}}} once" for name in needed) or "no slot"
                 raise ValueError(f"{path}: {key}: {template!r} must hold {wanted}")
     return Wording(name, {key: tuple(templates) for key, templates in lists.items()})

@@ -69,6 +69,100 @@ def test_what_cannot_be_drawn_says_why(segmentation, says):
         segmentation_to_mask(segmentation, SIZE)
 
 
+def packed_runs(deltas: list[int]) -> str:
+    """COCO's text form of these signed numbers, each of which is relative to the last but one."""
+    text = ""
+    for value in deltas:
+        while True:
+            digit, value = value & 31, value >> 5
+            more = value != (-1 if digit & 16 else 0)
+            text += chr(48 + digit + 32 * more)
+            if not more:
+                break
+    return text
+
+
+BIG = 2**39 - 1  # the largest run that eight digits hold
+HOSTILE = {  # counts whose sum, taken modulo 2^64 or 2^32, is the 120 pixels of SIZE
+    "int64 wraps": [2**63, 2**63, 120],
+    "int64 wraps below 0": [2**62, 2**62, 2**62, 2**62, 120],
+    "uint32 wraps": [2**31, 2**31, 120],
+    "floats wrap": [2.0**63, 2.0**63, 120.0],
+    "negative": [125, -10, 5],
+    "beyond the picture": [121],
+    "fractions": [60.5, 59.5],
+    "infinite": [float("inf"), 120],
+    "no number": [float("nan"), 120],
+    "beyond every integer": [10**400, 120],
+    "texts": ["60", "60"],
+    "none": [None, 120],
+    "nested": [[60, 60]],
+    "ragged": [[60], 60, [1, 2]],
+    "long runs packed": packed_runs([0, BIG, 120]),
+    "many long runs packed": packed_runs([0, 0, 0] + 1000 * [BIG]),
+    "negative packed": packed_runs([60, 70, -10]),
+    "a sum below 0 packed": packed_runs([60, 60, 0, -100, 100]),
+    "cut packed": packed_runs([60, 60])[:-1] + "o",
+    "no text": 120,
+    "a mapping": {"0": 120},
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("counts", HOSTILE.values(), ids=HOSTILE)
+def test_runs_are_bounded_before_they_are_summed(counts):
+    """COCO's own code writes as far as the runs say; such a file ends the process there, and is an error here."""
+    with pytest.raises(ValueError, match=r"RLE|mask"):
+        segmentation_to_mask({"size": list(SIZE), "counts": counts}, SIZE)
+
+
+@settings(max_examples=300, derandomize=True)
+@given(st.lists(st.one_of(st.integers(-(2**70), 2**70), st.integers(-3, 130), st.floats()), max_size=9))
+def test_any_list_of_runs_is_a_mask_or_an_error(counts):
+    good = all(0 <= run <= 120 and run == int(run) for run in counts if run == run) and sum(counts) == 120
+    if good:
+        assert segmentation_to_mask({"size": list(SIZE), "counts": counts}, SIZE).sum() == sum(counts[1::2])
+    else:
+        with pytest.raises(ValueError):
+            segmentation_to_mask({"size": list(SIZE), "counts": counts}, SIZE)
+
+
+@settings(max_examples=300, derandomize=True)
+@given(st.text(st.characters(min_codepoint=40, max_codepoint=115), max_size=40))
+def test_any_packed_runs_are_a_mask_or_an_error(counts):
+    try:
+        assert segmentation_to_mask({"size": list(SIZE), "counts": counts}, SIZE).shape == SIZE
+    except ValueError as error:
+        assert "RLE" in str(error)
+
+
+@pytest.mark.parametrize("size", [5, None, "10x12", [10**12, 10**12], [10], {"h": 10}])
+def test_a_strange_size_of_an_rle_is_an_error(size):
+    with pytest.raises(ValueError, match=r"size .*the picture of"):
+        segmentation_to_mask({"size": size, "counts": [120]}, SIZE)
+
+
+@pytest.mark.parametrize("segmentation", [[], [SQUARE], {"size": [10**6, 10**6], "counts": [10**12]}])
+def test_a_huge_mask_is_refused_before_it_is_allocated(segmentation, monkeypatch):
+    with pytest.raises(ValueError, match=r"1000000000000 pixels, more than the limit of .*ASSISTANT_MAX_PIXELS"):
+        segmentation_to_mask(segmentation, (10**6, 10**6))
+    monkeypatch.setenv("ASSISTANT_MAX_PIXELS", "119")
+    with pytest.raises(ValueError, match="120 pixels"):
+        segmentation_to_mask([SQUARE], SIZE)
+    monkeypatch.setenv("ASSISTANT_MAX_PIXELS", "many")
+    with pytest.raises(ValueError, match="ASSISTANT_MAX_PIXELS must be a whole number"):
+        segmentation_to_mask([SQUARE], SIZE)
+
+
+def test_a_polygon_whose_outline_goes_on_for_ever_is_refused():
+    """Few points are much memory in COCO's code where they are far apart: 12,000 here, within the permitted distance,
+    would take 860 MB."""
+    zigzag = [point for step in range(6000) for point in (-150, step % 7, 150, 9)]
+    with pytest.raises(ValueError, match="outline of"):
+        segmentation_to_mask([zigzag * 3], SIZE)
+    assert segmentation_to_mask([zigzag[:600]], SIZE).shape == SIZE
+
+
 def test_an_empty_segmentation_is_an_empty_mask():
     assert segmentation_to_mask([], SIZE).shape == SIZE and not segmentation_to_mask([], SIZE).any()
 

@@ -54,7 +54,7 @@ def merge(*words) -> None:
 
 
 def place(assistant: Assistant, run) -> Assistant:
-    """The same assistant, asked about the run's data (a published folder knows no data)."""
+    """The same assistant, asked about the run's data (a folder of weights does not choose data)."""
     return replace(assistant, recipe=load_recipe(run))
 
 
@@ -63,7 +63,7 @@ def test_merged_folder_answers_as_the_run(run, truth, tmp_path):
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.model", "recipe.yaml"} <= names
     assert not any(".lora_" in name for name in load_file(tmp_path / "merged" / "model.safetensors"))
-    torch.testing.assert_close(answers(load(tmp_path / "merged")), truth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(answers(place(load(tmp_path / "merged"), run)), truth, rtol=1e-5, atol=1e-5)
 
 
 def test_training_changed_the_answers(run, truth):
@@ -91,7 +91,7 @@ def test_one_file_of_whole_weights(run, truth, tmp_path, wrapped):
     torch.save(weights, tmp_path / "pytorch_model.bin")
     recipe = run / "recipe.yaml"
     merge("--weight", tmp_path / "pytorch_model.bin", "--config", recipe, "--save_path", tmp_path / "merged")
-    torch.testing.assert_close(answers(load(tmp_path / "merged")), truth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(answers(place(load(tmp_path / "merged"), run)), truth, rtol=1e-5, atol=1e-5)
 
 
 def test_precision_of_the_written_weights(run, tmp_path):

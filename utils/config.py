@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from utils.files import write_whole
+from utils.plain import parse_yaml, read_yaml
 from utils.registry import unknown
 
 
@@ -42,7 +43,10 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Embeddings of the frozen mask encoder, kept on disk (fp16, 2 MiB a picture) for later epochs and evaluations."""
+    """Embeddings of the frozen mask encoder, kept on disk (fp16, 2 MiB a picture) for later epochs and evaluations.
+
+    Evaluation keeps them only where its own command line says so.
+    """
 
     folder: str  # processes and runs may share it
     max_gib: float = 20.0  # what was not used for longest goes first
@@ -276,25 +280,37 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """A recipe file as plain values. `base: other.yaml` (relative to the file) is read first and overridden."""
+def load_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe file as plain values. `base: other.yaml` (relative to the file) is read first and overridden.
+
+    above: the files whose `base` led here.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no recipe {path}; see configs/ for the ones shipped")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping at the top, got {type(values).__name__}")
     base = values.pop("base", None)
-    return merge(load_yaml(path.parent / base), values) if base else values
+    if not base:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base must be the name of a recipe file, got {base!r}")
+    above = (*above, path.resolve())
+    if (path.parent / base).resolve() in above:
+        raise ValueError(f"{path}: its base {base} leads back to it")
+    return merge(load_yaml(path.parent / base, above), values)
 
 
 def load_recipe(path: str | Path) -> Recipe:
     """The recipe of a YAML file or of a run folder (its `recipe.yaml`)."""
     path = Path(path)
-    return from_dict(Recipe, load_yaml(path / "recipe.yaml" if path.is_dir() else path))
+    if not path.is_dir():
+        return from_dict(Recipe, load_yaml(path))
+    path = path / "recipe.yaml"
+    if path.is_file() and "base" in (read_yaml(path) or {}):
+        raise ValueError(f"{path}: the recipe in a folder of weights is a whole one, without a base")
+    return from_dict(Recipe, load_yaml(path))
 
 
 def save_recipe(recipe: Recipe, folder: str | Path) -> Path:
@@ -310,7 +326,14 @@ def override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
         raise ValueError(f"--set takes a.b=value, got {assignment!r}")
     dotted, text = assignment.split("=", 1)
     head, *rest = dotted.split(".")
-    return _put(values, [head, *rest], yaml.safe_load(text), dotted)
+    return _put(values, [head, *rest], _value(text, dotted), dotted)
+
+
+def _value(text: str, dotted: str) -> Any:
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"--set {dotted}: {error}") from None
 
 
 def _put(values: Any, keys: list[str], value: Any, dotted: str) -> Any:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 from tqdm import tqdm
 
 from utils.config import RunConfig
 from utils.files import explained, write_whole
+from utils.plain import read_yaml
 
 log = logging.getLogger("assistant")
 ROW = ("kind", "step", "time")  # of every line of the log, beside its values
@@ -169,7 +169,7 @@ def _start_wandb(project: str, folder: Path) -> Any:
         id=ticket.read_text(encoding="utf-8").strip(),
         resume="allow",
         dir=str(folder),
-        config=yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.exists() else None,
+        config=read_yaml(recipe) if recipe.exists() else None,
     )
     run.define_metric("step")
     run.define_metric("*", step_metric="step")  # its own counter cannot go back to a checkpoint

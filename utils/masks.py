@@ -12,9 +12,13 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
+from utils.limits import PIXELS
+
 Size = tuple[int, int]
 OVERLAPS = ("union", "exclude")
 FAR = 16  # a coordinate so many picture sides away is damage, not a polygon that runs over the edge
+OUTLINE = 4_000_000  # longest outline of a polygon in pixel sides: COCO's code keeps 80 bytes of each, unchecked
+DIGITS = 8  # of a run in COCO's text form: 40 bits
 
 
 def segmentation_to_mask(segmentation: Any, size: Size, overlap: str = "union") -> np.ndarray:
@@ -25,6 +29,7 @@ def segmentation_to_mask(segmentation: Any, size: Size, overlap: str = "union") 
     """
     if overlap not in OVERLAPS:
         raise ValueError(f"no overlap {overlap!r}; have: {', '.join(OVERLAPS)}")
+    PIXELS.check(size[0] * size[1], f"a mask of {size[0]} x {size[1]} (height x width)")
     if isinstance(segmentation, dict):
         segmentation = [segmentation]
     if not isinstance(segmentation, list):
@@ -87,6 +92,7 @@ def _polygon_parts(polygons: list[Any], size: Size) -> list[dict[str, Any]]:
         raise ValueError(f"every polygon lies outside the picture of {size[0]} x {size[1]} (height x width)")
     for index, polygon in enumerate(points):
         _not_far(polygon, size, f"polygon {index}")
+        _not_endless(polygon, f"polygon {index}")
     return coco.frPyObjects([polygon.ravel().tolist() for polygon in points], *size)
 
 
@@ -118,6 +124,12 @@ def _not_far(points: np.ndarray, size: Size, what: str) -> None:
         raise ValueError(f"{what} has the coordinate {np.abs(points).max():g} in a picture of {size[0]} x {size[1]}")
 
 
+def _not_endless(points: np.ndarray, what: str) -> None:
+    length = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
+    if length > OUTLINE:
+        raise ValueError(f"{what} has an outline of {length:.0f} pixel sides, more than the limit of {OUTLINE}")
+
+
 def _painted(points: Any, size: Size) -> np.ndarray:
     corners = _numbers(points, "a shape")
     if corners.ndim != 2 or corners.shape[1] != 2:
@@ -133,20 +145,37 @@ def _painted(points: Any, size: Size) -> np.ndarray:
 
 
 def _decoded(rle: Any, size: Size) -> np.ndarray:
-    """(H, W) uint16 of 0 and 1. Decoded here: COCO's own code takes runs of a wrong sum without a word."""
+    """(H, W) uint16 of 0 and 1. Decoded here: COCO's own code takes runs of a wrong sum without a word, and writes
+    beyond its memory where they are large enough to wrap the sum."""
     if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
         raise ValueError("an RLE has the keys size and counts")
-    if list(rle["size"]) != list(size):
-        raise ValueError(f"the RLE is of size {list(rle['size'])}, the picture of {list(size)} (height, width)")
-    counts = rle["counts"]
-    runs = _numbers(counts, "the RLE").astype(np.int64) if isinstance(counts, list) else _unpacked(counts)
-    if (runs < 0).any() or runs.sum() != size[0] * size[1]:
+    if not isinstance(rle["size"], (list, tuple)) or list(rle["size"]) != list(size):
+        raise ValueError(f"the RLE is of size {_shortened(rle['size'])}, the picture of {list(size)} (height, width)")
+    counts, total = rle["counts"], size[0] * size[1]
+    if isinstance(counts, list):
+        runs = _listed(counts, total)
+    elif isinstance(counts, (str, bytes)):
+        runs = _unpacked(counts, total)
+    else:
+        raise ValueError(f"the counts of an RLE are text or a list of whole numbers, got {_shortened(counts)}")
+    if runs.sum() != total:  # cannot wrap: each is at most `total`
         raise ValueError(f"the runs of the RLE do not add up to {size[0]} x {size[1]} pixels; it is damaged")
     inside = (np.arange(len(runs)) % 2).astype(np.uint16)
     return np.repeat(inside, runs).reshape(size, order="F")
 
 
-def _unpacked(counts: str | bytes) -> np.ndarray:
+def _listed(counts: list[Any], total: int) -> np.ndarray:
+    """Run lengths of COCO's plain form, each whole and from 0 to `total`."""
+    try:
+        runs = np.asarray(counts) if counts else np.zeros(0, np.int64)
+    except ValueError:  # lists of several lengths
+        runs = np.zeros(0, object)
+    if runs.dtype.kind not in "iuf" or runs.ndim != 1:
+        raise ValueError("the counts of the RLE hold something that is not a number")
+    return _bounded(runs, total)
+
+
+def _unpacked(counts: str | bytes, total: int) -> np.ndarray:
     """Run lengths of COCO's text form: signed numbers of 5 bits a character, each relative to the last but one."""
     packed = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
     digits = np.frombuffer(packed, np.uint8).astype(np.int64) - 48
@@ -156,10 +185,29 @@ def _unpacked(counts: str | bytes) -> np.ndarray:
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
-    if place.max() > 8:
+    if place.max() > DIGITS:
         raise ValueError("the counts of the RLE are damaged")
     runs = np.add.reduceat((digits & 31) << (5 * place), starts)
     runs -= np.where(digits[ends] & 16, 1 << (5 * (place[ends] + 1)), 0)
+    _bounded(np.abs(runs), total)  # no two runs differ by more; now the sums below cannot wrap either
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
-    return runs
+    return _bounded(runs, total)
+
+
+def _bounded(runs: np.ndarray, total: int) -> np.ndarray:
+    """The runs as int64, each checked before any is added to another."""
+    good = (runs >= 0) & (runs <= total)  # false of NaN
+    if runs.dtype.kind == "f":
+        good &= runs == np.floor(runs)
+    if not good.all():
+        place = int(np.flatnonzero(~good)[0])
+        raise ValueError(
+            f"run {place} of the RLE is {runs[place]}; in a mask of {total} pixels runs are whole numbers from 0 to "
+            f"{total}: it is damaged"
+        )
+    return runs.astype(np.int64)
+
+
+def _shortened(value: Any) -> str:
+    return text if len(text := repr(value)) <= 80 else f"{text[:80]} ..."

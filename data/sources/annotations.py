@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.sources.base import field, read_entries
+from utils.limits import PIXELS
 from utils.masks import Size, segmentation_to_mask
 
 CORNERS = 3  # a polygon has at least this many
@@ -91,6 +92,7 @@ def size_of(image: dict[str, Any], where: str) -> Size:
     size = [field(image, key, where) for key in ("height", "width")]
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         raise ValueError(f"{where}: height and width must be whole numbers above 0, got {size[0]!r} and {size[1]!r}")
+    PIXELS.check(size[0] * size[1], f"{where}: {size[0]} x {size[1]} (height x width)")
     return size[0], size[1]
 
 

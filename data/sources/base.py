@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
-from PIL import Image, UnidentifiedImageError
-
 from data.sources.index import Rows, indexed  # noqa: F401  (part of what a source file imports from here)
 from data.sources.stream import read_entries  # noqa: F401
 from data.types import Record
+from utils.pictures import opened
+from utils.plain import parse_json
 from utils.registry import Registry, unknown
 
 SOURCES = Registry("source")
@@ -62,11 +62,13 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> Any:
     data, reason = path.read_bytes(), ""
     for encoding in encodings:
         try:
-            return json.loads(data.decode(encoding))
+            return parse_json(data.decode(encoding))
         except UnicodeDecodeError as error:
             reason = reason or f"not {encoding}: {error.reason} at byte {error.start}"
         except json.JSONDecodeError as error:
             reason = reason or f"{error.msg} at line {error.lineno} column {error.colno} of {len(data)} bytes"
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     raise ValueError(f"{path}: not valid JSON, perhaps cut off ({reason}); copy or download it again")
 
 
@@ -99,12 +101,9 @@ def inside(folder: Path, name: Any, where: str, what: str = "picture") -> Path:
 
 def picture_size(path: Path) -> tuple[int, int]:
     """(H, W) of a picture as `read_image` will give it (EXIF orientation applied), from its header."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
-    except (UnidentifiedImageError, OSError) as error:
-        raise OSError(f"cannot read picture {path}: {error}") from None
+    with opened(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
     return (width, height) if turned else (height, width)
 
 

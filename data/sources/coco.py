@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data.sources.annotations import draw, read_coco, shape_of, size_of
 from data.sources.base import SOURCES, choice, field, indexed, picture, read_entries
 from data.sources.semantic import Classes, class_names
 from data.types import MaskFn, Record, Target
 from utils.masks import Once, Size
+from utils.pictures import opened
 from utils.registry import unknown
 
 SUFFIX = re.compile("(-(merged|other|stuff))+$")  # of COCO's panoptic classes
@@ -151,11 +151,8 @@ def categories(path: Path) -> Iterator[str]:
 
 def read_segments(path: Path, size: Size) -> np.ndarray:
     """(H, W) int32 segment ids of a panoptic PNG: R + 256 G + 65536 B."""
-    try:
-        with Image.open(path) as image:
-            colors = np.asarray(image.convert("RGB")).astype(np.int32)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise OSError(f"cannot read segment map {path}: {error}") from None
+    with opened(path, "segment map") as image:
+        colors = np.asarray(image.convert("RGB")).astype(np.int32)
     if colors.shape[:2] != size:
         raise ValueError(f"{path}: the segment map is {colors.shape[:2]}, the picture (H, W) {size}")
     return colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]

@@ -16,6 +16,7 @@ from data.sources.coco import existing
 from data.sources.semantic import read_label_map
 from data.types import Record, Target, Turn
 from utils.masks import Once
+from utils.plain import parse_json
 
 TEXTS = ("phrase", "question")
 SHAPES = ("polygons", "rle", "mask")
@@ -81,9 +82,11 @@ def parse(path: Path) -> Iterator[dict[str, Any]]:
 def read_line(line: str, where: str) -> tuple[tuple[str, str, str | None], list[Any]]:
     """(image, kind of record, explanation) and [text, kind of shape, shape, correction] of a line."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON, perhaps cut off ({error.msg} at column {error.colno})") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     if not isinstance(entry, dict) or (strange := [key for key in entry if key not in KEYS]):
         what = f"unknown {', '.join(strange)}" if isinstance(entry, dict) else "not an object"
         raise ValueError(f"{where}: {what}; a line has {', '.join(KEYS)}")

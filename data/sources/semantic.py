@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data.sources.base import Rows
 from data.types import Record, Target
+from utils.pictures import opened
 from utils.registry import unknown
 
 Classes = str | Path | list[str] | tuple[str, ...] | None  # names to use, or a file with one a line; None: all
@@ -141,11 +141,8 @@ def paired(images: Path, maps: Path, picture_end: str = "", map_end: str = "") -
 
 def read_label_map(path: Path) -> np.ndarray:
     """(H, W) unsigned label values; of a palette PNG the indices, not the colours."""
-    try:
-        with Image.open(path) as image:
-            mode, labels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise OSError(f"cannot read label map {path}: {error}") from None
+    with opened(path, "label map") as image:
+        mode, labels = image.mode, np.asarray(image)
     if labels.ndim != 2:
         raise ValueError(f"{path}: a label map has one channel, this one is {mode} of shape {labels.shape}")
     if labels.dtype == bool:
@@ -164,9 +161,12 @@ def _other_pixels(labels: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
 
 
 def _files(folder: Path, extensions: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(path below `folder`, extension) in sorted order, subfolders included."""
+    """(path below `folder`, extension) in sorted order, subfolders included, but for links back to a folder above."""
+    above = {str(folder): {os.path.realpath(folder)}}  # of each folder that is still to be looked into
     for where, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders.sort()
+        real, known = {sub: os.path.realpath(os.path.join(where, sub)) for sub in subfolders}, above.pop(where)
+        subfolders[:] = sorted(sub for sub in subfolders if real[sub] not in known)
+        above |= {os.path.join(where, sub): known | {real[sub]} for sub in subfolders}
         below = os.path.relpath(where, folder).replace(os.sep, "/") + "/"
         for name in sorted(names):
             extension = os.path.splitext(name)[1]

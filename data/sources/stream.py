@@ -80,6 +80,10 @@ class _Reader:
                 if not self.more():
                     raise self.error(error.msg, error.pos) from None
                 continue
+            except RecursionError:
+                raise ValueError(f"{self.path}: its lists and mappings are nested too deeply") from None
+            except ValueError as error:  # a whole number of thousands of digits
+                raise ValueError(f"{self.path}: {error}") from None
             if self.text[end : end + 1] in AFTER or not self.more():
                 self.at = end
                 return value

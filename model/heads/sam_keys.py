@@ -5,7 +5,6 @@ Ours are `encoder`, `prompts` and `decoder`, with the names of transformers insi
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from model.names import NameTable, Pair, under
+from utils.plain import read_mapping
 
 MLP_NAMES: list[Pair] = [("layers.0.*", "proj_in.*"), ("layers.1.*", "layers.0.*"), ("layers.2.*", "proj_out.*")]
 
@@ -77,7 +77,8 @@ def folder_decoder_heads(path: str | Path) -> int | None:
     file = Path(path) / "config.json"
     if not file.is_file():
         return None
-    return json.loads(file.read_text(encoding="utf-8")).get("mask_decoder_config", {}).get("num_attention_heads")
+    decoder = read_mapping(file).get("mask_decoder_config") or {}
+    return decoder.get("num_attention_heads") if isinstance(decoder, dict) else None
 
 
 def _vision(tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from doctor.examine import Report
+from utils.plain import read_yaml
 from utils.registry import unknown
 
 HINTS = Path(__file__).with_name("hints.yaml")
@@ -19,7 +18,7 @@ WIDTH = 118
 
 def load_hints() -> dict[str, dict[str, Any]]:
     """Name in SOURCES -> expects (paths below the dataset folder), from (the download), unpack (shell)."""
-    return yaml.safe_load(HINTS.read_text(encoding="utf-8"))
+    return read_yaml(HINTS)
 
 
 def as_table(reports: Sequence[Report]) -> str:

@@ -1,0 +1,36 @@
+"""Limits on what a file or a prompt from outside may ask for. An environment variable of a limit's name replaces it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A largest value with the name of the environment variable that changes it. Its errors are ValueErrors."""
+
+    name: str
+    default: int
+    unit: str
+
+    @property
+    def value(self) -> int:
+        text = os.environ.get(self.name, "").strip()
+        if not text:
+            return self.default
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"the environment variable {self.name} must be a whole number above 0, got {text!r}")
+        return int(text)
+
+    def check(self, number: int, what: str) -> None:
+        """Raises where `number` is beyond the limit; `what` begins the message."""
+        if number > (most := self.value):
+            raise ValueError(
+                f"{what}: {number} {self.unit}, more than the limit of {most} (set {self.name} to raise it)"
+            )
+
+
+PIXELS = Limit("ASSISTANT_MAX_PIXELS", 2 * 89_478_485, "pixels")  # of a picture or mask; Pillow's own limit
+VIEW = Limit("ASSISTANT_MAX_VIEW", 4096, "pixels a side")  # of what a tower or mask encoder is shown
+PROMPT = Limit("ASSISTANT_MAX_PROMPT", 32_768, "characters")  # of a question, class lists and dialogues included
