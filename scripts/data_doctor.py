@@ -4,8 +4,9 @@
     python scripts/data_doctor.py configs/toy_lisa.yaml --sample 4 --out sheets    # pictures, masks and exact words
 
 Prints a table of the sources that the recipe trains and evaluates on, then what is wrong with them. Exit status 1 if
-anything is (with --strict also for warnings), 2 if the recipe itself cannot be read. Loads no model. Annotation files
-are indexed on the way, so that training starts at once.
+anything is (with --strict also for warnings), 2 if the recipe itself cannot be read. What it draws goes through all
+that training does with a record: words, ids (where the tokenizer of model.version is here), masks, views. Loads no
+model. Annotation files are indexed on the way, so that training starts at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from doctor.examine import WARNING, Report, examine
 from doctor.overlap import look_at_overlap
 from doctor.plan import TRAIN, needs_of
+from doctor.rehearsal import Rehearsal
 from doctor.sheets import Speaker, write_sheet
 from doctor.table import as_table, findings, fix_hints
 
@@ -36,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     try:
         recipe = read(args)
-        system = build_system(recipe.system, recipe.options)
+        rehearsal = Rehearsal.of(recipe)
         needs = needs_of(recipe)
     except (ValueError, KeyError, OSError) as error:
         print(f"data_doctor.py: {args.recipe}: {error}", file=sys.stderr)
         return 2
     root = Path(recipe.data.dataset_dir)
     keep_indexes(recipe.data.index_dir)
-    reports = [examine(need, root, system.task, None if args.full else args.check) for need in needs]
+    reports = [examine(need, root, rehearsal, None if args.full else args.check) for need in needs]
     look_at_overlap(reports, recipe, root)
     print(f"{args.recipe} on {root.resolve()}\n\n{as_table(reports)}\n")
     if text := findings(reports):
@@ -52,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{text}\n")
     if args.sample:
         write_sheets(reports, recipe, args)
+    if rehearsal.unchecked:
+        print(f"not looked at: {rehearsal.unchecked}")
     faults = sum(report.faults for report in reports)
     warnings = sum(finding.level == WARNING for report in reports for finding in report.findings)
     print(f"{faults} faults, {warnings} warnings" if faults or warnings else "all well")
