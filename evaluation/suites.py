@@ -15,6 +15,7 @@ from evaluation.catalog import ENTRIES, Suite
 from evaluation.scoring import SCORERS
 from utils.config import EvalConfig, SuiteConfig, from_dict, load_recipe
 from utils.registry import unknown
+from utils.text import read_text
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in ENTRIES}
 GROUPS = tuple(dict.fromkeys(suite.group for suite in ENTRIES))
@@ -82,7 +83,7 @@ def read_custom(path: str | Path) -> tuple[SuiteConfig, ...]:
     if not path.is_file():
         raise FileNotFoundError(f"no file of suites {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
         how = from_dict(EvalConfig, {"custom": values}, "eval") if isinstance(values, list) else load_recipe(path).eval
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from None

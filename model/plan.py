@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from utils.registry import unknown
+from utils.text import read_text
 
 SECTION = "segmentation"  # of our own config.json, beside Hugging Face's LLaVA fields
 _TOWER_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels")
@@ -63,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         have = ", ".join(sorted(item.name for item in folder.iterdir())[:12]) or "nothing"
         raise FileNotFoundError(f"{folder} is no model folder: it has no config.json, only {have}")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from None
 

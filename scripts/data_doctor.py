@@ -30,6 +30,7 @@ from data.dialogue import template
 from data.sources.index import keep_indexes
 from systems.base import SYSTEMS, build_system
 from utils.config import Recipe, from_dict, load_recipe, override, to_dict
+from utils.flags import at_least
 from utils.log import setup_logging
 
 
@@ -67,11 +68,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML of configs/, or a run folder")
     parser.add_argument("--dataset_dir", type=Path, metavar="ROOT", help="the dataset folder, if not the recipe's")
-    parser.add_argument("--check", type=int, default=50, metavar="N", help="records of a source to draw (default 50)")
+    parser.add_argument(
+        "--check", type=at_least(1), default=50, metavar="N", help="records of a source to draw (default 50)"
+    )
     parser.add_argument("--full", action="store_true", help="draw all records")
     parser.add_argument("--strict", action="store_true", help="warnings, too, make the exit status 1")
     parser.add_argument("--fix-hints", action="store_true", help="say where missing data are downloaded and unpacked")
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="write a sheet of N records a source")
+    parser.add_argument(
+        "--sample", type=at_least(0), default=0, metavar="N", help="write a sheet of N records a source"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the sheets go; needed with --sample")
     parser.add_argument("--systems", nargs="+", metavar="NAME", help="whose words the sheets show (default: of all)")
     parser.add_argument("--seed", type=int, default=0, help="which records the sheets show (default 0)")

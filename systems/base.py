@@ -16,6 +16,7 @@ from data.tokens import TokenSpec
 from data.types import IMAGE_PLACEHOLDER, Claim, Dialogue, Mask, Query, Record, Refuse, Script, Target
 from utils.config import from_dict
 from utils.registry import Registry
+from utils.text import read_text
 
 ORIGINAL = "lisa"  # whose command line the others extend
 SYSTEMS = Registry("system")  # factories: options by keyword -> System
@@ -108,7 +109,7 @@ def load_wording(name: str, slots: dict[str, str]) -> Wording:
     if not path.is_file():
         have = ", ".join(sorted(file.stem for file in WORDING.glob("*.yaml")))
         raise FileNotFoundError(f"no wording {name!r}; have: {have}, or the path of a YAML file")
-    lists = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    lists = yaml.safe_load(read_text(path)) or {}
     if set(lists) != set(slots):
         raise ValueError(f"{path}: expected the lists {', '.join(sorted(slots))}; got {', '.join(sorted(lists))}")
     for key, slot in slots.items():
