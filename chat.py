@@ -24,6 +24,7 @@ from evaluation.cli import Parser, add_model_flags, load_assistant
 from evaluation.draw import Layer, colour_of, with_legend
 from evaluation.predictor import Predictor, free_query
 from evaluation.protocols import Reply
+from utils.flags import at_least
 from utils.log import setup_logging
 
 
@@ -44,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image", help="picture of a single question")
     parser.add_argument("--prompt", default="", help="the question about --image")
     parser.add_argument("--classes", default="", metavar="A,B,C", help="ask about --image for each of these classes")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer")
+    parser.add_argument("--max_new_tokens", type=at_least(1), default=512, help="longest answer")
     args = parser.parse(argv)
     if not args.version:
         parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")

@@ -27,6 +27,7 @@ from evaluation.runner import as_table, evaluate, rescore, write_results
 from systems.weights_recipe import RECIPE, recipe_in
 from utils import dist
 from utils.config import SuiteConfig
+from utils.flags import at_least
 from utils.log import setup_logging
 
 DEFAULT_SUITES = ("cityscapes", "ade20k", "cocostuff")
@@ -105,11 +106,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--val_dataset_list", default=",".join(DEFAULT_SUITES), help="the same, in the original's spelling: a,b,c"
     )
     parser.add_argument("--protocol", default=GENERATED, choices=PROTOCOLS, help="default: generate")
-    parser.add_argument("--limit", type=int, default=0, help="pictures a suite, the first ones; 0: all")
+    parser.add_argument("--limit", type=at_least(0), default=0, help="pictures a suite, the first ones; 0: all")
     parser.add_argument("--classes", metavar="FILE", help="class list of the semantic suites; {source} is filled in")
-    parser.add_argument("--batch_size", "--val_batch_size", type=int, default=1, help="pictures a batch")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer")
-    parser.add_argument("--workers", type=int, default=2, help="threads that read pictures ahead")
+    parser.add_argument("--batch_size", "--val_batch_size", type=at_least(1), default=1, help="pictures a batch")
+    parser.add_argument("--max_new_tokens", type=at_least(1), default=512, help="longest answer")
+    parser.add_argument("--workers", type=at_least(0), default=2, help="threads that read pictures ahead")
     parser.add_argument("--out", help="default: runs/evaluation/<name of version>")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of going on after a cut")
     parser.add_argument(

@@ -22,6 +22,7 @@ from data.collate import Maker
 from data.mixture import Mixture, Stream
 from data.sources.index import keep_indexes
 from evaluation.examples import sample_grid
+from evaluation.protocols import protocol_named
 from evaluation.report import write_report
 from evaluation.runner import as_table, evaluate, source_options, summary
 from evaluation.scoring import SCORERS
@@ -242,6 +243,7 @@ def held_out(recipe: Recipe) -> list[SetConfig]:
 
 def check_suites(recipe: Recipe) -> None:
     """Raises now, not after the first epoch, when a suite's data are not there or it has no figure to be best by."""
+    protocol_named(recipe.eval.protocol)
     for suite in find_suites(suites_of(recipe), recipe.eval.custom) if suites_of(recipe) else ():
         suite.open(recipe.data.dataset_dir, source_options(recipe, suite))
     if not recipe.eval.no_eval and recipe.eval.suites:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data.encode import Encoded, Encoder, SequenceTooLong
+from data.sources.base import misfit
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Dialogue, Geometry, MaskFn, Record
 from data.views import Views, read_image
 
@@ -183,7 +184,7 @@ def _draw(record: Record, what: str, mask: MaskFn, shape: tuple[int, int]) -> np
     """The mask as (H, W) bool; another size than the picture's is an error (as are a source's own, which stay)."""
     drawn = np.asarray(mask())
     if drawn.shape != tuple(shape):
-        raise ValueError(f"{record.image}: the mask of {what} is {drawn.shape}, the picture (H, W) {tuple(shape)}")
+        raise ValueError(misfit(record.image, what, drawn.shape, shape))
     return drawn.astype(bool)
 
 

@@ -95,6 +95,12 @@ class Encoder:
         parts.append((self._prefix(question, self.prompt_template, first=not history), False))
         return self._encode(parts)[0]
 
+    def check_text(self, text: str) -> None:
+        """Raises ValueError where a dataset's own text holds a token that may not be typed, or the picture's place."""
+        self._check_plain(text)
+        if IMAGE_PLACEHOLDER in text:
+            raise ValueError(f"the text contains {IMAGE_PLACEHOLDER}, which stands for the picture: {_shorten(text)}")
+
     def _round(self, turn: Turn, template: Template, *, first: bool) -> list[tuple[str, bool]]:
         prefix = self._prefix(turn.question, template, first=first)
         return [(prefix, False), (self._answer(turn) + template.close, True)]

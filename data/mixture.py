@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from data.blocklist import Blocklist
 from data.collate import Maker, NothingToAsk, Sample, collate
 from data.sources import Source, build_source
+from data.sources.base import image_paths
+from data.sources.index import keeping_faults
 from data.types import Batch
 from utils.config import DataConfig, SetConfig
 from utils.log import log
@@ -27,6 +29,7 @@ from utils.registry import unknown
 DRAWS = 100  # unusable draws in a row after which a mixture gives up
 SHOWN = 20  # skipped samples that are logged one by one; further ones are only counted
 ON_BAD_SAMPLE = ("raise", "skip")
+MISTAKES = (NameError, ImportError, NotImplementedError, AssertionError)  # of the code, whatever the data
 ORDER = 1  # keys the order of an epoch apart from the samples, whose key is one number
 
 
@@ -129,12 +132,13 @@ class Mixture(Dataset):
         """The mixture of a recipe. `held_out`: the sources that it is evaluated on, for `data.exclude_val`."""
         root = Path(data.dataset_dir)
         blocklist = Blocklist.build(data.exclude_val, root, held_out)
-        parts = []
+        parts, skip = [], data.on_bad_sample == "skip"
         for mix in data.mixture:
             total = sum(entry.rate for entry in mix.sets)
             for entry in mix.sets if mix.rate > 0 else ():
                 if entry.rate > 0:
-                    source = build_source(entry.source, root, **entry.options)
+                    with keeping_faults(skip):
+                        source = build_source(entry.source, root, **entry.options)
                     name = f"{mix.task}/{entry.source} ({root})"
                     usable = blocklist.usable(entry.source, source)
                     parts.append(Part(name, source, mix.rate * entry.rate / total, usable))
@@ -157,15 +161,33 @@ class Mixture(Dataset):
                 sample = self.maker.make_sample(part.source[position], rng)
             except NothingToAsk as error:
                 skipped.append(f"{part.name}: {error}")
-            except (OSError, ValueError) as error:
+            except MISTAKES:
+                raise
+            except Exception as error:  # decoders raise many kinds, which may not end a run that skips bad samples
+                where = picture_of(part, position, error)
                 if self.on_bad_sample == "raise":
-                    error.add_note(f"while making sample {index}: record {position} of {part.name}")
+                    error.add_note(f"while making sample {index}: record {position} of {part.name}{where}")
                     raise
-                skipped.append(f"{part.name}, record {position}: {error}")
+                skipped.append(f"{part.name}, record {position}{where}: {said(error)}")
             else:
                 sample.skipped = skipped + sample.skipped
                 return sample
         raise RuntimeError(f"{DRAWS} draws in a row gave no sample; the last: {skipped[-1]}")
+
+
+def picture_of(part: Part, position: int, error: Exception) -> str:
+    """The record's picture, where the error is of a kind that does not name a file itself."""
+    if isinstance(error, (OSError, ValueError)):
+        return ""
+    try:
+        return f" (picture {image_paths(part.source)[position]})"
+    except Exception:  # the record that would tell it is the bad one
+        return ""
+
+
+def said(error: Exception) -> str:
+    """The error's text, with its kind where that is not one of those written for people."""
+    return str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
 
 
 class Stream:

@@ -10,12 +10,18 @@ from rapidfuzz import fuzz, process, utils
 
 from data.types import Claim
 
+MARKS = " ,.;:"  # what `read_claims` takes off the words before a mask
 TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>")  # as systems add them
 
 
 def compact(name: str) -> str:
     """A name without its blanks and capitals: decoders differ in where they put them."""
     return "".join(name.lower().split())
+
+
+def bare(name: str) -> str:
+    """The same without the marks around it, which an answer's punctuation cannot be told from: `misc.`, `.38`."""
+    return compact(name).strip(MARKS)
 
 
 def without_tokens(answer: str) -> str:
@@ -28,11 +34,14 @@ class Names:
 
     def __init__(self, names: Sequence[str]):
         self.names = list(names)
-        self._index = {compact(name): index for index, name in reversed(list(enumerate(self.names)))}
+        numbered = list(reversed(list(enumerate(self.names))))
+        self._index = {compact(name): index for index, name in numbered}
+        self._bare = {bare(name): index for index, name in numbered if bare(name)}
 
     def exact(self, name: str) -> int | None:
-        """Index of the class so named, blanks and capitals aside."""
-        return self._index.get(compact(name))
+        """Index of the class so named, blanks and capitals aside, and the marks around names that have some."""
+        index = self._index.get(compact(name))
+        return self._bare.get(bare(name)) if index is None else index
 
     def fuzzy(self, name: str) -> int | None:
         """Index of the most similar class, however little similar: as released (lasagna.md 7.2). None of no name."""
@@ -83,7 +92,9 @@ def assign_claims(claims: Sequence[Claim], asked: Sequence[str]) -> list[Claim |
     found: dict[int, Claim] = {}
     nameless = []
     for claim in claims:
-        same = [i for i, name in enumerate(asked) if compact(name) == compact(claim.phrase) and i not in found]
+        still = [i for i in range(len(asked)) if i not in found]
+        same = [i for i in still if compact(asked[i]) == compact(claim.phrase)]
+        same = same or [i for i in still if bare(asked[i]) == bare(claim.phrase) != ""]
         if same:
             found[same[0]] = claim
         else:

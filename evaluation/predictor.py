@@ -11,7 +11,8 @@
     print(answer.text, [thing.mask.shape for thing in answer.things])
     pages = predictor.batch(["a.jpg", "b.jpg"], [["the dog"], ["the cat", "the mouse"]])  # several pictures at once
 
-A picture is a path, a PIL image or an (H, W, 3) uint8 RGB array. The words around phrases are the system's own.
+A picture is a path, a PIL image (any mode with 8 or 16 bits a channel) or an (H, W, 3) uint8 RGB array. The words
+around phrases are the system's own.
 """
 
 from __future__ import annotations
@@ -135,10 +136,24 @@ class Predictor:
         if isinstance(picture, (str, Path)):
             return look_at(read_image(picture), self.assistant.views, str(picture))
         if isinstance(picture, Image.Image):
-            picture = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            picture = as_rgb(ImageOps.exif_transpose(picture))
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise ValueError(f"a picture is (H, W, 3) uint8, not {picture.shape} {picture.dtype}")
         return look_at(picture, self.assistant.views, str(NO_FILE))
+
+
+def as_rgb(picture: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of a PIL image, as `read_image` has it of the same file: 16 bits lose their lower half, where
+    PIL alone would make white of everything above 255. What has no agreed range is refused."""
+    if picture.mode.startswith("I;16"):
+        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"a picture of PIL mode {picture.mode!r} has no agreed range of values; bring it to 0 .. 255 and uint8 "
+            "first, or give the path of its file"
+        )
+    return np.asarray(picture.convert("RGB"))
 
 
 def free_query(question: str) -> Query:

@@ -181,7 +181,13 @@ def source_options(recipe: Recipe, suite: Suite, classes: str | None = None) -> 
     """What the recipe says of the suite's source and scoring must share, such as the class list, or `classes`."""
     mixed = () if suite.own else recipe.data.mixture
     sets = [item for task in mixed for item in task.sets if item.source.split("|")[0] == suite.base]
-    options = {key: value for item in sets for key, value in item.options.items() if key in KEPT_OPTIONS}
+    options: dict[str, Any] = {}
+    for key, value in ((key, value) for item in sets for key, value in item.options.items() if key in KEPT_OPTIONS):
+        if options.setdefault(key, value) != value and not (classes and key == "classes"):
+            raise ValueError(
+                f"suite {suite.name}: the recipe's sets of {suite.base} do not agree on {key} ({options[key]!r} and "
+                f"{value!r}), so which one it is scored with is open; define the suite in eval.custom"
+            )
     if classes and suite.metric == "semantic":
         options["classes"] = classes.replace("{source}", suite.base)
     return options

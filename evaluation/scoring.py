@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.sources.base import misfit
 from data.types import Query, Record
 from evaluation.bootstrap import Interval, intervals, quotient, share_intervals
 from evaluation.matching import Names, assign, read_list
@@ -292,7 +293,7 @@ def true_mask(record: Record, target: int, shape: tuple[int, int]) -> Tensor:
     mask = torch.from_numpy(draw())
     if mask.shape != shape:
         phrase = record.targets[target].phrase
-        raise ValueError(f"{record.image}: the mask of {phrase!r} is {tuple(mask.shape)}, the picture {tuple(shape)}")
+        raise ValueError(misfit(record.image, repr(phrase), tuple(mask.shape), shape))
     return mask.bool()
 
 

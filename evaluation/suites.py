@@ -14,6 +14,7 @@ from evaluation.scoring import SCORERS
 from utils.config import EvalConfig, SuiteConfig, from_dict, load_recipe
 from utils.plain import parse_yaml
 from utils.registry import unknown
+from utils.text import read_text
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in ENTRIES}
 GROUPS = tuple(dict.fromkeys(suite.group for suite in ENTRIES))
@@ -81,7 +82,7 @@ def read_custom(path: str | Path) -> tuple[SuiteConfig, ...]:
     if not path.is_file():
         raise FileNotFoundError(f"no file of suites {path}")
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
+        values = parse_yaml(read_text(path))
         how = from_dict(EvalConfig, {"custom": values}, "eval") if isinstance(values, list) else load_recipe(path).eval
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

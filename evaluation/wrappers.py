@@ -8,24 +8,36 @@ from itertools import cycle
 
 from data.sources import Source
 from data.sources.base import image_paths
-from data.types import Mask, Record, Turn
+from data.types import Mask, Record, Target, Turn
+from utils.log import log
 
 
 class PresentOnly:
-    """A source without its absent targets."""
+    """A source without its absent targets, and without the records of which nothing is left then: these are counted in
+    a message, for there is nothing to ask about them."""
 
     def __init__(self, source: Source):
         self.source = source
+        self._records = [index for index in range(len(source)) if _present(source[index])]
+        if left_out := len(source) - len(self._records):
+            log.info("present_only: left out %d of %d records, where nothing is present", left_out, len(source))
+        if len(source) and not self._records:
+            raise ValueError(f"present_only: nothing is present in any of {len(source)} records")
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        record = self.source[index]
-        return replace(record, targets=tuple(target for target in record.targets if target.mask is not None))
+        record = self.source[self._records[index]]
+        return replace(record, targets=_present(record))
 
     def image_paths(self) -> list[str]:
-        return image_paths(self.source)
+        paths = image_paths(self.source)
+        return [paths[index] for index in self._records]
+
+
+def _present(record: Record) -> tuple[Target, ...]:
+    return tuple(target for target in record.targets if target.mask is not None)
 
 
 class Grouped:

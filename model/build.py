@@ -174,6 +174,12 @@ class _Source:
     tower_name: str | None = None
     view: LanguageView | None = None
     fresh: list[str] = field(default_factory=list)
+    weight: Path | None = None  # the file of model.weight, which counts before the folder's own weights
+
+    @property
+    def blamed(self) -> str:
+        """Whose weights they are, for messages."""
+        return f"{self.weight} (model.weight, over {self.folder})" if self.weight else str(self.folder)
 
 
 def _read(folder: Path, config: ModelConfig, head: str) -> _Source:
@@ -217,7 +223,7 @@ def _add_weight(source: _Source, config: ModelConfig) -> _Source:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     source.tensors.update(to_ours(merged, reading_table(HEADS[source.head].NAMES), source.report))
-    source.finished, source.fresh = True, []
+    source.finished, source.fresh, source.weight = True, [], file
     return source
 
 
@@ -252,7 +258,14 @@ def _find_tower(source: _Source, config: ModelConfig) -> Path:
     if named and name != named:
         log.warning("%s was made with the vision tower %s; model.vision_tower=%s is used", source.folder, named, name)
     source.tower_name = str(name)
-    return fetch(name)
+    try:
+        return fetch(name)
+    except FileNotFoundError as error:
+        who = "model.vision_tower names" if config.vision_tower else f"{source.folder / 'config.json'} names"
+        raise FileNotFoundError(
+            f"{who} the vision tower {name}, which is not here ({error}); say where it is with --vision_tower "
+            "(model.vision_tower): a folder, or a hub name like openai/clip-vit-large-patch14"
+        ) from None
 
 
 def _drop_projector(source: _Source, config: ModelConfig) -> _Source:
@@ -271,19 +284,19 @@ def _fit_vocabulary(
     """Embedding and output rows for exactly the tokenizer's ids. A base grows; a finished model must fit already."""
     if _EMBED not in source.tensors or _LM_HEAD not in source.tensors:
         absent = [name for name in (_EMBED, _LM_HEAD) if name not in source.tensors]
-        raise ValueError(f"{source.folder} has no language model: {', '.join(absent)} missing")
+        raise ValueError(f"{source.blamed} has no language model: {', '.join(absent)} missing")
     rows, size = len(source.tensors[_EMBED]), len(tokenizer)
     if (most := max(tokenizer.get_vocab().values())) >= size:
         raise ValueError(f"{source.folder}: the tokenizer's ids go up to {most}, but it has only {size} tokens")
     strange = [token for token in spec.all_added if token_id(tokenizer, token) >= rows]
     if source.finished and strange and not lenient:
         raise ValueError(
-            f"{source.folder} is a checkpoint of another system: its vocabulary of {rows} rows has no "
+            f"{source.blamed} is a checkpoint of another system: its vocabulary of {rows} rows has no "
             f"{', '.join(strange)}; choose the system it was trained with"
         )
     if source.finished and rows != size and not lenient:
         raise ValueError(
-            f"{source.folder}: wrong vocabulary size, {rows} embedding rows for a tokenizer of {size} tokens; "
+            f"{source.blamed}: wrong vocabulary size, {rows} embedding rows for a tokenizer of {size} tokens; "
             "its tokenizer files belong to another checkpoint"
         )
     for name in (_EMBED, _LM_HEAD):
@@ -350,14 +363,14 @@ def _fill(model: SegModel, source: _Source, dtype: torch.dtype, generator: torch
     report.fresh = [name for name in wanted if name in source.fresh]
     report.missing = [name for name in absent if name not in source.fresh]
     if (report.missing or report.unexpected) and not lenient:
-        raise ValueError(_complaint(source.folder, report))
+        raise ValueError(_complaint(source.blamed, report))
     state = {name: source.tensors[name] for name in wanted if name in source.tensors}
     report.mapped = len(state.keys() - set(source.fresh))
     wrong = [
         f"{n} {tuple(t.shape)} for {tuple(wanted[n].shape)}" for n, t in state.items() if t.shape != wanted[n].shape
     ]
     if wrong:
-        raise ValueError(f"{source.folder}: shapes differ from the sizes in config.json: {'; '.join(wrong[:8])}")
+        raise ValueError(f"{source.blamed}: shapes differ from the sizes in config.json: {'; '.join(wrong[:8])}")
     bound = 1 / math.sqrt(model.vlm.hidden_size)
     state |= {name: _draw(name, tuple(wanted[name].shape), bound, generator) for name in absent}
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
@@ -374,11 +387,11 @@ def _draw(name: str, shape: tuple[int, ...], bound: float, generator: torch.Gene
     return torch.randn(shape, generator=generator) * NEW_ROW_STD
 
 
-def _complaint(folder: Path, report: Report) -> str:
+def _complaint(blamed: str, report: Report) -> str:
     def listed(names: list[str]) -> str:
         return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
-    parts = [f"{folder}: the weights do not fit the model"]
+    parts = [f"{blamed}: the weights do not fit the model"]
     parts += [f"missing: {listed(report.missing)}"] if report.missing else []
     parts += [f"unexpected: {listed(report.unexpected)}"] if report.unexpected else []
     return "; ".join(parts) + " (model.allow_missing=true, --allow_missing, goes on and draws the missing ones anew)"

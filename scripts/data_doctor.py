@@ -4,8 +4,9 @@
     python scripts/data_doctor.py configs/toy_lisa.yaml --sample 4 --out sheets    # pictures, masks and exact words
 
 Prints a table of the sources that the recipe trains and evaluates on, then what is wrong with them. Exit status 1 if
-anything is (with --strict also for warnings), 2 if the recipe itself cannot be read. Loads no model. Annotation files
-are indexed on the way, so that training starts at once.
+anything is (with --strict also for warnings), 2 if the recipe itself cannot be read. What it draws goes through all
+that training does with a record: words, ids (where the tokenizer of model.version is here), masks, views. Loads no
+model. Annotation files are indexed on the way, so that training starts at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from doctor.examine import WARNING, Report, examine
 from doctor.overlap import look_at_overlap
 from doctor.plan import TRAIN, needs_of
+from doctor.rehearsal import Rehearsal
 from doctor.sheets import Speaker, write_sheet
 from doctor.table import as_table, findings, fix_hints
 
@@ -28,6 +30,7 @@ from data.dialogue import template
 from data.sources.index import keep_indexes
 from systems.base import SYSTEMS, build_system
 from utils.config import Recipe, from_dict, load_recipe, override, to_dict
+from utils.flags import at_least
 from utils.log import setup_logging
 
 
@@ -36,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     try:
         recipe = read(args)
-        system = build_system(recipe.system, recipe.options)
+        rehearsal = Rehearsal.of(recipe)
         needs = needs_of(recipe)
     except (ValueError, KeyError, OSError) as error:
         print(f"data_doctor.py: {args.recipe}: {error}", file=sys.stderr)
         return 2
     root = Path(recipe.data.dataset_dir)
     keep_indexes(recipe.data.index_dir)
-    reports = [examine(need, root, system.task, None if args.full else args.check) for need in needs]
+    reports = [examine(need, root, rehearsal, None if args.full else args.check) for need in needs]
     look_at_overlap(reports, recipe, root)
     print(f"{args.recipe} on {root.resolve()}\n\n{as_table(reports)}\n")
     if text := findings(reports):
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{text}\n")
     if args.sample:
         write_sheets(reports, recipe, args)
+    if rehearsal.unchecked:
+        print(f"not looked at: {rehearsal.unchecked}")
     faults = sum(report.faults for report in reports)
     warnings = sum(finding.level == WARNING for report in reports for finding in report.findings)
     print(f"{faults} faults, {warnings} warnings" if faults or warnings else "all well")
@@ -63,11 +68,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML of configs/, or a run folder")
     parser.add_argument("--dataset_dir", type=Path, metavar="ROOT", help="the dataset folder, if not the recipe's")
-    parser.add_argument("--check", type=int, default=50, metavar="N", help="records of a source to draw (default 50)")
+    parser.add_argument(
+        "--check", type=at_least(1), default=50, metavar="N", help="records of a source to draw (default 50)"
+    )
     parser.add_argument("--full", action="store_true", help="draw all records")
     parser.add_argument("--strict", action="store_true", help="warnings, too, make the exit status 1")
     parser.add_argument("--fix-hints", action="store_true", help="say where missing data are downloaded and unpacked")
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="write a sheet of N records a source")
+    parser.add_argument(
+        "--sample", type=at_least(0), default=0, metavar="N", help="write a sheet of N records a source"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the sheets go; needed with --sample")
     parser.add_argument("--systems", nargs="+", metavar="NAME", help="whose words the sheets show (default: of all)")
     parser.add_argument("--seed", type=int, default=0, help="which records the sheets show (default 0)")

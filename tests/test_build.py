@@ -480,3 +480,31 @@ def test_quantised_loading_shrinks_only_the_language_layers(golden):
     with torch.no_grad():
         likeness = torch.nn.functional.cosine_similarity(model.vlm(*inputs), golden.vlm(*inputs), dim=-1)
     assert likeness.min() > 0.95
+
+
+def test_faults_of_a_weight_file_name_that_file(published, golden, sam, tmp_path):
+    """`--weight` over a sound base: the base is not what is wrong."""
+    folder, file = write_base(tmp_path / "llava", base_tensors(published)), tmp_path / "whole.bin"
+    tensors = dict(published)
+    shutil.copy(GOLDEN / "added_tokens.json", folder)
+    tensors.pop("model.text_hidden_fcs.0.2.bias")
+    torch.save(tensors, file)
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight, over {folder}\): the weights do not fit"):
+        build(folder, weight=str(file))
+    torch.save({**published, "lm_head.weight": published["lm_head.weight"][:-1]}, file)
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight"):
+        build(folder, weight=str(file))
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight.*another system"):
+        torch.save(published, file)
+        build(folder, weight=str(file), spec=OTHER)
+
+
+def test_a_tower_of_another_machine_says_how_to_name_one(published, sam, tmp_path):
+    folder = write_base(tmp_path / "llava", base_tensors(published), clip=False)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"mm_vision_tower": "/home/someone/clip"}))
+    message = r"config\.json names the vision tower /home/someone/clip, which is not here .*--vision_tower"
+    with pytest.raises(FileNotFoundError, match=message):
+        build(folder, sam, vision_tower=None)
+    with pytest.raises(FileNotFoundError, match=r"model\.vision_tower names .*/elsewhere/clip.*--vision_tower"):
+        build(folder, sam, vision_tower="/elsewhere/clip")

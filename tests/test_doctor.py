@@ -188,7 +188,10 @@ FAULTS = {
         lambda r: edit_annotation(r, segmentation={"size": [4, 4], "counts": [6, 4, 6]}),
         ["refcoco: broken items", r"annotation \d+ .*\(4, 4\)|\[4, 4\]"],
     ),
-    "empty mask": (lambda r: edit_annotation(r, segmentation=[]), ["warning: train refcoco: empty masks"]),
+    "empty mask": (
+        lambda r: edit_annotation(r, segmentation=[]),
+        ["fault: train refcoco: broken items", "the segmentation is empty"],
+    ),
     "size that is not the picture's": (
         lambda r: edit_image(r, height=400, width=300),
         ["refcoco: broken items", r"the mask of .* \(400, 300\)"],
@@ -234,7 +237,6 @@ FAULTS = {
 ONLY_WARNED = {
     "damage inside a picture",
     "unlabelled map",
-    "empty mask",
     "picture under two ids",
     "trained and evaluated on",
 }

@@ -162,9 +162,10 @@ def test_a_bad_shape_names_file_annotation_and_ref(tmp_path, segmentation, says)
         target.mask()
 
 
-def test_an_empty_segmentation_is_an_empty_mask(tmp_path):
+def test_an_empty_segmentation_of_something_present_is_an_error(tmp_path):
     write(tmp_path, edit=lambda data: data["annotations"][0].update(segmentation=[]))
-    assert not build_source("refcoco", tmp_path)[0].targets[0].mask().any()
+    with pytest.raises(ValueError, match=r"annotation 10 \(ref 10\): the segmentation is empty"):
+        build_source("refcoco", tmp_path)[0].targets[0].mask()
 
 
 def test_a_missing_picture_names_both(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -15,14 +16,23 @@ from utils.files import write_whole
 from utils.plain import parse_yaml, read_yaml
 from utils.registry import unknown
 
+LARGEST_SEED = 2**32 - 1
+SAYS_OFF = ("data.exclude_val",)  # fields with the choice "off"
+
+
+def within(default: Any, low: float | None, high: float | None = None, *, above: bool = False, below: bool = False):
+    """A field whose number must lie in low .. high (None: no end there); above, below: the end itself is out. Checked
+    when a recipe is read, before anything is loaded."""
+    return field(default=default, metadata={"range": (low, high, above, below)})
+
 
 @dataclass(frozen=True)
 class LoraConfig:
     """LoRA on the language model's linears; r = 0 turns it off, below 0 the layers train in full instead."""
 
     r: int = 8
-    alpha: int = 16
-    dropout: float = 0.05
+    alpha: int = within(16, 1)
+    dropout: float = within(0.05, 0, 1, below=True)
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
 
 
@@ -30,10 +40,10 @@ class LoraConfig:
 class TowerConfig:
     """How the vision tower sees a picture. None: as the weights' folder tells, else as the tower was made."""
 
-    size: int | None = None  # side of its view; for another than its own the position table is resized
+    size: int | None = within(None, 1)  # side of its view; for another than its own the position table is resized
     pad: bool | None = None  # show the whole picture, with padding that no one attends to, not its centre
     stats: str | None = None  # that normalise a padded view: sam (as released) | tower (its own)
-    pool: int | None = None  # so many patches a side are averaged to one image token
+    pool: int | None = within(None, 1)  # so many patches a side are averaged to one image token
     positions: str | None = None  # how the table is resized: released (off by one row) | correct
     preprocessor: str | None = None  # image-processor file: its size, and mean and deviation where nothing is padded
     new_projector: bool = False  # a base's projector makes way for a new one: two layers, twice the width between
@@ -49,7 +59,7 @@ class CacheConfig:
     """
 
     folder: str  # processes and runs may share it
-    max_gib: float = 20.0  # what was not used for longest goes first
+    max_gib: float = within(20.0, 0, above=True)  # what was not used for longest goes first
 
 
 @dataclass(frozen=True)
@@ -59,13 +69,15 @@ class ModelConfig:
     weight: str | None = None  # a whole training file over version's weights (a bare .bin; its LoRA has lora.alpha)
     vision_pretrained: str | None = None  # SAM weights (file or folder); None: those inside version
     conv_type: str = "llava_v1"
-    model_max_length: int = 512  # longest row after image expansion that may be trained on; 0: no limit
-    image_size: int | None = None  # mask-side view; None: what the mask encoder was built for (SAM: 1024)
-    out_dim: int | None = None  # width of the mask prompt; None: what the mask decoder takes (SAM: 256)
+    model_max_length: int = within(512, 0)  # longest row after image expansion that may be trained on; 0: no limit
+    image_size: int | None = within(None, 1)  # mask-side view; None: what the mask encoder was built for (SAM: 1024)
+    out_dim: int | None = within(None, 1)  # width of the mask prompt; None: what the mask decoder takes (SAM: 256)
     precision: str = "bf16"  # fp32 | bf16 | fp16
     attn_implementation: str = "auto"  # auto | sdpa | eager | flash_attention_2
     pack_rows: bool = True  # rows of one picture share what they begin with (flash attention: they lose padding only)
-    pack_length: int = 0  # with pack_rows: pictures share a sequence up to so many positions; 0: each has its own
+    pack_length: int = within(
+        0, 0
+    )  # with pack_rows: pictures share a sequence up to so many positions; 0: each has its own
     use_mm_start_end: bool = True
     train_mask_decoder: bool = True
     train_language: bool = True  # without LoRA (lora.r = 0): train the language model in full, not its vocabulary alone
@@ -77,7 +89,7 @@ class ModelConfig:
     load_in_8bit: bool = False
     load_in_4bit: bool = False
     allow_missing: bool = False  # go on when a checkpoint lacks a needed weight or has unexpected ones
-    decoder_heads: int = 8  # heads of the mask decoder (not readable from tensor shapes)
+    decoder_heads: int = within(8, 1)  # heads of the mask decoder (not readable from tensor shapes)
     embedding_cache: CacheConfig | None = None  # None: every picture is encoded anew
     tower: TowerConfig = TowerConfig()
     head: dict[str, Any] = field(default_factory=dict)  # options of the mask head
@@ -89,7 +101,7 @@ class SetConfig:
     """One dataset of a task: a name in SOURCES with its rate inside the task and its own options."""
 
     source: str
-    rate: float = 1.0
+    rate: float = within(1.0, 0)
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -99,7 +111,7 @@ class MixConfig:
 
     task: str
     sets: tuple[SetConfig, ...]
-    rate: float = 1.0
+    rate: float = within(1.0, 0)
 
 
 @dataclass(frozen=True)
@@ -121,9 +133,9 @@ class DataConfig:
     dataset_dir: str = "./dataset"
     mixture: tuple[MixConfig, ...] = ()
     on_bad_sample: str = "raise"  # raise | skip (skipped ones are counted and reported)
-    workers: int = 4
-    prefetch: int = 2  # batches that each worker keeps ready
-    val_workers: int = 2
+    workers: int = within(4, 0)
+    prefetch: int = within(2, 1)  # batches that each worker keeps ready
+    val_workers: int = within(2, 0)
     exclude_val: str = "off"  # off | eval_suites | refer_family | cross_refer: whose pictures are not trained on
     index_dir: str | None = None  # where annotation indexes are kept; None: ASSISTANT_INDEX_DIR, else in dataset_dir
     sampling: str = "rates"  # rates: draw by the rates for ever | once: every record once an epoch, rates but 0 ignored
@@ -131,40 +143,42 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    ce: float = 1.0
-    dice: float = 0.5
-    bce: float = 2.0
+    ce: float = within(1.0, 0)
+    dice: float = within(0.5, 0)
+    bce: float = within(2.0, 0)
     mask_size: str = "full"  # where masks are compared: full (published: the picture's pixels) | decoder (its cells)
     ignore_region: bool = False  # published: ignored pixels are background in training
     refinement: str = "none"  # of bce, where a question's masks overlap: none (released) | paper | overlap_only
-    alpha: float = 2.0  # refinement paper: weight of such pixels
+    alpha: float = within(2.0, 0)  # refinement paper: weight of such pixels
     refused: str = "excluded"  # excluded | counted (published: constant masks beside the true ones of a picture)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: int = 10
-    steps_per_epoch: int | None = None  # None: 500, as released; with data.sampling once, what visits every record
-    batch_size: int = 2  # pictures a device
-    grad_accumulation_steps: int = 10
-    lr: float = 3e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.0
-    warmup_steps: int = 100
-    clip: float = 1.0
+    epochs: int = within(10, 1)
+    steps_per_epoch: int | None = within(
+        None, 1
+    )  # None: 500, as released; with data.sampling once, what visits every record
+    batch_size: int = within(2, 1)  # pictures a device
+    grad_accumulation_steps: int = within(10, 1)
+    lr: float = within(3e-4, 0, above=True)
+    beta1: float = within(0.9, 0, 1, below=True)
+    beta2: float = within(0.95, 0, 1, below=True)
+    weight_decay: float = within(0.0, 0)
+    warmup_steps: int = within(100, 0)
+    clip: float = within(1.0, 0)
     zero_stage: int = 2  # 0 | 1 | 2 | 3: what DeepSpeed divides among the processes (in half precision 0 is 1)
     offload: str = "none"  # to the CPU's memory: none | optimizer (with zero_stage 1 to 3) | all (with 3: weights, too)
     zero_options: dict[str, Any] = field(default_factory=dict)  # further fields of DeepSpeed's zero_optimization
-    timeout_minutes: float = 60.0  # how long processes wait for one another before they give up
+    timeout_minutes: float = within(60.0, 0, above=True)  # how long processes wait for one another before they give up
     on_bad_loss: str = "stop"  # at a loss that is no number: stop | skip (all processes draw other pictures; counted)
-    seed: int = 0
-    print_freq: int = 1
+    seed: int = within(0, 0, LARGEST_SEED)
+    print_freq: int = within(1, 1)
     auto_resume: bool = True
     resume: str | None = None
-    keep_checkpoints: int = 2  # newest ones kept beside the best
-    save_steps: int = 0  # also save every so many steps; 0: after each epoch only
-    time_limit_minutes: float = 0.0  # stop and save cleanly after so long; 0: no limit
+    keep_checkpoints: int = within(2, 1)  # newest ones kept beside the best
+    save_steps: int = within(0, 0)  # also save every so many steps; 0: after each epoch only
+    time_limit_minutes: float = within(0.0, 0)  # stop and save cleanly after so long; 0: no limit
 
 
 @dataclass(frozen=True)
@@ -173,14 +187,14 @@ class EvalConfig:
     final_suites: tuple[str, ...] = ()  # also scored after the last step, and by eval_only
     custom: tuple[SuiteConfig, ...] = ()  # suites of one's own, beside those of `test_sem.py --list`
     final_eval: bool = True
-    every_epochs: int = 1
+    every_epochs: int = within(1, 1)
     no_eval: bool = False
     eval_only: bool = False
     protocol: str = "teacher_forced"  # teacher_forced | generate
-    limit: int = 0  # pictures a suite; 0: all
-    pictures: int = 4  # of the first suite, drawn at each validation with predicted and true masks; 0: none
-    batch_size: int = 1
-    max_new_tokens: int = 512
+    limit: int = within(0, 0)  # pictures a suite; 0: all
+    pictures: int = within(4, 0)  # of the first suite, drawn at each validation with predicted and true masks; 0: none
+    batch_size: int = within(1, 1)
+    max_new_tokens: int = within(512, 1)
     best_by: str = "gIoU"
 
 
@@ -221,7 +235,35 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
     needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [name for name in needed if name not in values]:
         raise ValueError(f"{where}: needs {', '.join(missing)}; its fields are {', '.join(hints)}")
-    return cls(**{key: _cast(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()})
+    made = cls(**{key: _cast(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()})
+    for entry in dataclasses.fields(cls):
+        if "range" in entry.metadata and (value := getattr(made, entry.name)) is not None:
+            _check_range(value, *entry.metadata["range"], f"{where}.{entry.name}".lstrip("."))
+    if cls is RunConfig:
+        _check_run(made, where)
+    return made
+
+
+def _check_range(value: float, low: float | None, high: float | None, above: bool, below: bool, where: str) -> None:
+    inside = (low is None or value > low or (value == low and not above)) and (
+        high is None or value < high or (value == high and not below)
+    )
+    if not (inside and math.isfinite(value)):
+        ends = [] if low is None else [f"above {low}" if above else f"{low} or more"]
+        ends += [] if high is None else [f"below {high}" if below else f"at most {high}"]
+        raise ValueError(f"{where}: {value!r} is out of range; it must be {' and '.join(ends)}")
+
+
+def _check_run(run: RunConfig, where: str) -> None:
+    """A run folder of its own below the folder of all runs."""
+    parts = Path(run.exp_name).parts
+    if not run.exp_name.strip() or not parts or ".." in parts or Path(run.exp_name).is_absolute():
+        raise ValueError(
+            f"{where}.exp_name: {run.exp_name!r} names no folder below run.log_base_dir; give the run a name "
+            "(--exp_name), such as lisa-7b"
+        )
+    if not run.log_base_dir.strip():
+        raise ValueError(f"{where}.log_base_dir is empty; name the folder of all runs, such as ./runs")
 
 
 def _cast(value: Any, kind: Any, where: str) -> Any:
@@ -244,8 +286,10 @@ def _cast(value: Any, kind: Any, where: str) -> Any:
         return _number(float, value, where)
     if kind is int and isinstance(value, str):
         return _number(int, value, where)
-    if kind is str and value is False:  # how YAML reads a bare off or no
+    if kind is str and value is False and where in SAYS_OFF:  # how YAML reads a bare off
         return "off"
+    if kind is str and not isinstance(value, (str, Path)):
+        raise ValueError(f"{where}: expected str, got {value!r} ({type(value).__name__}); write text in quotes")
     if kind is str and isinstance(value, Path):
         return str(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

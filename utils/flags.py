@@ -278,6 +278,21 @@ def _reader(flag: Flag) -> Callable[[str], Any]:
     return lambda text: _split(text, flag.separator)
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """What argparse calls for a whole number that may not be smaller."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        if number < low:
+            raise argparse.ArgumentTypeError(f"{number} is out of range; it must be {low} or more")
+        return number
+
+    return read
+
+
 def _split(text: str, separator: str) -> list[str]:
     return [part.strip() for part in text.split(separator) if part.strip()]
 

@@ -88,6 +88,7 @@ class Once:
 
 def _polygon_parts(polygons: list[Any], size: Size) -> list[dict[str, Any]]:
     points = [_points(polygon, f"polygon {index}") for index, polygon in enumerate(polygons)]
+    _not_normalised(np.concatenate(points), size)
     if all(_outside(polygon, size) for polygon in points):
         raise ValueError(f"every polygon lies outside the picture of {size[0]} x {size[1]} (height x width)")
     for index, polygon in enumerate(points):
@@ -96,8 +97,15 @@ def _polygon_parts(polygons: list[Any], size: Size) -> list[dict[str, Any]]:
     return coco.frPyObjects([polygon.ravel().tolist() for polygon in points], *size)
 
 
+def as_flat(polygon: Any) -> Any:
+    """[[x, y], ...] as x, y, x, y, ...; anything else as it is."""
+    pairs = isinstance(polygon, (list, tuple)) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in polygon)
+    return [number for point in polygon for number in point] if pairs else polygon
+
+
 def _points(polygon: Any, what: str) -> np.ndarray:
-    """(N, 2) of a flat polygon. COCO's own code would take four numbers for a box."""
+    """(N, 2) of a polygon, flat or in pairs. COCO's own code would take four numbers for a box."""
+    polygon = as_flat(polygon)
     if not isinstance(polygon, (list, tuple)) or len(polygon) < 6 or len(polygon) % 2:
         have = f"{len(polygon)} numbers" if isinstance(polygon, (list, tuple)) else repr(polygon)
         raise ValueError(f"{what} has {have}; a polygon is x, y, x, y, ... of three or more points")
@@ -119,6 +127,15 @@ def _outside(points: np.ndarray, size: Size) -> bool:
     return bool((points.max(axis=0) < 0).any() or (points.min(axis=0) > limit).any())
 
 
+def _not_normalised(points: np.ndarray, size: Size) -> None:
+    """Coordinates that are all within 0 and 1 are shares of the picture's sides, drawn as pixels a mask of one."""
+    if len(points) >= 3 and min(size) > 1 and points.min() >= 0 and points.max() <= 1:
+        raise ValueError(
+            f"all coordinates lie between 0 and 1, in a picture of {size[0]} x {size[1]} (height x width): they are "
+            "normalised; multiply them by its width and height"
+        )
+
+
 def _not_far(points: np.ndarray, size: Size, what: str) -> None:
     if np.abs(points).max() > FAR * max(size):
         raise ValueError(f"{what} has the coordinate {np.abs(points).max():g} in a picture of {size[0]} x {size[1]}")
@@ -131,11 +148,14 @@ def _not_endless(points: np.ndarray, what: str) -> None:
 
 
 def _painted(points: Any, size: Size) -> np.ndarray:
+    if isinstance(points, np.ndarray) and points.dtype == bool:  # a mask already
+        return points
     corners = _numbers(points, "a shape")
     if corners.ndim != 2 or corners.shape[1] != 2:
         raise ValueError(f"a shape is [[x, y], ...] of one or more points, got {points!r}")
     if _outside(corners, size):
         raise ValueError(f"a shape lies outside the picture of {size[0]} x {size[1]} (height x width)")
+    _not_normalised(corners, size)
     _not_far(corners, size, "a shape")
     mask = np.zeros(size, np.uint8)
     whole = corners.astype(np.int32)[None]

@@ -26,7 +26,8 @@ def opened(path: Path, what: str = "picture", data: bytes | None = None) -> Iter
     """
     if PIXELS.value > 2 * Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = (PIXELS.value + 1) // 2  # Pillow's own limit is twice this
-    check_file(path, what)
+    if data is None:
+        check_file(path, what)
     try:
         with Image.open(path if data is None else io.BytesIO(data), formats=known_formats()) as image:
             PIXELS.check(image.width * image.height, f"{image.width} x {image.height} (width x height)")

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from utils.text import read_text
+
 MAX_DEPTH = 64  # mappings and lists inside one another
 MAX_NODES = 100_000  # values of a YAML file, an alias counted as often as it stands for something
 
@@ -28,8 +30,9 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping that a JSON file of settings holds, with finite numbers; errors name the file."""
+    text = read_text(path)
     try:
-        values = parse_json(path.read_bytes(), finite=True)
+        values = parse_json(text, finite=True)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
@@ -39,9 +42,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> Any:
     """The value of a YAML file; errors name it."""
+    text = read_text(path)
     try:
-        return parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # text that is not UTF-8, too
+        return parse_yaml(text)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 

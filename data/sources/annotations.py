@@ -11,11 +11,84 @@ from typing import Any
 
 import numpy as np
 
-from data.sources.base import field, read_entries
+from data.sources.base import field, read_entries, shortened
 from utils.limits import PIXELS
-from utils.masks import Size, segmentation_to_mask
+from utils.masks import Size, as_flat, segmentation_to_mask
 
+ABOUT_BOXES = ("refuse", "draw")  # what an annotation with nothing but a box is
 CORNERS = 3  # a polygon has at least this many
+
+
+def id_of(value: Any, where: str, what: str = "id") -> int | str:
+    """An id as it is compared: 7, 7.0 and "7" are one, "007" is text; what is no whole number or text is refused."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: {what} must be a whole number or text, got {shortened(value)}")
+    text = value.strip()
+    return int(text) if text.isdecimal() and text.isascii() and str(int(text)) == text else text
+
+
+class Table(dict):
+    """Entries by id (`id_of`), whatever way of writing a number each list of a file has."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self._spelt: dict[int | str, Any] = {}  # as the file writes them, where that is not the id itself
+        self._by_number: dict[int, list[int | str]] | None = None
+
+    def put(self, value: Any, entry: Any, where: str) -> int | str:
+        """Files an entry under its id; two of one id are an error, also where they are written in two ways."""
+        key = id_of(value, where)
+        if key in self:
+            before = self.spelt(key)
+            written = "" if before == value and type(before) is type(value) else f", as {before!r} and {value!r}"
+            raise ValueError(f"{where}: the id {key} is given twice{written}; ids must be unique")
+        self[key], self._by_number = entry, None
+        if type(value) is not type(key) or value != key:
+            self._spelt[key] = value
+        return key
+
+    def spelt(self, key: int | str) -> Any:
+        """An id as the file writes it."""
+        return self._spelt.get(key, key)
+
+    def key(self, value: Any, what: str, where: str) -> int | str:
+        """The id of the entry that `value` names; one with zeros in front (000007) is found where that leaves no doubt.
+
+        Otherwise a ValueError that shows how both are written.
+        """
+        key = id_of(value, where, f"{what} id")
+        if key in self:
+            return key
+        if self._by_number is None:
+            self._by_number = {}
+            for known_key in self:
+                if (number := _number(known_key)) is not None:
+                    self._by_number.setdefault(number, []).append(known_key)
+        number = _number(key)
+        same = self._by_number.get(number, []) if number is not None else []
+        if len(same) == 1:
+            return same[0]
+        text = f"{where}: names {what} {value!r}, which is not in {self.path}"
+        if same:
+            raise ValueError(f"{text} in this spelling, but as {' and '.join(repr(self.spelt(k)) for k in same)}")
+        if str(self.path) not in where:
+            raise ValueError(f"{text}; are the two files of one release?")
+        have = ", ".join(repr(self.spelt(key)) for key in list(self)[:3]) or "none"
+        raise ValueError(f"{text}: it has {len(self)} ({have}{', ...' * (len(self) > 3)})")
+
+    def find(self, value: Any, what: str, where: str) -> Any:
+        return self[self.key(value, what, where)]
+
+
+def _number(key: int | str) -> int | None:
+    if isinstance(key, str):
+        return int(key) if key.isdecimal() and key.isascii() else None
+    return key
 
 
 @dataclass
@@ -23,8 +96,8 @@ class CocoFile:
     """A COCO-style file, read entry by entry: annotations wait as text, an eighth of what objects would take."""
 
     path: Path
-    images: dict[Any, dict[str, Any]] = member(default_factory=dict)
-    categories: dict[Any, dict[str, Any]] = member(default_factory=dict)
+    images: Table
+    categories: Table
     _annotations: dict[Any, list[bytes]] = member(default_factory=dict)  # by picture
 
     def annotations(self, image_id: Any) -> list[dict[str, Any]]:
@@ -32,7 +105,7 @@ class CocoFile:
         return [json.loads(text) for text in self._annotations.get(image_id, ())]
 
     def category(self, annotation: dict[str, Any], where: str) -> dict[str, Any]:
-        return known(self.categories, field(annotation, "category_id", where), "category", where, self.path)
+        return self.categories.find(field(annotation, "category_id", where), "category", where)
 
     def place(self, kind: str, number: Any) -> str:
         return f"{self.path}: {kind} {number}"
@@ -40,56 +113,80 @@ class CocoFile:
 
 def read_coco(path: Path, keep: Callable[[dict[str, Any], str], dict[str, Any]]) -> CocoFile:
     """Images, categories and annotations of a file; `keep(annotation, where)` says what of an annotation is needed."""
-    coco, seen, sections = CocoFile(path), set(), set()
+    coco, seen, sections = CocoFile(path, Table(path), Table(path)), Table(path), set()
     for key, entry in read_entries(path):
         sections.add(key)
         if key in ("images", "categories"):
             table = getattr(coco, key)
-            _unique(table, field(entry, "id", f"{path}: {key}[{len(table)}]"), f"{path}: {key}[{len(table)}]")
-            table[entry["id"]] = entry
+            where = f"{path}: {key}[{len(table)}]"
+            table.put(field(entry, "id", where), entry, where)
         elif key == "annotations":
             where = f"{path}: annotations[{len(seen)}]"
-            image_id = field(entry, "image_id", where)
-            number = entry.get("id", ("picture", image_id))  # panoptic files have one a picture, without an id
-            _unique(seen, number, where)
-            seen.add(number)
-            text = json.dumps(keep(entry, f"{path}: annotation {entry.get('id', f'of image {image_id}')}"))
+            image_id = id_of(field(entry, "image_id", where), where, "image_id")
+            number = seen.put(entry.get("id", f"of image {image_id}"), True, where)  # panoptic files have no ids
+            text = json.dumps(keep(entry, f"{path}: annotation {number}"))
             coco._annotations.setdefault(image_id, []).append(text.encode("ascii"))
     if missing := {"images", "categories", "annotations"} - sections:
         have = ", ".join(sorted(sections)) or "nothing"
         raise ValueError(f"{path}: no {' or '.join(sorted(missing))} (or an empty list); it has {have}")
-    for image_id in coco._annotations:
-        known(coco.images, image_id, "image", f"{path}: an annotation", path)
+    for image_id in [image_id for image_id in coco._annotations if image_id not in coco.images]:
+        key = coco.images.key(image_id, "image", f"{path}: an annotation")
+        coco._annotations.setdefault(key, []).extend(coco._annotations.pop(image_id))
     return coco
 
 
 def shape_of(annotation: dict[str, Any], where: str) -> dict[str, Any]:
-    """What masks need: id, category, segmentation, crowd or not."""
-    keys = ("id", "category_id", "segmentation")
-    return {key: field(annotation, key, where) for key in keys} | {"iscrowd": int(bool(annotation.get("iscrowd")))}
+    """What masks need: id, category, segmentation, crowd or not; of an annotation without a segmentation its box."""
+    shape = {key: field(annotation, key, where) for key in ("id", "category_id")}
+    segmentation = annotation.get("segmentation") or []
+    box = {} if segmentation else {"bbox": annotation.get("bbox")}
+    return {**shape, "segmentation": segmentation, "iscrowd": is_crowd(annotation, where), **box}
 
 
-def by_id(data: Any, key: str, path: Path) -> dict[Any, dict[str, Any]]:
+def outline(shape: dict[str, Any], where: str, boxes: str = "refuse") -> Any:
+    """The segmentation of what `shape_of` gives; boxes "draw": in the place of none the box."""
+    if shape["segmentation"]:
+        return shape["segmentation"]
+    if boxes == "draw" and shape["bbox"] is not None:
+        return box_polygon(shape["bbox"], where)
+    hint = "; it has a box only, which the source coco takes as the mask with the option boxes: draw"
+    raise ValueError(
+        f"{where}: no 'segmentation', or an empty one, and what is in the picture needs a mask"
+        f"{hint if shape['bbox'] is not None else ''}"
+    )
+
+
+def is_crowd(annotation: dict[str, Any], where: str) -> int:
+    value = annotation.get("iscrowd") or 0
+    if value not in (0, 1, "0", "1"):
+        raise ValueError(f"{where}: iscrowd must be 0 or 1, got {shortened(value)}")
+    return int(value)
+
+
+def box_polygon(box: Any, where: str) -> list[list[float]]:
+    """The four corners of COCO's [x, y, width, height] as a segmentation."""
+    good = isinstance(box, list) and len(box) == 4
+    if not good or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in box):
+        raise ValueError(f"{where}: a box is [x, y, width, height], got {shortened(box)}")
+    x, y, width, height = box
+    if not (width > 0 and height > 0):
+        raise ValueError(f"{where}: the box {box} encloses nothing: width and height must be above 0")
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def by_id(data: Any, key: str, path: Path) -> Table:
     """The entries of the list `data[key]` by their `id`; two of one id are an error."""
-    table: dict[Any, dict[str, Any]] = {}
-    for index, entry in enumerate(field(data, key, str(path))):
+    table = Table(path)
+    for index, entry in enumerate(field(data, key, str(path), list)):
         where = f"{path}: {key}[{index}]"
-        number = field(entry, "id", where)
-        _unique(table, number, where)
-        table[number] = entry
+        table.put(field(entry, "id", where), entry, where)
     return table
-
-
-def known(table: dict[Any, Any], key: Any, what: str, where: str, path: Path) -> Any:
-    """`table[key]`, or a ValueError that names both files."""
-    if key not in table:
-        raise ValueError(f"{where}: names {what} {key}, which is not in {path}; are the two files of one release?")
-    return table[key]
 
 
 def size_of(image: dict[str, Any], where: str) -> Size:
     """(H, W) as the file gives it; both must be whole numbers above 0."""
     size = [field(image, key, where) for key in ("height", "width")]
+    size = [int(side) if isinstance(side, float) and side.is_integer() else side for side in size]
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         raise ValueError(f"{where}: height and width must be whole numbers above 0, got {size[0]!r} and {size[1]!r}")
     PIXELS.check(size[0] * size[1], f"{where}: {size[0]} x {size[1]} (height x width)")
@@ -97,13 +194,21 @@ def size_of(image: dict[str, Any], where: str) -> Size:
 
 
 def draw(segmentations: list[Any], size: Size, overlap: str, where: str) -> np.ndarray:
-    """(H, W) bool, the union of the annotations' masks; errors get the file and the entry."""
+    """(H, W) bool, the union of the annotations' masks; errors get the file and the entry.
+
+    A mask without a pixel is an error: what is there covers something, and what is not there has no annotation.
+    """
     mask = np.zeros(size, bool)
     try:
         for segmentation in segmentations:
             mask |= segmentation_to_mask(segmentation, tuple(size), overlap)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    except (TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:  # nested otherwise than in COCO
+        raise ValueError(f"{where}: the segmentation cannot be read ({error})") from None
+    if not mask.any():
+        why = "the mask covers no pixel" if any(segmentations) else "the segmentation is empty"
+        raise ValueError(f"{where}: {why}; what is in the picture needs a mask")
     return mask
 
 
@@ -115,9 +220,5 @@ def whole_polygons(segmentation: Any) -> Any:
 
 
 def _is_polygon(part: Any) -> bool:
-    return isinstance(part, list) and len(part) >= 2 * CORNERS and len(part) % 2 == 0
-
-
-def _unique(table: Any, number: Any, where: str) -> None:
-    if number in table:
-        raise ValueError(f"{where}: the id {number} is given twice; ids must be unique")
+    flat = as_flat(part)
+    return isinstance(flat, list) and len(flat) >= 2 * CORNERS and len(flat) % 2 == 0

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data.sources.annotations import draw, read_coco, shape_of, size_of
-from data.sources.base import SOURCES, choice, field, indexed, picture, read_entries
+from data.sources.annotations import ABOUT_BOXES, CocoFile, draw, id_of, is_crowd, outline, read_coco, shape_of, size_of
+from data.sources.base import SOURCES, attempt, choice, field, indexed, name_of, picture, read_entries
 from data.sources.semantic import Classes, class_names
 from data.types import MaskFn, Record, Target
 from utils.masks import Once, Size
@@ -31,7 +31,8 @@ class Coco:
     by name. For "refer": single leaves out categories of which there are several objects; absent adds so many that are
     not in the picture (the same at every visit, going round the label set from picture to picture). crowd: "ignore"
     makes crowds ignored pixels of a category that is neither present nor absent. classes: only these names; where class
-    lists are served of a panoptic file, the pixels of the others and of none are ignored.
+    lists are served of a panoptic file, the pixels of the others and of none are ignored. boxes: "draw" takes the box
+    of an annotation without a segmentation as its mask; "refuse": such a record is an error.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Coco:
         absent: int = 0,
         crowd: str = "use",
         classes: Classes = None,
+        boxes: str = "refuse",
     ):
+        choice("boxes of coco", boxes, ABOUT_BOXES)
         self._serve = choice("serve of coco", serve, ("classes", "refer"))
         self._ignore_crowd = choice("crowd of coco", crowd, ABOUT_CROWDS) == "ignore"
         if serve == "classes" and (single or absent):
@@ -58,7 +61,8 @@ class Coco:
         self._png = root / panoptic if panoptic else self.files[0].with_suffix("")
         self.vocabulary = kept(tuple(dict.fromkeys(indexed(root, categories, self.files))), classes, root)
         empty_too = serve == "classes" or absent > 0
-        self._rows = indexed(root, parse, self.files, list(self.vocabulary), empty_too, picture="file_name")
+        options = list(self.vocabulary), empty_too, boxes
+        self._rows = indexed(root, parse, self.files, *options, picture="file_name")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -123,20 +127,27 @@ def kept(names: tuple[str, ...], classes: Classes, root: Path) -> tuple[str, ...
     return tuple(name for name in names if name in wanted)
 
 
-def parse(path: Path, names: list[str], empty_too: bool) -> Iterator[dict[str, Any]]:
+def parse(path: Path, names: list[str], empty_too: bool, boxes: str) -> Iterator[Any]:
     """A row a picture: [name, annotation or segment id, segmentation, crowd] each, of the categories `names` only."""
     coco = read_coco(path, _needed)
     for number, image in coco.images.items():
-        where, png, shapes = coco.place("image", number), None, []
-        for entry in coco.annotations(number):
-            png = entry.get("file_name", png)
-            for shape in entry.get("segments", [entry]):
-                name = _name(coco.category(shape, where), path, panoptic="segments" in entry)
-                if name in names:
-                    shapes.append([name, shape["id"], shape.get("segmentation"), shape["iscrowd"]])
-        if shapes or empty_too:
-            name, size = field(image, "file_name", where), size_of(image, where)
-            yield {"image_id": number, "file_name": name, "size": size, "png": png, "shapes": shapes}
+        row = attempt(partial(_row, coco, number, image, names, boxes), image.get("file_name"))
+        if empty_too or not isinstance(row, dict) or row["shapes"]:
+            yield row
+
+
+def _row(coco: CocoFile, number: Any, image: dict[str, Any], names: list[str], boxes: str) -> dict[str, Any]:
+    where, png, shapes = coco.place("image", number), None, []
+    for entry in coco.annotations(number):
+        png = entry.get("file_name", png)
+        for shape in entry.get("segments", [entry]):
+            place = where if "segments" in entry else coco.place("annotation", shape["id"])
+            name = _name(coco.category(shape, place), coco.path, panoptic="segments" in entry)
+            if name in names:
+                polygons = None if "segments" in entry else outline(shape, place, boxes)
+                shapes.append([name, shape["id"], polygons, shape["iscrowd"]])
+    name, size = field(image, "file_name", where, str), size_of(image, where)
+    return {"image_id": number, "file_name": name, "size": size, "png": png, "shapes": shapes}
 
 
 def categories(path: Path) -> Iterator[str]:
@@ -145,7 +156,7 @@ def categories(path: Path) -> Iterator[str]:
     for key, entry in read_entries(path):
         if key == "categories":
             found.append(entry)
-        panoptic = panoptic or (key == "annotations" and "segments_info" in entry)
+        panoptic = panoptic or (key == "annotations" and isinstance(entry, dict) and "segments_info" in entry)
     yield from (_name(entry, path, panoptic) for entry in found)
 
 
@@ -170,14 +181,21 @@ def _needed(annotation: dict[str, Any], where: str) -> dict[str, Any]:
     if "segments_info" not in annotation:
         return shape_of(annotation, where)
     segments = [
-        {key: field(segment, key, where) for key in ("id", "category_id")} | {"iscrowd": segment.get("iscrowd", 0)}
-        for segment in annotation["segments_info"]
+        {
+            "id": id_of(field(segment, "id", where), where, "the id of a segment"),
+            "category_id": field(segment, "category_id", where),
+            "iscrowd": is_crowd(segment, where),
+        }
+        for segment in field(annotation, "segments_info", where, list)
     ]
-    return {"file_name": field(annotation, "file_name", where), "segments": segments}
+    return {"file_name": field(annotation, "file_name", where, str), "segments": segments}
 
 
 def _name(category: dict[str, Any], path: Path, panoptic: bool) -> str:
-    name = str(field(category, "name", f"{path}: category {category.get('id')}")).strip().lower()
+    where = f"{path}: category {category.get('id') if isinstance(category, dict) else category!r}"
+    name = name_of(field(category, "name", where), "name", where).lower()
+    if not name:
+        raise ValueError(f"{where}: its name is empty")
     return SUFFIX.sub("", name) if panoptic else name
 
 

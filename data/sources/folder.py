@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data.sources.base import SOURCES, locate
-from data.sources.semantic import Classes, LabelMaps, Table, paired, selected
+import numpy as np
 
-NUMBERED = re.compile(r"(\d+)\s*:\s*(.+)")
+from data.sources.base import SOURCES, locate
+from data.sources.semantic import Classes, LabelMaps, Pairs, Table, paired, read_label_map, selected, values_in
+from utils.text import read_text
+
+NUMBERED = re.compile(r"([+-]?\d+)\s*:\s*(.+)")
+ALMOST = re.compile(r"[+-]?\d+\s*([,;=\t]| +\S)")  # a number in front, written otherwise
 UNLABELLED = frozenset({0, 255})  # unless classes.txt gives them a name
+LARGEST = 65535
+SAMPLE = 8  # label maps that are looked at when the folder is opened
 
 
 @SOURCES.register("folder")
@@ -20,20 +26,63 @@ def folder(
     base = Path(folder)
     places = [str(base / kind / split) for kind in ("images", "masks")]
     images, maps, names = locate(root, f"folder {folder}", (*places, str(base / "classes.txt")))
-    entries = read_classes(names)
-    table = Table.of(entries, UNLABELLED - {value for value, _ in entries})
-    return LabelMaps(paired(images, maps), (images, maps), selected(table, classes, root), ignore_unknown)
+    entries, numbered = read_classes(names)
+    void = UNLABELLED - {value for value, _ in entries}
+    pairs, hint = paired(images, maps), ""
+    if not numbered:
+        hint = f". The names in {names} have no numbers, so they count from 0: {_two_ways(entries)}"
+        if len(entries) == 1:
+            void = frozenset()  # where there is one class, 255 is more likely it than what is unlabelled
+        else:
+            _refuse_binary(pairs, maps, hint)
+    table = selected(Table.of(entries, void), classes, root)
+    return LabelMaps(pairs, (images, maps), table, ignore_unknown, hint)
 
 
-def read_classes(path: Path) -> list[tuple[int, str]]:
-    """(label value, name): `value: name` a line, or names alone, which count from 0."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    numbered = [NUMBERED.fullmatch(line) for line in lines]
+def read_classes(path: Path) -> tuple[list[tuple[int, str]], bool]:
+    """(label value, name), and whether the file has the values: `value: name` a line, or names alone, which count
+    from 0. A value with two names is an error with both lines."""
+    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
+    lines = [(number, line) for number, line in lines if line]
     if not lines:
         raise ValueError(f"{path}: names no class; write one name a line, or `value: name`")
-    if not any(numbered):
-        return list(enumerate(lines))
-    if not all(numbered):
-        odd = lines[numbered.index(None)]
+    found = [NUMBERED.fullmatch(line) for _, line in lines]
+    if not any(found):
+        if all(ALMOST.match(line) for _, line in lines):
+            raise ValueError(f"{path}: {lines[0][1]!r} begins with a number; write `value: name`, with a colon")
+        return list(enumerate(line for _, line in lines)), False
+    if not all(found):
+        odd = lines[found.index(None)][1]
         raise ValueError(f"{path}: {odd!r} has no value, other lines have; number all lines or none")
-    return [(int(match[1]), match[2]) for match in numbered]
+    first: dict[int, tuple[int, str]] = {}
+    for (number, line), match in zip(lines, found, strict=True):
+        value = int(match[1])
+        if not 0 <= value <= LARGEST:
+            raise ValueError(f"{path}: line {number} ({line!r}): a label value is 0 to {LARGEST}")
+        if value in first:
+            before, said = first[value]
+            raise ValueError(
+                f"{path}: the value {value} is given twice, in line {before} ({said!r}) and line {number} ({line!r}); "
+                "a value has one name"
+            )
+        first[value] = number, line
+    return [(int(match[1]), match[2]) for match in found], True
+
+
+def _refuse_binary(pairs: Pairs, maps: Path, hint: str) -> None:
+    """Raises where the masks hold 0 and 255 alone while the names count from 0: the object would be ignored."""
+    seen: set[int] = set()
+    for index in np.unique(np.linspace(0, len(pairs.rows) - 1, SAMPLE).astype(int)):
+        try:
+            seen |= values_in(read_label_map(maps / pairs.rows[int(index)][1]))
+        except (OSError, ValueError):
+            continue  # a fault of that record, which is raised where it is read
+    if 255 in seen and seen <= UNLABELLED:
+        raise ValueError(f"{maps}: the label maps hold no value but 0 and 255{hint}")
+
+
+def _two_ways(entries: list[tuple[int, str]]) -> str:
+    name = entries[-1][1]
+    return (
+        f"write `255: {name}` if 255 is {name!r}, or `0: {entries[0][1]}` if 0 is {entries[0][1]!r} and 255 unlabelled"
+    )

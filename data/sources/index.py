@@ -19,7 +19,8 @@ import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,46 @@ from filelock import FileLock, Timeout
 
 from utils.log import log
 
-FORMAT = 1  # of the folder; a change makes old ones useless
+FORMAT = 2  # of the folder; a change makes old ones useless
 HOME = "ASSISTANT_INDEX_DIR"  # environment: where indexes go instead of into the dataset folder
 DRAFT = re.compile(r"(.+-[0-9a-f]{16})\.\w{8}(?:\.old)?")  # name of a folder that is being made, or makes way
 ROWS, ENDS, PICTURES, META = "rows.jsonl", "ends.npy", "pictures.json", "meta.json"
 PROJECT = Path(__file__).resolve().parents[2]
 GIVE_BACK = 1000  # reads after which a process lets go of the pages it has mapped; they stay in the page cache
 SLOW = 5.0  # seconds from which making an index is worth a message
+FAULT = "\0fault"  # the key of a row that stands for a bad entry
+_keep_faults = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In the place of a row: what is wrong with an entry of an annotation file, to be raised where its row is asked
+    for. picture: its picture's name, as far as that is known."""
+
+    text: str
+    picture: str = ""
+
+
+def attempt(make: Callable[[], Any], picture: Any = "") -> Any:
+    """The row that `make` gives, or the fault that it finds."""
+    try:
+        return make()
+    except ValueError as error:
+        return Fault(str(error), picture if isinstance(picture, str) else "")
+
+
+@contextmanager
+def keeping_faults(keep: bool = True) -> Iterator[None]:
+    """In this block sources open although some of their entries are bad; reading the record of one raises ValueError.
+
+    Otherwise the first bad entry of a file is raised when it is opened, so that nobody waits until it is drawn.
+    """
+    global _keep_faults
+    before, _keep_faults = _keep_faults, keep
+    try:
+        yield
+    finally:
+        _keep_faults = before
 
 
 class Rows:
@@ -45,8 +79,8 @@ class Rows:
 
     def __init__(self, rows: Iterable[Any], picture: str | int | None = None):
         self._buffer, self._ends, self._picture, self.folder = bytearray(), array("q", [0]), picture, None
-        self._reads = 0
-        for line in _lines(rows):
+        self._reads, self.faults = 0, []
+        for line in _lines(_noting(rows, self.faults)):
             self._buffer += line
             self._ends.append(len(self._buffer))
 
@@ -66,12 +100,19 @@ class Rows:
             return None
         rows = cls(())
         rows._buffer, rows._ends, rows._picture, rows.folder = buffer, ends, meta["picture"], folder
+        rows.faults = meta["faults"]
         return rows
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> Any:
+        row = self._decoded(index)
+        if isinstance(row, dict) and FAULT in row:
+            raise ValueError(row[FAULT])
+        return row
+
+    def _decoded(self, index: int) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         self._reads += 1
@@ -89,12 +130,13 @@ class Rows:
             raise TypeError("these rows were made without saying where a row names its picture")
         if self.folder is not None:
             return json.loads((self.folder / PICTURES).read_bytes())
-        return [row[self._picture] for row in self]
+        rows = [self._decoded(index) for index in range(len(self))]
+        return [row["picture"] if isinstance(row, dict) and FAULT in row else row[self._picture] for row in rows]
 
     def __reduce__(self) -> tuple:
         """Processes that are spawned, not forked, map the index anew."""
         if self.folder is None:
-            return _in_memory, (bytes(self._buffer), self._ends, self._picture)
+            return _in_memory, (bytes(self._buffer), self._ends, self._picture, self.faults)
         return _mapped, (self.folder,)
 
 
@@ -111,7 +153,21 @@ def indexed(
     Where the dataset folder cannot be written, `~/.cache/assistant_index` is used; where nothing can, the rows stay in
     memory.
     options: plain values, or functions, which count as changed when their file does.
+    A bad entry (`Fault`) raises ValueError, unless `keeping_faults` leaves that to the record.
     """
+    rows = _indexed(root, parse, files, options, picture)
+    if rows.faults and not _keep_faults:
+        more = f" ({len(rows.faults)} entries are bad; data.on_bad_sample=skip leaves them out)"
+        try:
+            rows[rows.faults[0]]
+        except ValueError as error:
+            raise ValueError(f"{error}{more if len(rows.faults) > 1 else ''}") from None
+    return rows
+
+
+def _indexed(
+    root: Path, parse: Callable[..., Iterable[Any]], files: Sequence[Path], options: Sequence[Any], picture: Any
+) -> Rows:
     name, made_from = _name(root, parse, files, options, picture), _fingerprint(root, files)
     homes = _homes(root)
     for home in homes:
@@ -142,15 +198,15 @@ def keep_indexes(folder: str | None) -> None:
 def _make(folder: Path, rows: Iterable[Any], picture: str | int | None, made_from: dict, files: Sequence[Path]) -> Rows:
     """Write the index beside its place, then move it there; what was there before goes."""
     _sweep(folder)
-    started, ends, pictures = time.monotonic(), array("q", [0]), []
+    started, ends, pictures, faults = time.monotonic(), array("q", [0]), [], []
     draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
         with (draft / ROWS).open("wb", buffering=1 << 20) as file:
-            for line in _lines(_watched(rows, picture, pictures)):
+            for line in _lines(_noting(_watched(rows, picture, pictures), faults)):
                 ends.append(ends[-1] + file.write(line))
         np.save(draft / ENDS, np.frombuffer(ends, np.int64))
         (draft / PICTURES).write_text(json.dumps(pictures))
-        meta = {"rows": len(ends) - 1, "picture": picture, "made_from": made_from}
+        meta = {"rows": len(ends) - 1, "picture": picture, "faults": faults, "made_from": made_from}
         (draft / META).write_text(json.dumps(meta, indent=1))
         draft.chmod(0o755)  # mkdtemp hides it from other users
         _swap(draft, folder)
@@ -204,7 +260,16 @@ def _watched(rows: Iterable[Any], picture: str | int | None, pictures: list[str]
     """The rows as they come; their pictures are noted."""
     for row in rows:
         if picture is not None:
-            pictures.append(row[picture])
+            pictures.append(row.picture if isinstance(row, Fault) else row[picture])
+        yield row
+
+
+def _noting(rows: Iterable[Any], faults: list[int]) -> Iterator[Any]:
+    """The rows as JSON takes them; the numbers of the bad ones are noted."""
+    for number, row in enumerate(rows):
+        if isinstance(row, Fault):
+            faults.append(number)
+            row = {FAULT: row.text, "picture": row.picture}
         yield row
 
 
@@ -253,9 +318,9 @@ def _below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path.absolute())
 
 
-def _in_memory(buffer: bytes, ends: array, picture: str | int | None) -> Rows:
+def _in_memory(buffer: bytes, ends: array, picture: str | int | None, faults: list[int]) -> Rows:
     rows = Rows((), picture)
-    rows._buffer, rows._ends = bytearray(buffer), ends
+    rows._buffer, rows._ends, rows.faults = bytearray(buffer), ends, faults
     return rows
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from data.sources.annotations import draw
-from data.sources.base import SOURCES, indexed, picture, picture_size
+from data.sources.base import KINDS, SOURCES, Fault, attempt, indexed, misfit, picture, picture_size, shortened
 from data.sources.coco import existing
 from data.sources.semantic import read_label_map
 from data.types import Record, Target, Turn
 from utils.masks import Once
 from utils.plain import parse_json
+from utils.text import read_text
 
 TEXTS = ("phrase", "question")
 SHAPES = ("polygons", "rle", "mask")
@@ -61,19 +62,26 @@ class JsonLines:
         path = picture(self._folder, shape, where, "mask")
         mask = read_label_map(path) > 0
         if mask.shape != size:
-            raise ValueError(f"{where}: the mask {path} is {mask.shape}, the picture (H, W) {size}")
+            raise ValueError(f"{where}: {misfit(image, f'the file {path}', mask.shape, size)}")
+        if not mask.any():
+            raise ValueError(f"{where}: the mask {path} is 0 everywhere; null says that the thing is not there")
         return mask
 
 
-def parse(path: Path) -> Iterator[dict[str, Any]]:
+def parse(path: Path) -> Iterator[Any]:
     """A row a picture, kind and explanation: [line, text, kind of shape, shape, correction] each."""
     groups: dict[tuple[str, str, str | None], list[list[Any]]] = {}
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                group, query = read_line(line, f"{path}: line {number}")
-                groups.setdefault(group, []).append([number, *query])
-    if not groups:
+    faults = 0
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        read = attempt(partial(read_line, line, f"{path}: line {number}"))
+        if isinstance(read, Fault):
+            faults += 1
+            yield read
+        else:
+            groups.setdefault(read[0], []).append([number, *read[1]])
+    if not groups and not faults:
         raise ValueError(f"{path}: holds no line")
     for (image, kind, explanation), queries in groups.items():
         yield {"image": image, "kind": kind, "explanation": explanation, "queries": queries}
@@ -86,7 +94,7 @@ def read_line(line: str, where: str) -> tuple[tuple[str, str, str | None], list[
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON, perhaps cut off ({error.msg} at column {error.colno})") from None
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(entry, dict) or (strange := [key for key in entry if key not in KEYS]):
         what = f"unknown {', '.join(strange)}" if isinstance(entry, dict) else "not an object"
         raise ValueError(f"{where}: {what}; a line has {', '.join(KEYS)}")
@@ -95,10 +103,23 @@ def read_line(line: str, where: str) -> tuple[tuple[str, str, str | None], list[
     for key, value in (("image", entry.get("image")), (text_key, text), *([("answer", answer)] if answer else ())):
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{where}: {key} must be text, got {value!r}")
+    _check_shape(shape_key, shape, where)
     explanation, correction = (None, answer) if shape is None else (answer, None)
     kind = "reason" if text_key == "question" else "phrase" if explanation else "refer"
     shape = [shape] if shape_key == "rle" and shape is not None else shape
     return (entry["image"], kind, explanation), [text.strip(), shape_key, shape, correction]
+
+
+def _check_shape(key: str, shape: Any, where: str) -> None:
+    """Nothing that is there has an empty shape; null says that it is not there."""
+    kind = {"polygons": list, "rle": dict, "mask": str}[key]
+    if shape is None:
+        return
+    if not isinstance(shape, kind) or not shape:
+        raise ValueError(
+            f"{where}: {key} must be {KINDS[kind]} with something in it, or null where the thing is not there; got "
+            f"{shortened(shape)}"
+        )
 
 
 def _one_of(entry: dict[str, Any], keys: tuple[str, ...], where: str) -> str:

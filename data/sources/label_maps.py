@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.sources.base import SOURCES, choice, field, locate, read_json
+from data.sources.base import SOURCES, choice, field, locate, name_of, read_json
 from data.sources.semantic import Classes, LabelMaps, Table, paired, selected, shipped_labels
 
 TRAINING = {"train": "training", "val": "validation"}
@@ -112,8 +112,9 @@ def _mapillary_names(path: Path) -> list[str]:
     """Lower-cased names in the order of label values, of a config (`readable`) or a panoptic file (`name`)."""
     values = read_json(path)
     kind, key = ("labels", "readable") if "labels" in values else ("categories", "name")
-    entries = field(values, kind, str(path))
-    names = [str(field(entry, key, f"{path}: {kind}[{i}]")).strip().lower() for i, entry in enumerate(entries)]
+    entries = field(values, kind, str(path), list)
+    places = [f"{path}: {kind}[{i}]" for i in range(len(entries))]
+    names = [name_of(field(e, key, place), key, place).lower() for e, place in zip(entries, places, strict=True)]
     if not names:
         raise ValueError(f"{path}: the list {kind!r} is empty")
     return names

@@ -9,7 +9,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.sources.annotations import draw, size_of
-from data.sources.base import SOURCES, choice, field, indexed, inside, locate, read_json
+from data.sources.base import (
+    SOURCES,
+    Fault,
+    attempt,
+    choice,
+    field,
+    indexed,
+    inside,
+    locate,
+    of_kind,
+    read_json,
+    spoken,
+)
 from data.types import Dialogue, Mask, Record, Script, Target, Turn
 from utils.masks import Once
 
@@ -74,7 +86,7 @@ def answer(text: str | None, targets: range) -> Script:
     return tuple(part for part in script if part != "")
 
 
-def parse(path: Path) -> Iterator[dict[str, Any]]:
+def parse(path: Path) -> Iterator[Any]:
     """A row a picture: [question, text or None, [[names, segmentation], ...]] each.
 
     Left out, and counted in a warning: pictures without questions, questions without objects, and text answers whose
@@ -85,26 +97,38 @@ def parse(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}: expected a list of pictures, got {type(entries).__name__}")
     for index, entry in enumerate(entries):
         where = f"{path}: entry {index}"
-        name, size = _file_name(entry, where), size_of(entry, where)
-        asked = list(_questions(entry, where))
-        kept = [item for item in asked if item[2] and _even(item)]
-        uneven += sum(not _even(item) for item in asked)
+        read = attempt(partial(_entry, entry, index, where))
+        if isinstance(read, Fault):
+            yield read
+            continue
+        kept = [item for item in read["questions"] if item[2] and _even(item)]
+        uneven += sum(not _even(item) for item in read["questions"])
         if kept:
-            yield {"entry": index, "file_name": name, "size": size, "questions": kept}
+            yield {**read, "questions": kept}
         silent += not kept
     if silent or uneven:
         log.warning("%s: left out %d pictures without a question, %d uneven answers", path, silent, uneven)
 
 
+def _entry(entry: Any, index: int, where: str) -> dict[str, Any]:
+    name, size = _file_name(of_kind(entry, dict, "an entry", where), where), size_of(entry, where)
+    return {"entry": index, "file_name": name, "size": size, "questions": list(_questions(entry, where))}
+
+
 def _questions(entry: dict[str, Any], where: str) -> Iterator[list[Any]]:
-    questions = entry.get("questions") or []
-    answers = field(entry, "answers", where) if questions else []
-    texts = entry.get("text_answers") or [None] * len(questions)
+    questions = of_kind(entry.get("questions") or [], list, "questions", where)
+    answers = field(entry, "answers", where, list) if questions else []
+    texts = of_kind(entry.get("text_answers") or [None] * len(questions), list, "text_answers", where)
     if not len(questions) == len(answers) == len(texts):
         raise ValueError(f"{where}: {len(questions)} questions, {len(answers)} answers, {len(texts)} text answers")
     for number, (question, objects, text) in enumerate(zip(questions, answers, texts, strict=True)):
         place = f"{where}: answers[{number}]"
-        yield [question.strip(), text, [[_names(item, place), field(item, "segmentation", place)] for item in objects]]
+        question = spoken(question, f"questions[{number}]", where)
+        text = None if text is None else of_kind(text, str, f"text_answers[{number}]", where)
+        objects = [
+            [_names(item, place), field(item, "segmentation", place)] for item in of_kind(objects, list, "it", place)
+        ]
+        yield [question, text, objects]
 
 
 def _even(item: list[Any]) -> bool:
@@ -113,14 +137,15 @@ def _even(item: list[Any]) -> bool:
 
 def _names(instance: dict[str, Any], where: str) -> list[str]:
     """The rephrased name and then the category, or the category alone."""
-    category = field(instance, "category_name", where).partition("_(")[0].replace("_", " ")
-    names = [instance.get("rephrased_name"), category]
-    return list(dict.fromkeys(name.strip() for name in names if name and name.strip()))
+    category = spoken(field(instance, "category_name", where), "category_name", where)
+    rephrased = of_kind(instance.get("rephrased_name") or "", str, "rephrased_name", where)
+    names = [rephrased, category.partition("_(")[0].replace("_", " ")]
+    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def _file_name(entry: dict[str, Any], where: str) -> str:
     """`train2014/<file_name>`, or the folder and name that the URL ends with."""
     if entry.get("file_name"):
-        return f"train2014/{entry['file_name']}"
+        return f"train2014/{field(entry, 'file_name', where, str)}"
     url = PurePosixPath(str(field(entry, "coco_url", where)))
     return f"{'train2017' if 'train2017' in url.parts else 'val2017'}/{url.name}"

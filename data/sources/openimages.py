@@ -10,7 +10,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.sources.base import SOURCES, choice, indexed, locate, picture, picture_size, read_entries
+from data.sources.base import (
+    SOURCES,
+    attempt,
+    choice,
+    indexed,
+    locate,
+    name_of,
+    of_kind,
+    picture,
+    picture_size,
+    read_entries,
+)
 from data.sources.semantic import read_label_map
 from data.types import Record, Target
 
@@ -61,25 +72,34 @@ def joined(paths: tuple[Path, ...], image: Path) -> np.ndarray:
     for path in paths:
         part = (read_label_map(path) > 0).astype(np.uint8)
         mask |= cv2.resize(part, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    if not mask.any():
+        raise ValueError(f"{', '.join(map(str, paths))}: 0 everywhere; a class that is there needs a mask")
     return mask
 
 
-def parse(path: Path) -> Iterator[dict[str, Any]]:
+def parse(path: Path) -> Iterator[Any]:
     """{image_id, file_name, classes: {class: mask files}} of every picture, whose classes must be categories."""
     names = set(categories(path))
     for number, classes in read_entries(path):
         if number == CATEGORIES:
             continue
-        where = f"{path}: {number}"
-        if not isinstance(classes, dict):
-            raise ValueError(f"{where}: expected class names with mask files, got {type(classes).__name__}")
-        found: dict[str, list[str]] = {}
-        for name, files in classes.items():
-            if _spelt(name) not in names:
-                raise ValueError(f"{where}: the class {name!r} is not among the {len(names)} {CATEGORIES} of the file")
-            if files:
-                found.setdefault(_spelt(name), []).extend(files)
-        yield {"image_id": number, "file_name": f"{number[:2]}/{number}.jpg", "classes": found}
+        yield attempt(partial(_row, number, classes, names, f"{path}: {number}"), _file_name(number))
+
+
+def _row(number: str, classes: Any, names: set[str], where: str) -> dict[str, Any]:
+    if not isinstance(classes, dict):
+        raise ValueError(f"{where}: expected class names with mask files, got {type(classes).__name__}")
+    found: dict[str, list[str]] = {}
+    for name, files in classes.items():
+        if _spelt(name) not in names:
+            raise ValueError(f"{where}: the class {name!r} is not among the {len(names)} {CATEGORIES} of the file")
+        if files:
+            found.setdefault(_spelt(name), []).extend(of_kind(files, list, f"class {name!r}", where))
+    return {"image_id": number, "file_name": _file_name(number), "classes": found}
+
+
+def _file_name(number: str) -> str:
+    return f"{number[:2]}/{number}.jpg"
 
 
 def categories(path: Path) -> Iterator[str]:
@@ -91,4 +111,4 @@ def categories(path: Path) -> Iterator[str]:
 
 
 def _spelt(name: str) -> str:
-    return str(name).strip().lower()
+    return name_of(name, "a class", CATEGORIES).lower()

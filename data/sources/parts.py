@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.annotations import draw, read_coco, shape_of, size_of
-from data.sources.base import SOURCES, choice, field, indexed, locate, picture, read_entries
+from data.sources.annotations import CocoFile, draw, outline, read_coco, shape_of, size_of
+from data.sources.base import SOURCES, attempt, choice, field, indexed, locate, name_of, picture, read_entries
 from data.types import Record, Target
 from utils.masks import Once
 
@@ -94,19 +94,24 @@ def partimagenet(root: Path, split: str = "train", instances: str = "union", nam
     return Parts(root, file, folder, instances, names)
 
 
-def parse(path: Path) -> Iterator[dict[str, Any]]:
+def parse(path: Path) -> Iterator[Any]:
     """A row a picture that has annotations: [object, part or None, annotation id, segmentation] each."""
     coco = read_coco(path, shape_of)
     names = {number: split_name(entry, path) for number, entry in coco.categories.items()}
     for number, image in coco.images.items():
-        shapes = []
-        for entry in coco.annotations(number):
-            category = coco.category(entry, coco.place("annotation", entry["id"]))
-            shapes.append([*names[category["id"]], entry["id"], entry["segmentation"]])
-        if shapes:
-            where = coco.place("image", number)
-            name, size = field(image, "file_name", where), size_of(image, where)
-            yield {"image_id": number, "file_name": name, "size": size, "annotations": shapes}
+        if coco.annotations(number):
+            yield attempt(partial(_row, coco, number, image, names), image.get("file_name"))
+
+
+def _row(coco: CocoFile, number: Any, image: dict[str, Any], names: dict[Any, tuple[str, str | None]]) -> Any:
+    shapes = []
+    for entry in coco.annotations(number):
+        place = coco.place("annotation", entry["id"])
+        category = coco.categories.key(entry["category_id"], "category", place)
+        shapes.append([*names[category], entry["id"], outline(entry, place)])
+    where = coco.place("image", number)
+    name, size = field(image, "file_name", where, str), size_of(image, where)
+    return {"image_id": number, "file_name": name, "size": size, "annotations": shapes}
 
 
 def categories(path: Path) -> Iterator[list[str | None]]:
@@ -118,11 +123,12 @@ def categories(path: Path) -> Iterator[list[str | None]]:
 
 def split_name(category: dict[str, Any], path: Path) -> tuple[str, str | None]:
     """("car", "wheel") of `car_(automobile):wheel`, or of `Car Wheel` with the supercategory `Car`; lower case."""
-    name = str(field(category, "name", f"{path}: category {category.get('id')}")).strip().lower()
-    above = str(category.get("supercategory", "")).strip().lower()
+    where = f"{path}: category {category.get('id') if isinstance(category, dict) else category!r}"
+    name = name_of(field(category, "name", where), "name", where).lower()
+    above = str(category.get("supercategory") or "").strip().lower()
     if ":" not in name and above and name.startswith(f"{above} "):
         name = f"{above}:{name[len(above) :].strip()}"
     whole, _, part = (piece.partition("_(")[0].strip() for piece in name.partition(":"))
     if not whole:
-        raise ValueError(f"{path}: category {category.get('id')}: the name {category['name']!r} has no object")
+        raise ValueError(f"{where}: the name {category['name']!r} has no object")
     return whole, part or None

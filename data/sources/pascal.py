@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.sources.base import SOURCES, Rows, choice, locate
-from data.sources.semantic import Classes, LabelMaps, Table, selected, shipped_labels
+from data.sources.semantic import Classes, LabelMaps, Pairs, Table, selected, shipped_labels
+from utils.text import read_text
 
 VOID = frozenset({0, 255})  # background, which no list names, and borders
 SETS = {  # year, label maps, list of a split
@@ -35,9 +36,9 @@ for _name in SETS:
     SOURCES.register(_name)(_set(_name))
 
 
-def listed(images: Path, maps: Path, file: Path) -> Rows:
+def listed(images: Path, maps: Path, file: Path) -> Pairs:
     """[picture, label map] of every name in a list of a split; a name without its files is an error."""
-    stems = file.read_text(encoding="utf-8").split()
+    stems = read_text(file).split()
     rows = [[f"{stem}.jpg", f"{stem}.png"] for stem in stems]
     missing = [path for row in rows for path in (images / row[0], maps / row[1]) if not path.is_file()]
     if missing:
@@ -46,4 +47,4 @@ def listed(images: Path, maps: Path, file: Path) -> Rows:
         )
     if not rows:
         raise ValueError(f"{file} names no picture")
-    return Rows(rows, picture=0)
+    return Pairs(Rows(rows, picture=0))

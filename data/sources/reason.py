@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import base64
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.sources.base import SOURCES, choice, field, locate, picture_size, read_json
+from data.sources.base import (
+    PICTURES,
+    SOURCES,
+    choice,
+    field,
+    is_data,
+    locate,
+    of_kind,
+    only,
+    picture_size,
+    read_json,
+    shortened,
+)
 from data.types import Record, Target, Turn
 from utils.masks import Once, Size, paint_shapes
+from utils.pictures import opened
 
 TARGET, IGNORED = 1, 255
 ENCODINGS = ("utf-8-sig", "cp1252")
-PICTURES = (".jpg", ".jpeg", ".png")
+NOTHING_INSIDE = ("point", "points", "line", "linestrip")  # labelme shapes that enclose nothing
 FOLDERS = ("reason_seg/ReasonSeg", "ReasonSeg")
 
 
@@ -45,14 +60,14 @@ class ReasonSeg:
     def __getitem__(self, index: int) -> Record:
         image, path = self._files[index]
         entry = read_json(path, ENCODINGS)
-        painted = Once(partial(paint, field(entry, "shapes", str(path)), picture_size(image), path))
+        painted = Once(partial(paint, field(entry, "shapes", str(path), list), picture_size(image), path))
         at_most = 1 if self._first_only else None
         mask = Once(partial(_equals, painted, TARGET))
         targets = [Target(text, mask) for text in _texts(entry, path)[:at_most]]
         targets += [Target(question, None, reply) for question, reply in _false_premises(entry, path)[:at_most]]
         return Record(
             image,
-            "reason" if field(entry, "is_sentence", str(path)) else "phrase",
+            "reason" if _is_sentence(entry, path) else "phrase",
             tuple(targets),
             asked=self._explained.get(image.name, ()),
             ignore=partial(_equals, painted, IGNORED),
@@ -64,27 +79,72 @@ def paint(shapes: list[dict[str, Any]], size: Size, path: Path) -> np.ndarray:
     drawn = []
     for index, shape in enumerate(shapes):
         where = f"{path}: shapes[{index}]"
-        label = str(field(shape, "label", where)).lower()
+        label = field(shape, "label", where, str).lower()
         if label != "flag":
-            drawn.append((field(shape, "points", where), IGNORED if "ignore" in label else TARGET))
+            drawn.append((enclosed(shape, size, where), IGNORED if "ignore" in label else TARGET))
     try:
         return paint_shapes(drawn, size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
+def enclosed(shape: dict[str, Any], size: Size, where: str) -> Any:
+    """What `paint_shapes` takes for a labelme shape of any type: the corners of an area, or its (H, W) bool mask."""
+    kind, points = shape.get("shape_type") or "polygon", field(shape, "points", where, list)
+    if kind in NOTHING_INSIDE:
+        raise ValueError(f"{where}: a shape of type {kind!r} encloses nothing; draw a polygon, rectangle or circle")
+    if kind in ("polygon", "rotation"):
+        return points
+    if kind not in ("rectangle", "circle", "mask"):
+        raise ValueError(f"{where}: shape_type {shortened(kind)} is not known; have: polygon, rectangle, circle, mask")
+    if kind == "rectangle" and len(points) == 4:  # newer programs write all corners
+        return points
+    try:
+        (x, y), (u, v) = ((float(x), float(y)) for x, y in points)
+    except (TypeError, ValueError):
+        what = {"circle": "its centre and a point of its rim"}.get(kind, "two opposite corners")
+        raise ValueError(f"{where}: a {kind} has two points, {what}; got {shortened(points)}") from None
+    if kind == "mask":
+        return _placed(shape, (min(x, u), min(y, v)), size, where)
+    if kind == "rectangle":
+        if x == u or y == v:
+            raise ValueError(f"{where}: the rectangle {points} encloses nothing")
+        return [[x, y], [u, y], [u, v], [x, v]]
+    radius = math.hypot(u - x, v - y)
+    if not radius or not math.isfinite(radius):
+        raise ValueError(f"{where}: the circle {points} encloses nothing")
+    angles = 2 * math.pi * np.arange(steps := min(720, max(16, math.ceil(2 * math.pi * radius)))) / steps
+    return np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1).tolist()
+
+
+def _placed(shape: dict[str, Any], corner: tuple[float, float], size: Size, where: str) -> np.ndarray:
+    """The small mask of a labelme shape of type mask, in a mask of the picture's size."""
+    if not isinstance(shape.get("mask"), str):
+        raise ValueError(f"{where}: a shape of type 'mask' needs 'mask', the area as a PNG in base64; it has none")
+    with opened(Path(where), "the mask of", base64.b64decode(shape["mask"])) as image:
+        small = np.asarray(image.convert("L")) > 0
+    left, top = (round(value) for value in corner)
+    placed = np.zeros(size, bool)
+    here = placed[max(0, top) : top + small.shape[0], max(0, left) : left + small.shape[1]]
+    here |= small[max(0, -top) :, max(0, -left) :][: here.shape[0], : here.shape[1]]
+    return placed
+
+
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     """Every picture with its JSON; one without the other is an error. `<stem>_new.json` is the same with a box."""
-    files = sorted(folder.iterdir())
-    pictures = {path.stem: path for path in files if path.suffix.lower() in PICTURES}
-    notes = {path.stem: path for path in files if path.suffix == ".json"}
-    notes = {stem: path for stem, path in notes.items() if stem.removesuffix("_new") not in notes.keys() - {stem}}
+    files = sorted(path for path in folder.iterdir() if is_data(path.name))
+    pictures: dict[str, list[Path]] = {}
+    notes: dict[str, list[Path]] = {}
+    for path in files:
+        if (kind := path.suffix.lower()) in PICTURES or kind == ".json":
+            (notes if kind == ".json" else pictures).setdefault(path.stem, []).append(path)
+    notes = {stem: paths for stem, paths in notes.items() if stem.removesuffix("_new") not in notes.keys() - {stem}}
     for stem in sorted(pictures.keys() ^ notes.keys()):
-        there, needs = (pictures[stem], ".json") if stem in pictures else (notes[stem], "|".join(PICTURES))
+        there, needs = (pictures[stem][0], ".json") if stem in pictures else (notes[stem][0], "|".join(PICTURES))
         raise FileNotFoundError(f"{there} has no partner {folder / stem}{needs}")
     if not pictures:
         raise FileNotFoundError(f"no pictures in {folder}; expected x.jpg with x.json")
-    return [(pictures[stem], notes[stem]) for stem in pictures]
+    return [(only(pictures[stem], "picture", folder), only(notes[stem], "JSON", folder)) for stem in pictures]
 
 
 def _explanations(root: Path, wanted: bool | None) -> dict[str, tuple]:
@@ -96,10 +156,18 @@ def _explanations(root: Path, wanted: bool | None) -> dict[str, tuple]:
         return {}
     (path,) = locate(root, "explanations of ReasonSeg", *places)
     explained = {}
-    for index, entry in enumerate(read_json(path, ENCODINGS)):
-        image, query, outputs = (field(entry, key, f"{path}: entry {index}") for key in ("image", "query", "outputs"))
+    for index, entry in enumerate(of_kind(read_json(path, ENCODINGS), list, "the file", str(path))):
+        where = f"{path}: entry {index}"
+        image, query, outputs = (field(entry, key, where, str) for key in ("image", "query", "outputs"))
         explained[image] = ((Turn(query, (outputs,)),),)
     return explained
+
+
+def _is_sentence(entry: dict[str, Any], path: Path) -> bool:
+    value = field(entry, "is_sentence", str(path))
+    if value not in (True, False):
+        raise ValueError(f"{path}: is_sentence must be true or false, got {shortened(value)}")
+    return bool(value)
 
 
 def _texts(entry: dict[str, Any], path: Path) -> list[str]:

@@ -8,8 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.annotations import by_id, draw, known, size_of, whole_polygons
-from data.sources.base import SOURCES, EmptySplit, choice, field, indexed, locate, picture, read_json
+from data.sources.annotations import Table, by_id, draw, id_of, size_of, whole_polygons
+from data.sources.base import (
+    SOURCES,
+    EmptySplit,
+    Fault,
+    attempt,
+    choice,
+    field,
+    indexed,
+    locate,
+    picture,
+    read_json,
+)
 from data.types import Record, Target
 from utils.masks import OVERLAPS, Once
 from utils.safe_pickle import load_plain
@@ -114,37 +125,57 @@ def refcocog(root: Path, split: str = "train", split_by: str = "umd", overlap: s
 
 def parse(
     refs_path: Path, instances_path: Path, split: str, said: Said | None, drop_bad_polygons: bool
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Any]:
     """A row a picture of the split, in the order of the refs file; both files must agree."""
     refs = _chosen(load_plain(refs_path) if refs_path.suffix == ".p" else read_json(refs_path), refs_path, split)
     instances = read_json(instances_path)
     images, annotations = (by_id(instances, key, instances_path) for key in ("images", "annotations"))
-    pictures: dict[int, list[dict[str, Any]]] = {}
+    pictures: dict[Any, list[dict[str, Any]]] = {}
     silent = dropped = 0
     for ref in refs:
         where = f"{refs_path}: ref {ref.get('ref_id')}"
-        numbers = annotation_ids(ref, where)
-        entries = [known(annotations, number, "annotation", where, instances_path) for number in numbers]
-        places = [f"{instances_path}: annotation {number}" for number in numbers]
-        shapes = [field(entry, "segmentation", place) for entry, place in zip(entries, places, strict=True)]
+        read = attempt(partial(_ref, ref, where, annotations, images, said))
+        if isinstance(read, Fault):
+            yield read
+            continue
         if drop_bad_polygons:
-            whole = [whole_polygons(shape) for shape in shapes]
-            dropped += sum(len(shape) - len(rest) for shape, rest in zip(shapes, whole, strict=True))
-            shapes = whole
-        spoken = [_sentence(sentence, bool(numbers), said, where) for sentence in field(ref, "sentences", where)]
-        silent += sum(not text for text, _, _ in spoken)
-        sentences = [entry for entry in spoken if entry[0]]
-        kept = {"ref_id": ref.get("ref_id"), "ann_ids": numbers, "segmentations": shapes, "sentences": sentences}
-        pictures.setdefault(field(ref, "image_id", where), []).append(kept)
+            whole = [whole_polygons(shape) for shape in read["segmentations"]]
+            dropped += sum(len(shape) - len(rest) for shape, rest in zip(read["segmentations"], whole, strict=True))
+            read["segmentations"] = whole
+        silent += sum(not text for text, _, _ in read["sentences"])
+        read["sentences"] = [entry for entry in read["sentences"] if entry[0]]
+        pictures.setdefault(read.pop("image_id"), []).append(read)
     if silent:
         log.warning("%s: left out %d empty sentences of split %s", refs_path, silent, split)
     if dropped:
         log.warning("%s: left out %d broken polygons of split %s", instances_path, dropped, split)
     for number, refs_there in pictures.items():
-        image = known(images, number, "image", f"{refs_path}: ref {refs_there[0]['ref_id']}", instances_path)
-        where = f"{instances_path}: image {number}"
-        name, size = field(image, "file_name", where), size_of(image, where)
-        yield {"image_id": number, "file_name": name, "size": size, "refs": refs_there}
+        image, where = images[number], f"{instances_path}: image {number}"
+        yield attempt(partial(_row, number, image, refs_there, where), image.get("file_name"))
+
+
+def _row(number: Any, image: dict[str, Any], refs: list[dict[str, Any]], where: str) -> dict[str, Any]:
+    name, size = field(image, "file_name", where, str), size_of(image, where)
+    return {"image_id": number, "file_name": name, "size": size, "refs": refs}
+
+
+def _ref(ref: dict[str, Any], where: str, annotations: Table, images: Table, said: Said | None) -> dict[str, Any]:
+    """What is kept of a ref, with the id of its picture, which must be that of its annotations."""
+    number = images.key(field(ref, "image_id", where), "image", where)
+    numbers = [annotations.key(value, "annotation", where) for value in annotation_ids(ref, where)]
+    shapes = []
+    for annotation in numbers:
+        entry, place = annotations[annotation], f"{annotations.path}: annotation {annotation}"
+        home = id_of(field(entry, "image_id", place), place, "image_id")
+        if home != number and images.key(home, "image", place) != number:
+            raise ValueError(
+                f"{where}: is of image {number}, but its annotation {annotation} is of image {home} in "
+                f"{annotations.path}; are the two files of one release?"
+            )
+        shapes.append(field(entry, "segmentation", place))
+    sentences = [_sentence(one, bool(numbers), said, where) for one in field(ref, "sentences", where, list)]
+    kept = {"ref_id": ref.get("ref_id"), "ann_ids": numbers, "segmentations": shapes, "sentences": sentences}
+    return {"image_id": number, **kept}
 
 
 def annotation_ids(ref: dict[str, Any], where: str) -> list[int]:
@@ -169,7 +200,7 @@ def _sentence(sentence: Any, has_annotation: bool, said: Said | None, where: str
 def _chosen(refs: Any, path: Path, split: str) -> list[dict[str, Any]]:
     if not isinstance(refs, list):
         raise ValueError(f"{path}: expected a list of refs, got {type(refs).__name__}")
-    chosen = [ref for i, ref in enumerate(refs) if SPLITS[split](field(ref, "split", f"{path}: ref number {i}"))]
+    chosen = [ref for i, ref in enumerate(refs) if SPLITS[split](field(ref, "split", f"{path}: ref number {i}", str))]
     if not chosen:
         have = sorted({ref["split"] for ref in refs})
         raise EmptySplit(f"{path}: no ref of split {split!r} among {len(refs)}; it has {', '.join(have) or 'none'}")

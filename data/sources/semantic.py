@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data.sources.base import Rows
+from data.sources.base import PICTURES, Rows, by_stem, listing, name_of, only, shortened
 from data.types import Record, Target
+from utils.log import log
 from utils.pictures import opened
 from utils.registry import unknown
+from utils.text import read_text
 
 Classes = str | Path | list[str] | tuple[str, ...] | None  # names to use, or a file with one a line; None: all
 LABELS = Path(__file__).parents[1] / "labels"
-PICTURES = (".jpg", ".jpeg", ".png")
+MAPS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")  # formats that keep label values as they are
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Table:
         values: dict[str, tuple[int, ...]] = {}
         for value, name in entries:
             name = name.strip().lower()
+            if not name:
+                raise ValueError(f"the label value {value} has an empty name")
             values[name] = (*values.get(name, ()), value)
         return cls(values, frozenset(void))
 
@@ -55,10 +58,12 @@ class LabelMaps:
     """Pictures paired by stem with label maps: a record names the present classes and where each is.
 
     ignore_unknown: count label values that the dataset does not define as unlabelled instead of refusing the map.
+    hint: said with unknown label values. left_out: what lies in the folders and is not used, by what is wrong with it.
     """
 
-    def __init__(self, pairs: Rows, folders: tuple[Path, Path], table: Table, ignore_unknown: bool):
-        self._pairs, (self._images, self._maps) = pairs, folders
+    def __init__(self, pairs: Pairs, folders: tuple[Path, Path], table: Table, ignore_unknown: bool, hint: str = ""):
+        self._pairs, self.left_out, (self._images, self._maps) = pairs.rows, pairs.left_out, folders
+        self._hint = hint
         self._table, self._ignore_unknown = table, ignore_unknown
         self.vocabulary = tuple(table.values)
 
@@ -71,13 +76,13 @@ class LabelMaps:
     def __getitem__(self, index: int) -> Record:
         image, path = self._pairs[index]
         labels = read_label_map(self._maps / path)
-        present = set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+        present = values_in(labels)
         strangers = sorted(present - self._table.known)
         if strangers and not self._ignore_unknown:
-            raise ValueError(
-                f"{self._maps / path}: unknown label values {', '.join(map(str, strangers))}; is this map of another "
-                "dataset or version? Set the option ignore_unknown to count them as unlabelled"
+            hint = self._hint or (
+                "; is this map of another dataset or version? Set the option ignore_unknown to count them as unlabelled"
             )
+            raise ValueError(f"{self._maps / path}: unknown label values {', '.join(map(str, strangers))}{hint}")
         targets = tuple(
             Target(name, partial(_pixels, labels, values))
             for name, values in self._table.values.items()
@@ -112,44 +117,74 @@ def class_names(classes: Classes, root: Path) -> tuple[list[str], str]:
         path = next((path for path in files if path.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"no class list {classes}; looked for {files[0]} and {files[1].absolute()}")
-        classes, where = path.read_text(encoding="utf-8-sig").splitlines(), str(path)
-    names = [name.strip().lower() for name in classes if name.strip()]
+        classes, where = read_text(path).splitlines(), str(path)
+    if not isinstance(classes, (list, tuple)):
+        raise ValueError(f"{where}: expected a list of names, or a file with one a line, got {shortened(classes)}")
+    names = [name_of(name, f"classes[{index}]", where).lower() for index, name in enumerate(classes)]
+    names = [name for name in names if name]
     if not names:
         raise ValueError(f"{where}: the class list is empty; name at least one class or leave the option out")
     return names, where
 
 
-def paired(images: Path, maps: Path, picture_end: str = "", map_end: str = "") -> Rows:
-    """[picture, label map] of every label map, by stem and subfolder; a map without a picture is an error."""
-    pictures = {path[: -len(ext)]: path for path, ext in _files(images, PICTURES) if path.endswith(picture_end + ext)}
-    rows, lonely = [], []
-    for path, ext in _files(maps, (".png",)):
-        if not path.endswith(map_end + ext):
-            continue
-        stem = path[: len(path) - len(map_end + ext)] + picture_end
-        (rows if stem in pictures else lonely).append([pictures.get(stem, stem), path])
-    if lonely:
-        stem, path = lonely[0]
+@dataclass(frozen=True)
+class Pairs:
+    """[picture, label map] rows, and what was left out: what is wrong -> the files."""
+
+    rows: Rows
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+
+def paired(images: Path, maps: Path, picture_end: str = "", map_end: str = "") -> Pairs:
+    """Every label map with its picture, by stem and subfolder.
+
+    A map without a picture is an error, and so are two files of one name where one is needed. Pictures without a map,
+    and files beside the maps that are none, are left out and counted in a warning.
+    """
+    pictures = by_stem((path for path, kind in listing(images) if kind in PICTURES), picture_end)
+    files = list(listing(maps))
+    labels = by_stem((path for path, kind in files if kind in MAPS), map_end)
+    if lonely := [stem for stem in labels if stem not in pictures]:
         raise FileNotFoundError(
-            f"{len(lonely)} of {len(lonely) + len(rows)} label maps have no picture: {maps / path} needs "
-            f"{images / stem}{'|'.join(PICTURES)}"
+            f"{len(lonely)} of {len(labels)} label maps have no picture: {maps / labels[lonely[0]][0]} needs "
+            f"{images / lonely[0]}{picture_end}{'|'.join(PICTURES)}"
         )
-    if not rows:
-        raise FileNotFoundError(f"no label maps *{map_end}.png in {maps}")
-    return Rows(rows, picture=0)
+    others = by_stem((path for path, kind in files if kind not in MAPS), map_end)
+    left_out = {
+        f"pictures without a label map in {maps}": [paths[0] for stem, paths in pictures.items() if stem not in labels],
+        f"files in {maps} that are no label map ({', '.join(MAPS)}; JPEG changes label values)": [
+            path for stem, paths in others.items() if stem in pictures for path in paths
+        ],
+    }
+    left_out = {what: paths for what, paths in left_out.items() if paths}
+    if not labels:
+        found = "; ".join(f"{len(paths)} {what}: {paths[0]}, ..." for what, paths in left_out.items())
+        raise FileNotFoundError(f"no label maps *{map_end}.png in {maps}" + (f"; {found}" if found else ""))
+    for what, paths in left_out.items():
+        log.warning("left out %d %s: %s", len(paths), what, ", ".join(paths[:3]) + ", ..." * (len(paths) > 3))
+    rows = [[only(pictures[stem], "picture", images), only(paths, "label map", maps)] for stem, paths in labels.items()]
+    return Pairs(Rows(rows, picture=0), left_out)
 
 
 def read_label_map(path: Path) -> np.ndarray:
     """(H, W) unsigned label values; of a palette PNG the indices, not the colours."""
     with opened(path, "label map") as image:
-        mode, labels = image.mode, np.asarray(image)
-    if labels.ndim != 2:
-        raise ValueError(f"{path}: a label map has one channel, this one is {mode} of shape {labels.shape}")
+        mode, labels, frames = image.mode, np.asarray(image), getattr(image, "n_frames", 1)
+    if labels.ndim != 2 or frames > 1:
+        have = f"{frames} frames" if frames > 1 else f"{mode} of shape {labels.shape}"
+        raise ValueError(f"{path}: a label map has one channel, this one is {have}")
     if labels.dtype == bool:
         return labels.astype(np.uint8)
-    if labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max:
-        raise ValueError(f"{path}: label values from {labels.min()} to {labels.max()}; expected 0 to 65535")
+    whole = labels.dtype.kind in "ui" or bool((np.isfinite(labels) & (labels == np.floor(labels))).all())
+    if not whole or labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max:
+        what = "" if whole else ", some not whole"
+        raise ValueError(f"{path}: label values from {labels.min()} to {labels.max()}{what}; expected 0 to 65535")
     return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
+
+
+def values_in(labels: np.ndarray) -> set[int]:
+    """The label values that occur."""
+    return set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
 
 
 def _pixels(labels: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
@@ -158,17 +193,3 @@ def _pixels(labels: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
 
 def _other_pixels(labels: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
     return np.isin(labels, values, invert=True)
-
-
-def _files(folder: Path, extensions: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(path below `folder`, extension) in sorted order, subfolders included, but for links back to a folder above."""
-    above = {str(folder): {os.path.realpath(folder)}}  # of each folder that is still to be looked into
-    for where, subfolders, names in os.walk(folder, followlinks=True):
-        real, known = {sub: os.path.realpath(os.path.join(where, sub)) for sub in subfolders}, above.pop(where)
-        subfolders[:] = sorted(sub for sub in subfolders if real[sub] not in known)
-        above |= {os.path.join(where, sub): known | {real[sub]} for sub in subfolders}
-        below = os.path.relpath(where, folder).replace(os.sep, "/") + "/"
-        for name in sorted(names):
-            extension = os.path.splitext(name)[1]
-            if extension.lower() in extensions:
-                yield ("" if below == "./" else below) + name, extension

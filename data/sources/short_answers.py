@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import SOURCES, field, indexed, locate, picture, read_json
+from data.sources.base import SOURCES, Fault, attempt, field, indexed, locate, picture, read_json, shortened
 from data.sources.coco import existing
 from data.types import IMAGE_PLACEHOLDER, Record, Turn
 
@@ -47,18 +48,27 @@ class ShortAnswers:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
 
 
-def parse(path: Path) -> Iterator[dict[str, Any]]:
+def parse(path: Path) -> Iterator[Any]:
     """A row a picture: [entry, question, accepted answers] each, in the order of the file."""
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected a list of questions, got {type(entries).__name__} of length {len(entries)}")
+        raise ValueError(f"{path}: expected a list of questions, got {shortened(entries)}")
     pictures: dict[str, list[list[Any]]] = {}
     for index, entry in enumerate(entries):
-        where = f"{path}: entry {index}"
-        image, question = (_text(field(entry, key, where), key, where) for key in ("image", "question"))
-        pictures.setdefault(image, []).append([index, question, _answers(entry, where)])
+        read = attempt(partial(_entry, entry, f"{path}: entry {index}"))
+        if isinstance(read, Fault):
+            yield read
+        else:
+            image, *asked = read
+            pictures.setdefault(image, []).append([index, *asked])
     for image, questions in pictures.items():
         yield {"image": image, "entries": questions}
+
+
+def _entry(entry: Any, where: str) -> list[Any]:
+    """[picture, question, accepted answers]."""
+    texts = [_text(field(entry, key, where), key, where) for key in ("image", "question")]
+    return [*texts, _answers(entry, where)]
 
 
 def _answers(entry: dict[str, Any], where: str) -> list[str]:

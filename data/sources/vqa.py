@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import SOURCES, field, indexed, locate, picture, read_json
+from data.sources.base import SOURCES, attempt, field, indexed, locate, picture, read_json, shortened
 from data.types import IMAGE_PLACEHOLDER, Dialogue, Record, Turn
 
 
@@ -33,17 +34,24 @@ class LlavaInstruct:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
 
 
-def parse(path: Path) -> Iterator[list[Any]]:
+def parse(path: Path) -> Iterator[Any]:
     """[id, picture, [[speaker, text], ...]] of every entry."""
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected a list of dialogues, got {type(entries).__name__} of length {len(entries)}")
+        raise ValueError(f"{path}: expected a list of dialogues, got {shortened(entries)}")
     for index, entry in enumerate(entries):
-        where = f"{path}: entry {index}"
-        rounds = [
-            [field(said, "from", where), field(said, "value", where)] for said in field(entry, "conversations", where)
-        ]
-        yield [entry.get("id"), field(entry, "image", where), rounds]
+        image = entry.get("image") if isinstance(entry, dict) else None
+        yield attempt(partial(_entry, entry, f"{path}: entry {index}"), image)
+
+
+def _entry(entry: Any, where: str) -> list[Any]:
+    image, said = field(entry, "image", where, str), field(entry, "conversations", where, list)
+    where += f" (id {entry.get('id')})"
+    rounds = [
+        [field(one, key, f"{where}: conversations[{number}]", str) for key in ("from", "value")]
+        for number, one in enumerate(said)
+    ]
+    return [entry.get("id"), image, rounds]
 
 
 def dialogue(rounds: list[list[str]], where: str) -> Dialogue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -13,25 +14,35 @@ from pathlib import Path
 
 import numpy as np
 
+from data.collate import NothingToAsk
 from data.sources import Source
-from data.sources.base import image_paths
+from data.sources.base import if_turned, image_paths, orientation
+from data.sources.index import keeping_faults
 from data.types import Record
 from data.views import read_image
 from doctor.plan import TRAIN, Need
-from systems.base import SegTask
+from doctor.rehearsal import Rehearsal, texts_of
+from evaluation.questions import questions
 
-FAULT, WARNING = "fault", "warning"
+FAULT, WARNING, NOTE = "fault", "warning", "note"
+EXAMPLES = 3  # of a finding that are shown
+SORTS = 12  # of broken items that are listed apart
+OWN = ("coco", "folder")  # sources whose class list is the user's
+VARYING = re.compile(r"\S*/\S+|'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")  # of messages: paths, quotations, numbers
 STDERR = 2  # the descriptor that C code writes to
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something found `count` times; `text` tells the first time in full."""
+    """Something found `count` times; `text` tells the first time in full, `examples` the first few. sort: what tells
+    findings of one kind apart."""
 
     level: str
     kind: str
     text: str
     count: int = 1
+    sort: str = ""
+    examples: tuple[str, ...] = ()
 
 
 @dataclass
@@ -47,15 +58,20 @@ class Report:
     targets: int = 0
     classes: int = 0
     kinds: set[str] = field(default_factory=set)  # of the records drawn
+    vocabulary: dict[str, bool] = field(default_factory=dict)  # class -> is it anywhere in the records drawn
     findings: list[Finding] = field(default_factory=list)
 
-    def note(self, level: str, kind: str, text: str, count: int = 1) -> None:
-        """Adds a finding; further ones of its kind are only counted."""
+    def note(self, level: str, kind: str, text: str, count: int = 1, sort: str = "") -> None:
+        """Adds a finding; of further ones of its kind and sort a few are kept, all are counted."""
+        same = [finding for finding in self.findings if (finding.level, finding.kind) == (level, kind)]
+        if len(same) >= SORTS and sort not in {finding.sort for finding in same}:
+            sort = same[-1].sort
         for index, known in enumerate(self.findings):
-            if (known.level, known.kind) == (level, kind):
-                self.findings[index] = Finding(level, kind, known.text, known.count + count)
+            if (known.level, known.kind, known.sort) == (level, kind, sort):
+                examples = (*known.examples, text)[:EXAMPLES]
+                self.findings[index] = Finding(level, kind, known.text, known.count + count, sort, examples)
                 return
-        self.findings.append(Finding(level, kind, text, count))
+        self.findings.append(Finding(level, kind, text, count, sort, (text,)))
 
     @property
     def faults(self) -> int:
@@ -70,11 +86,12 @@ class Report:
         return f"{self.targets:,}" if whole else f"~{round(self.targets * len(self.pictures) / self.checked):,}"
 
 
-def examine(need: Need, root: Path, task: SegTask, check: int | None) -> Report:
+def examine(need: Need, root: Path, rehearsal: Rehearsal, check: int | None) -> Report:
     """Opens a source and draws `check` of its records, spread evenly; None: all of them."""
     report = Report(need)
     try:
-        report.source = need.open(root)
+        with keeping_faults():  # each of them is a finding of its record
+            report.source = need.open(root)
         report.pictures = image_paths(report.source)
     except FileNotFoundError as error:
         report.state = "missing"
@@ -91,8 +108,9 @@ def examine(need: Need, root: Path, task: SegTask, check: int | None) -> Report:
     look_at_files(report, root)
     count = len(report.pictures) if check is None else min(check, len(report.pictures))
     for index in np.unique(np.linspace(0, len(report.pictures) - 1, count).astype(int)):
-        look_at_record(report, int(index), task)
+        look_at_record(report, int(index), rehearsal)
     look_at_repeats(report)
+    look_at_classes(report)
     return report
 
 
@@ -100,7 +118,10 @@ def look_at_files(report: Report, root: Path) -> None:
     """Where the pictures are, and whether all are there."""
     folder = os.path.commonpath([os.path.dirname(path) for path in report.pictures[:100]])
     report.place = os.path.relpath(folder, root) if Path(folder).is_relative_to(root) else folder
-    missing = [path for path in report.pictures if not os.path.isfile(path)]
+    missing = [path for path in report.pictures if not path.endswith("/") and not os.path.isfile(path)]
+    for what, paths in getattr(report.source, "left_out", {}).items():
+        for path in paths:
+            report.note(WARNING, f"left out: {what}", path)
     if missing:
         report.note(FAULT, "pictures missing", f"no file {missing[0]}", len(missing))
 
@@ -112,8 +133,18 @@ def look_at_repeats(report: Report) -> None:
         report.note(WARNING, "pictures in several records", twice[0], len(twice))
 
 
-def look_at_record(report: Report, index: int, task: SegTask) -> None:
-    """Reads a picture, draws its masks and, for training, makes its dialogues."""
+def look_at_classes(report: Report) -> None:
+    """Classes of a list that no record has: a slip in one's own list, to be expected of a part of a published set."""
+    never = [name for name, occurs in report.vocabulary.items() if not occurs]
+    if not never or report.checked < len(report.pictures) or report.need.role != TRAIN:
+        return
+    own = report.need.base in OWN or "classes" in report.need.options
+    text = f"{len(never)} of {len(report.vocabulary)}: {', '.join(never[:12])}{', ...' * (len(never) > 12)}"
+    report.note(WARNING if own else NOTE, "classes that never occur", text)
+
+
+def look_at_record(report: Report, index: int, rehearsal: Rehearsal) -> None:
+    """Reads a picture, draws its masks and does what training does with it, or evaluation."""
     report.checked += 1
     try:
         record = report.source[index]
@@ -121,32 +152,62 @@ def look_at_record(report: Report, index: int, task: SegTask) -> None:
             shape = read_image(record.image).shape[:2]
         if said:
             report.note(WARNING, "damaged pictures", f"{record.image}: {said[0]}")
-        look_at_masks(report, record, shape)
+        if (tag := orientation(record.image)) > 1:
+            text = f"{record.image}: EXIF orientation {tag}; annotations must be of the picture as it is shown then"
+            report.note(NOTE, "turned pictures", text)
+        look_at_masks(record, shape)
         if report.need.role == TRAIN:
-            dialogues = task.converse(record, np.random.default_rng(index))
-            if not dialogues:
-                report.note(WARNING, "nothing to ask", f"{record.image}: no dialogue comes of it")
+            look_at_training(report, record, index, rehearsal)
+        else:
+            for query in questions(record, rehearsal.system):
+                rehearsal.maker.encoder.prompt(query.question)
     except Exception as error:
-        told = isinstance(error, FileNotFoundError) and not os.path.isfile(report.pictures[index])
-        if not told:
-            report.note(FAULT, "broken items", f"record {index}: {_said(error)}")
+        known = isinstance(error, FileNotFoundError) and not os.path.isfile(report.pictures[index])
+        if not known or report.pictures[index].endswith("/"):
+            text = _said(error)
+            report.note(FAULT, "broken items", f"record {index}: {text}", sort=VARYING.sub("*", text))
     else:
         said = sum(len(dialogue) for dialogue in record.asked)
         report.targets += len(record.targets) or said
         report.kinds.add(record.kind)
         report.classes = max(report.classes, len(record.vocabulary))
+        present = {target.phrase for target in record.targets if target.mask is not None}
+        for name in record.vocabulary:
+            report.vocabulary[name] = report.vocabulary.get(name, False) or name in present
 
 
-def look_at_masks(report: Report, record: Record, shape: tuple[int, int]) -> None:
-    """Raises ValueError at a mask that does not lie on the picture; an empty one is a warning."""
+def look_at_training(report: Report, record: Record, index: int, rehearsal: Rehearsal) -> None:
+    """Makes the sample of a record as training does; texts that it cannot encode are found whatever chance picks."""
+    check, sound = rehearsal.maker.encoder.check_text, True
+    for text in (*texts_of(record), *(name for name in record.vocabulary if name not in report.vocabulary)):
+        try:
+            check(text)
+        except ValueError as error:
+            sort = VARYING.sub("*", str(error))
+            report.note(FAULT, "words that cannot be encoded", f"{record.image}: {error}", sort=sort)
+            sound = False
+    if not sound:
+        return
+    try:
+        sample = rehearsal.maker.make_sample(record, np.random.default_rng(index))
+    except NothingToAsk as error:
+        report.note(WARNING, "nothing to ask", str(error))
+    else:
+        for text in sample.skipped:
+            report.note(WARNING, "rows left out", text)
+
+
+def look_at_masks(record: Record, shape: tuple[int, int]) -> None:
+    """Raises ValueError at a mask that does not lie on the picture, or that covers nothing of it."""
     for target in record.targets:
         if not target.phrase.strip():
             raise ValueError(f"{record.image}: a target without words")
         mask = target.mask() if target.mask is not None else None
         if mask is not None and mask.shape != shape:
-            raise ValueError(f"{record.image}: is {shape}, the mask of {target.phrase!r} {mask.shape} (H, W)")
+            turned = if_turned(record.image, mask.shape, shape)
+            raise ValueError(f"{record.image}: is {shape}, the mask of {target.phrase!r} {mask.shape} (H, W){turned}")
         if mask is not None and not mask.any():
-            report.note(WARNING, "empty masks", f"{record.image}: {target.phrase!r}")
+            raise ValueError(f"{record.image}: the mask of {target.phrase!r} is empty, though it is given as present")
     if record.ignore is not None and (ignored := record.ignore()).shape != shape:
         raise ValueError(f"{record.image}: is {shape}, its ignored region {ignored.shape} (H, W)")
 

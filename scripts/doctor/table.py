@@ -32,13 +32,13 @@ def as_table(reports: Sequence[Report]) -> str:
 
 
 def findings(reports: Sequence[Report]) -> str:
-    """Every finding: level, source, kind, how often, the first in full."""
+    """Every finding: level, source, kind, how often, and the first few in full."""
     lines = []
     for report in reports:
         for finding in report.findings:
-            often = f" ({finding.count} times, first:)" if finding.count > 1 else ""
+            often = f" ({finding.count} times, such as:)" if finding.count > 1 else ""
             lines.append(f"{finding.level}: {report.need.role} {report.need.label}: {finding.kind}{often}")
-            lines.append(textwrap.indent(finding.text, "    "))
+            lines += [textwrap.indent(example, "    ") for example in finding.examples]
     return "\n".join(lines)
 
 
