@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as member
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.sources.base import field, read_entries
-from utils.masks import Size, segmentation_to_mask
+from utils.masks import Once, Size, segmentation_to_mask
 
 CORNERS = 3  # a polygon has at least this many
 
@@ -92,6 +93,13 @@ def size_of(image: dict[str, Any], where: str) -> Size:
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         raise ValueError(f"{where}: height and width must be whole numbers above 0, got {size[0]!r} and {size[1]!r}")
     return size[0], size[1]
+
+
+def released_mask(segmentations: list[Any], size: Size, where: str) -> Once | None:
+    """The mask as readers have it that sum an object's parts (lisa.md 4.4); None where no annotation has several."""
+    if not any(isinstance(shape, list) and len(shape) > 1 for shape in segmentations):
+        return None
+    return Once(partial(draw, segmentations, size, "exclude", where))
 
 
 def draw(segmentations: list[Any], size: Size, overlap: str, where: str) -> np.ndarray:

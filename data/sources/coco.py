@@ -97,9 +97,7 @@ class Coco:
         """Shapes to a function that draws their union, from annotations or from the picture's one segment map."""
         size = tuple(row["size"])
         if row["png"] is None:
-            return lambda shapes: Once(
-                partial(draw, [shape[2] for shape in shapes], size, "union", f"{where}: {_numbers(shapes)}")
-            )
+            return lambda shapes: _drawn(shapes, size, f"{where}: {_numbers(shapes)}")
         path = picture(self._png, row["png"], where, "segment map")
         segments = Once(partial(read_segments, path, size))
         return lambda shapes: partial(among, segments, tuple(shape[1] for shape in shapes), path)
@@ -182,6 +180,10 @@ def _needed(annotation: dict[str, Any], where: str) -> dict[str, Any]:
 def _name(category: dict[str, Any], path: Path, panoptic: bool) -> str:
     name = str(field(category, "name", f"{path}: category {category.get('id')}")).strip().lower()
     return SUFFIX.sub("", name) if panoptic else name
+
+
+def _drawn(shapes: list[Any], size: Size, where: str) -> Once:
+    return Once(partial(draw, [shape[2] for shape in shapes], size, "union", where), where)
 
 
 def _numbers(shapes: list[Any]) -> str:

@@ -45,7 +45,8 @@ class JsonLines:
         image = picture(self._folder, row["image"], where)
         targets = []
         for line, text, kind, shape, correction in row["queries"]:
-            mask = Once(partial(self._mask, image, kind, shape, f"{self.files[0]}: line {line}"))
+            place = f"{self.files[0]}: line {line}"
+            mask = Once(partial(self._mask, image, kind, shape, place), place)
             targets.append(Target(text, None if shape is None else mask, correction))
         asked = ((Turn(targets[0].phrase, (row["explanation"],)),),) if row["explanation"] else ()
         return Record(image, row["kind"], tuple(targets), asked=asked)

@@ -13,6 +13,8 @@ import numpy as np
 from data.sources.base import SOURCES, choice, indexed, locate, picture, picture_size, read_entries
 from data.sources.semantic import read_label_map
 from data.types import Record, Target
+from utils.log import log
+from utils.masks import Once
 
 HOME = "OpenImageV6"
 SPLITS = ("train", "validation", "test")
@@ -47,7 +49,7 @@ class OpenImages:
         targets = []
         for name, files in row["classes"].items():
             paths = tuple(picture(self._masks, file, f"{where}: class {name!r}", "mask") for file in files)
-            targets.append(Target(name, partial(joined, paths, image)))
+            targets.append(Target(name, Once(partial(joined, paths, image), f"{where}: class {name!r}")))
         return Record(image, "classes", tuple(targets), self.vocabulary)
 
     def image_paths(self) -> list[str]:
@@ -65,8 +67,12 @@ def joined(paths: tuple[Path, ...], image: Path) -> np.ndarray:
 
 
 def parse(path: Path) -> Iterator[dict[str, Any]]:
-    """{image_id, file_name, classes: {class: mask files}} of every picture, whose classes must be categories."""
-    names = set(categories(path))
+    """{image_id, file_name, classes: {class: mask files}} of every picture, whose classes must be categories.
+
+    A picture without a mask is left out, and counted in a warning: OpenImages labels some classes of a picture, so
+    nothing is known of it.
+    """
+    names, unlabelled = set(categories(path)), 0
     for number, classes in read_entries(path):
         if number == CATEGORIES:
             continue
@@ -79,7 +85,11 @@ def parse(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"{where}: the class {name!r} is not among the {len(names)} {CATEGORIES} of the file")
             if files:
                 found.setdefault(_spelt(name), []).extend(files)
-        yield {"image_id": number, "file_name": f"{number[:2]}/{number}.jpg", "classes": found}
+        if found:
+            yield {"image_id": number, "file_name": f"{number[:2]}/{number}.jpg", "classes": found}
+        unlabelled += not found
+    if unlabelled:
+        log.warning("%s: left out %d images without a mask; nothing is known of what they show", path, unlabelled)
 
 
 def categories(path: Path) -> Iterator[str]:

@@ -47,7 +47,7 @@ class ReasonSeg:
         entry = read_json(path, ENCODINGS)
         painted = Once(partial(paint, field(entry, "shapes", str(path)), picture_size(image), path))
         at_most = 1 if self._first_only else None
-        mask = Once(partial(_equals, painted, TARGET))
+        mask = Once(partial(_equals, painted, TARGET), f"{path}: shapes")
         targets = [Target(text, mask) for text in _texts(entry, path)[:at_most]]
         targets += [Target(question, None, reply) for question, reply in _false_premises(entry, path)[:at_most]]
         return Record(

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.annotations import by_id, draw, known, size_of, whole_polygons
+from data.sources.annotations import by_id, draw, known, released_mask, size_of, whole_polygons
 from data.sources.base import SOURCES, EmptySplit, choice, field, indexed, locate, picture, read_json
 from data.types import Record, Target
 from utils.masks import OVERLAPS, Once
@@ -68,10 +68,14 @@ class Refer:
         targets = []
         for ref in row["refs"]:
             where = f"{self._instances}: annotation {', '.join(map(str, ref['ann_ids']))} (ref {ref['ref_id']})"
-            mask = Once(partial(draw, ref["segmentations"], tuple(row["size"]), self._overlap, where))
-            targets += [
-                Target(text, mask if there else None, correction) for text, there, correction in ref["sentences"]
-            ]
+            shapes, size = ref["segmentations"], tuple(row["size"])
+            mask = Once(partial(draw, shapes, size, self._overlap, where), where)
+            summed = released_mask(shapes, size, where) if self._overlap == "union" else None
+            for text, there, correction in ref["sentences"]:
+                target = (
+                    Target(text, mask, correction, released_mask=summed) if there else Target(text, None, correction)
+                )
+                targets.append(target)
         name = row["file_name"]
         image = picture(self._home(name), name, f"{self._instances}: image {row['image_id']}")
         return Record(image, "refer", tuple(targets))

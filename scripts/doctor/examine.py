@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.collate import NothingToAsk
 from data.sources import Source
 from data.sources.base import image_paths
 from data.types import Record
@@ -123,9 +124,12 @@ def look_at_record(report: Report, index: int, task: SegTask) -> None:
             report.note(WARNING, "damaged pictures", f"{record.image}: {said[0]}")
         look_at_masks(report, record, shape)
         if report.need.role == TRAIN:
-            dialogues = task.converse(record, np.random.default_rng(index))
-            if not dialogues:
-                report.note(WARNING, "nothing to ask", f"{record.image}: no dialogue comes of it")
+            try:
+                why = "" if task.converse(record, np.random.default_rng(index)) else "no dialogue comes of it"
+            except NothingToAsk as nothing:
+                why = str(nothing)
+            if why:
+                report.note(WARNING, "nothing to ask", f"{record.image}: {why.removeprefix(f'{record.image}: ')}")
     except Exception as error:
         told = isinstance(error, FileNotFoundError) and not os.path.isfile(report.pictures[index])
         if not told:
