@@ -20,6 +20,7 @@ from evaluation.metrics import RELEASED, STANDARD
 from evaluation.published import SEEN, Published, published
 from evaluation.suites import SUITES
 from utils.config import SuiteConfig
+from utils.files import write_text
 
 SHOWN, WIDTH, BINS, FAILURES = 4, 360, 10, 20  # pictures best and worst, their width, bars, failures listed
 PAGE = Path(__file__).parent / "page"
@@ -47,7 +48,7 @@ def write_report(
     )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.html"
-    file.write_text(page, encoding="utf-8")
+    write_text(file, page)
     return file
 
 

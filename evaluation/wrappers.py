@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 
 from data.sources import Source
 from data.sources.base import image_paths
+from data.sources.digest import annotation_paths
 from data.types import Mask, Record, Turn
 
 
@@ -26,6 +28,9 @@ class PresentOnly:
 
     def image_paths(self) -> list[str]:
         return image_paths(self.source)
+
+    def annotation_paths(self) -> list[Path]:
+        return annotation_paths(self.source)
 
 
 class Grouped:
@@ -48,3 +53,6 @@ class Grouped:
 
     def image_paths(self) -> list[str]:
         return image_paths(self.source)
+
+    def annotation_paths(self) -> list[Path]:
+        return annotation_paths(self.source)

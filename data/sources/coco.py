@@ -86,6 +86,13 @@ class Coco:
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
 
+    def annotation_paths(self) -> list[Path]:
+        maps = [row["png"] for row in map(self._rows.__getitem__, range(len(self)))] if self._is_panoptic() else []
+        return [*self.files, *(self._png / name for name in maps if name)]
+
+    def _is_panoptic(self) -> bool:
+        return any(self._rows[index]["png"] for index in range(min(len(self), 100)))
+
     def _asked(self, shapes: list[Any]) -> bool:
         return not self._single or (len(shapes) == 1 and not shapes[0][-1])
 

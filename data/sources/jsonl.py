@@ -54,6 +54,10 @@ class JsonLines:
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
 
+    def annotation_paths(self) -> list[Path]:
+        queries = (query for index in range(len(self)) for query in self._rows[index]["queries"])
+        return [*self.files, *(self._folder / shape for _, _, kind, shape, _ in queries if kind == "mask" and shape)]
+
     def _mask(self, image: Path, kind: str, shape: Any, where: str) -> np.ndarray:
         size = picture_size(image)
         if kind != "mask":

@@ -52,6 +52,12 @@ class OpenImages:
             targets.append(Target(name, Once(partial(joined, paths, image), f"{where}: class {name!r}")))
         return Record(image, "classes", tuple(targets), self.vocabulary)
 
+    def annotation_paths(self) -> list[Path]:
+        named = (
+            name for index in range(len(self)) for names in self._rows[index]["classes"].values() for name in names
+        )
+        return [*self.files, *(self._masks / name for name in named)]
+
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
 

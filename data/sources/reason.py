@@ -42,6 +42,9 @@ class ReasonSeg:
     def image_paths(self) -> list[str]:
         return [str(image) for image, _ in self._files]
 
+    def annotation_paths(self) -> list[Path]:
+        return [path for _, path in self._files]
+
     def __getitem__(self, index: int) -> Record:
         image, path = self._files[index]
         entry = read_json(path, ENCODINGS)
