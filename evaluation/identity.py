@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from data.sources.digest import annotation_digest
 from evaluation.catalog import Suite
 from model.cache import fingerprint
 from systems.assistant import Assistant
+from systems.base import SegTask
 
 NAMED = 3  # of the broken weights
+VIEW = ("use_mm_start_end", "image_size", "load_in_8bit", "load_in_4bit", "decoder_heads", "head")  # beside the tower
 
 
 class NotNumbers(ArithmeticError):
@@ -23,12 +26,15 @@ class NotNumbers(ArithmeticError):
 
 
 def of_assistant(assistant: Assistant) -> dict[str, Any]:
-    """What answers depend on: weights, system, wording, precision."""
+    """What answers depend on: weights, how pictures are shown to them, system, wording, precision."""
     recipe = assistant.recipe
+    seen = {name: getattr(recipe.model, name) for name in VIEW}
     return {
         "weights": fingerprint(assistant.model),
         "system": recipe.system,
         "system_options": json.dumps(dict(recipe.options), sort_keys=True),
+        "questions": _wording(assistant.system.task),
+        "model": json.dumps(seen | {"tower": vars(recipe.model.tower)}, sort_keys=True, default=str),
         "conv_type": recipe.model.conv_type,
         "model_max_length": recipe.model.model_max_length,
         "precision": str(assistant.model.dtype),
@@ -44,6 +50,13 @@ def of_data(suite: Suite, source: Source, root: Path, options: dict[str, Any]) -
         "options": options,
         "annotations": annotation_digest(source, root),
     }
+
+
+def _wording(task: SegTask) -> str:
+    """Of all templates and options that its questions are made of, which a task's text form shows; "" where it shows
+    an address in memory instead."""
+    shown = repr(task)
+    return "" if " at 0x" in shown else hashlib.sha256(shown.encode()).hexdigest()[:16]
 
 
 def check_finite(model: nn.Module) -> None:

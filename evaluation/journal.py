@@ -152,7 +152,6 @@ def predictions(paths: Iterable[str | Path]) -> dict[str, list[Line]]:
     Raises for files of different protocols, weights or data: their figures must not be mixed.
     """
     found: dict[str, dict[int, Line]] = {}
-    made_with(paths)
     for path in map(Path, paths):
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not files:
@@ -163,7 +162,10 @@ def predictions(paths: Iterable[str | Path]) -> dict[str, list[Line]]:
                 protocols = {line["protocol"], *(other["protocol"] for other in islice(lines.values(), 1))}
                 if len(protocols) > 1:
                     raise ValueError(f"{file}: {line['suite']} in several protocols: {', '.join(sorted(protocols))}")
+                if line["metric"] != next(iter(lines.values()), line)["metric"]:
+                    raise ValueError(f"{file}: {line['suite']} is scored by several metrics; score these files apart")
                 lines[line["index"]] = line
+    made_with(paths)  # raises
     return {suite: list(lines.values()) for suite, lines in found.items()}
 
 

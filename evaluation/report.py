@@ -33,7 +33,8 @@ def write_report(
 
     Where the data are as they were, the examples show what is true beside what is predicted.
     """
-    suites, settings = results["suites"], made_with(paths)
+    suites = results["suites"]
+    settings = {name: one for name, one in made_with(paths).items() if name in suites}  # others may be left from before
     lines = predictions(paths) if suites else {}
     sections = "".join(
         section(name, suite, lines.get(name, []), settings.get(name), custom) for name, suite in suites.items()

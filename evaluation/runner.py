@@ -141,12 +141,17 @@ def write_results(results: dict[str, Any], folder: Path) -> None:
 
 def rescore(paths: Sequence[str | Path]) -> dict[str, Any]:
     """The results of files (or folders) of predictions, every metric and variant, without model or data."""
-    suites, settings = {}, made_with(paths)
-    for name, lines in predictions(paths).items():
+    suites, found = {}, predictions(paths)
+    settings = made_with(paths)
+    for name, lines in found.items():
         score = Score(lines[0]["metric"])
         for line in lines:
             score.add(line)
         suites[name] = score.result(lines[0]["protocol"], settings.get(name, {}).get("records", 0))
+    models = {name: settings[name].get("weights") for name in suites if name in settings}
+    if len(set(models.values())) > 1:  # one table of several models must say so
+        for name, weights in models.items():
+            suites[name]["notes"].append(f"of the weights {weights}; the suites here are not all of the same")
     return {"from": [str(path) for path in paths], "suites": suites, "missing": {}}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from evaluation.journal import Journal
 from evaluation.protocols import FORCED
 from evaluation.runner import evaluate, rescore
 from evaluation.suites import find_suites, own_suites
+from systems.base import SYSTEMS, WORDING, build_system
 from utils import files
 from utils.config import EvalConfig, from_dict
 
@@ -212,8 +214,29 @@ def test_predictions_of_other_weights_are_not_scored_together(world, assistant, 
         evaluate(model, ["ReasonSeg|val"], world, FORCED, 2, tmp_path / place)
     with pytest.raises(ValueError, match=r"ReasonSeg\|val was made with other weights"):
         rescore([tmp_path / "a" / "predictions", tmp_path / "b" / "predictions"])
+    evaluate(assistant, ["refcoco|unc|val"], world, FORCED, 0, tmp_path / "b")
+    notes = [suite["notes"] for suite in rescore([tmp_path / "b" / "predictions"])["suites"].values()]
+    assert all("not all of the same" in " ".join(note) for note in notes) and len(notes) == 2
     suite = rescore([tmp_path / "a" / "predictions"])["suites"]["ReasonSeg|val"]
     assert suite["pictures"] == 2 and suite["notes"] == ["2 of 3 pictures only"]
+
+
+def test_whatever_changes_the_answers_without_the_weights_is_in_the_key(assistant, tmp_path):
+    before = identity.of_assistant(assistant)
+    model = assistant.recipe.model
+    for other in (replace(model, image_size=512), replace(model, tower=replace(model.tower, pad=True))):
+        recipe = replace(assistant.recipe, model=other)
+        assert identity.of_assistant(replace(assistant, recipe=recipe)) != before
+    moved = replace(model, version="elsewhere", vision_tower="elsewhere")
+    assert identity.of_assistant(replace(assistant, recipe=replace(assistant.recipe, model=moved))) == before
+    for name in SYSTEMS:
+        assert identity._wording(build_system(name).task) == identity._wording(build_system(name).task) != ""
+    text = (WORDING / "sesame.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text)
+    path = str(tmp_path / "mine.yaml")
+    one = identity._wording(build_system("sesame", {"wording": path}).task)
+    (tmp_path / "mine.yaml").write_text(text.replace("{phrase}", "the {phrase}", 1))
+    assert identity._wording(build_system("sesame", {"wording": path}).task) != one
 
 
 def test_damaged_settings_are_other_settings(world, assistant, tmp_path, monkeypatch):
