@@ -24,6 +24,7 @@ from utils.registry import unknown
 DRAWS = 100  # unusable draws in a row after which a mixture gives up
 SHOWN = 20  # skipped samples that are logged one by one; further ones are only counted
 ON_BAD_SAMPLE = ("raise", "skip")
+MISTAKES = (NameError, ImportError, NotImplementedError, AssertionError)  # of the code, whatever the data
 ORDER = 1  # keys the order of an epoch apart from the samples, whose key is one number
 
 

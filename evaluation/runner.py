@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.collate import NothingToAsk, Sample, draw_target, look
-from data.mixture import ON_BAD_SAMPLE, SHOWN
+from data.mixture import MISTAKES, ON_BAD_SAMPLE, SHOWN
 from data.sources import Source
 from data.sources.base import first_of
 from data.types import Query, Record
@@ -280,6 +280,8 @@ class Run:
             return item
         except NothingToAsk as error:
             return Item(index, left_out=str(error))
+        except MISTAKES:
+            raise
         except Exception as error:  # a damaged file raises what its reader happens to raise
             told = isinstance(error, (OSError, ValueError))
             why = f"record {index}: {error if told else f'{type(error).__name__}: {error}'}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.tokens import TokenSpec
-from data.types import Claim, Dialogue, Mask, Query, Record, Refuse, Script, Turn
+from data.types import Claim, Dialogue, Mask, MaskFn, Query, Record, Refuse, Script, Turn
 from systems.base import (
     ABSENT,
     SYSTEMS,
@@ -30,6 +30,7 @@ from systems.base import (
     read_claims,
 )
 from systems.single import REASONING, SLOTS, SingleTarget
+from utils.masks import EmptyMask
 
 TOKENS = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
 LIST_PROMPT = " What are {list}in this image? Please output segmentation masks."  # published, blanks and all
@@ -145,13 +146,21 @@ class PhraseList:
         """What stands for a target: a mask, or a rejection where it is not in the picture."""
         refused = index < 0 or record.targets[index].mask is None
         if not refused and self.options.empty_mask == "refuse":
-            refused = not record.targets[index].mask().any()
+            refused = is_empty(record.targets[index].mask)
         return Refuse(index) if refused else Mask(index)
 
 
 def clean(phrase: str) -> str:
     """Without outer blanks and full stops, as released."""
     return phrase.strip().strip(".")
+
+
+def is_empty(mask: MaskFn) -> bool:
+    """Whether nothing is left of what is called present, e.g. where all its polygons are broken."""
+    try:
+        return not mask().any()
+    except EmptyMask:  # as a source may say itself
+        return True
 
 
 def answer_of(start: str, part: str, separator: str, names: Sequence[str], holes: Sequence[Mask | Refuse]) -> Script:

@@ -325,6 +325,15 @@ def odd_reader(path: Path, views, look):
     return look(path, views)
 
 
+def test_a_mistake_in_the_code_is_never_a_bad_record(assistant, tmp_path, monkeypatch):
+    def wrong(path: Path, views):
+        raise NameError("no such name")
+
+    monkeypatch.setattr("evaluation.runner.look", wrong)
+    with pytest.raises(NameError):
+        run(assistant, own(tmp_path, [GOOD]), on_bad_sample="skip")
+
+
 def test_a_suite_of_which_nothing_can_be_scored_has_no_figure(assistant, tmp_path):
     results = run(assistant, own(tmp_path, [EMPTY]), on_bad_sample="skip")
     assert not results["suites"] and "none of its 1 pictures can be scored" in results["missing"]["mine"]

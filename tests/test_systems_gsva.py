@@ -11,6 +11,7 @@ import pytest
 from data.types import Mask, Record, Refuse, Target, Turn
 from systems.base import build_system
 from systems.gsva import LIST_PART, PhraseList
+from utils.masks import EmptyMask
 
 NAMES = ("Red Car", "a dog.", " tall tree ", "no such thing", "nobody")
 
@@ -53,11 +54,14 @@ def test_one_answer_gives_each_asked_phrase_its_own_slot(seed):
 
 
 def test_an_expression_whose_mask_is_empty_is_no_absent_thing_unless_told_as_published():
-    one = Record(Path("p.jpg"), "refer", (Target("a", mask), Target("b", nothing)))
+    def broken() -> np.ndarray:
+        raise EmptyMask("instances.json: annotation 7: no pixel")
+
+    one = Record(Path("p.jpg"), "refer", (Target("a", mask), Target("b", nothing), Target("c", broken)))
     ((turn,),) = converse(one)
-    assert holes(turn) == [Mask(0), Mask(1)]  # whoever draws the masks meets the fault
+    assert holes(turn) == [Mask(0), Mask(1), Mask(2)]  # whoever draws the masks meets the fault
     ((turn,),) = converse(one, empty_mask="refuse")
-    assert holes(turn) == [Mask(0), Refuse(1)]
+    assert holes(turn) == [Mask(0), Refuse(1), Refuse(2)]
 
 
 def test_all_absent_is_not_trained_on_unless_asked_for():

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as member
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +95,15 @@ def size_of(image: dict[str, Any], where: str) -> Size:
 
 
 def released_mask(segmentations: list[Any], size: Size, where: str) -> Once | None:
-    """The mask as readers have it that sum an object's parts (lisa.md 4.4); None where no annotation has several."""
+    """The mask as readers have it that sum an object's parts (lisa.md 4.4), which may leave nothing of it; None where
+    no annotation has several parts."""
     if not any(isinstance(shape, list) and len(shape) > 1 for shape in segmentations):
         return None
-    return Once(partial(draw, segmentations, size, "exclude", where))
+
+    def summed() -> np.ndarray:
+        return np.logical_or.reduce([segmentation_to_mask(shape, size, "exclude") for shape in segmentations])
+
+    return Once(summed, where)
 
 
 def draw(segmentations: list[Any], size: Size, overlap: str, where: str) -> np.ndarray:
