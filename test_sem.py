@@ -19,8 +19,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.mixture import ON_BAD_SAMPLE
 from evaluation import suites
 from evaluation.cli import Parser, add_model_flags, load_assistant
+from evaluation.identity import NotNumbers
 from evaluation.protocols import GENERATED, PROTOCOLS
 from evaluation.report import write_report
 from evaluation.runner import as_table, evaluate, rescore, write_results
@@ -50,20 +52,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging(dist.is_main())
     assistant = load_assistant(args)
     out = Path(args.out or Path("runs") / "evaluation" / Path(args.version).name) / args.protocol
-    results = evaluate(
-        assistant,
-        chosen,
-        args.dataset_dir,
-        args.protocol,
-        args.limit,
-        out,
-        batch_size=args.batch_size,
-        max_new_tokens=args.max_new_tokens,
-        workers=args.workers,
-        classes=args.classes,
-        resume=not args.fresh,
-        custom=own,
-    )
+    try:
+        results = evaluate(
+            assistant,
+            chosen,
+            args.dataset_dir,
+            args.protocol,
+            args.limit,
+            out,
+            batch_size=args.batch_size,
+            max_new_tokens=args.max_new_tokens,
+            workers=args.workers,
+            classes=args.classes,
+            resume=not args.fresh,
+            custom=own,
+            on_bad_sample=args.on_bad_sample,
+        )
+    except NotNumbers as error:
+        raise SystemExit(f"test_sem.py: {error}") from None
     if dist.is_main():
         print(as_table(results))
         write_report(results, [out / "predictions"], out / "report", own)
@@ -111,6 +117,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", "--val_batch_size", type=at_least(1), default=1, help="pictures a batch")
     parser.add_argument("--max_new_tokens", type=at_least(1), default=512, help="longest answer")
     parser.add_argument("--workers", type=at_least(0), default=2, help="threads that read pictures ahead")
+    parser.add_argument(
+        "--on_bad_sample",
+        choices=ON_BAD_SAMPLE,
+        help="a record that cannot be read, or whose mask is empty: gives its suite up, or is left out and counted; "
+        "default: as the checkpoint's recipe says",
+    )
     parser.add_argument("--out", help="default: runs/evaluation/<name of version>")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of going on after a cut")
     parser.add_argument(

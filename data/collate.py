@@ -15,10 +15,11 @@ from data.encode import Encoded, Encoder, SequenceTooLong
 from data.sources.base import misfit
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Dialogue, Geometry, MaskFn, Record
 from data.views import Views, read_image
+from utils.masks import EmptyMask
 
 
 class NothingToAsk(ValueError):
-    """A record gives no dialogue, e.g. a picture without a known class: a fact about the set, no fault of a file."""
+    """A record gives no question, e.g. a picture without a labelled pixel: a fact about the set, no fault of a file."""
 
 
 @dataclass
@@ -103,7 +104,7 @@ def draw_masks(record: Record, targets: Sequence[int], shape: tuple[int, int]) -
             target = record.targets[index]
             if target.mask is None:
                 raise ValueError(f"{record.image}: an answer has a mask for {target.phrase!r}, which is absent")
-            drawn[index] = torch.from_numpy(_draw(record, repr(target.phrase), target.mask, shape)).float()
+            drawn[index] = torch.from_numpy(draw_target(record, index, shape)).float()
     return torch.stack([drawn[index] for index in targets]) if drawn else torch.zeros(0, *shape)
 
 
@@ -178,6 +179,20 @@ def _expand(row: Encoded, image_tokens: int) -> tuple[np.ndarray, np.ndarray, np
     repeats = np.where(ids == IMAGE_ID, image_tokens, 1)
     last = np.cumsum(repeats) - 1
     return ids.repeat(repeats), labels.repeat(repeats), last[np.array(row.mask_positions, int)]
+
+
+def draw_target(record: Record, index: int, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: the mask of a target that is in the picture. One of another size than the picture's, or without a
+    pixel (EmptyMask), is an error that names picture and phrase, and the annotation where the mask knows it."""
+    target = record.targets[index]
+    mask = _draw(record, repr(target.phrase), target.mask, shape)
+    if not mask.any():
+        origin = getattr(target.mask, "where", "")
+        raise EmptyMask(
+            f"{record.image}: the mask of {target.phrase!r} has no pixel, although the data say that it is there"
+            + (f" ({origin})" if origin else "")
+        )
+    return mask
 
 
 def _draw(record: Record, what: str, mask: MaskFn, shape: tuple[int, int]) -> np.ndarray:

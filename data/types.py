@@ -15,8 +15,11 @@ MaskFn = Callable[[], np.ndarray]  # draws a (H, W) bool mask when asked, not be
 
 @dataclass(frozen=True)
 class Target:
-    """One thing the text may talk about. `mask` None: it is not in the picture.
+    """One thing the text may talk about. `mask` None: it is not in the picture. A mask that is there has a pixel; one
+    without is a fault of the data (`EmptyMask`), never an absent thing.
 
+    `released_mask`: the mask as the released readers that sum an object's parts have it, where it differs: pixels under
+    several parts are outside. Only the as-released scoring looks at it; it may be empty.
     `correction`: what is there instead (false premise); for a reason query the whole answer that the data set gives.
     `aliases`: other names of the same thing that the data set has, for tasks that vary names: "the wheel of the car"
     beside the phrase "car wheel", the category beside MUSE's rephrased name.
@@ -26,6 +29,7 @@ class Target:
     mask: MaskFn | None
     correction: str | None = None
     aliases: tuple[str, ...] = ()
+    released_mask: MaskFn | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import Tensor
 from data.types import Claim, Query, Record
 from evaluation.bootstrap import share_intervals
 from evaluation.matching import assign_claims, without_tokens
-from evaluation.metrics import RELEASED, STANDARD, Figure, Overlaps, mean, overlap, ratio
+from evaluation.metrics import RELEASED, STANDARD, Figure, Overlap, Overlaps, mean, overlap, ratio
 from evaluation.protocols import FORCED, Reply
-from evaluation.scoring import SCORERS, true_mask, with_intervals
+from evaluation.scoring import AS_LISA, SCORERS, ignored_pixels, is_present, true_mask, with_intervals
 from evaluation.shares import overlap_shares, stacked, summed
+from systems.base import ReleasedTruth
 
 PRECISIONS = (0.7, 0.8, 0.9)  # Pr@X that the reference program prints
 SEEN = ("See", "See_precision", "See_recall", "See_absent", "See_F1")
@@ -28,7 +30,8 @@ class AbsentScorer:
     """One row of pixel counts a phrase, in two variants.
 
     standard: a rejected phrase has no mask. as_released: the published decision rule counts where the protocol has one,
-    and a rejected phrase keeps the mask that was withheld.
+    and a rejected phrase keeps the mask that was withheld. Ignored pixels count in neither; what is there and lies
+    wholly in them is not scored.
     """
 
     KINDS = ("refer", "reason", "phrase")
@@ -39,8 +42,15 @@ class AbsentScorer:
         self.forced = False
 
     @staticmethod
-    def count(record: Record, queries: Sequence[Query], replies: Sequence[Reply], protocol: str) -> dict[str, Any]:
+    def count(
+        record: Record,
+        queries: Sequence[Query],
+        replies: Sequence[Reply],
+        protocol: str,
+        released: ReleasedTruth = AS_LISA,
+    ) -> dict[str, Any]:
         rows: dict[str, list[list[int]]] = {STANDARD: [], RELEASED: []}
+        ignore = ignored_pixels(record, replies[0].masks.device)
         for query, reply in zip(queries, replies, strict=True):
             if len(query.targets) != len(query.asked):
                 raise ValueError(f"{record.image}: {query.question!r} asks {len(query.asked)} of {query.targets}")
@@ -48,9 +58,11 @@ class AbsentScorer:
             published = honest if reply.released is None else assign_claims(reply.released, query.asked)
             for target, claim, other in zip(query.targets, honest, published, strict=True):
                 truth = true_mask(record, target, reply.masks.shape[-2:]).to(reply.masks.device)
-                rows[STANDARD].append(_row(reply, claim, claim and claim.mask, truth))
+                if ignore is not None and is_present(record, target) and not (truth & ~ignore).any():
+                    continue
+                rows[STANDARD].append(_row(reply, claim, claim and claim.mask, truth, ignore))
                 kept = None if other is None else other.withheld if other.mask is None else other.mask
-                rows[RELEASED].append(_row(reply, other, kept, truth))
+                rows[RELEASED].append(_row(reply, other, kept, truth, ignore))
         return {"rows": rows, "forced": protocol == FORCED, "unmatched": 0}
 
     def add(self, counts: dict[str, Any]) -> None:
@@ -121,35 +133,58 @@ class ApartScorer(GeneralisedScorer):
 class PremiseScorer(AbsentScorer):
     """True and false premises (sesame.md 6.2). See: said to be there exactly when it is. Segment: cIoU over all.
 
+    See goes by the flags, not by pixels: what the data say of the phrase, and whether the answer has a mask for it; an
+    empty one withdraws it, as released.
+
     Say, whose published judge is a language model without code: chrF of the answer about what is not there, its mask
     tokens aside, with what the data set says is there instead; over all such queries, and over those rightly refused.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.seen: list[list[Overlap]] = []  # of each picture; a phrase is one "pixel": is it there, is it said to be
         self.said: list[list[list[float]]] = []  # of each picture: [chrF, refused] of every false premise
 
     @staticmethod
-    def count(record: Record, queries: Sequence[Query], replies: Sequence[Reply], protocol: str) -> dict[str, Any]:
-        said = []
+    def count(
+        record: Record,
+        queries: Sequence[Query],
+        replies: Sequence[Reply],
+        protocol: str,
+        released: ReleasedTruth = AS_LISA,
+    ) -> dict[str, Any]:
+        said, seen = [], []
         for query, reply in zip(queries, replies, strict=True):
+            for index, claim in zip(query.targets, assign_claims(reply.claims, query.asked), strict=True):
+                drawn = claim is not None and claim.mask is not None and bool((reply.masks[claim.mask] > 0).any())
+                seen.append([int(is_present(record, index)), int(drawn)])
             target = record.targets[query.targets[0]] if len(query.targets) == 1 else None
             if target is not None and target.mask is None and target.correction:
                 refused = all(claim.mask is None for claim in reply.claims)
                 said.append([similarity(reply.text, target.correction), int(refused)])
-        return {**AbsentScorer.count(record, queries, replies, protocol), "said": said}
+        return {**AbsentScorer.count(record, queries, replies, protocol), "seen": seen, "said": said}
 
     def add(self, counts: dict[str, Any]) -> None:
         super().add(counts)
         self.said.append(counts["said"])
+        pixels = [
+            (row[2] > 0, row[3] > 0 and not row[4]) for row in counts["rows"][STANDARD]
+        ]  # all that old files have
+        flags = [(bool(there), bool(said)) for there, said in counts.get("seen", pixels)]
+        self.seen.append([Overlap(*map(int, (there and said, there or said, there, said))) for there, said in flags])
 
     def merge(self, other: PremiseScorer) -> None:
         super().merge(other)
+        self.seen += other.seen
         self.said += other.said
 
     def figures(self) -> list[Figure]:
+        """Those of what is said about what is there have intervals of their own."""
+        found = {} if self.forced else see(Overlaps(list(chain.from_iterable(self.seen))))
+        seen = [Figure(name, STANDARD, found.get(name)) for name in SEEN]
+        seen = with_intervals(seen, share_intervals(overlap_shares(self.seen)))
         if self.forced or not any(self.said):
-            return super().figures()
+            return [*seen, *super().figures()]
         rows, picture = stacked(self.said, 2)
         chrf, refused = rows.T
         said = {"Say": (chrf, np.ones(len(rows))), "Say_refused": (chrf * refused, refused)}
@@ -157,13 +192,11 @@ class PremiseScorer(AbsentScorer):
         spoken = [
             Figure(name, STANDARD, ratio(math.fsum(part), math.fsum(whole))) for name, (part, whole) in said.items()
         ]
-        return [*super().figures(), *with_intervals(spoken, share_intervals(shares))]
+        return [*seen, *super().figures(), *with_intervals(spoken, share_intervals(shares))]
 
     def _figures(self) -> list[Figure]:
         rows, released = self.rows[STANDARD], self.rows[RELEASED]
-        seen = {} if self.forced else see(rows)
-        figures = [Figure(name, STANDARD, seen.get(name)) for name in SEEN]
-        figures += [Figure("Segment", STANDARD, rows.ciou()), Figure("gIoU", STANDARD, rows.giou())]
+        figures = [Figure("Segment", STANDARD, rows.ciou()), Figure("gIoU", STANDARD, rows.giou())]
         if released.rows:
             figures.append(Figure("Segment", RELEASED, released.released()["cIoU"]))
         return figures
@@ -189,6 +222,6 @@ def similarity(said: str, reference: str) -> float:
     return round(CHRF_SCORER.sentence_score(without_tokens(said).lower(), [reference.lower()]).score / 100, 6)
 
 
-def _row(reply: Reply, claim: Claim | None, mask: int | None, truth: Tensor) -> list[int]:
+def _row(reply: Reply, claim: Claim | None, mask: int | None, truth: Tensor, ignore: Tensor | None) -> list[int]:
     drawn = torch.zeros_like(truth) if mask is None else reply.masks[mask] > 0
-    return list(overlap(drawn, truth, rejected=claim is None or claim.mask is None))
+    return list(overlap(drawn, truth, ignore, rejected=claim is None or claim.mask is None))

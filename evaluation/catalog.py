@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.sources import Source, build_source
+from data.sources.base import first_of
 from evaluation import absent, exact, several  # noqa: F401  (they register their scorers)
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS
 from evaluation.scoring import SCORERS
@@ -37,10 +38,23 @@ class Suite:
     def open(self, dataset_dir: str | Path, options: dict[str, Any] | None = None) -> Source:
         """The pictures; missing data raise an error that names the paths. The suite's own options win over these."""
         source = build_source(self.source or self.name, dataset_dir, **{**(options or {}), **self.options})
-        if self.own and len(source):
-            self._check_kind(source[0].kind)
+        if not len(source):
+            raise ValueError(f"suite {self.name!r}: {self.base} holds no picture; there is nothing to score")
+        if self.own and (kind := first_of(source, lambda record: record.kind)):
+            self._check_kind(kind)
         source = PresentOnly(source) if self.present_only else source
         return Grouped(source, self.groups) if self.groups else source
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells it apart from another suite of its name: where its data come from and how they are scored."""
+        return {
+            "source": self.source or self.name,
+            "suite_options": self.options,
+            "metric": self.metric,
+            "present_only": self.present_only,
+            "groups": self.groups,
+        }
 
     @property
     def forced(self) -> str:
@@ -85,7 +99,21 @@ ENTRIES = (
     Suite("ade20k|val", "semantic", "semantic", "ade20k: images and annotations of validation"),
     Suite("cocostuff|val", "semantic", "semantic", "cocostuff/val2017, coco/val2017"),
     Suite("cityscapes|val", "semantic", "semantic", "cityscapes: gtFine/val, leftImg8bit/val"),
-    Suite("mapillary|val", "semantic", "semantic", "mapillary: validation, and its config or panoptic JSON"),
+    Suite(
+        "mapillary|val",
+        "semantic",
+        "semantic",
+        "mapillary v1.2, 65 classes: validation, and its config or panoptic JSON",
+        {"version": "v1.2"},
+    ),
+    Suite(
+        "mapillary-v2.0|val",
+        "semantic-v2.0",
+        "semantic",
+        "mapillary v2.0: validation, config_v2.0.json",
+        {"version": "v2.0"},
+        source="mapillary|val",
+    ),
     *(
         Suite(name, "open", "semantic", f"VOCdevkit/{year}: JPEGImages, {maps}, ImageSets/{lists}/val.txt")
         for name, year, maps, lists in (

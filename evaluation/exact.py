@@ -13,8 +13,9 @@ from evaluation.bootstrap import share_intervals
 from evaluation.matching import without_tokens
 from evaluation.metrics import STANDARD, Figure, ratio
 from evaluation.protocols import GENERATED, Reply
-from evaluation.scoring import SCORERS, with_intervals
+from evaluation.scoring import AS_LISA, SCORERS, with_intervals
 from evaluation.shares import stacked, summed
+from systems.base import ReleasedTruth
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(DIGITS)}}
@@ -32,7 +33,13 @@ class ExactScorer:
         self.forced = False
 
     @staticmethod
-    def count(record: Record, queries: Sequence[Query], replies: Sequence[Reply], protocol: str) -> dict[str, Any]:
+    def count(
+        record: Record,
+        queries: Sequence[Query],
+        replies: Sequence[Reply],
+        protocol: str,
+        released: ReleasedTruth = AS_LISA,
+    ) -> dict[str, Any]:
         if len(record.accepted) != len(replies):
             raise ValueError(f"{record.image}: no accepted short answers to compare with; see the source vqa")
         rows = []

@@ -13,7 +13,7 @@ from data.sources import Source
 from data.types import IMAGE_PLACEHOLDER
 from data.views import read_image
 from evaluation.draw import Layer, Panel, colour_of, grid
-from evaluation.journal import Line, made_with, predictions
+from evaluation.journal import LEFT_OUT, Line, made_with, predictions
 from evaluation.metrics import STANDARD
 from evaluation.panels import replay
 from evaluation.several import BOTH
@@ -75,7 +75,8 @@ def sample_grid(folder: Path, how: EvalConfig) -> np.ndarray:
     """(H, W, 3) uint8: the first `how.pictures` pictures of the first suite, from an evaluation's folder."""
     folder = folder / "predictions"
     name = find_suites(how.suites, how.custom)[0].name
-    lines = sorted(predictions([folder])[name], key=lambda line: line["index"])[: how.pictures]
+    answered = (line for line in predictions([folder])[name] if LEFT_OUT not in line["counts"])
+    lines = sorted(answered, key=lambda line: line["index"])[: how.pictures]
     shown = examples(lines, made_with([folder]).get(name), how.custom, EVERYWHERE)
     return grid([example.panel for example in shown if example.panel])
 

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +26,8 @@ from utils.log import log
 from utils.masks import encode_rle
 from utils.plain import parse_json, read_mapping
 
+LEFT_OUT = "left_out"  # among the counts of a picture that was not asked about: why
+APART = ("data", "batch_size")  # settings that shards of one evaluation may differ in
 Line = dict[str, Any]
 
 
@@ -48,6 +50,7 @@ class Journal:
         if self.folder is None:
             return [], list(batches)
         kept: dict[int, Line] = {}
+        settings = json.loads(json.dumps(settings, default=str))  # as they will be read back
         if dist.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             kept = self._recover(settings, batches) if resume else {}
@@ -70,21 +73,37 @@ class Journal:
             self._file.flush()
 
     def _recover(self, settings: dict[str, Any], batches: Sequence[Sequence[int]]) -> dict[int, Line]:
-        """Earlier lines by index. Those made otherwise, or of pictures not asked for now, are set aside, not lost."""
+        """Earlier lines by index. Those made otherwise, or of pictures not asked for now, are set aside, not lost.
+
+        Pictures that were left out are looked at again: their files may have been mended.
+        """
         parts = self._parts()
         found = {line["index"]: line for part in parts for line in read_lines(part)}
         if not found:
             return {}
-        same = self._settings.is_file() and json.loads(self._settings.read_text(encoding="utf-8")) == settings
+        before = _settings_in(self._settings)
+        same = before == settings
         wanted = {index for batch in batches for index in batch}
         if not same or found.keys() - wanted:
-            for part in parts:
-                shutil.copy(part, f"{part}.old")
-            log.warning("%s: earlier predictions that do not fit this run are now *.jsonl.old", parts[0])
+            differ = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+            log.warning(
+                "%s: earlier predictions do not fit this run (%s); they are now *%s",
+                *(parts[0], f"other {', '.join(differ)}" if differ else "of pictures not asked for", self._set_aside()),
+            )
+        found = {index: line for index, line in found.items() if LEFT_OUT not in line["counts"]}
         whole = [index for batch in batches if found.keys() >= set(batch) for index in batch] if same else []
         if whole:
             log.info("%s: %d pictures are done already", self.stem, len(whole))
         return {index: found[index] for index in whole}
+
+    def _set_aside(self) -> str:
+        """Copies predictions and settings under the first ending that none of them has yet, and returns it."""
+        files = [path for path in (*self._parts(), self._settings) if path.exists()]
+        endings = (".old" if number == 1 else f".old.{number}" for number in count(1))
+        ending = next(ending for ending in endings if not any(Path(f"{path}{ending}").exists() for path in files))
+        for path in files:
+            shutil.copy2(path, f"{path}{ending}")
+        return ending
 
     def _rewrite(self, kept: dict[int, Line], settings: dict[str, Any]) -> None:
         """One file of whole lines; at no time are there fewer of them on disk than before."""
@@ -129,7 +148,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 def predictions(paths: Iterable[str | Path]) -> dict[str, list[Line]]:
     """Suite -> lines of these files, and of all `*.jsonl` in these folders; a picture found twice counts once.
 
-    Raises for files of different protocols: their figures must not be mixed.
+    Raises for files of different protocols, weights or data: their figures must not be mixed.
     """
     found: dict[str, dict[int, Line]] = {}
     for path in map(Path, paths):
@@ -144,6 +163,7 @@ def predictions(paths: Iterable[str | Path]) -> dict[str, list[Line]]:
                     if len(found_here) > 1:
                         raise ValueError(f"{file}: {line['suite']} in several {key}s: {', '.join(sorted(found_here))}")
                 lines[line["index"]] = line
+    made_with(paths)  # raises
     return {suite: list(lines.values()) for suite, lines in found.items()}
 
 
@@ -163,12 +183,32 @@ def prediction(query: Query, reply: Reply) -> dict[str, Any]:
 
 
 def made_with(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
-    """Suite -> the settings that its predictions, in these files or folders, were made with; {} where none are kept."""
-    found = {}
+    """Suite -> the settings that its predictions, in these files or folders, were made with; {} where none are kept.
+
+    Raises for a suite whose predictions here and there were made with other weights or data.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for path in map(Path, paths):
-        for file in sorted((path if path.is_dir() else path.parent).glob("*.run.json")):
+        files = path.glob("*.run.json") if path.is_dir() else [path.with_name(f"{_stem(path)}.run.json")]
+        for file in sorted(file for file in files if file.is_file()):
             settings = read_mapping(file)
             if not isinstance(settings.get("suite"), str):
                 raise ValueError(f"{file}: does not say of which suite it is")
-            found[settings["suite"]] = settings
+            other = found.setdefault(settings["suite"], settings)
+            if differ := [key for key in settings if key not in APART and settings[key] != other.get(key)]:
+                raise ValueError(f"{file}: {settings['suite']} was made with other {', '.join(differ)} than beside it")
     return found
+
+
+def _settings_in(file: Path) -> dict[str, Any]:
+    """The settings kept in a file; {} where there is none, or none that can be read."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _stem(path: Path) -> str:
+    """Of the predictions of any process: `x` of x.jsonl and x.1.jsonl."""
+    return re.sub(r"(\.\d+)?\.jsonl$", "", path.name)

@@ -100,11 +100,12 @@ class Overlaps:
             "cIoU": sum(row.intersection for row in self.rows) / (union + CIOU_EPS),
         }
 
-    def released_generalised(self, *, count_false_masks: bool) -> dict[str, float]:
+    def released_generalised(self, *, count_false_masks: bool) -> dict[str, float | None]:
         """GSVA's scoring of sets with absent targets (gsva.md 6.3).
 
         A present target that was rejected keeps the credit of its mask. count_false_masks: the mask of an absent target
-        enters the union of cIoU (gRefCOCO); without: it does not (every other set).
+        enters the union of cIoU (gRefCOCO); without: it does not (every other set). N-acc is None where nothing is
+        absent, T-acc where nothing is present; as released these are a division by zero.
         """
         present = [row for row in self.rows if row.truth]
         absent = [row for row in self.rows if not row.truth]
@@ -115,17 +116,18 @@ class Overlaps:
         return {
             "gIoU": math.fsum(terms) / (len(terms) + LISA_EPS),
             "cIoU": sum(row.intersection for row in present) / (union + CIOU_EPS),
-            "N-acc": ratio(sum(row.rejected for row in absent), len(absent)) or 0.0,
-            "T-acc": ratio(sum(not row.rejected for row in present), len(present)) or 0.0,
+            "N-acc": ratio(sum(row.rejected for row in absent), len(absent)),
+            "T-acc": ratio(sum(not row.rejected for row in present), len(present)),
         }
 
-    def figures(self) -> list[Figure]:
-        """The standard variant, and LISA's where it differs."""
+    def figures(self, released: Overlaps | None = None) -> list[Figure]:
+        """The standard variant, and LISA's of these rows or of `released`, where the truth of the release differs."""
         figures = [Figure("gIoU", STANDARD, self.giou()), Figure("cIoU", STANDARD, self.ciou())]
         figures += [Figure(f"Pr@{level}", STANDARD, self.precision(level)) for level in PRECISIONS]
         if any(not row.truth for row in self.rows):
             figures += [Figure("N-acc", STANDARD, self.n_acc()), Figure("T-acc", STANDARD, self.t_acc())]
-        return figures + [Figure(name, RELEASED, value) for name, value in self.released().items() if self.rows]
+        scores = released or self
+        return figures + [Figure(name, RELEASED, value) for name, value in scores.released().items() if scores.rows]
 
 
 class Confusion:

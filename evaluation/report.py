@@ -44,7 +44,8 @@ def write_report(
 
     Everything in a file of predictions is somebody else's text: it is escaped, and the page may load nothing.
     """
-    suites, settings = results["suites"], made_with(paths)
+    suites = results["suites"]
+    settings = {name: one for name, one in made_with(paths).items() if name in suites}  # others may be left from before
     lines = predictions(paths) if suites else {}
     sections = []
     for name, suite in suites.items():
@@ -62,9 +63,7 @@ def write_report(
     )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.html"
-    file.write_text(
-        page, encoding="utf-8", errors="xmlcharrefreplace"
-    )  # half a character, as JSON can hold, is no UTF-8
+    write_whole(file, page, errors="xmlcharrefreplace")  # half a surrogate pair, as JSON can hold, is no UTF-8
     return file
 
 

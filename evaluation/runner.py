@@ -7,25 +7,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data.collate import Sample, look
+from data.collate import NothingToAsk, Sample, draw_target, look
+from data.mixture import MISTAKES, ON_BAD_SAMPLE, SHOWN
 from data.sources import Source
+from data.sources.base import first_of
 from data.types import Query, Record
+from evaluation import identity
 from evaluation.catalog import Suite
-from evaluation.journal import Journal, Line, prediction, predictions
+from evaluation.identity import NotNumbers
+from evaluation.journal import LEFT_OUT, Journal, Line, made_with, prediction, predictions
 from evaluation.lines import reading
 from evaluation.metrics import STANDARD
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
 from evaluation.questions import notes, questions
-from evaluation.scoring import SCORERS
+from evaluation.scoring import SCORERS, is_present
 from evaluation.suites import find_suites
 from evaluation.tables import as_markdown, between, number
-from model.cache import fingerprint
 from systems.assistant import Assistant
 from utils import dist
 from utils.config import Recipe, SuiteConfig
@@ -49,12 +53,13 @@ class BrokenSuite(ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """A picture ready to be asked about: facts, questions, views."""
+    """A picture ready to be asked about: facts, questions, views. left_out: why it cannot be, and then nothing else."""
 
     index: int
-    record: Record
-    queries: list[Query]
-    sample: Sample
+    record: Record | None = None
+    queries: list[Query] = field(default_factory=list)
+    sample: Sample | None = None
+    left_out: str = ""
 
 
 def evaluate(
@@ -71,38 +76,50 @@ def evaluate(
     classes: str | None = None,
     resume: bool = False,
     custom: Sequence[SuiteConfig] = (),
+    on_bad_sample: str | None = None,
 ) -> dict[str, Any]:
     """Scores the suites (names, groups, globs); each figure of the results names its metric, variant and protocol.
 
     limit: pictures a suite, 0 for all. batch_size: pictures a batch. classes: a class-list file for the semantic
     suites, `{source}` in it stands for the source's name; without it the recipe's class lists count.
     out_dir: gets results.json and a folder of predictions, one JSON line a picture. resume: predictions that are there
-    already, made with the same weights and settings, are kept; the results are those of a run without a break.
-    custom: suites beside those of the catalog, to be named in `suites`.
-    A suite without its data is reported under `missing`, and the others go on. Run on all processes: each scores its
-    share, all return the whole.
+    already, made with the same weights, data and settings, are kept; the results are those of a run without a break.
+    custom: suites beside those of the catalog, to be named in `suites`. on_bad_sample: what a record that cannot be
+    read, or whose mask is empty, means: "raise" gives the suite up, "skip" leaves the picture out and counts it; None:
+    what the recipe says. A picture that nothing can be asked about (no labelled pixel) is left out and counted.
+    A suite without its data is reported under `missing`, and the others go on. NotNumbers is raised where weights or
+    masks are NaN. Run on all processes: each scores its share, all return the whole.
     """
     protocol_named(protocol)  # an unknown one raises with the choices
+    on_bad_sample = on_bad_sample or assistant.recipe.data.on_bad_sample
+    if on_bad_sample not in ON_BAD_SAMPLE:
+        raise ValueError(unknown("on_bad_sample", on_bad_sample, ON_BAD_SAMPLE))
+    if limit < 0 or batch_size < 1:
+        raise ValueError(f"limit must be 0 (all) or more and batch_size 1 or more, got {limit} and {batch_size}")
+    identity.check_finite(assistant.model)
     results: dict[str, Any] = {"protocol": protocol, "limit": limit, "suites": {}, "missing": {}}
-    folder = Path(out_dir) if out_dir else None
-    made_with = identity(assistant) if folder else {}
+    folder, root = Path(out_dir) if out_dir else None, Path(dataset_dir)
+    known = identity.of_assistant(assistant) if folder else {}
     training = assistant.model.training
     assistant.model.eval()
     try:
         for suite in find_suites(suites, custom):
             try:
                 options = source_options(assistant.recipe, suite, classes)
-                source, how = suite.open(dataset_dir, options), suite.forced if protocol == FORCED else protocol
-                done = notes(suite, assistant.system, how, source[0]) if len(source) else []
+                source, how = suite.open(root, options), suite.forced if protocol == FORCED else protocol
+                done = first_of(source, partial(notes, suite, assistant.system, how)) or []
             except (OSError, ValueError) as error:
                 log.warning("%s cannot be evaluated: %s", suite.name, error)
                 results["missing"][suite.name] = str(error)
                 continue
             for note in done:
                 log.info("%s: %s", suite.name, note)
-            run = Run(assistant, suite, source, how, protocol_named(how), batch_size, max_new_tokens, workers, done)
+            skip = on_bad_sample == "skip"
+            run = Run(
+                assistant, suite, source, how, protocol_named(how), batch_size, max_new_tokens, workers, done, skip
+            )
             journal = Journal(folder / "predictions" if folder else None, suite.name)
-            settings = {**made_with, "data": str(Path(dataset_dir).resolve()), "options": options}
+            settings = {**known, **identity.of_data(suite, source, root, options)} if folder and dist.is_main() else {}
             try:
                 results["suites"][suite.name] = run(limit, journal, settings, resume=resume)
             except BrokenSuite as error:
@@ -118,36 +135,27 @@ def evaluate(
 def write_results(results: dict[str, Any], folder: Path) -> None:
     """results.json with everything, results.md to be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.md").write_text(as_markdown(results), encoding="utf-8", errors="backslashreplace")
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "results.md", as_markdown(results), errors="backslashreplace")
+    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
 
 
 def rescore(paths: Sequence[str | Path]) -> dict[str, Any]:
     """The results of files (or folders) of predictions, every metric and variant, without model or data."""
-    suites = {}
-    for name, lines in predictions(paths).items():
+    suites, found = {}, predictions(paths)
+    settings = made_with(paths)
+    for name, lines in found.items():
         if (metric := lines[0]["metric"]) not in SCORERS:
             raise ValueError(f"{name}: {unknown('metric', metric, SCORERS)}")
         with reading(name):
             score = Score(metric)
             for line in lines:
                 score.add(line)
-            suites[name] = score.result(lines[0]["protocol"])
+            suites[name] = score.result(lines[0]["protocol"], settings.get(name, {}).get("records", 0))
+    models = {name: settings[name].get("weights") for name in suites if name in settings}
+    if len(set(models.values())) > 1:  # one table of several models must say so
+        for name, weights in models.items():
+            suites[name]["notes"].append(f"of the weights {weights}; the suites here are not all of the same")
     return {"from": [str(path) for path in paths], "suites": suites, "missing": {}}
-
-
-def identity(assistant: Assistant) -> dict[str, Any]:
-    """What answers depend on: weights, system, wording, precision."""
-    recipe = assistant.recipe
-    return {
-        "weights": fingerprint(assistant.model),
-        "system": recipe.system,
-        "system_options": json.dumps(dict(recipe.options), sort_keys=True),
-        "conv_type": recipe.model.conv_type,
-        "model_max_length": recipe.model.model_max_length,
-        "precision": str(assistant.model.dtype),
-        "kept_embeddings": recipe.model.embedding_cache is not None,  # these are rounded
-    }
 
 
 def summary(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -170,7 +178,7 @@ def as_table(results: dict[str, Any]) -> str:
                 f"  {suite['pictures']:<8}  {between(figure)}".rstrip()
             )
         lines += [f"  {name}: {note}" for note in suite["notes"]]
-        troubles = {key: suite[key] for key in ("parse_failures", "unfinished") if suite[key]}
+        troubles = {key: suite[key] for key in ("left_out", "parse_failures", "unfinished") if suite[key]}
         if troubles:
             lines.append(f"  {name}: " + ", ".join(f"{key} {count}" for key, count in troubles.items()))
     lines += [f"{name}: not evaluated. {message}" for name, message in results["missing"].items()]
@@ -206,6 +214,7 @@ class Run:
     max_new_tokens: int
     workers: int
     notes: list[str]
+    skip: bool  # a bad record is left out and counted; else it ends the suite
 
     def __call__(self, limit: int, journal: Journal, settings: dict[str, Any], *, resume: bool) -> dict[str, Any]:
         """Answers, counts and writes this process's share; returns the figures of all shares together."""
@@ -228,6 +237,8 @@ class Run:
                 line = self._line(*answered)
                 score.add(line)
                 journal.write(line)
+                if (why := answered[0].left_out) and len(score.left_out) <= SHOWN:
+                    log.warning("%s: left out: %s", self.suite.name, why)
 
             try:
                 behind(finish, self._answers(open_batches[dist.rank() :: dist.world_size()]))
@@ -238,49 +249,82 @@ class Run:
             score.merge(other)
         if score.broken:
             raise BrokenSuite(score.broken)
+        if not score.pictures:
+            raise BrokenSuite(f"none of its {number} pictures can be scored; {score.why_left_out()}")
         if 2 * score.unfinished > score.queries:
             log.warning(
                 "%s: %d of %d answers do not end within max_new_tokens=%d; they are scored as far as they go",
                 *(self.suite.name, score.unfinished, score.queries, self.max_new_tokens),
             )
-        return score.result(self.protocol)
+        return score.result(self.protocol, len(self.source))
 
     def _answers(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Item, list[Reply], float]]:
         """Each picture with the answers about it and the seconds they took, in order."""
         total = sum(map(len, batches))
         with tqdm(total=total, desc=self.suite.name, disable=not dist.is_main(), leave=False) as bar:
-            for items in ahead(self._load, batches, self.workers):
+            for batch in ahead(self._load, batches, self.workers):
+                items = [item for item in batch if not item.left_out]
+                yield from ((item, [], 0.0) for item in batch if item.left_out)
                 started = time.monotonic()
                 samples, queries = [item.sample for item in items], [item.queries for item in items]
-                replies = self.answer(self.assistant, samples, queries, self.max_new_tokens)
-                seconds = (time.monotonic() - started) / len(items)
+                replies = self.answer(self.assistant, samples, queries, self.max_new_tokens) if items else []
+                seconds = (time.monotonic() - started) / max(1, len(items))
                 for item, mine in zip(items, replies, strict=True):
                     yield item, mine, seconds
-                bar.update(len(items))
+                bar.update(len(batch))
 
     def _load(self, indices: Sequence[int]) -> list[Item]:
-        items = []
-        for index in indices:
+        return [self._read(index) for index in indices]
+
+    def _read(self, index: int) -> Item:
+        """A picture with its questions. All that can be wrong with the data shows here, before the model answers."""
+        try:
             record = self.source[index]
             queries = questions(record, self.assistant.system)
             if not queries:
-                raise ValueError(f"{record.image}: {self.assistant.system.name} asks nothing about it")
-            items.append(Item(index, record, queries, look(record.image, self.assistant.views)))
-        return items
+                raise NothingToAsk(f"{record.image}: {self.assistant.system.name} asks nothing about it")
+            item = Item(index, record, queries, look(record.image, self.assistant.views))
+            for target in {target for query in queries for target in query.targets if is_present(record, target)}:
+                draw_target(record, target, item.sample.geometry.original)
+            return item
+        except NothingToAsk as error:
+            return Item(index, left_out=str(error))
+        except MISTAKES:
+            raise
+        except Exception as error:  # a damaged file raises what its reader happens to raise
+            told = isinstance(error, (OSError, ValueError))
+            why = f"record {index}: {error if told else f'{type(error).__name__}: {error}'}"
+            if not self.skip:
+                raise BrokenSuite(f"{why} (on_bad_sample: skip leaves it out and counts it)") from error
+            return Item(index, left_out=why)
 
     def _line(self, item: Item, replies: list[Reply], seconds: float) -> Line:
-        counts = SCORERS[self.suite.metric].count(item.record, item.queries, replies, self.protocol)
+        if item.left_out:
+            counts = {LEFT_OUT: item.left_out, "unmatched": 0}
+        else:
+            self._check_masks(item, replies)
+            released = self.assistant.system.released_truth
+            metric = SCORERS[self.suite.metric]
+            counts = metric.count(item.record, item.queries, replies, self.protocol, released)
         return {
             "suite": self.suite.name,
             "metric": self.suite.metric,
             "index": item.index,
-            "image": str(item.record.image),
+            "image": str(item.record.image) if item.record else "",
             "protocol": self.protocol,
             "notes": self.notes,
             "seconds": round(seconds, 4),
             "counts": counts,
             "answers": [prediction(query, reply) for query, reply in zip(item.queries, replies, strict=True)],
         }
+
+    def _check_masks(self, item: Item, replies: list[Reply]) -> None:
+        for query, reply in zip(item.queries, replies, strict=True):
+            if reply.masks.isnan().any():
+                raise NotNumbers(
+                    f"{self.suite.name}: {item.record.image}: the masks of the answer to {query.question!r} hold NaN; "
+                    f"{self.assistant.model.dtype} may be too narrow, try --precision fp32"
+                )
 
 
 class Score:
@@ -295,8 +339,12 @@ class Score:
         self.seconds = 0.0  # of answering, summed over the processes
         self.notes: list[str] = []  # what was done otherwise than the suite expects
         self.broken = ""  # what was wrong with the data, where that ended it
+        self.left_out: dict[int, str] = {}  # pictures that are not scored, and why
 
     def add(self, line: Line) -> None:
+        if LEFT_OUT in line["counts"]:
+            self.left_out[line["index"]] = line["counts"][LEFT_OUT]
+            return
         answers = line["answers"]
         self.scorer.add(line["counts"])
         self.pictures += 1
@@ -312,16 +360,25 @@ class Score:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.notes = self.notes or other.notes
         self.broken = self.broken or other.broken
+        self.left_out |= other.left_out
 
-    def result(self, protocol: str) -> dict[str, Any]:
+    def why_left_out(self) -> str:
+        return f"{len(self.left_out)} left out, the first: {self.left_out[min(self.left_out)]}"
+
+    def result(self, protocol: str, records: int = 0) -> dict[str, Any]:
+        """records: how many pictures the suite has, 0 where that is not known."""
+        notes = [self.why_left_out()] if self.left_out else []
+        if (seen := self.pictures + len(self.left_out)) < records:
+            notes.append(f"{seen} of {records} pictures only")
         return {
             "figures": [{**vars(figure), "protocol": protocol} for figure in self.scorer.figures()],
             "pictures": self.pictures,
+            "left_out": len(self.left_out),
             "queries": self.queries,
             "parse_failures": self.parse_failures,
             "unfinished": self.unfinished,
             "seconds": round(self.seconds, 3),
-            "notes": self.notes,
+            "notes": [*self.notes, *notes],
             **self.scorer.details(),
         }
 

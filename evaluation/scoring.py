@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.sources.base import misfit
+from data.collate import draw_target
 from data.types import Query, Record
 from evaluation.bootstrap import Interval, intervals, quotient, share_intervals
 from evaluation.matching import Names, assign, read_list
@@ -31,9 +31,11 @@ from evaluation.metrics import (
 )
 from evaluation.protocols import FORCED, Reply
 from evaluation.shares import overlap_shares
+from systems.base import ReleasedTruth
 from utils.registry import Registry
 
 SCORERS = Registry("metric kind")  # one instance a suite and process
+AS_LISA = ReleasedTruth()
 LENGTHS = {"phrase": "short", "reason": "long"}  # kind of record -> what its queries are called
 MAX_CLASSES = 5000  # that a confusion matrix is made of
 NONE = -1  # a pixel without a class, among the classes of a picture
@@ -57,7 +59,13 @@ class SemanticScorer:
         self.forced = False
 
     @staticmethod
-    def count(record: Record, queries: Sequence[Query], replies: Sequence[Reply], protocol: str) -> dict[str, Any]:
+    def count(
+        record: Record,
+        queries: Sequence[Query],
+        replies: Sequence[Reply],
+        protocol: str,
+        released: ReleasedTruth = AS_LISA,
+    ) -> dict[str, Any]:
         """Counts of one picture; `unmatched` claims name none of the classes."""
         names = Names(record.vocabulary)
         shape, device = replies[0].masks.shape[-2:], replies[0].masks.device
@@ -153,20 +161,33 @@ class SemanticScorer:
 @SCORERS.register("overlap")
 class OverlapScorer:
     """gIoU and cIoU over all queries, and over each kind of record (a reasoning set holds phrases and sentences). Of a
-    class list each class that is in the picture is a query."""
+    class list each class that is in the picture is a query.
+
+    standard: pixels under several parts of an object are inside, ignored pixels do not count, and what lies wholly in
+    them is not scored. as_released: the system's own `ReleasedTruth`.
+    """
 
     KINDS = ("refer", "reason", "phrase", "multi", "classes")
 
     def __init__(self) -> None:
         self.kinds: dict[str, Overlaps] = {}
+        self.released = Overlaps()
         self.pictures: list[tuple[str, list[list[int]]]] = []  # kind and rows of each
+        self.unseen = 0
 
     @staticmethod
-    def count(record: Record, queries: Sequence[Query], replies: Sequence[Reply], protocol: str) -> dict[str, Any]:
-        """One row of pixel counts a phrase asked about; what is not answered is predicted empty."""
-        rows = []
+    def count(
+        record: Record,
+        queries: Sequence[Query],
+        replies: Sequence[Reply],
+        protocol: str,
+        released: ReleasedTruth = AS_LISA,
+    ) -> dict[str, Any]:
+        """One row of pixel counts a phrase asked about, in both variants; what is not answered is predicted empty.
+        `unseen`: how many things that are there lie wholly in ignored pixels, which leaves nothing to score."""
+        rows, as_released, unseen = [], [], 0
         shape, device = replies[0].masks.shape[-2:], replies[0].masks.device
-        ignore = None if record.ignore is None else torch.from_numpy(record.ignore()).to(device)
+        ignore = ignored_pixels(record, device)
         for query, reply in zip(queries, replies, strict=True):
             targets = asked_targets(record, query)
             for target, mask in zip(targets, assign(reply.claims, query.asked), strict=True):
@@ -174,26 +195,37 @@ class OverlapScorer:
                     continue
                 predicted = reply.masks[mask] > 0 if mask is not None else _empty(shape, device)
                 truth = true_mask(record, target, shape).to(device)
-                rows.append(overlap(predicted, truth, ignore, rejected=mask is None))
-        return {"kind": record.kind, "overlaps": [list(row) for row in rows], "unmatched": 0}
+                row = overlap(predicted, truth, ignore, rejected=mask is None)
+                if is_present(record, target) and not row.truth:
+                    unseen += 1
+                else:
+                    rows.append(list(row))
+                pixels = released_pixels(record, target, truth, ignore, released)
+                as_released.append(list(overlap(predicted, *pixels, rejected=mask is None)))
+        return {"kind": record.kind, "overlaps": rows, "released": as_released, "unseen": unseen, "unmatched": 0}
 
     def add(self, counts: dict[str, Any]) -> None:
         self.pictures.append((counts["kind"], counts["overlaps"]))
         scores = self.kinds.setdefault(counts["kind"], Overlaps())
         for row in counts["overlaps"]:
             scores.add(row)
+        for row in counts.get("released", counts["overlaps"]):
+            self.released.add(row)
+        self.unseen += counts.get("unseen", 0)
 
     def merge(self, other: OverlapScorer) -> None:
         for kind, scores in other.kinds.items():
             self.kinds.setdefault(kind, Overlaps()).merge(scores)
+        self.released.merge(other.released)
         self.pictures += other.pictures
+        self.unseen += other.unseen
 
     def figures(self) -> list[Figure]:
         """Of everything, and of short and long queries apart where the set has both (lisa.md 6)."""
         whole = Overlaps()
         for scores in self.kinds.values():
             whole.merge(scores)
-        figures = with_intervals(whole.figures(), self._intervals(tuple(self.kinds)))
+        figures = with_intervals(whole.figures(self.released), self._intervals(tuple(self.kinds)))
         for kind, length in LENGTHS.items() if self.kinds.keys() >= LENGTHS.keys() else ():
             scores = self.kinds[kind]
             apart = [Figure("gIoU", STANDARD, scores.giou()), Figure("cIoU", STANDARD, scores.ciou())]
@@ -202,14 +234,15 @@ class OverlapScorer:
         return figures
 
     def details(self) -> dict[str, Any]:
-        """The standard figures of each kind, where there are several."""
+        """The standard figures of each kind, where there are several; what is wholly ignored, where something is."""
+        found = {"wholly_ignored": self.unseen} if self.unseen else {}
         if len(self.kinds) < 2:
-            return {}
+            return found
         parts = {
             kind: {"queries": len(scores.rows), "gIoU": scores.giou(), "cIoU": scores.ciou()}
             for kind, scores in sorted(self.kinds.items())
         }
-        return {"by_kind": parts}
+        return {"by_kind": parts, **found}
 
     def _intervals(self, kinds: Sequence[str]) -> dict[str, Interval | None]:
         return share_intervals(overlap_shares([rows for kind, rows in self.pictures if kind in kinds]))
@@ -271,8 +304,18 @@ def read_masks(
 
 
 def in_picture(record: Record, names: Names) -> dict[int | None, int]:
-    """Class indices of what is in the picture, and the target of each."""
-    return {names.exact(target.phrase): i for i, target in enumerate(record.targets) if target.mask is not None}
+    """Class indices of what is in the picture, and the target of each; two targets of one class are an error."""
+    found: dict[int | None, int] = {}
+    for index, target in enumerate(record.targets):
+        if target.mask is not None:
+            place = names.exact(target.phrase)
+            if place in found:
+                raise ValueError(
+                    f"{record.image}: several targets are {target.phrase!r}; a class list is scored with one target a "
+                    "class (of part sets: instances: union)"
+                )
+            found[place] = index
+    return found
 
 
 def asked_targets(record: Record, query: Query) -> Sequence[int | None]:
@@ -286,15 +329,33 @@ def asked_targets(record: Record, query: Query) -> Sequence[int | None]:
     return query.targets
 
 
+def is_present(record: Record, target: int) -> bool:
+    """What the data say, whatever its mask holds."""
+    return target >= 0 and record.targets[target].mask is not None
+
+
 def true_mask(record: Record, target: int, shape: tuple[int, int]) -> Tensor:
-    draw = record.targets[target].mask if target >= 0 else None
-    if draw is None:
+    """(H, W) bool, nothing of what is absent; EmptyMask where nothing is in the mask of what is present."""
+    if not is_present(record, target):
         return torch.zeros(shape, dtype=torch.bool)
-    mask = torch.from_numpy(draw())
-    if mask.shape != shape:
-        phrase = record.targets[target].phrase
-        raise ValueError(misfit(record.image, repr(phrase), tuple(mask.shape), shape))
-    return mask.bool()
+    return torch.from_numpy(draw_target(record, target, tuple(shape)))
+
+
+def ignored_pixels(record: Record, device: torch.device | str) -> Tensor | None:
+    """(H, W) bool: what no metric may count."""
+    return None if record.ignore is None else torch.from_numpy(record.ignore()).to(device)
+
+
+def released_pixels(
+    record: Record, target: int, truth: Tensor, ignore: Tensor | None, released: ReleasedTruth
+) -> tuple[Tensor, Tensor | None]:
+    """True mask and ignored pixels, (H, W) bool both, as a release has them."""
+    summed = record.targets[target].released_mask if is_present(record, target) else None
+    if released.parts == "exclude" and summed is not None:
+        truth = torch.from_numpy(summed()).to(truth.device)
+    if ignore is None or released.ignored == "leave out":
+        return truth, ignore
+    return (truth | ignore if released.ignored == "object" else truth & ~ignore), None
 
 
 def _empty(shape: tuple[int, int], device: torch.device) -> Tensor:

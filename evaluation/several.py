@@ -15,8 +15,9 @@ from data.types import Query, Record
 from evaluation.bootstrap import Share, share_intervals
 from evaluation.metrics import CIOU_EPS, LISA_EPS, RELEASED, STANDARD, Figure, Overlap, mean, overlap, ratio
 from evaluation.protocols import FORCED, Reply
-from evaluation.scoring import SCORERS, true_mask, with_intervals
+from evaluation.scoring import AS_LISA, SCORERS, ignored_pixels, is_present, true_mask, with_intervals
 from evaluation.shares import overlap_shares
+from systems.base import ReleasedTruth
 
 BOTH, MISSED, EXTRA = "both", "missed", "extra"
 
@@ -28,7 +29,8 @@ class MatchedScorer:
     Masks of an answer and targets of its question are paired one to one for the largest sum of IoU (in order where the
     answer was given). standard: a target without a mask, and a mask without a target, are pairs of IoU 0, and count in
     the union of cIoU. as_released: a mask without a target is counted in its raw logits, of which only those from 0.5
-    to 1 are seen, and gIoU is over the larger of the numbers of masks and targets of a picture.
+    to 1 are seen, and gIoU is over the larger of the numbers of masks and targets of a picture. What is absent is no
+    target, and neither is what lies wholly in ignored pixels.
     """
 
     KINDS = ("multi", "refer", "reason", "phrase")
@@ -39,14 +41,25 @@ class MatchedScorer:
         self.larger = 0
 
     @staticmethod
-    def count(record: Record, queries: Sequence[Query], replies: Sequence[Reply], protocol: str) -> dict[str, Any]:
+    def count(
+        record: Record,
+        queries: Sequence[Query],
+        replies: Sequence[Reply],
+        protocol: str,
+        released: ReleasedTruth = AS_LISA,
+    ) -> dict[str, Any]:
         """Pairs of all questions, and one row a question for the union of its masks."""
         pairs, unions, drawn_number, true_number = [], [], 0, 0
+        ignore = ignored_pixels(record, replies[0].masks.device)
         for query, reply in zip(queries, replies, strict=True):
             logits = reply.masks[[claim.mask for claim in reply.claims if claim.mask is not None]]
             shape, device = reply.masks.shape[-2:], reply.masks.device
-            truths = [true_mask(record, target, shape).to(device) for target in query.targets]
+            there = [target for target in query.targets if is_present(record, target)]
+            truths = [true_mask(record, target, shape).to(device) for target in there]
             truth = torch.stack(truths) if truths else torch.zeros(0, *shape, dtype=torch.bool, device=device)
+            if ignore is not None:
+                truth, logits = truth & ~ignore, logits.masked_fill(ignore, -torch.inf)
+                truth = truth[truth.flatten(1).any(1)]
             pairs += pair_up(logits, truth, in_order=protocol == FORCED)
             unions.append(list(overlap((logits > 0).any(0), truth.any(0))))
             drawn_number, true_number = drawn_number + len(logits), true_number + len(truth)

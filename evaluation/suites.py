@@ -60,6 +60,11 @@ def own_suites(custom: Sequence[SuiteConfig]) -> list[Suite]:
             raise ValueError(f"{where}.name: {entry.name!r} is no name; letters, digits, _, +, -, and | between parts")
         if entry.name in (*_choices(ENTRIES), *ALIASES, *suites):
             raise ValueError(f"{where}.name: {entry.name!r} is taken; give it another name")
+        files = {suite.name.replace("|", "_"): suite.name for suite in (*ENTRIES, *suites.values())}
+        if (other := files.get(entry.name.replace("|", "_"))) is not None:
+            raise ValueError(
+                f"{where}.name: the files of {entry.name!r} would be those of {other!r}; give it another name"
+            )
         if entry.metric not in SCORERS:
             raise ValueError(f"{where}.metric ({entry.name}): {unknown('metric', entry.metric, SCORERS)}")
         base = entry.source.split("|")[0]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 
 from data.sources import Source
 from data.sources.base import image_paths
+from data.sources.digest import annotation_paths
 from data.types import Mask, Record, Target, Turn
 from utils.log import log
 
@@ -39,6 +41,9 @@ class PresentOnly:
 def _present(record: Record) -> tuple[Target, ...]:
     return tuple(target for target in record.targets if target.mask is not None)
 
+    def annotation_paths(self) -> list[Path]:
+        return annotation_paths(self.source)
+
 
 class Grouped:
     """A source whose consecutive targets are asked for together, in groups of the sizes in turn (pixellm.md 6.2)."""
@@ -60,3 +65,6 @@ class Grouped:
 
     def image_paths(self) -> list[str]:
         return image_paths(self.source)
+
+    def annotation_paths(self) -> list[Path]:
+        return annotation_paths(self.source)

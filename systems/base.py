@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from data.collate import NothingToAsk
 from data.tokens import TokenSpec
 from data.types import IMAGE_PLACEHOLDER, Claim, Dialogue, Mask, Query, Record, Refuse, Script, Target
 from utils.config import from_dict
@@ -35,13 +36,27 @@ class SegTask(Protocol):
 
 
 @dataclass(frozen=True)
+class ReleasedTruth:
+    """What a paper's released scoring of phrases takes for the truth; the as-released figures are computed with it.
+
+    parts: pixels under several parts of one object are outside ("exclude": LISA's reader sums the parts, and a sum of 2
+    is of neither class; lisa.md 6), or inside ("union"). ignored: ignored pixels are left out of the counts ("leave
+    out"), or stand for the object ("object", gsva.md 6.4) or for background ("background", sesame.md 4.3).
+    """
+
+    parts: str = "exclude"
+    ignored: str = "leave out"
+
+
+@dataclass(frozen=True)
 class System:
     """A paper.
 
     published: the architectures in the `config.json` of its released checkpoints. published_tower: their vision tower,
     where these name a wrong one. prompt_template: the conversation template of generated answers where it is not the
     trained one. flags: command-line flags that only its original has. visible_padding: so many questions about a
-    picture are answered together and see each other's padding, as released; 0: nothing sees padding.
+    picture are answered together and see each other's padding, as released; 0: nothing sees padding. released_truth:
+    what its released scoring of phrases compares with.
     """
 
     name: str
@@ -54,6 +69,7 @@ class System:
     prompt_template: str | None = None
     flags: tuple[str, ...] = ()
     visible_padding: int = 0
+    released_truth: ReleasedTruth = ReleasedTruth()
 
 
 def build_system(name: str, options: dict[str, Any] | None = None) -> System:
@@ -181,7 +197,11 @@ def called(target: Target, rng: np.random.Generator) -> str:
 
 
 def label_set(record: Record) -> tuple[list[str], dict[str, int]]:
-    """Lower-cased names in dataset order, and the target index of each present one."""
+    """Lower-cased names in dataset order, and the target index of each present one.
+
+    Unlabelled is not absent: of a picture without a labelled pixel nothing is known (NothingToAsk). One of which every
+    pixel is labelled, none as any of the names, shows that all of them are absent.
+    """
     names = [name.lower() for name in record.vocabulary]
     present = {target.phrase.lower(): i for i, target in enumerate(record.targets) if target.mask is not None}
     if not names:
@@ -191,6 +211,8 @@ def label_set(record: Record) -> tuple[list[str], dict[str, int]]:
         raise ValueError(f"{record.image}: the class list names {', '.join(twice)} more than once")
     if strangers := present.keys() - set(names):
         raise ValueError(f"{record.image}: targets {', '.join(sorted(strangers))} are not in the class list")
+    if not present and record.ignore is not None and record.ignore().all():
+        raise NothingToAsk(f"{record.image}: no pixel is labelled as one of the {len(names)} classes")
     return names, present
 
 

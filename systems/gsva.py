@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from data.tokens import TokenSpec
-from data.types import Claim, Dialogue, Mask, Query, Record, Refuse, Script, Target, Turn
+from data.types import Claim, Dialogue, Mask, MaskFn, Query, Record, Refuse, Script, Turn
 from systems.base import (
     ABSENT,
     SYSTEMS,
+    ReleasedTruth,
     System,
     Wording,
     about_picture,
@@ -29,6 +30,7 @@ from systems.base import (
     read_claims,
 )
 from systems.single import REASONING, SLOTS, SingleTarget
+from utils.masks import EmptyMask
 
 TOKENS = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
 LIST_PROMPT = " What are {list}in this image? Please output segmentation masks."  # published, blanks and all
@@ -43,6 +45,7 @@ class Options:
     num_classes_per_sample: int = 3  # phrases or classes in a question; reasoning: dialogues a picture
     all_absent: str = "skip"  # a question whose phrases are all absent: skip (published: never trained on) | train
     phrases_per_query: int = 0  # evaluation: phrases in one question; 0: all of the picture's, as published
+    empty_mask: str = "error"  # a mask without a pixel of what is there: error | refuse (published: as if absent)
     explanatory: float = 0.1  # share of explained pictures answered in text only; below 0: no explanations
     wording: str = "gsva"  # training templates: a name in systems/wording or a YAML path
 
@@ -56,11 +59,21 @@ def gsva(**values: Any) -> System:
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
     task = GsvaTask(single, PhraseList(options, wording))
     read = partial(read_list, wording=wording)
-    return System("gsva", TOKENS, task, "sam", read, published=("LisaGSVAForCausalLM",), flags=FLAGS)
+    return System(
+        "gsva",
+        TOKENS,
+        task,
+        "sam",
+        read,
+        published=("LisaGSVAForCausalLM",),
+        flags=FLAGS,
+        released_truth=ReleasedTruth(parts="union", ignored="object"),
+    )
 
 
 def check(options: Options) -> Options:
     one_of("all_absent", options.all_absent, ("skip", "train"))
+    one_of("empty_mask", options.empty_mask, ("error", "refuse"))
     if options.phrases_per_query < 0:
         raise ValueError(f"options.phrases_per_query must be 0 (all) or more, got {options.phrases_per_query}")
     return options
@@ -97,7 +110,7 @@ class PhraseList:
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         """One dialogue about a sample of the targets. None where all of them are absent, unless they are to train."""
         chosen = choose(range(len(record.targets)), self.options.num_classes_per_sample, rng)
-        holes = [hole_of(record, index) for index in chosen]
+        holes = [self._hole(record, index) for index in chosen]
         accepted = any(isinstance(hole, Mask) for hole in holes)
         if not holes or (not accepted and self.options.all_absent == "skip"):
             return []
@@ -121,7 +134,7 @@ class PhraseList:
         return [self._query(record, names[at : at + size], targets[at : at + size]) for at in starts]
 
     def _query(self, record: Record, names: Sequence[str], targets: Sequence[int]) -> Query:
-        holes = [hole_of(record, index) for index in targets]
+        holes = [self._hole(record, index) for index in targets]
         return Query(
             question=about_picture(self.prompt.format(list=SEPARATOR.join(names))),
             forced=answer_of(self.start, self.part, SEPARATOR, names, holes),
@@ -129,22 +142,25 @@ class PhraseList:
             asked=tuple(names),
         )
 
+    def _hole(self, record: Record, index: int) -> Mask | Refuse:
+        """What stands for a target: a mask, or a rejection where it is not in the picture."""
+        refused = index < 0 or record.targets[index].mask is None
+        if not refused and self.options.empty_mask == "refuse":
+            refused = is_empty(record.targets[index].mask)
+        return Refuse(index) if refused else Mask(index)
+
 
 def clean(phrase: str) -> str:
     """Without outer blanks and full stops, as released."""
     return phrase.strip().strip(".")
 
 
-def hole_of(record: Record, index: int) -> Mask | Refuse:
-    """What stands for a target: a mask, or a rejection where nothing of it is in the picture (as released, an
-    expression whose polygons decode to nothing is rejected too)."""
-    if index < 0 or not is_there(record.targets[index]):
-        return Refuse(index)
-    return Mask(index)
-
-
-def is_there(target: Target) -> bool:
-    return target.mask is not None and bool(target.mask().any())
+def is_empty(mask: MaskFn) -> bool:
+    """Whether nothing is left of what is called present, e.g. where all its polygons are broken."""
+    try:
+        return not mask().any()
+    except EmptyMask:  # as a source may say itself
+        return True
 
 
 def answer_of(start: str, part: str, separator: str, names: Sequence[str], holes: Sequence[Mask | Refuse]) -> Script:

@@ -140,7 +140,8 @@ class ClassList:
     wording: Wording
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
-        """One dialogue: sample classes, write the list, answer the sample. None where nothing is left to answer."""
+        """One dialogue: sample classes, write the list, answer the sample. None where nothing is left to answer; a
+        picture without a labelled pixel raises NothingToAsk, so that another is drawn, as released."""
         names, present = label_set(record)
         sample = sample_classes(names, present, self._sample_size(rng), rng)
         asked = self._question_list(names, sample, rng)

@@ -15,6 +15,7 @@ from data.types import Claim, Dialogue, Mask, Query, Record, Refuse, Script, Tur
 from systems.base import (
     ABSENT,
     SYSTEMS,
+    ReleasedTruth,
     System,
     Wording,
     about_picture,
@@ -71,6 +72,7 @@ def sesame(**values: Any) -> System:
         published=("SESAMEForCausalLM",),
         prompt_template=options.prompt_template,
         visible_padding=RELEASED_BATCH if options.pad_compat == "released" else 0,
+        released_truth=ReleasedTruth(parts="union", ignored="background"),
     )
 
 

@@ -24,6 +24,7 @@ from data.tokens import TokenSpec, load_tokenizer
 from data.types import Mask, Record, Target, Turn
 from data.views import ClipView, SamView, Views
 from utils.config import DataConfig, MixConfig, SetConfig, from_dict
+from utils.masks import EmptyMask, Once
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 SPEC = TokenSpec(("[SEG]",), ("[SEG]",))
@@ -361,6 +362,20 @@ def test_skipping_is_counted_and_reported(tmp_path, maker, caplog):
     assert all("set a, record 2: cannot read picture" in message and "2.png" in message for message in skipped)
     assert [r.getMessage() for r in caplog.records] == [f"left out: {message}" for message in skipped][:20]
     assert not any(name.endswith("2.png") for batch in batches for name in batch.names)
+
+
+def test_an_empty_mask_of_a_present_thing_is_a_bad_sample(tmp_path, maker):
+    class Emptied(Pictures):
+        def __getitem__(self, index):
+            nothing = Target("gone", Once(partial(np.zeros, SHAPE, bool), "instances.json: annotation 9"))
+            return Record(self.paths[index], "refer", (nothing,)) if index == 1 else super().__getitem__(index)
+
+    source = Emptied(tmp_path / "a", 3)
+    with pytest.raises(EmptyMask, match=r"1\.png: the mask of 'gone' has no pixel.*instances.json: annotation 9"):
+        [Mixture([Part("a", source)], maker).draw(index) for index in range(20)]
+    samples = [Mixture([Part("a", source)], maker, on_bad_sample="skip").draw(index) for index in range(20)]
+    assert any("a, record 1: " in message for sample in samples for message in sample.skipped)
+    assert not any(sample.name.endswith("1.png") for sample in samples)
 
 
 def test_a_wholly_bad_dataset_does_not_hang(tmp_path, maker):

@@ -238,6 +238,19 @@ def test_mapillary_1_2_layouts(tmp_path, base, maps, names):
         build_source("mapillary", tmp_path, version="v2.0")
 
 
+def test_of_two_mapillary_label_sets_the_papers_one_is_taken_and_the_other_by_name(tmp_path):
+    new = mapillary(tmp_path, "mapillary", "v2.0/labels", "config_v2.0.json", (0, 2, 3))
+    old = mapillary(tmp_path, "mapillary", "v1.2/labels", "config_v1.2.json", (1, 2, 3))
+    for version, labels, names in (
+        (None, old, ("bird", "ground animal", "car")),
+        ("v1.2", old, ("bird", "ground animal", "car")),
+        ("v2.0", new, ("bird", "ground animal", "car", "unlabeled")),
+    ):
+        source = build_source("mapillary", tmp_path, version=version)
+        assert source.vocabulary == names
+        assert np.array_equal(masks_by_name(source[0])["car"], labels == 2)
+
+
 def test_a_truncated_config_names_its_file(tmp_path):
     mapillary(tmp_path, "mapillary", "v2.0/labels", "config_v2.0.json", (0,))
     path = tmp_path / "mapillary/config_v2.0.json"

@@ -37,6 +37,16 @@ def test_patterns_find_what_they_say_once_and_in_order():
     assert names("all") == list(SUITES) and len(SUITES) == len(ENTRIES)
 
 
+def test_mapillary_is_scored_on_the_papers_65_classes_and_on_the_later_set_by_name(tmp_path):
+    world = toy_world(tmp_path / "world", "mapillary")
+    found = {suite.name: suite.open(world) for suite in find_suites(["mapillary|val", "mapillary-v2.0|val"])}
+    assert [len(source.vocabulary) for source in found.values()] == [65, 124]
+    assert SUITES["mapillary|val"].open(world, {"version": "v2.0"}).vocabulary == found["mapillary|val"].vocabulary
+    (world / "mapillary" / "config_v1.2.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config_v1\.2\.json"):
+        SUITES["mapillary|val"].open(world)
+
+
 def test_short_names_mean_what_papers_report_together():
     found = names("refcoco*", "gref", "muse", "fp")
     assert found[:8] == [*names("refcoco"), *names("refcoco+"), *names("refcocog")]  # no other set's name begins so

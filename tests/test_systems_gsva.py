@@ -11,6 +11,7 @@ import pytest
 from data.types import Mask, Record, Refuse, Target, Turn
 from systems.base import build_system
 from systems.gsva import LIST_PART, PhraseList
+from utils.masks import EmptyMask
 
 NAMES = ("Red Car", "a dog.", " tall tree ", "no such thing", "nobody")
 
@@ -52,10 +53,15 @@ def test_one_answer_gives_each_asked_phrase_its_own_slot(seed):
         assert asked == sorted(asked), "answers keep the order of the question"
 
 
-def test_an_expression_whose_mask_is_empty_is_rejected():
-    one = Record(Path("p.jpg"), "refer", (Target("a", mask), Target("b", nothing)))
+def test_an_expression_whose_mask_is_empty_is_no_absent_thing_unless_told_as_published():
+    def broken() -> np.ndarray:
+        raise EmptyMask("instances.json: annotation 7: no pixel")
+
+    one = Record(Path("p.jpg"), "refer", (Target("a", mask), Target("b", nothing), Target("c", broken)))
     ((turn,),) = converse(one)
-    assert holes(turn) == [Mask(0), Refuse(1)]
+    assert holes(turn) == [Mask(0), Mask(1), Mask(2)]  # whoever draws the masks meets the fault
+    ((turn,),) = converse(one, empty_mask="refuse")
+    assert holes(turn) == [Mask(0), Refuse(1), Refuse(2)]
 
 
 def test_all_absent_is_not_trained_on_unless_asked_for():
@@ -142,6 +148,7 @@ def test_reading_frees_names_of_the_words_around_them():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"empty_mask": "drop"}, "options.empty_mask: 'drop' is not a choice; have: error, refuse"),
         ({"all_absent": "maybe"}, "options.all_absent: 'maybe' is not a choice; have: skip, train"),
         ({"phrases_per_query": -1}, "phrases_per_query must be 0"),
         ({"num_classes_per_sample": 0}, "num_classes_per_sample must be 1 or more"),

@@ -13,15 +13,15 @@ CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 DRAFT = ".unfinished_"  # prefix of what is being written or removed; whatever bears it may go
 
 
-def write_whole(path: str | Path, text: str) -> None:
+def write_whole(path: str | Path, text: str, errors: str = "strict") -> None:
     """Replaces a file by `text`. At every moment, a crash included, either its old or its new content is there.
 
-    Raises OSError that names the file and the reason.
+    errors: what to do with characters that UTF-8 has no bytes for. Raises OSError that names the file and the reason.
     """
     path = Path(path)
     draft = path.with_name(f"{DRAFT}{path.name}")
     try:
-        with draft.open("w", encoding="utf-8") as file:
+        with draft.open("w", encoding="utf-8", errors=errors) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

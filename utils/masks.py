@@ -21,6 +21,10 @@ OUTLINE = 4_000_000  # longest outline of a polygon in pixel sides: COCO's code 
 DIGITS = 8  # of a run in COCO's text form: 40 bits
 
 
+class EmptyMask(ValueError):
+    """A thing that the data call present has a mask without a pixel: a fault of the data, never an absent thing."""
+
+
 def segmentation_to_mask(segmentation: Any, size: Size, overlap: str = "union") -> np.ndarray:
     """Any COCO `segmentation`: polygons, one RLE, a list of RLEs (RefCLEF); an empty list is an empty mask.
 
@@ -74,10 +78,13 @@ def paint_shapes(shapes: Sequence[tuple[Sequence[Sequence[float]], int]], size: 
 
 
 class Once:
-    """Draws at the first call and keeps the mask: targets of one picture that share a mask share this."""
+    """Draws at the first call and keeps the mask: targets of one picture that share a mask share this.
 
-    def __init__(self, draw: Callable[[], np.ndarray]):
-        self._draw = draw
+    where: the annotation file and the entry that it comes from, for messages about the mask.
+    """
+
+    def __init__(self, draw: Callable[[], np.ndarray], where: str = ""):
+        self._draw, self.where = draw, where
         self._mask: np.ndarray | None = None
 
     def __call__(self) -> np.ndarray:

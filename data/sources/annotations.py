@@ -13,7 +13,7 @@ import numpy as np
 
 from data.sources.base import field, read_entries, shortened
 from utils.limits import PIXELS
-from utils.masks import Size, as_flat, segmentation_to_mask
+from utils.masks import Once, Size, as_flat, segmentation_to_mask
 
 ABOUT_BOXES = ("refuse", "draw")  # what an annotation with nothing but a box is
 CORNERS = 3  # a polygon has at least this many
@@ -191,6 +191,18 @@ def size_of(image: dict[str, Any], where: str) -> Size:
         raise ValueError(f"{where}: height and width must be whole numbers above 0, got {size[0]!r} and {size[1]!r}")
     PIXELS.check(size[0] * size[1], f"{where}: {size[0]} x {size[1]} (height x width)")
     return size[0], size[1]
+
+
+def released_mask(segmentations: list[Any], size: Size, where: str) -> Once | None:
+    """The mask as readers have it that sum an object's parts (lisa.md 4.4), which may leave nothing of it; None where
+    no annotation has several parts."""
+    if not any(isinstance(shape, list) and len(shape) > 1 for shape in segmentations):
+        return None
+
+    def summed() -> np.ndarray:
+        return np.logical_or.reduce([segmentation_to_mask(shape, size, "exclude") for shape in segmentations])
+
+    return Once(summed, where)
 
 
 def draw(segmentations: list[Any], size: Size, overlap: str, where: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
@@ -32,8 +32,8 @@ class EmptySplit(ValueError):
 class Source(Protocol):
     """Facts only: a pure map from index to record, one record a picture.
 
-    A source may have `image_paths() -> list[str]`, the picture of every record without making the records, and
-    `files`, the annotation files it reads; see the functions of these names.
+    A source may have `image_paths() -> list[str]`, the picture of every record without making the records, `files`, the
+    annotation files it reads, and `annotation_paths()`, all of these where masks or notes stand in files of their own.
     """
 
     def __len__(self) -> int: ...
@@ -45,6 +45,17 @@ def image_paths(source: Source) -> list[str]:
     """The picture of every record: what the source lists itself, else what its records say."""
     listed = getattr(source, "image_paths", None)
     return listed() if listed else [str(source[index].image) for index in range(len(source))]
+
+
+def first_of(source: Source, read: Callable[[Record], Any], tries: int = 20) -> Any:
+    """`read` of the first record of which that is possible, None where it is of none of the first few; what is wrong
+    with the others is found, and said, when their turn comes."""
+    for index in range(min(tries, len(source))):
+        try:
+            return read(source[index])
+        except Exception:  # whatever a damaged file may raise
+            continue
+    return None
 
 
 def locate(root: Path, what: str, *places: Sequence[str]) -> list[Path]:

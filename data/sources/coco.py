@@ -90,6 +90,13 @@ class Coco:
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
 
+    def annotation_paths(self) -> list[Path]:
+        maps = [row["png"] for row in map(self._rows.__getitem__, range(len(self)))] if self._is_panoptic() else []
+        return [*self.files, *(self._png / name for name in maps if name)]
+
+    def _is_panoptic(self) -> bool:
+        return any(self._rows[index]["png"] for index in range(min(len(self), 100)))
+
     def _asked(self, shapes: list[Any]) -> bool:
         return not self._single or (len(shapes) == 1 and not shapes[0][-1])
 
@@ -101,9 +108,7 @@ class Coco:
         """Shapes to a function that draws their union, from annotations or from the picture's one segment map."""
         size = tuple(row["size"])
         if row["png"] is None:
-            return lambda shapes: Once(
-                partial(draw, [shape[2] for shape in shapes], size, "union", f"{where}: {_numbers(shapes)}")
-            )
+            return lambda shapes: _drawn(shapes, size, f"{where}: {_numbers(shapes)}")
         path = picture(self._png, row["png"], where, "segment map")
         segments = Once(partial(read_segments, path, size))
         return lambda shapes: partial(among, segments, tuple(shape[1] for shape in shapes), path)
@@ -197,6 +202,10 @@ def _name(category: dict[str, Any], path: Path, panoptic: bool) -> str:
     if not name:
         raise ValueError(f"{where}: its name is empty")
     return SUFFIX.sub("", name) if panoptic else name
+
+
+def _drawn(shapes: list[Any], size: Size, where: str) -> Once:
+    return Once(partial(draw, [shape[2] for shape in shapes], size, "union", where), where)
 
 
 def _numbers(shapes: list[Any]) -> str:

@@ -169,11 +169,11 @@ def _indexed(
     root: Path, parse: Callable[..., Iterable[Any]], files: Sequence[Path], options: Sequence[Any], picture: Any
 ) -> Rows:
     name, made_from = _name(root, parse, files, options, picture), _fingerprint(root, files)
-    homes = _homes(root)
-    for home in homes:
+    places = homes(root)
+    for home in places:
         if rows := Rows.load(home / name, made_from):
             return rows
-    for home in homes:
+    for home in places:
         try:
             home.mkdir(parents=True, exist_ok=True)
             lock = FileLock(home / f"{name}.lock")
@@ -185,7 +185,7 @@ def _indexed(
             return rows or _make(home / name, parse(*files, *options), picture, made_from, files)
         finally:
             lock.release()
-    log.warning("no index of %s: none of %s can be written; set %s", files[0], ", ".join(map(str, homes)), HOME)
+    log.warning("no index of %s: none of %s can be written; set %s", files[0], ", ".join(map(str, places)), HOME)
     return Rows(parse(*files, *options), picture)
 
 
@@ -281,7 +281,7 @@ def _acquire(lock: FileLock, files: Sequence[Path]) -> None:
         lock.acquire()
 
 
-def _homes(root: Path) -> list[Path]:
+def homes(root: Path) -> list[Path]:
     """Where the indexes of a dataset folder may be, best first."""
     apart = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     if home := os.environ.get(HOME):

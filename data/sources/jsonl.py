@@ -47,13 +47,18 @@ class JsonLines:
         image = picture(self._folder, row["image"], where)
         targets = []
         for line, text, kind, shape, correction in row["queries"]:
-            mask = Once(partial(self._mask, image, kind, shape, f"{self.files[0]}: line {line}"))
+            place = f"{self.files[0]}: line {line}"
+            mask = Once(partial(self._mask, image, kind, shape, place), place)
             targets.append(Target(text, None if shape is None else mask, correction))
         asked = ((Turn(targets[0].phrase, (row["explanation"],)),),) if row["explanation"] else ()
         return Record(image, row["kind"], tuple(targets), asked=asked)
 
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
+
+    def annotation_paths(self) -> list[Path]:
+        queries = (query for index in range(len(self)) for query in self._rows[index]["queries"])
+        return [*self.files, *(self._folder / shape for _, _, kind, shape, _ in queries if kind == "mask" and shape)]
 
     def _mask(self, image: Path, kind: str, shape: Any, where: str) -> np.ndarray:
         size = picture_size(image)

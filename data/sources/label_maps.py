@@ -8,11 +8,13 @@ from pathlib import Path
 
 from data.sources.base import SOURCES, choice, field, locate, name_of, read_json
 from data.sources.semantic import Classes, LabelMaps, Table, paired, selected, shipped_labels
+from utils.log import log
 
 TRAINING = {"train": "training", "val": "validation"}
 CITYSCAPES_VOID = frozenset({*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 255})  # 255: licence plates, -1 in the table
 COCO_UNUSED = frozenset({11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90})  # label values that no picture holds
 MAPILLARY_2 = "config_v2.0.json"
+MAPILLARY_VERSIONS = ("v1.2", "v2.0")
 
 
 @SOURCES.register("ade20k")
@@ -76,16 +78,20 @@ def mapillary(
     classes: Classes = None,
     ignore_unknown: bool = False,
 ) -> LabelMaps:
-    """Mapillary Vistas v2.0 (names of config_v2.0.json; lisa.md 4.3) or v1.2 (65 panoptic names; lasagna.md 5.5).
+    """Mapillary Vistas v1.2 (65 names; lasagna.md 5.5) or v2.0 (names of config_v2.0.json; lisa.md 4.3).
 
-    version: None takes v2.0 where it is there. unlabeled: "class" asks about the class of that name, "ignore" leaves
-    it out; None is as published, a class in v2.0 and ignored in v1.2.
+    version: None takes v1.2 where both are there, and says which it took. unlabeled: "class" asks about the class of
+    that name, "ignore" leaves it out; None is as published, a class in v2.0 and ignored in v1.2.
     """
     folder = TRAINING[choice("split of mapillary", split, TRAINING)]
-    versions = ("v2.0", "v1.2") if version is None else (choice("version of mapillary", version, ("v2.0", "v1.2")),)
+    versions = MAPILLARY_VERSIONS
+    if version is not None:
+        versions = (choice("version of mapillary", str(version), MAPILLARY_VERSIONS),)
     places = [place for version in versions for place in _mapillary_places(folder, version)]
     images, maps, names_file = locate(root, f"mapillary {split}", *places)
     old = names_file.name != MAPILLARY_2
+    if version is None:
+        log.info("mapillary %s: label set %s, of %s", split, MAPILLARY_VERSIONS[not old], names_file)
     names = _mapillary_names(names_file)
     if old and names[-1] != "unlabeled":
         names.append("unlabeled")  # label value 65, which the panoptic file leaves out

@@ -58,7 +58,7 @@ class Muse:
             first = len(targets)
             for place, (names, segmentation) in enumerate(objects):
                 origin = f"{where}: question {number}: answer {place}"
-                mask = Once(partial(draw, [segmentation], tuple(row["size"]), "union", origin))
+                mask = Once(partial(draw, [segmentation], tuple(row["size"]), "union", origin), origin)
                 targets.append(Target(names[0], mask, aliases=tuple(names[1:])))
             asked.append((Turn(question, answer(text, range(first, len(targets)))),))
         image = self._found(row["file_name"], where)

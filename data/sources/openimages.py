@@ -12,6 +12,7 @@ import numpy as np
 
 from data.sources.base import (
     SOURCES,
+    Fault,
     attempt,
     choice,
     indexed,
@@ -24,6 +25,8 @@ from data.sources.base import (
 )
 from data.sources.semantic import read_label_map
 from data.types import Record, Target
+from utils.log import log
+from utils.masks import Once
 
 HOME = "OpenImageV6"
 SPLITS = ("train", "validation", "test")
@@ -58,8 +61,14 @@ class OpenImages:
         targets = []
         for name, files in row["classes"].items():
             paths = tuple(picture(self._masks, file, f"{where}: class {name!r}", "mask") for file in files)
-            targets.append(Target(name, partial(joined, paths, image)))
+            targets.append(Target(name, Once(partial(joined, paths, image), f"{where}: class {name!r}")))
         return Record(image, "classes", tuple(targets), self.vocabulary)
+
+    def annotation_paths(self) -> list[Path]:
+        named = (
+            name for index in range(len(self)) for names in self._rows[index]["classes"].values() for name in names
+        )
+        return [*self.files, *(self._masks / name for name in named)]
 
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
@@ -78,12 +87,22 @@ def joined(paths: tuple[Path, ...], image: Path) -> np.ndarray:
 
 
 def parse(path: Path) -> Iterator[Any]:
-    """{image_id, file_name, classes: {class: mask files}} of every picture, whose classes must be categories."""
-    names = set(categories(path))
+    """{image_id, file_name, classes: {class: mask files}} of every picture, whose classes must be categories.
+
+    A picture without a mask is left out, and counted in a warning: OpenImages labels some classes of a picture, so
+    nothing is known of it.
+    """
+    names, unlabelled = set(categories(path)), 0
     for number, classes in read_entries(path):
         if number == CATEGORIES:
             continue
-        yield attempt(partial(_row, number, classes, names, f"{path}: {number}"), _file_name(number))
+        row = attempt(partial(_row, number, classes, names, f"{path}: {number}"), _file_name(number))
+        if isinstance(row, Fault) or row["classes"]:
+            yield row
+        else:
+            unlabelled += 1
+    if unlabelled:
+        log.warning("%s: left out %d images without a mask; nothing is known of what they show", path, unlabelled)
 
 
 def _row(number: str, classes: Any, names: set[str], where: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Parts:
         targets = []
         for (phrase, aliases, *_), members in groups.items():
             where = f"{self.files[0]}: annotation {', '.join(str(number) for number, _ in members)}"
-            mask = Once(partial(draw, [shape for _, shape in members], tuple(row["size"]), "union", where))
+            mask = Once(partial(draw, [shape for _, shape in members], tuple(row["size"]), "union", where), where)
             targets.append(Target(phrase, mask, aliases=aliases))
         image = picture(self._folder, row["file_name"], f"{self.files[0]}: image {row['image_id']}")
         return Record(image, "classes", tuple(targets), self.vocabulary)

@@ -57,12 +57,15 @@ class ReasonSeg:
     def image_paths(self) -> list[str]:
         return [str(image) for image, _ in self._files]
 
+    def annotation_paths(self) -> list[Path]:
+        return [path for _, path in self._files]
+
     def __getitem__(self, index: int) -> Record:
         image, path = self._files[index]
         entry = read_json(path, ENCODINGS)
         painted = Once(partial(paint, field(entry, "shapes", str(path), list), picture_size(image), path))
         at_most = 1 if self._first_only else None
-        mask = Once(partial(_equals, painted, TARGET))
+        mask = Once(partial(_equals, painted, TARGET), f"{path}: shapes")
         targets = [Target(text, mask) for text in _texts(entry, path)[:at_most]]
         targets += [Target(question, None, reply) for question, reply in _false_premises(entry, path)[:at_most]]
         return Record(

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.annotations import Table, by_id, draw, id_of, size_of, whole_polygons
+from data.sources.annotations import Table, by_id, draw, id_of, released_mask, size_of, whole_polygons
 from data.sources.base import (
     SOURCES,
     EmptySplit,
@@ -79,10 +79,14 @@ class Refer:
         targets = []
         for ref in row["refs"]:
             where = f"{self._instances}: annotation {', '.join(map(str, ref['ann_ids']))} (ref {ref['ref_id']})"
-            mask = Once(partial(draw, ref["segmentations"], tuple(row["size"]), self._overlap, where))
-            targets += [
-                Target(text, mask if there else None, correction) for text, there, correction in ref["sentences"]
-            ]
+            shapes, size = ref["segmentations"], tuple(row["size"])
+            mask = Once(partial(draw, shapes, size, self._overlap, where), where)
+            summed = released_mask(shapes, size, where) if self._overlap == "union" else None
+            for text, there, correction in ref["sentences"]:
+                target = (
+                    Target(text, mask, correction, released_mask=summed) if there else Target(text, None, correction)
+                )
+                targets.append(target)
         name = row["file_name"]
         image = picture(self._home(name), name, f"{self._instances}: image {row['image_id']}")
         return Record(image, "refer", tuple(targets))

@@ -65,13 +65,16 @@ class LabelMaps:
         self._pairs, self.left_out, (self._images, self._maps) = pairs.rows, pairs.left_out, folders
         self._hint = hint
         self._table, self._ignore_unknown = table, ignore_unknown
-        self.vocabulary = tuple(table.values)
+        self.vocabulary, self.classes = tuple(table.values), table.values
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def image_paths(self) -> list[str]:
         return [f"{self._images}/{name}" for name in self._pairs.pictures()]
+
+    def annotation_paths(self) -> list[Path]:
+        return [self._maps / self._pairs[index][1] for index in range(len(self))]
 
     def __getitem__(self, index: int) -> Record:
         image, path = self._pairs[index]

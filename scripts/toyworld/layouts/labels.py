@@ -46,6 +46,11 @@ def mapillary_table() -> list[tuple[str, str]]:
     return [(name, readable) for name, _, readable in (line.partition(" ") for line in lines)]
 
 
+def mapillary_names_v1() -> list[str]:
+    """The 66 readable names of Mapillary Vistas v1.2, the last one "Unlabeled", in order of value."""
+    return MAPILLARY_TABLE.with_name("mapillary_v1.txt").read_text(encoding="utf-8").splitlines()
+
+
 def real_names(dataset: str) -> list[str]:
     """The names to ask for: the data set's, in order of label value, without the suffixes of COCO-Stuff."""
     names = dict(label_table(dataset))

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 from PIL import Image
 
-from toyworld.layouts.labels import label_map, label_table, mapillary_table, real_names
+from toyworld.layouts.labels import label_map, label_table, mapillary_names_v1, mapillary_table, real_names
 from toyworld.layouts.world import World
 from toyworld.scene import Scene
 
@@ -61,20 +61,27 @@ def cityscapes(world: World) -> str:
 
 
 def mapillary(world: World) -> str:
-    """mapillary/{training,validation}/{images,v2.0/labels}, palette PNGs that index `labels` of config_v2.0.json."""
-    labels = [
-        {"name": name, "readable": readable, "color": _color(i), "evaluate": i < 118, "instances": False}
-        for i, (name, readable) in enumerate(mapillary_table())
-    ]
-    config = {"version": "2.0", "folder_structure": "{split}/v2.0/{content}/{image_id}.{extension}", "labels": labels}
-    world.file("mapillary/config_v2.0.json").write_text(json.dumps(config, indent=1))
-    palette = [channel for label in labels for channel in label["color"]]
+    """mapillary/{training,validation}/{images,v1.2/labels,v2.0/labels}, palette PNGs that index `labels` of the
+    version's config, as the download has them."""
+    tables = {"1.2": [(name, name) for name in mapillary_names_v1()], "2.0": mapillary_table()}
+    for version, table in tables.items():
+        labels = [
+            {"name": name, "readable": readable, "color": _color(i), "evaluate": i < 118, "instances": False}
+            for i, (name, readable) in enumerate(table)
+        ]
+        structure = f"{{split}}/v{version}/{{content}}/{{image_id}}.{{extension}}"
+        config = {"version": version, "folder_structure": structure, "labels": labels}
+        world.file(f"mapillary/config_v{version}.json").write_text(json.dumps(config, indent=1))
+    palette = [channel for value in range(len(tables["2.0"])) for channel in _color(value)]
+    old_values = {readable: value for value, (_, readable) in enumerate(tables["1.2"])}
+    older = np.array([old_values.get(readable, old_values["Unlabeled"]) for _, readable in tables["2.0"]], np.uint8)
     pictures = 0
     for split, number, scene in _both(world, "mapillary"):
         folder = {"train": "training", "val": "validation"}[split]
         world.picture(f"mapillary/{folder}/images/{number:022d}.jpg", scene)
         indices = label_map(scene, "mapillary", MAPILLARY_UNLABELLED)
         _save(indices, world, f"mapillary/{folder}/v2.0/labels/{number:022d}.png", palette)
+        _save(older[indices], world, f"mapillary/{folder}/v1.2/labels/{number:022d}.png", palette)
         pictures += 1
     return f"{pictures} pictures, {_class_list(world, 'mapillary')} classes"
 
