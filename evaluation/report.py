@@ -21,6 +21,7 @@ from evaluation.metrics import RELEASED, STANDARD
 from evaluation.published import SEEN, Published, published
 from evaluation.suites import SUITES
 from utils.config import SuiteConfig
+from utils.files import write_whole
 
 SHOWN, WIDTH, BINS, FAILURES = 4, 360, 10, 20  # pictures best and worst, their width, bars, failures listed
 PAGE = Path(__file__).parent / "page"

@@ -33,6 +33,7 @@ from evaluation.tables import as_markdown, between, number
 from systems.assistant import Assistant
 from utils import dist
 from utils.config import Recipe, SuiteConfig
+from utils.files import write_whole
 from utils.log import log
 from utils.registry import unknown
 

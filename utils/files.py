@@ -19,7 +19,7 @@ def write_whole(path: str | Path, text: str, errors: str = "strict") -> None:
     errors: what to do with characters that UTF-8 has no bytes for. Raises OSError that names the file and the reason.
     """
     path = Path(path)
-    draft = path.with_name(f"{DRAFT}{path.name}")
+    draft = path.with_name(f"{DRAFT}{path.name}.{os.getpid()}")  # several processes may write the same file
     try:
         with draft.open("w", encoding="utf-8", errors=errors) as file:
             file.write(text)

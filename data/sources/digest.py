@@ -93,7 +93,7 @@ def _keep(root: Path, known: dict[str, Any]) -> None:
     for home in homes(root):
         try:
             home.mkdir(parents=True, exist_ok=True)
-            write_text(home / KEPT, json.dumps(known))
+            write_whole(home / KEPT, json.dumps(known))
             return
         except OSError:
             continue
