@@ -138,6 +138,8 @@ class Batch:
     ignore: list[Tensor | None] = field(default_factory=list)  # B x (H_b, W_b) bool: pixels the mask loss leaves out
     refused: list[int] = field(default_factory=list)  # refusals in the answers about each picture
     skipped: list[str] = field(default_factory=list)  # what was left out while drawing this batch, and why
+    cut_rows: int = 0  # rows that lack their end, which did not fit in model_max_length
+    cut_tokens: int = 0  # ids of these ends
 
     def __len__(self) -> int:
         return len(self.geometry)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.types import Batch
 from utils import dist
 
 SPEED, WAIT, MEMORY = "images_per_second", "data_wait", "gpu_memory_gib"  # beside the loss parts
+LEFT_OUT, CUT_ROWS, CUT_TOKENS = "left_out", "cut_rows", "cut_tokens"  # beside them, where there were any
+NOT_LOSSES = (SPEED, WAIT, MEMORY, LEFT_OUT, CUT_ROWS, CUT_TOKENS)
 
 
 class Meters:
@@ -25,6 +27,7 @@ class Meters:
         self.names: list[str] = []
         self.sums: Tensor | None = None  # (parts + 1,): weighted sums, then the weight
         self.waited, self.since = 0.0, time.perf_counter()
+        self.counts = dict.fromkeys((LEFT_OUT, CUT_ROWS, CUT_TOKENS), 0)
 
     def add(self, parts: dict[str, Tensor], weight: int) -> None:
         self.names = list(parts)
@@ -32,8 +35,8 @@ class Meters:
         row = torch.cat([values, values.new_ones(1)]) * weight
         self.sums = row if self.sums is None else self.sums + row
 
-    def timed(self, stream: Iterator[Any]) -> Iterator[Any]:
-        """The same stream; the time spent waiting for it counts."""
+    def timed(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """The same stream; the time spent waiting for it counts, and so does what its batches lack."""
         while True:
             start = time.perf_counter()
             try:
@@ -41,18 +44,23 @@ class Meters:
             except StopIteration:
                 return
             self.waited += time.perf_counter() - start
+            for name, number in zip(self.counts, (len(item.skipped), item.cut_rows, item.cut_tokens), strict=True):
+                self.counts[name] += number
             yield item
 
     def read(self) -> dict[str, float]:
-        """Means of the parts, images/s, and of this process the share of time spent waiting for data and the peak
-        memory of its GPU, if it has one; starts anew. All processes call it.
+        """Means of the parts, images/s, how many records or rows were left out, how many rows cut and by how many ids,
+        and of this process the share of time spent waiting for data and the peak memory of its GPU, if it has one;
+        starts anew. All processes call it.
         """
         if self.sums is None:
             return {}
         *sums, weight = dist.total(self.sums.double()).tolist()
+        counts = dist.total(torch.tensor(list(self.counts.values()))).tolist()
         seconds = max(time.perf_counter() - self.since, 1e-9)
         values = {name: value / weight for name, value in zip(self.names, sums, strict=True)}
         values |= {SPEED: weight / seconds, WAIT: self.waited / seconds, **peak_memory(dist.device())}
+        values |= {name: count for name, count in zip(self.counts, counts, strict=True) if count}
         self._start()
         return values
 
@@ -78,7 +86,7 @@ class Progress:
         self.bar.update()
 
     def show(self, means: dict[str, float]) -> None:
-        words = {name: f"{value:.3f}" for name, value in means.items() if name not in (SPEED, WAIT, MEMORY)}
+        words = {name: f"{value:.3f}" for name, value in means.items() if name not in NOT_LOSSES}
         self.bar.set_postfix({**words, "img/s": f"{means.get(SPEED, 0):.1f}"}, refresh=False)
 
     def close(self) -> None:

@@ -116,6 +116,7 @@ class DataConfig:
     dataset_dir: str = "./dataset"
     mixture: tuple[MixConfig, ...] = ()
     on_bad_sample: str = "raise"  # raise | skip (skipped ones are counted and reported)
+    long_rows: str = "error"  # beyond model_max_length: error | cut (as most released) | cut_rounds | keep (LaSagnA)
     workers: int = 4
     prefetch: int = 2  # batches that each worker keeps ready
     val_workers: int = 2

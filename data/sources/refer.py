@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Refer:
-    """One record a picture, one target a sentence; the sentences of one ref share its mask.
+    """One record a picture, one target a sentence, spelt as in the file; the sentences of one ref share its mask.
 
     A ref of several annotations (`ann_id` is a list) is one target whose mask is their union; a ref of none is absent.
     overlap: what pixels under several parts of one object are, see `segmentation_to_mask`. said: reads from a sentence
@@ -132,8 +132,8 @@ def parse(
             dropped += sum(len(shape) - len(rest) for shape, rest in zip(shapes, whole, strict=True))
             shapes = whole
         spoken = [_sentence(sentence, bool(numbers), said, where) for sentence in field(ref, "sentences", where)]
-        silent += sum(not text for text, _, _ in spoken)
-        sentences = [entry for entry in spoken if entry[0]]
+        silent += sum(not text.strip() for text, _, _ in spoken)
+        sentences = [entry for entry in spoken if entry[0].strip()]
         kept = {"ref_id": ref.get("ref_id"), "ann_ids": numbers, "segmentations": shapes, "sentences": sentences}
         pictures.setdefault(field(ref, "image_id", where), []).append(kept)
     if silent:
@@ -161,7 +161,6 @@ def _sentence(sentence: Any, has_annotation: bool, said: Said | None, where: str
     text = field(sentence, "sent", where)
     if not isinstance(text, str):
         raise ValueError(f"{where}: a sentence is {text!r}; expected text")
-    text = text.strip().lower()
     there, correction = said(sentence, f"{where}: sentence {text!r}") if said else (True, None)
     return text, there and has_annotation, None if there else correction
 
