@@ -17,7 +17,7 @@ MaskFn = Callable[[], np.ndarray]  # draws a (H, W) bool mask when asked, not be
 class Target:
     """One thing the text may talk about. `mask` None: it is not in the picture.
 
-    `phrase`: as the data set spells it, outer blanks included; what is lower-cased or stripped where is the task's part.
+    `phrase`: as the data set spells it, outer blanks included; the task strips and lower-cases as the release does.
     `correction`: what is there instead (false premise); for a reason query the whole answer that the data set gives.
     `aliases`: other names of the same thing that the data set has, for tasks that vary names: "the wheel of the car"
     beside the phrase "car wheel", the category beside MUSE's rephrased name.
