@@ -52,6 +52,12 @@ class Maker:
     def __init__(
         self, task: Task, encoder: Encoder, views: Views, *, ignore_region: bool = False, drop_long_rows: bool = False
     ):
+        if encoder.max_length and encoder.max_length <= encoder.image_tokens and encoder.long_rows != "keep":
+            raise ValueError(
+                f"model_max_length {encoder.max_length} leaves no room for words beside the {encoder.image_tokens} "
+                "positions of a picture. The LISA family counts 256 of them whatever the vision tower: there, this "
+                f"limit means model_max_length {encoder.max_length + encoder.image_tokens - 256} here"
+            )
         self.task = task
         self.encoder = encoder
         self.views = views
@@ -124,6 +130,7 @@ def collate(samples: Sequence[Sample], image_tokens: int, pad_id: int = 0) -> Ba
     batch.mask_rows = torch.tensor([index for index, row in enumerate(rows) for _ in row.holes], dtype=torch.long)
     batch.masks = [_masks(sample) for sample in samples]
     batch.refused = [sum(row.refused for row in sample.rows) for sample in samples]
+    batch.cut_rows, batch.cut_tokens = sum(row.cut > 0 for row in rows), sum(row.cut for row in rows)
     return batch
 
 

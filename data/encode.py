@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from data.dialogue import Template
 from data.dialogue import template as find_template
-from data.tokens import IMAGE_END, IMAGE_START, TokenSpec, mask_ids
+from data.tokens import IMAGE_END, IMAGE_START, TokenSpec, mask_ids, token_id
 from data.types import IGNORE_ID, IMAGE_ID, IMAGE_PLACEHOLDER, Dialogue, Mask, Refuse, Turn
+from utils.registry import unknown
+
+LONG_ROWS = {  # choices of data.long_rows -> why a row is too long all the same
+    "error": "data.long_rows says what may be cut",
+    "cut": "a cut would take a mask, a refusal or the whole answer away",
+    "cut_rounds": "its first round is too long, or a round with a mask or a refusal would go",
+    "keep": "",
+}
 
 
 class SequenceTooLong(ValueError):
-    """A row does not fit in `model_max_length`; it is never cut, for a cut could take a mask token away."""
+    """A row does not fit in `model_max_length`, and cutting it is not allowed or would take a mask token away."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class Encoded:
 
     holes: the target of each mask, in answer order. mask_positions: for each, the K indices of the tokens *before*
     its mask tokens, i.e. of the states that predict them (lisa.md 1.5). refused: the number of refusals beside them.
+    cut: the number of ids at the end of the dialogue that the row leaves out.
     """
 
     ids: list[int]
@@ -31,14 +40,22 @@ class Encoded:
     holes: tuple[int, ...]
     mask_positions: tuple[tuple[int, ...], ...]
     refused: int = 0
+    cut: int = 0
 
 
 class Encoder:
     """Renders dialogues through a template and a TokenSpec, with the ids that tokenising the whole text would give.
 
     prompt_template: that of open prompts where it is another (one published system answers in words it never trained).
-    max_length limits a row after the picture has become `image_tokens` positions; 0: no limit. As released, LISA cut
-    at `max_length - 255` unexpanded ids, the same length; here a longer row is an error.
+    max_length limits a training row after the picture has become `image_tokens` positions; 0: no limit. What becomes of
+    a longer one is said by long_rows (lisa.md 3.2, pixellm.md 5.5, lasagna.md 3):
+
+        error       SequenceTooLong
+        cut         as LISA, GSVA, PixelLM and SESAME were released: the ids beyond the limit go, in mid-sentence
+        cut_rounds  whole rounds go, until the rest fits
+        keep        as LaSagnA was released: the limit does not hold
+
+    No cut takes a mask or a refusal away, nor all that is supervised: that is SequenceTooLong (the releases crash).
     """
 
     def __init__(
@@ -49,14 +66,19 @@ class Encoder:
         max_length: int = 0,
         image_tokens: int = 256,
         prompt_template: str | None = None,
+        long_rows: str = "error",
     ):
+        if long_rows not in LONG_ROWS:
+            raise ValueError(unknown("data.long_rows", long_rows, LONG_ROWS))
         self.tokenizer = tokenizer
         self.spec = spec
         self.template = find_template(template)
         self.prompt_template = find_template(prompt_template or template)
         self.max_length = max_length
         self.image_tokens = image_tokens
+        self.long_rows = long_rows
         self._mask_ids = mask_ids(tokenizer, spec)
+        self._verdicts = {*self._mask_ids, *([token_id(tokenizer, spec.refuse)] if spec.refuse else [])}
         self._special = {token.content: (index, token) for index, token in tokenizer.added_tokens_decoder.items()}
         longest_first = sorted((*self._special, IMAGE_PLACEHOLDER), key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
@@ -66,13 +88,30 @@ class Encoder:
     def __call__(self, dialogue: Dialogue) -> Encoded:
         """A supervised training row. Raises SequenceTooLong, or ValueError naming the text that cannot be encoded."""
         row = self.encode(dialogue)
-        length = len(row.ids) - 1 + self.image_tokens
-        if self.max_length and length > self.max_length:
-            raise SequenceTooLong(
-                f"a row of {length} positions ({self.image_tokens} for the picture) does not fit in "
-                f"model_max_length {self.max_length}: {_shorten(dialogue[0].question)}"
-            )
-        return row
+        room = self.max_length - self.image_tokens + 1  # ids that fit, of which one stands for the picture
+        if not self.max_length or self.long_rows == "keep" or len(row.ids) <= room:
+            return row
+        short = self._shortened(dialogue, row, room)
+        if short is not None:
+            return replace(short, cut=len(row.ids) - len(short.ids))
+        raise SequenceTooLong(
+            f"a row of {len(row.ids) - 1 + self.image_tokens} positions ({self.image_tokens} for the picture) does not "
+            f"fit in model_max_length {self.max_length} ({LONG_ROWS[self.long_rows]}): {_shorten(dialogue[0].question)}"
+        )
+
+    def _shortened(self, dialogue: Dialogue, row: Encoded, room: int) -> Encoded | None:
+        """The beginning of the row in at most `room` ids with all of its masks and refusals; None if there is none."""
+        if self.long_rows == "cut":
+            last = max((index for index, token in enumerate(row.ids) if token in self._verdicts), default=0)
+            supervised = any(label != IGNORE_ID for label in row.labels[: max(room, 0)])
+            fits = last < room and supervised
+            return replace(row, ids=row.ids[:room], labels=row.labels[:room]) if fits else None
+        if self.long_rows == "cut_rounds":
+            rows = (self.encode(dialogue[:rounds]) for rounds in range(len(dialogue) - 1, 0, -1))
+            short = next((short for short in rows if len(short.ids) <= room), None)
+            if short and (len(short.holes), short.refused) == (len(row.holes), row.refused):
+                return short
+        return None
 
     def encode(self, dialogue: Dialogue) -> Encoded:
         """The row whatever its length (evaluation never cuts either)."""

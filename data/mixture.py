@@ -37,13 +37,15 @@ ORDER = 1  # keys the order of an epoch apart from the samples, whose key is one
 class Part:
     """One dataset of the mixture; `rate` is its share of all draws, up to a common factor.
 
-    usable: the records that may be drawn; None: all.
+    usable: the records that may be drawn; None: all. family: the entry of `data.mixture` it belongs to; what cannot be
+    used is replaced within the family, as in the releases, so that the rates hold whatever is left out (lisa.md 4.1).
     """
 
     name: str
     source: Source
     rate: float = 1.0
     usable: Sequence[int] | None = None
+    family: int = 0
 
     @property
     def records(self) -> Sequence[int]:
@@ -57,26 +59,35 @@ class ByRate:
         rates = np.array([part.rate for part in parts], np.float64)
         self.parts, self.shares = parts, rates / rates.sum()
 
-    def __call__(self, index: int, rng: np.random.Generator, again: bool) -> tuple[Part, int]:
-        part = self.parts[rng.choice(len(self.parts), p=self.shares)]
+    def __call__(self, index: int, rng: np.random.Generator, family: int | None) -> tuple[Part, int]:
+        shares = self.shares
+        if family is not None:
+            shares = shares * [part.family == family for part in self.parts]
+            shares = shares / shares.sum()
+        part = self.parts[rng.choice(len(self.parts), p=shares)]
         return part, int(part.records[int(rng.integers(len(part.records)))])
 
 
 class OnceEach:
     """`sampling: once`: every record of every dataset once an epoch, in an order keyed by (seed, epoch).
 
-    Rates other than 0 mean nothing. A record that cannot be used is replaced by any other.
+    Rates other than 0 mean nothing. A record that cannot be used is replaced by any other of its family.
     """
 
     def __init__(self, parts: Sequence[Part], seed: int):
         self.parts, self.seed = parts, seed
-        self.ends = np.cumsum([len(part.records) for part in parts])
+        self.sizes = np.array([len(part.records) for part in parts])
+        self.ends = np.cumsum(self.sizes)
         self.total = int(self.ends[-1])
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def __call__(self, index: int, rng: np.random.Generator, again: bool) -> tuple[Part, int]:
+    def __call__(self, index: int, rng: np.random.Generator, family: int | None) -> tuple[Part, int]:
+        if family is not None:
+            sizes = self.sizes * [part.family == family for part in self.parts]
+            part = self.parts[rng.choice(len(self.parts), p=sizes / sizes.sum())]
+            return part, int(part.records[int(rng.integers(len(part.records)))])
         epoch, place = divmod(index, self.total)
-        number = int(rng.integers(self.total)) if again else int(self._shuffled(epoch)[place])
+        number = int(self._shuffled(epoch)[place])
         which = int(np.searchsorted(self.ends, number, side="right"))
         part = self.parts[which]
         return part, int(part.records[number - int(self.ends[which]) + len(part.records)])
@@ -94,8 +105,9 @@ SAMPLING = {"rates": ByRate, "once": OnceEach}
 class Mixture(Dataset):
     """Sample number `index` of an endless stream: a dataset and a record by `sampling`, then the task's own chance.
 
-    All chance comes from a generator keyed by (seed, index). A record with nothing to ask about is drawn anew from the
-    same generator, and so is a bad sample where `on_bad_sample` is "skip"; both are noted in `Sample.skipped`.
+    All chance comes from a generator keyed by (seed, index). A record with nothing to ask about is replaced by another
+    of its family with the same generator, and so is a bad sample where `on_bad_sample` is "skip"; both are noted in
+    `Sample.skipped`.
     """
 
     def __init__(
@@ -133,7 +145,7 @@ class Mixture(Dataset):
         root = Path(data.dataset_dir)
         blocklist = Blocklist.build(data.exclude_val, root, held_out)
         parts, skip = [], data.on_bad_sample == "skip"
-        for mix in data.mixture:
+        for family, mix in enumerate(data.mixture):
             total = sum(entry.rate for entry in mix.sets)
             for entry in mix.sets if mix.rate > 0 else ():
                 if entry.rate > 0:
@@ -141,7 +153,7 @@ class Mixture(Dataset):
                         source = build_source(entry.source, root, **entry.options)
                     name = f"{mix.task}/{entry.source} ({root})"
                     usable = blocklist.usable(entry.source, source)
-                    parts.append(Part(name, source, mix.rate * entry.rate / total, usable))
+                    parts.append(Part(name, source, mix.rate * entry.rate / total, usable, family))
         return cls(parts, maker, seed=seed, on_bad_sample=data.on_bad_sample, sampling=data.sampling)
 
     @property
@@ -155,8 +167,10 @@ class Mixture(Dataset):
     def draw(self, index: int) -> Sample:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index,)))
         skipped: list[str] = []
-        for attempt in range(DRAWS):
-            part, position = self.pick(index, rng, again=attempt > 0)
+        family = None
+        for _ in range(DRAWS):
+            part, position = self.pick(index, rng, family)
+            family = part.family
             try:
                 sample = self.maker.make_sample(part.source[position], rng)
             except NothingToAsk as error:
@@ -214,6 +228,7 @@ class Stream:
         self.position = start  # samples given so far by all processes, to resume from
         self._stride = batch_size * world
         self.skipped = 0  # samples left out so far
+        self.cut_rows = 0  # rows so far that lack their end
         if workers:  # the tokenizer's own threads do not survive the fork
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._loader = DataLoader(
@@ -239,6 +254,13 @@ class Stream:
         for message in batch.skipped[: max(0, SHOWN - self.skipped)]:
             log.warning("left out: %s", message)
         self.skipped += len(batch.skipped)
+        if batch.cut_rows and not self.cut_rows:
+            log.warning(
+                "rows are cut at model_max_length (data.long_rows): the first %d by %d ids. The log counts them",
+                batch.cut_rows,
+                batch.cut_tokens,
+            )
+        self.cut_rows += batch.cut_rows
         return batch
 
     def close(self) -> None:

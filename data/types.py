@@ -18,6 +18,7 @@ class Target:
     """One thing the text may talk about. `mask` None: it is not in the picture. A mask that is there has a pixel; one
     without is a fault of the data (`EmptyMask`), never an absent thing.
 
+    `phrase`: as the data set spells it, outer blanks included; the task strips and lower-cases as the release does.
     `released_mask`: the mask as the released readers that sum an object's parts have it, where it differs: pixels under
     several parts are outside. Only the as-released scoring looks at it; it may be empty.
     `correction`: what is there instead (false premise); for a reason query the whole answer that the data set gives.
@@ -142,6 +143,8 @@ class Batch:
     ignore: list[Tensor | None] = field(default_factory=list)  # B x (H_b, W_b) bool: pixels the mask loss leaves out
     refused: list[int] = field(default_factory=list)  # refusals in the answers about each picture
     skipped: list[str] = field(default_factory=list)  # what was left out while drawing this batch, and why
+    cut_rows: int = 0  # rows that lack their end, which did not fit in model_max_length
+    cut_tokens: int = 0  # ids of these ends
 
     def __len__(self) -> int:
         return len(self.geometry)

@@ -116,7 +116,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def load_of(recipe: Recipe, args: argparse.Namespace) -> Load:
     """The longest rows that the recipe lets through, as many as its system asks about a picture."""
     dialogues = args.dialogues or recipe.options.get("num_classes_per_sample", 3)
-    length = args.length or recipe.model.model_max_length or 1024
+    kept = recipe.data.long_rows == "keep"  # beyond model_max_length, too: what the language models are made for
+    length = args.length or (2048 if kept else recipe.model.model_max_length) or 1024
     return Load(dialogues, length, args.masks, tuple(args.picture))
 
 

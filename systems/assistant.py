@@ -210,6 +210,7 @@ def _assemble(
         recipe.model.model_max_length,
         model.vlm.image_tokens,
         system.prompt_template,
+        recipe.data.long_rows,
     )
     model.vlm.pack_length = recipe.model.pack_length
     model.vlm.pack_rows = can_pack(recipe.model.pack_rows, model.vlm.language.config._attn_implementation)

@@ -21,6 +21,8 @@ from utils.registry import Registry
 ORIGINAL = "lisa"  # whose command line the others extend
 SYSTEMS = Registry("system")  # factories: options by keyword -> System
 WORDING = Path(__file__).parent / "wording"
+ONCE = ("mask", "masks", "refuse")  # slots of templates that hold tokens; words may stand in one several times
+REASONING = ("reason", "phrase")  # kinds of record: sentences and phrases that call for reasoning
 ABSENT = Refuse(-1)  # an asked class of the vocabulary that no target of the record stands for
 Item = TypeVar("Item")
 
@@ -103,7 +105,7 @@ def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class Wording:
-    """Question and answer templates of a system, by list name; every template has exactly the slots of its list."""
+    """Question and answer templates of a system, by list name; every template has the slots of its list."""
 
     name: str
     lists: dict[str, tuple[str, ...]]
@@ -117,28 +119,40 @@ def load_wording(name: str, slots: dict[str, str]) -> Wording:
     """Reads `systems/wording/<name>.yaml` (or a YAML path) and checks it against `slots`: list name to slot names.
 
     Several slots of a list stand with blanks between them, `?` behind one that its templates may leave out; "" means
-    none. A missing list, an empty one, or a template without its slots (or with one twice, or with another) is an error
-    that names the file, the list and the template.
+    none. Words may be filled in several times, masks and refusals once. A missing list, an empty one, or a template
+    that has not the slots of its list is an error that names the file, the list and the template.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else WORDING / f"{name}.yaml"
     if not path.is_file():
         have = ", ".join(sorted(file.stem for file in WORDING.glob("*.yaml")))
         raise FileNotFoundError(f"no wording {name!r}; have: {have}, or the path of a YAML file")
     lists = read_yaml(path) or {}
-    if set(lists) != set(slots):
-        raise ValueError(f"{path}: expected the lists {', '.join(sorted(slots))}; got {', '.join(sorted(lists))}")
+    if not isinstance(lists, dict) or set(lists) != set(slots):
+        raise ValueError(
+            f"{path}: expected the lists {', '.join(sorted(slots))}; got {', '.join(sorted(map(str, lists)))}"
+        )
     for key, slot in slots.items():
         if not lists[key]:
             raise ValueError(f"{path}: the list {key!r} is empty")
         for template in lists[key]:
-            slots_of = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
-            found = sorted(field for field, _, _ in slots_of)
-            needed = sorted(name for name in slot.split() if not name.endswith("?"))
-            bare = not any(form or conversion for _, form, conversion in slots_of)  # {phrase:>1000000000} is no slot
-            if not bare or found not in (needed, sorted(slot.replace("?", "").split())):
-                wanted = " and ".join(f"{{{name}}} once" for name in needed) or "no slot"
-                raise ValueError(f"{path}: {key}: {template!r} must hold {wanted}")
+            if not _has_slots(template, slot):
+                needed = sorted(name for name in slot.split() if not name.endswith("?"))
+                wanted = [f"{{{name}}} once{'' if name in ONCE else ' or more'}" for name in needed]
+                raise ValueError(f"{path}: {key}: {template!r} must hold {' and '.join(wanted) or 'no slot'}")
     return Wording(name, {key: tuple(templates) for key, templates in lists.items()})
+
+
+def _has_slots(template: Any, slot: str) -> bool:
+    """Whether a template holds these slots, with or without the optional ones."""
+    try:
+        fields = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except (TypeError, ValueError):  # no text, or a brace that is not closed
+        return False
+    if any(form or conversion for _, form, conversion in fields):  # {phrase:>1000000000} is no slot
+        return False
+    found = [field for field, _, _ in fields]
+    needed = {name for name in slot.split() if not name.endswith("?")}
+    return set(found) in (needed, set(slot.replace("?", "").split())) and all(found.count(name) < 2 for name in ONCE)
 
 
 def about_picture(text: str) -> str:
@@ -163,9 +177,12 @@ def compose(template: str, **slots: str | Script) -> Script:
 
 def before_mask(template: str) -> str:
     """A regular expression of the words before a template's mask, its slots as named groups."""
-    clause = template.partition("{mask")[0].strip(" :")
-    parts = string.Formatter().parse(clause)
-    return "".join(re.escape(text) + (f"(?P<{name}>.+?)" if name else "") for text, name, _, _ in parts)
+    clause, pattern, seen = template.partition("{mask")[0].strip(" :"), "", set()
+    for text, name, _, _ in string.Formatter().parse(clause):
+        slot = f"(?P={name})" if name in seen else f"(?P<{name}>.+?)"
+        pattern += re.escape(text) + (slot if name else "")
+        seen.add(name)
+    return pattern
 
 
 def joined(parts: Iterable[str | Mask | Refuse]) -> Script:
@@ -194,6 +211,12 @@ def called(target: Target, rng: np.random.Generator) -> str:
     """Any of the target's names: half the time a part is "the wheel of the car", else "car wheel" (lisa.md 4.3)."""
     names = (target.phrase, *target.aliases)
     return names[rng.integers(len(names))] if target.aliases else target.phrase
+
+
+def asked_as(record: Record, phrase: str) -> str:
+    """How the releases write a phrase into an evaluation question: lower-case, but of reasoning data as it is (lisa.md
+    3.3); without outer blanks."""
+    return phrase.strip() if record.kind in REASONING else phrase.strip().lower()
 
 
 def label_set(record: Record) -> tuple[list[str], dict[str, int]]:

@@ -22,7 +22,8 @@ from systems.base import (
     before_mask,
     called,
     choose,
-    fill_answer,
+    compose,
+    joined,
     label_set,
     load_wording,
     make_options,
@@ -167,14 +168,8 @@ def answer_of(start: str, part: str, separator: str, names: Sequence[str], holes
     """`start`, the parts in the order of the names, a full stop; neighbouring texts are joined."""
     script: list[str | Mask | Refuse] = [start]
     for position, (name, hole) in enumerate(zip(names, holes, strict=True)):
-        pieces = [separator if position else "", *fill_answer(part.format(phrase=name, mask="{mask}"), hole), ""]
-        for piece in pieces:
-            if isinstance(piece, str) and isinstance(script[-1], str):
-                script[-1] += piece
-            else:
-                script.append(piece)
-    end = script.pop() if isinstance(script[-1], str) else ""
-    return (*script, f"{end}.")
+        script += [separator if position else "", *compose(part, phrase=name, mask=(hole,))]
+    return joined([*script, "."])
 
 
 def read_list(text: str, wording: Wording, tokens: TokenSpec = TOKENS) -> list[Claim]:

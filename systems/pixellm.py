@@ -14,10 +14,12 @@ import numpy as np
 from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, Mask, Query, Record, Script, Turn
 from systems.base import (
+    REASONING,
     SYSTEMS,
     System,
     Wording,
     about_picture,
+    asked_as,
     before_mask,
     called,
     choose,
@@ -29,9 +31,13 @@ from systems.base import (
     read_claims,
     shuffled,
 )
-from systems.single import PHRASE_PROMPT, REASONING, SENTENCE_PROMPT, SLOTS, SingleTarget, class_queries
+from systems.single import PHRASE_PROMPT, SENTENCE_PROMPT, SLOTS, SingleTarget, class_queries
 
 RENAMED = 0.9  # share of questions whose targets go by the names that the dataset rephrased
+EXPANSIONS = {  # how often `*_more` joins its list; released: sem_seg, refer_seg and multi_reason_seg do it once each
+    "released": {"phrase": 2, "sentence": 1},
+    "once": {"phrase": 1, "sentence": 1},
+}
 LISTS = {
     **SLOTS,
     "phrase_more": "phrase",
@@ -50,6 +56,7 @@ class Options:
     num_classes_per_sample: int = 3  # questions a picture at most; reasoning: dialogues
     num_classes_per_question: int = 3  # targets in a question at most
     use_expand_question_list: bool = False  # also the questions of `*_more` of the wording
+    expanded_lists: str = "released"  # these join once a data set object: released (phrases: twice) | once
     questions_per_picture: int = 0  # of datasets that ship their questions, at most; 0: all, as released
     eval_targets: tuple[
         int, ...
@@ -63,8 +70,9 @@ def pixellm(**values: Any) -> System:
     options = check(make_options(Options, values))
     wording = load_wording(options.wording, LISTS)
     if options.use_expand_question_list:
-        more = {name: wording.lists[name] + wording.lists[f"{name}_more"] for name in ("phrase", "sentence")}
-        wording = replace(wording, lists={**wording.lists, **more})
+        lists, times = wording.lists, EXPANSIONS[options.expanded_lists]
+        more = {name: lists[name] + lists[f"{name}_more"] * number for name, number in times.items()}
+        wording = replace(wording, lists={**lists, **more})
     names = tuple(f"[SEG{i}]" for i in range(options.seg_token_num * options.image_feature_scale_num))
     tokens = TokenSpec(added=names, mask=names)
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
@@ -82,6 +90,7 @@ def pixellm(**values: Any) -> System:
 
 def check(options: Options) -> Options:
     one_of("image_feature_scale_num", options.image_feature_scale_num, (2,))
+    one_of("expanded_lists", options.expanded_lists, EXPANSIONS)
     for name in ("seg_token_num", "num_classes_per_sample", "num_classes_per_question"):
         if getattr(options, name) < 1:
             raise ValueError(f"options.{name} must be 1 or more, got {getattr(options, name)}")
@@ -128,7 +137,7 @@ class PixelTask:
         return hands
 
     def _several(self, record: Record, indices: Sequence[int], rng: np.random.Generator) -> Turn:
-        names = [called(record.targets[index], rng) for index in indices]
+        names = [called(record.targets[index], rng).strip() for index in indices]
         holes = [Mask(index) for index in indices]
         listing = "".join(listed(names)).lower()
         question = about_picture(self.wording.draw("phrase", rng).format(phrase=listing))
@@ -193,7 +202,7 @@ class Shipped:
 
 def several_query(record: Record, targets: Sequence[int]) -> Query:
     """The phrase prompt about several targets, by their names; of several the forced answer ends in a full stop."""
-    names = tuple(record.targets[index].phrase.strip() for index in targets)
+    names = tuple(asked_as(record, record.targets[index].phrase) for index in targets)
     end = (".",) if len(targets) > 1 else ()  # as released
     question = about_picture(PHRASE_PROMPT.format("".join(listed(names))))
     return Query(question, joined([*listed([Mask(index) for index in targets]), *end]), tuple(targets), names)

@@ -19,6 +19,7 @@ from systems.base import (
     System,
     Wording,
     about_picture,
+    asked_as,
     choose,
     compose,
     fill_answer,
@@ -191,7 +192,7 @@ class SesameTask:
         """The evaluation question. A random template hangs on seed, picture and phrase alone (sesame.md 6.3)."""
         sentence = record.kind == "reason"
         if self.options.eval_prompt == "lisa":
-            return (SENTENCE_PROMPT if sentence else PHRASE_PROMPT).format(phrase)
+            return (SENTENCE_PROMPT if sentence else PHRASE_PROMPT).format(asked_as(record, phrase))
         list_name = "sentence" if sentence else "phrase"
         templates = self.wording.lists[list_name]
         key = zlib.crc32(f"{self.options.eval_seed}|{record.image.name}|{phrase}".encode())

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.types import Dialogue, Mask, Query, Record, Script, Target, Turn
-from systems.base import ABSENT, Wording, about_picture, called, choose, fill_answer, label_set
+from systems.base import (
+    ABSENT,
+    REASONING,
+    Wording,
+    about_picture,
+    asked_as,
+    called,
+    choose,
+    fill_answer,
+    label_set,
+)
 
 SLOTS = {"phrase": "phrase", "sentence": "sentence", "explain": "", "answer": "mask"}
-REASONING = ("reason", "phrase")  # kinds of record: sentences and phrases that call for reasoning
 PHRASE_PROMPT = " What is {} in this image? Please output segmentation mask."  # the blank in front is published
 SENTENCE_PROMPT = " {} Please output segmentation mask."
 
@@ -66,21 +75,24 @@ class SingleTarget:
         return "plain" if rng.random() < 0.5 else "explained"
 
     def _question(self, kind: str, target: Target, rng: np.random.Generator) -> str:
+        """Sentences as they are; phrases lower-cased, without outer blanks but in reasoning data (lisa.md 4.4, 4.6)."""
         if kind == "reason":
             return self.wording.draw("sentence", rng).format(sentence=target.phrase)
-        return self.wording.draw("phrase", rng).format(phrase=called(target, rng).lower())
+        template, phrase = self.wording.draw("phrase", rng), called(target, rng).lower()
+        return template.format(phrase=phrase if kind in REASONING else phrase.strip())
 
 
 def explanation_of(record: Record) -> str:
     """The explanation that the dataset ships for a reasoning picture, "" where there is none."""
     if record.kind not in REASONING or not record.asked:
         return ""
-    return "".join(part for part in record.asked[0][-1].answer if isinstance(part, str)).strip()
+    words = "".join(part for part in record.asked[0][-1].answer if isinstance(part, str))
+    return words if words.strip() else ""
 
 
 def single_query(prompt: str, record: Record, index: int) -> Query:
     """A published prompt about one target, with the published forced answer: the mask and a full stop."""
-    phrase = record.targets[index].phrase.strip()
+    phrase = asked_as(record, record.targets[index].phrase)
     forced: Script = (Mask(index), ".")
     return Query(about_picture(prompt.format(phrase)), forced, (index,), (phrase,))
 

@@ -128,6 +128,30 @@ def test_a_row_that_is_too_long_is_left_out_whole_only_when_allowed(record):
         maker(Phrases([1]), limit, drop_long_rows=True).make_sample(mixed, RNG)
 
 
+def test_what_is_cut_off_rows_is_counted(record):
+    """Words behind the mask go; masks and rows stay, and the batch says how many rows lost how many ids."""
+
+    class Explained(Phrases):
+        def converse(self, record, rng):
+            words = ("", " since it is long", " for it is the one that you see at the left")
+            return [(Turn("<image>\nWhere?", (Mask(i), ".", text)),) for i, text in enumerate(words)]
+
+    lengths = [len(row.ids) for row in maker(Explained()).make_sample(record, RNG).rows]
+    encoder = Encoder(TOKENIZER, SPEC, max_length=lengths[0] + 1 + PATCHES - 1, image_tokens=PATCHES, long_rows="cut")
+    sample = Maker(Explained(), encoder, VIEWS).make_sample(record, RNG)
+    assert [row.cut for row in sample.rows] == [0, lengths[1] - lengths[0] - 1, lengths[2] - lengths[0] - 1]
+    batch = collate([sample, sample], PATCHES)
+    assert batch.cut_rows == 4 and batch.cut_tokens == 2 * sum(row.cut for row in sample.rows)
+    assert batch.ids.shape[1] == encoder.max_length and len(batch.masks[0]) == 3 and not batch.skipped
+
+
+def test_a_limit_without_room_for_words_is_refused_with_the_published_meaning():
+    """SESAME's 512 counts 256 positions for a picture of 576 (sesame.md 5.2)."""
+    encoder = Encoder(TOKENIZER, SPEC, max_length=512, image_tokens=576, long_rows="cut")
+    with pytest.raises(ValueError, match=r"model_max_length 512 leaves no room .* 576 .* model_max_length 832 here"):
+        Maker(Phrases(), encoder, VIEWS)
+
+
 # --- batches
 
 

@@ -209,3 +209,74 @@ def test_the_picture_belongs_to_the_first_question_only():
         encoder_of("lisa")((Turn("<image>\nHi", ("ok",)), Turn("<image>\nHi", ("ok",))))
     with pytest.raises(ValueError, match="empty dialogue"):
         encoder_of("lisa")(())
+
+
+# --- rows beyond the limit
+
+TALK = (
+    Turn("<image>\nWhat is it?", ("A cat on a mat, and a dog that looks at both of them.",)),
+    Turn("Sure?", ("Quite sure, for it has whiskers.",)),
+    Turn("Why?", ("Cats do.",)),
+)
+ROOM = 256 - 1  # positions that the picture takes beyond its one id
+
+
+@pytest.mark.parametrize("long_rows", ["cut", "cut_rounds"])
+def test_a_dialogue_without_masks_is_cut_wherever_the_limit_is(long_rows):
+    """As released: the first `max_length - 255` ids, labels alike, no closing token (lisa.md 3.2); or whole rounds."""
+    whole = encoder_of("lisa").encode(TALK)
+    rounds = [encoder_of("lisa").encode(TALK[:number]) for number in (1, 2, 3)]
+    lead = len(encoder_of("lisa").prompt(TALK[0].question))
+    for limit in range(1, len(whole.ids) + 1):
+        encoder = encoder_of("lisa", max_length=limit + ROOM, long_rows=long_rows)
+        fitting = [row for row in rounds if len(row.ids) <= limit]
+        if limit <= lead or (long_rows == "cut_rounds" and not fitting):
+            with pytest.raises(SequenceTooLong, match=r"whole answer|first round is too long"):
+                encoder(TALK)
+            continue
+        row = encoder(TALK)
+        assert row.cut == len(whole.ids) - len(row.ids) and row.holes == ()
+        assert (row.ids, row.labels) == (whole.ids[: len(row.ids)], whole.labels[: len(row.ids)])
+        assert len(row.ids) == (limit if long_rows == "cut" else len(fitting[-1].ids))
+        assert any(label != IGNORE_ID for label in row.labels)
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_no_cut_takes_a_mask_or_a_refusal_away(name, data):
+    """At any limit the row is too long, or it is the beginning of the whole one with every mask and refusal in it."""
+    dialogue = data.draw(dialogues(SPECS[name]))
+    whole = encoder_of(name).encode(dialogue)
+    last = max((p[-1] + 1 for p in whole.mask_positions), default=0)
+    for long_rows in ("cut", "cut_rounds"):
+        limit = data.draw(st.integers(1, len(whole.ids)))
+        try:
+            row = encoder_of(name, max_length=limit + ROOM, long_rows=long_rows)(dialogue)
+        except SequenceTooLong:
+            assert limit < len(whole.ids)
+            continue
+        assert len(row.ids) <= limit and row.ids == whole.ids[: len(row.ids)] and last < len(row.ids)
+        assert (row.holes, row.mask_positions, row.refused) == (whole.holes, whole.mask_positions, whole.refused)
+        if name == "lasagna":
+            refuse = tokenizer_of(name).get_vocab()["<no_ins>"]
+            assert row.ids.count(refuse) == whole.ids.count(refuse) == row.refused
+
+
+def test_an_explanation_behind_the_mask_is_cut_and_a_mask_behind_the_words_is_not():
+    words = " because of its long whiskers and its striped fur"
+    explained = (Turn("<image>\nWhy?", ("It is ", Mask(0), ".", words)),)
+    late = (Turn("<image>\nWhy?", (words.strip(), Mask(0), ".")),)
+    limit = len(encoder_of("six").encode(explained).ids) - 3
+    encoder = encoder_of("six", max_length=limit + ROOM, long_rows="cut")
+    row = encoder(explained)
+    assert row.cut == 3 and row.holes == (0,) and len(row.mask_positions[0]) == 6
+    inside = len(encoder_of("six").encode(late).ids) - 4  # in the midst of the six tokens of one mask
+    with pytest.raises(SequenceTooLong, match="a cut would take a mask"):
+        encoder_of("six", max_length=inside + ROOM, long_rows="cut")(late)
+
+
+def test_rows_may_be_kept_whatever_their_length():
+    assert encoder_of("lisa", max_length=260, long_rows="keep")(TALK) == encoder_of("lisa")(TALK)
+    with pytest.raises(ValueError, match=r"no data.long_rows 'cat' \(did you mean 'cut'\?\); have: cut, cut_rounds"):
+        encoder_of("lisa", long_rows="cat")

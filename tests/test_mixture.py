@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pickle
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.blocklist import Blocklist, picture_key
-from data.collate import Maker
-from data.encode import Encoder
+from data.collate import Maker, NothingToAsk
+from data.encode import Encoder, SequenceTooLong
 from data.mixture import DRAWS, Mixture, Part, Stream
 from data.sources import SOURCES, build_source
 from data.tokens import TokenSpec, load_tokenizer
@@ -180,6 +181,39 @@ def test_nested_rates_then_uniform_records():
         for record in range(3):
             count, mean = seen.count(f"{name}/{record}"), draws * share / 3
             assert abs(count - mean) < 5 * np.sqrt(mean), (name, record)
+
+
+class Fussy(Names):
+    """A maker that refuses some of the records of some sets: every second of vqa, all of `bad`."""
+
+    def make_sample(self, record, rng):
+        name, number = record.image.parts
+        if name == "bad" or (name == "vqa" and int(number) % 2):
+            raise (NothingToAsk if name == "bad" else SequenceTooLong)(f"{record.image}")
+        return NameOnly(str(record.image), [])
+
+
+@pytest.mark.parametrize("sampling", ["rates", "once"])
+def test_what_cannot_be_used_is_replaced_in_its_own_family(sampling):
+    """The rates hold though half of the dialogues and a whole set of another family are never used (lisa.md 4.1)."""
+    mixture = [
+        {"task": "sem_seg", "rate": 9, "sets": [{"source": "counted|good", "options": {"count": 30}}, "counted|bad"]},
+        {"task": "vqa", "rate": 3, "sets": [{"source": "counted|vqa", "options": {"count": 20}}]},
+        {"task": "sem_seg", "rate": 4, "sets": [{"source": "counted|more", "options": {"count": 30}}]},
+    ]
+    data = from_dict(DataConfig, {"mixture": mixture, "on_bad_sample": "skip", "sampling": sampling})
+    drawn = Mixture.build(data, Fussy(), seed=2)
+    samples = [drawn.draw(index) for index in range(83 * 60)]
+    counts = Counter(Path(sample.name).parts[0] for sample in samples)
+    wanted = (
+        {"good": 9 / 16, "vqa": 3 / 16, "more": 4 / 16} if sampling == "rates" else {"good": 33 / 83, "vqa": 20 / 83}
+    )
+    for name, share in wanted.items():
+        mean = len(samples) * share
+        assert abs(counts[name] - mean) < 4 * np.sqrt(mean * (1 - share)), name
+    assert counts["bad"] == 0 and not any(int(Path(s.name).name) % 2 for s in samples if s.name.startswith("vqa"))
+    skipped = [message.split("/")[0] for sample in samples for message in sample.skipped]
+    assert len(skipped) > 400 and {"vqa", "sem_seg"} == set(skipped)
 
 
 # --- every picture once

@@ -80,6 +80,25 @@ def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
     assert any("embed_tokens" in name for name in grown) and any(name.startswith("project") for name in grown)
 
 
+@pytest.mark.parametrize(
+    ("name", "patches", "ids"),
+    [("lisa", 256, 257), ("gsva", 256, 769), ("sesame", 576, 257), ("lisa_7b", 256, 257), ("sesame_13b", 576, 257)],
+)
+def test_recipes_cut_rows_where_the_releases_do(name, patches, ids):
+    """model_max_length - 255 ids, of which one stands for the picture (lisa.md 3.2, gsva.md 5.4, sesame.md 5.2)."""
+    recipe = load_recipe(ROOT / "configs" / f"{name}.yaml")
+    assert recipe.data.long_rows == "cut" and recipe.model.model_max_length - patches + 1 == ids
+
+
+def test_recipes_lose_no_data_that_the_release_loses_to_its_limit():
+    """PixelLM stops at 512 where an answer's mask tokens are cut off; LaSagnA is given 1024 and cuts nothing."""
+    pixellm, lasagna = (load_recipe(ROOT / "configs" / f"{name}.yaml") for name in ("pixellm", "lasagna"))
+    assert pixellm.data.long_rows == "cut" and pixellm.model.model_max_length >= 1024
+    assert lasagna.data.long_rows == "keep" and lasagna.model.model_max_length == 1024
+    longer = load_recipe(ROOT / "configs" / "lasagna_7b.yaml")
+    assert longer.data.long_rows == "cut" and longer.model.model_max_length > 790 + 486  # lasagna.md 2.4
+
+
 def on_toy_weights(recipe: Recipe, world: Path) -> Recipe:
     """The same recipe on the tiny published-format weights of its system, or the toy base where there are none; in
     fp32, on the toy world."""

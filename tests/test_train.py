@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny_assistant import toy_world
 
 import train_ds
 from tests.tiny_run import ROOT, environment, start, train_log, write_reason_seg, write_recipe
@@ -197,3 +198,21 @@ def test_every_entry_point_starts(program):
 
 def test_deepspeed_launcher_is_there():
     assert shutil.which("deepspeed")
+
+
+def test_rows_that_are_cut_are_trained_on_and_counted_in_the_log(tmp_path):
+    """Dialogues all longer than the limit: cut they are trained on, else nothing is left to train on."""
+    toy_world(tmp_path / "data", "llava_instruct")
+    mixture = [{"task": "vqa", "sets": ["llava_instruct_150k"]}]
+    recipe = write_recipe(
+        tmp_path,
+        model={"model_max_length": 256 + 139},  # every question fits, no dialogue does
+        data={"mixture": mixture, "on_bad_sample": "skip", "long_rows": "cut"},
+        eval={"suites": [], "no_eval": True},
+    )
+    train_ds.main(["--config", str(recipe)])
+    rows = train_log(tmp_path / "runs" / "tiny")
+    assert len(rows) == 4 and all(row["cut_rows"] == 2 and row["cut_tokens"] >= 2 and row["ce"] > 0 for row in rows)
+    assert not any("left_out" in row for row in rows)
+    with pytest.raises(RuntimeError, match=r"draws in a row gave no sample; .* does not fit in model_max_length 395"):
+        train_ds.main(["--config", str(recipe), "--exp_name", "error", "--set", "data.long_rows=error"])

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import plot_run
@@ -20,7 +21,7 @@ from evaluation.draw import Layer
 from evaluation.journal import prediction
 from evaluation.panels import panel, replay
 from evaluation.protocols import Reply
-from training.meters import MEMORY, SPEED, WAIT, Meters, peak_memory
+from training.meters import CUT_ROWS, CUT_TOKENS, LEFT_OUT, MEMORY, SPEED, WAIT, Meters, peak_memory
 from training.provenance import describe, describe_data, fingerprint, starts, versions
 from utils.config import RunConfig
 from utils.log import RunLog, import_wandb, log, read_log
@@ -96,6 +97,19 @@ def test_meters_weigh_by_pictures_and_start_anew():
     assert means["loss"] == 2.0 and means[SPEED] > 0 and 0 <= means[WAIT] <= 1
     assert (MEMORY in means) == torch.cuda.is_available()
     assert meters.read() == {} == peak_memory(torch.device("cpu"))
+
+
+def test_meters_count_what_batches_lack_and_start_anew():
+    meters = Meters()
+    batches = [SimpleNamespace(skipped=["a", "b"], cut_rows=1, cut_tokens=30)] * 2
+    whole = SimpleNamespace(skipped=[], cut_rows=0, cut_tokens=0)
+    stream = iter([*batches, whole])
+    assert [meters.timed(stream).cut_rows for _ in range(3)] == [1, 1, 0]
+    meters.add({"loss": torch.tensor(1.0)}, weight=1)
+    assert {(LEFT_OUT, 4), (CUT_ROWS, 2), (CUT_TOKENS, 60)} <= set(meters.read().items())
+    meters.timed(iter([whole]))
+    meters.add({"loss": torch.tensor(1.0)}, weight=1)
+    assert not {LEFT_OUT, CUT_ROWS, CUT_TOKENS} & meters.read().keys(), "only where there are any"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

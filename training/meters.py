@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.types import Batch
 from utils import dist
 
-Item = TypeVar("Item")
 SPEED, WAIT, MEMORY = "images_per_second", "data_wait", "gpu_memory_gib"  # beside the loss parts
+LEFT_OUT, CUT_ROWS, CUT_TOKENS = "left_out", "cut_rows", "cut_tokens"  # beside them, where there were any
+NOT_LOSSES = (SPEED, WAIT, MEMORY, LEFT_OUT, CUT_ROWS, CUT_TOKENS)
 
 
 class Meters:
@@ -27,6 +29,7 @@ class Meters:
         self.sums: Tensor | None = None  # (parts + 1,) double: weighted sums, then the weight
         self.earlier = 0.0  # of the weight, what an earlier start of the run added
         self.waited, self.since = 0.0, time.perf_counter()
+        self.counts = dict.fromkeys((LEFT_OUT, CUT_ROWS, CUT_TOKENS), 0)
 
     def add(self, parts: dict[str, Tensor], weight: int) -> None:
         self.names = list(parts)
@@ -34,38 +37,45 @@ class Meters:
         row = torch.cat([values, values.new_ones(1)]) * weight
         self.sums = row if self.sums is None else self.sums + row
 
-    def timed(self, stream: Iterator[Item]) -> Item:
-        """The next of the stream; the time spent waiting for it counts."""
+    def timed(self, stream: Iterator[Batch]) -> Batch:
+        """The next batch of the stream; the time spent waiting for it counts, and so does what it lacks."""
         start = time.perf_counter()
-        item = next(stream)
+        batch = next(stream)
         self.waited += time.perf_counter() - start
-        return item
+        for name, number in zip(self.counts, (len(batch.skipped), batch.cut_rows, batch.cut_tokens), strict=True):
+            self.counts[name] += number
+        return batch
 
     def state(self) -> dict[str, Any]:
         """What this process has added since the last `read`, for a checkpoint."""
-        return {} if self.sums is None else {"names": self.names, "sums": self.sums.tolist()}
+        return {} if self.sums is None else {"names": self.names, "sums": self.sums.tolist(), "counts": self.counts}
 
     def restore(self, states: list[dict[str, Any]]) -> None:
-        """Goes on with the `state` of each process; another number of processes leaves the sum to the main one."""
+        """Resumes from the `state` of each process; another number of processes leaves the sums to the main one."""
         if len(states) != dist.world_size():
             given = [state for state in states if state]
             sums = [sum(column) for column in zip(*(state["sums"] for state in given), strict=True)]
-            whole = {"names": given[0]["names"], "sums": sums} if given else {}
-            states = [whole, *[{}] * (dist.world_size() - 1)]
+            counts = {name: sum(state.get("counts", {}).get(name, 0) for state in given) for name in self.counts}
+            total = {"names": given[0]["names"], "sums": sums, "counts": counts} if given else {}
+            states = [total, *[{}] * (dist.world_size() - 1)]
         if mine := states[dist.rank()]:
             self.names, self.earlier = mine["names"], mine["sums"][-1]
             self.sums = torch.tensor(mine["sums"], dtype=torch.double, device=dist.device())
+            self.counts |= mine.get("counts", {})
 
     def read(self) -> dict[str, float]:
-        """Means of the parts, images/s, and of this process the share of time spent waiting for data and the peak
-        memory of its GPU, if it has one; starts anew. All processes call it.
+        """Means of the parts, images/s, how many records or rows were left out, how many rows cut and by how many ids,
+        and of this process the share of time spent waiting for data and the peak memory of its GPU, if it has one;
+        starts anew. All processes call it.
         """
         if self.sums is None:
             return {}
         *sums, weight, earlier = dist.total(torch.cat([self.sums, self.sums.new_full((1,), self.earlier)])).tolist()
+        counts = dist.total(torch.tensor(list(self.counts.values()))).tolist()
         seconds = max(time.perf_counter() - self.since, 1e-9)
         values = {name: value / weight for name, value in zip(self.names, sums, strict=True)}
         values |= {SPEED: (weight - earlier) / seconds, WAIT: self.waited / seconds, **peak_memory(dist.device())}
+        values |= {name: count for name, count in zip(self.counts, counts, strict=True) if count}
         self._start()
         return values
 
@@ -91,7 +101,7 @@ class Progress:
         self.bar.update()
 
     def show(self, means: dict[str, float]) -> None:
-        words = {name: f"{value:.3f}" for name, value in means.items() if name not in (SPEED, WAIT, MEMORY)}
+        words = {name: f"{value:.3f}" for name, value in means.items() if name not in NOT_LOSSES}
         self.bar.set_postfix({**words, "img/s": f"{means.get(SPEED, 0):.1f}"}, refresh=False)
 
     def close(self) -> None:

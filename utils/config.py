@@ -133,6 +133,7 @@ class DataConfig:
     dataset_dir: str = "./dataset"
     mixture: tuple[MixConfig, ...] = ()
     on_bad_sample: str = "raise"  # raise | skip (skipped ones are counted and reported)
+    long_rows: str = "error"  # beyond model_max_length: error | cut (as most released) | cut_rounds | keep (LaSagnA)
     workers: int = within(4, 0)
     prefetch: int = within(2, 1)  # batches that each worker keeps ready
     val_workers: int = within(2, 0)

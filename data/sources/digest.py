@@ -17,6 +17,7 @@ from typing import Any
 
 from data.sources.base import Source, image_paths
 from data.sources.index import homes
+from utils.files import write_whole
 from utils.log import log
 
 KEPT = "digests.json"

@@ -22,7 +22,7 @@ DEFAULTS = {  # set -> the split_by of its released file
 
 def premise(sentence: dict[str, Any], where: str) -> tuple[bool, str | None]:
     """(is it true, what is there instead). `is_false_premise` wins over `exist`; with neither it is true."""
-    correction = str(sentence.get("gt_sent") or "").strip().lower() or None
+    correction = str(sentence.get("gt_sent") or "").strip() or None
     if "is_false_premise" in sentence:
         return not _flag(sentence, "is_false_premise", where), correction
     return ("exist" not in sentence or _flag(sentence, "exist", where)), correction

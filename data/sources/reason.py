@@ -35,7 +35,8 @@ FOLDERS = ("reason_seg/ReasonSeg", "ReasonSeg")
 
 @SOURCES.register("ReasonSeg")
 class ReasonSeg:
-    """Every text of a picture has the same mask; a sentence is of kind "reason", a phrase of kind "phrase".
+    """Every text of a picture has the same mask; a sentence is of kind "reason", a phrase of kind "phrase". Texts keep
+    their outer blanks, as in the releases' training (lisa.md 4.6).
 
     split: one, or several joined (`train_val`). explanations: put the explanation of `explanatory/train.json` into
     `Record.asked`; None: if the file is there. texts: "all" rephrasings are targets, or only the "first", which is the
@@ -177,7 +178,7 @@ def _texts(entry: dict[str, Any], path: Path) -> list[str]:
     texts = field(entry, "text", str(path))
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"{path}: 'text' must be a list of one or more queries, got {texts!r}")
-    return [text.strip() for text in texts]
+    return texts
 
 
 def _false_premises(entry: dict[str, Any], path: Path) -> list[tuple[str, str]]:
@@ -188,7 +189,7 @@ def _false_premises(entry: dict[str, Any], path: Path) -> list[tuple[str, str]]:
             raise ValueError(
                 f"{path}: false_premise_QA[{index}] must be [question, true or false, answer], got {item!r}"
             )
-        found.append((item[0].strip(), item[2].strip()))
+        found.append((item[0], item[2]))
     return found
 
 

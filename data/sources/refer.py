@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class Refer:
-    """One record a picture, one target a sentence; the sentences of one ref share its mask.
+    """One record a picture, one target a sentence, spelt as in the file; the sentences of one ref share its mask.
 
     A ref of several annotations (`ann_id` is a list) is one target whose mask is their union; a ref of none is absent.
     overlap: what pixels under several parts of one object are, see `segmentation_to_mask`. said: reads from a sentence
@@ -146,8 +146,8 @@ def parse(
             whole = [whole_polygons(shape) for shape in read["segmentations"]]
             dropped += sum(len(shape) - len(rest) for shape, rest in zip(read["segmentations"], whole, strict=True))
             read["segmentations"] = whole
-        silent += sum(not text for text, _, _ in read["sentences"])
-        read["sentences"] = [entry for entry in read["sentences"] if entry[0]]
+        silent += sum(not text.strip() for text, _, _ in read["sentences"])
+        read["sentences"] = [entry for entry in read["sentences"] if entry[0].strip()]
         pictures.setdefault(read.pop("image_id"), []).append(read)
     if silent:
         log.warning("%s: left out %d empty sentences of split %s", refs_path, silent, split)
@@ -196,7 +196,6 @@ def _sentence(sentence: Any, has_annotation: bool, said: Said | None, where: str
     text = field(sentence, "sent", where)
     if not isinstance(text, str):
         raise ValueError(f"{where}: a sentence is {text!r}; expected text")
-    text = text.strip().lower()
     there, correction = said(sentence, f"{where}: sentence {text!r}") if said else (True, None)
     return text, there and has_annotation, None if there else correction
 

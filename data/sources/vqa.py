@@ -55,8 +55,14 @@ def _entry(entry: Any, where: str) -> list[Any]:
 
 
 def dialogue(rounds: list[list[str]], where: str) -> Dialogue:
-    """Turns of question and answer; the picture's line is put in front of the first question."""
-    said = [(speaker, text.replace(IMAGE_PLACEHOLDER, "").strip()) for speaker, text in rounds]
+    """Turns of question and answer; the picture's line is put in front of the first question.
+
+    As released, only a turn with the picture's placeholder loses its outer blanks (lisa.md 4.5).
+    """
+    said = [
+        (speaker, text.replace(IMAGE_PLACEHOLDER, "").strip() if IMAGE_PLACEHOLDER in text else text)
+        for speaker, text in rounds
+    ]
     if said and said[0][0] == "gpt":  # an answer without a question is dropped, as LLaVA does
         said = said[1:]
     speakers = [speaker for speaker, _ in said]
