@@ -2,6 +2,9 @@
 
 import json
 import os
+import resource
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from training.checkpoint import TENSORS, Checkpoints, TrainState, check_writable
 from training.engine import Engine, check_settings, engine_settings
 from utils import dist
 from utils.config import ModelConfig, Recipe, TrainConfig
+from utils.files import write_whole
 
 
 class Net(nn.Module):
@@ -242,6 +246,119 @@ def test_a_later_best_score_is_stored(stored):
     assert (stored.folder / "best").read_text().strip() == "step_4"
     assert json.loads((stored.folder / "step_4" / "state.json").read_text())["best"] == 0.5
     assert [path.name for path in stored.complete()] == ["step_3", "step_4"]
+
+
+def tree(folder) -> dict:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e9])
+def test_weights_that_diverged_never_become_a_checkpoint(stored, value):
+    before = tree(stored.folder)
+    broken = engine(recipe(0))
+    with torch.no_grad():
+        broken.module.hidden.weight[3, 5] = value
+    with pytest.raises(FloatingPointError, match=r"diverged.*hidden\.weight.*Nothing was saved.*step_4.*train\.lr"):
+        stored.save(broken, TrainState(step=5))
+    assert tree(stored.folder) == before
+
+
+def test_a_run_that_explodes_stops_at_its_next_save(tmp_path):
+    wild = engine(recipe(2, lr=1e6))
+    run(wild, range(3))
+    assert all(bool(weight.isfinite().all()) for weight in wild.module.parameters())
+    with pytest.raises(FloatingPointError, match=r"diverged.*have weights up to"):
+        Checkpoints(tmp_path).save(wild, TrainState(step=3))
+
+
+def test_moments_that_are_no_numbers_are_not_saved_either(tmp_path):
+    first = engine(recipe(0))
+    run(first, range(2))
+    next(iter(first.engine.optimizer.state.values()))["exp_avg_sq"][0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"exp_avg_sq\.safetensors.*no numbers"):
+        Checkpoints(tmp_path).save(first, TrainState(step=2))
+
+
+def test_a_full_disk_leaves_what_was_there_and_says_what_is_missing(stored):
+    """A limit on the size of files (`ulimit -f`)."""
+    stored.size, before, full = 3 << 30, tree(stored.folder), engine(recipe(0))
+    run(full, range(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(
+            OSError, match=r"File too large.*GiB free.*step 5 takes about 3\.00 GiB.*is whole \(.*step_4"
+        ):
+            stored.save(full, TrainState(step=5))
+        assert tree(stored.folder) == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount a file system")
+def test_no_space_left_on_a_real_file_system(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], capture_output=True).returncode:
+        pytest.skip("may not mount here")
+    try:
+        first, checkpoints = engine(recipe(0)), Checkpoints(tmp_path / "checkpoints")
+        checkpoints.save(first, TrainState(step=1))
+        before = tree(tmp_path)
+        filler = tmp_path / "filler"
+        filler.write_bytes(bytes((64 << 10) - 4096 * (3 + sum(1 + len(data) // 4096 for data in before.values()))))
+        before[filler.relative_to(tmp_path)] = filler.read_bytes()
+        with pytest.raises(OSError, match=r"No space left on device.*0\.00 GiB free.*step_1"):
+            checkpoints.save(first, TrainState(step=2))
+        with pytest.raises(OSError, match=r"meta\.json cannot be written: No space left on device"):
+            write_whole(tmp_path / "meta.json", "x" * (64 << 10))
+        assert tree(tmp_path) == before
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_run_killed_between_pointer_and_note_validates_again(stored, monkeypatch):
+    """`best` points to step 4, whose state does not know: the pointer goes back, and the older one is still there."""
+
+    def die(path, _):
+        if path.name == "state.json":
+            raise KeyboardInterrupt
+        path.write_text(_)
+
+    monkeypatch.setattr("training.checkpoint.write_whole", die)
+    with pytest.raises(KeyboardInterrupt):
+        stored.note(TrainState(step=4, validated=4, best=0.9, best_step=1), best=True)
+    monkeypatch.undo()
+    assert (stored.folder / "best").read_text().strip() == "step_4"
+    state = stored.go_on(stored.last(), TrainState(step=4, best=0.5, best_step=1))
+    assert (stored.folder / "best").read_text().strip() == "step_1" and state.best == 0.5
+
+
+def test_a_best_checkpoint_that_is_gone_makes_way_for_the_next(stored, caplog):
+    shutil.rmtree(stored.folder / "step_1")
+    state = stored.go_on(stored.last(), TrainState(step=4, best=0.5, best_step=1))
+    assert "step_1, is not there any more" in caplog.text
+    assert (state.best, state.best_step) == (None, None) and not (stored.folder / "best").exists()
+
+
+def test_strange_folders_beside_checkpoints_are_neither_read_nor_removed(stored):
+    strange = ("step_", "step_4 (copy)", "step_4_backup", "step_04", "step_x", "step_12", "old")
+    for name in strange:
+        (stored.folder / name).mkdir()
+        (stored.folder / name / "mine.txt").write_text(name)
+    (stored.folder / "step_40").write_text("a file")
+    shutil.copytree(stored.folder / "step_4", stored.folder / "step_99_copy")
+    assert stored.last().name == "step_4"
+    first = engine(recipe(0))
+    stored.save(first, TrainState(step=12))  # a name that somebody has taken
+    assert (stored.folder / "aside_step_12" / "mine.txt").is_file()
+    assert all((stored.folder / name / "mine.txt").is_file() for name in strange if name != "step_12")
+    assert [path.name for path in stored.complete()] == ["step_1", "step_4", "step_12"]
+
+
+def test_every_process_raises_what_the_main_one_met():
+    dist.start()
+    with pytest.raises(OSError, match="full"):
+        dist.on_main(lambda: (_ for _ in ()).throw(OSError("full")))
+    assert dist.on_main(lambda: 3) == 3
 
 
 def test_other_trained_weights_are_refused(stored):

@@ -4,6 +4,9 @@ import itertools
 import json
 import os
 import pickle
+import signal
+import subprocess
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -426,6 +429,32 @@ def test_programming_errors_are_never_skipped(tmp_path, maker):
     mixture = Mixture([Part("a", Wrong(tmp_path / "a", 1))], maker, on_bad_sample="skip")
     with pytest.raises(NameError):
         mixture.draw(0)
+
+
+# --- workers
+
+
+def test_workers_outlive_a_signal_to_all_processes_of_a_job_but_not_their_own_process(mixture):
+    """SIGTERM as a scheduler sends it, from another process and from the moment they exist; then as a parent does."""
+    stream, alone = stream_of(mixture, workers=2), stream_of(mixture)
+    same(next(stream), next(alone))
+    workers = stream._batches._workers
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    for _ in range(12):
+        same(next(stream), next(alone))
+    assert all(worker.is_alive() for worker in workers)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())  # this process still hears it
+    started = time.monotonic()
+    stream.close()
+    for worker in workers:
+        worker.join(30)
+    assert not any(worker.is_alive() for worker in workers)
+    other = stream_of(mixture, workers=1)
+    next(other)
+    (worker,) = other._batches._workers
+    os.kill(worker.pid, signal.SIGTERM)  # from its own process
+    worker.join(30)
+    assert worker.exitcode == 0 and time.monotonic() - started < 60
 
 
 # --- errors at the door

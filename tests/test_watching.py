@@ -57,6 +57,89 @@ def test_numbers_and_pictures_go_to_files_and_board_under_one_step(tmp_path):
     assert (np.asarray(Image.open(run.folder / "pictures" / "val_00000002.png")) == RED).all()
 
 
+def test_a_validation_that_is_owed_again_is_logged_once(tmp_path):
+    """Killed between the line and the note in the checkpoint; and a finished run that is started again."""
+    run = RunConfig(str(tmp_path), "mine")
+    run.folder.mkdir()
+    first = RunLog(run)
+    first.write("train", 2, {"loss": 1.0})
+    for kind in ("val", "final"):
+        first.write(kind, 2, {"gIoU": 0.5})
+    first.picture("val", 2, RED)
+    first.close()
+    for _ in range(2):
+        again = RunLog(run, step=2, again=("val", "final"))
+        for kind in ("val", "final"):
+            again.write(kind, 2, {"gIoU": 0.25})
+        again.picture("val", 2, RED)
+        again.close()
+    assert [(row["kind"], row.get("gIoU")) for row in read_log(run.folder / "log.jsonl")] == [
+        *(("train", None), ("val", 0.25), ("final", 0.25))
+    ]
+    events = board(run.folder)
+    assert [(event.step, event.value) for event in events.Scalars("val/gIoU")] == [(2, 0.25)]
+    assert [event.step for event in events.Images("val")] == [2] and len(events.Scalars("train/loss")) == 1
+    kept = RunLog(run, step=2)  # what is not owed stays
+    kept.close()
+    assert len(read_log(run.folder / "log.jsonl")) == 3 and len(board(run.folder).Scalars("val/gIoU")) == 1
+
+
+def test_tensorboard_holds_what_the_log_holds_whatever_a_kill_left(tmp_path):
+    run = RunConfig(str(tmp_path), "mine")
+    run.folder.mkdir()
+    first = RunLog(run)
+    for step in (1, 2, 3):
+        first.write("train", step, {"loss": float(step)})
+    first.close()
+    (events,) = (run.folder / "tensorboard").iterdir()
+    events.write_bytes(events.read_bytes()[:-40])  # what was not flushed
+    (run.folder / "tensorboard" / "mine.txt").write_text("kept")
+    with (run.folder / "log.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    RunLog(run, step=3).close()
+    assert [(event.step, event.value) for event in board(run.folder).Scalars("train/loss")] == [(1, 1), (2, 2), (3, 3)]
+    assert len(list((run.folder / "tensorboard").iterdir())) == 2 and len(read_log(run.folder / "log.jsonl")) == 3
+
+
+def test_a_log_that_cannot_be_written_is_named_and_a_board_stops_nothing(tmp_path, monkeypatch):
+    run = RunConfig(str(tmp_path), "mine")
+    run.folder.mkdir()
+    warned: list[str] = []
+    monkeypatch.setattr(log, "warning", lambda text, *words: warned.append(text % words))
+    run_log = RunLog(run)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_log.board, "add_scalar", full)
+    run_log.write("train", 1, {"loss": 1.0})
+    run_log.write("train", 2, {"loss": 1.0})
+    assert len(warned) == 1 and "tensorboard cannot be written: No space left on device" in warned[0]
+    assert len(read_log(run.folder / "log.jsonl")) == 2
+    run_log.file.close()
+    with Path("/dev/full").open("w") as full_disk:
+        run_log.file = full_disk
+        with pytest.raises(OSError, match=r"log\.jsonl cannot be written: No space left on device.*GiB free"):
+            run_log.write("train", 3, {"loss": 1.0})
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full_disk.fileno())  # so that it can be closed
+
+
+def test_meters_go_on_with_what_a_checkpoint_kept():
+    whole, first, second = Meters(), Meters(), Meters()
+    values = [torch.tensor(0.1), torch.tensor(0.7), torch.tensor(1e-3)]
+    for meters, part in ((whole, values), (first, values[:2])):
+        for value in part:
+            meters.add({"loss": value}, weight=3)
+    second.restore(json.loads(json.dumps([first.state()])))
+    second.add({"loss": values[2]}, weight=3)
+    means = second.read()
+    assert means["loss"] == whole.read()["loss"] and means[SPEED] > 0 and second.state() == {}
+    spread = Meters()  # of two processes, gone on with by one
+    spread.restore([first.state(), first.state()])
+    assert spread.read()["loss"] == first.read()["loss"]
+    Meters().restore([])
+
+
 def test_other_processes_write_nothing(tmp_path):
     quiet = RunLog(RunConfig(str(tmp_path), "mine"), enabled=False)
     quiet.write("train", 1, {"loss": 1.0})
