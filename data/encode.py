@@ -14,7 +14,6 @@ from data.tokens import IMAGE_END, IMAGE_START, TokenSpec, mask_ids
 from data.types import IGNORE_ID, IMAGE_ID, IMAGE_PLACEHOLDER, Dialogue, Mask, Refuse, Turn
 from utils.limits import PROMPT
 
-
 HALF_CHARACTERS = re.compile("[\ud800-\udfff]")  # of JSON escapes, and of arguments that are not UTF-8
 
 
