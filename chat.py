@@ -123,7 +123,8 @@ def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder
             layers.append(Layer(mask, name, colour))
     report["overlay"] = str(folder / f"{stem}_overlay.png")
     Image.fromarray(with_legend(shown, layers)).save(report["overlay"])
-    (folder / f"{stem}.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    (folder / f"{stem}.json").write_text(text, encoding="utf-8", errors="backslashreplace")  # as JSON spells it
     return report
 
 

@@ -12,6 +12,7 @@ from data.dialogue import Template
 from data.dialogue import template as find_template
 from data.tokens import IMAGE_END, IMAGE_START, TokenSpec, mask_ids, token_id
 from data.types import IGNORE_ID, IMAGE_ID, IMAGE_PLACEHOLDER, Dialogue, Mask, Refuse, Turn
+from utils.limits import PROMPT
 from utils.registry import unknown
 
 LONG_ROWS = {  # choices of data.long_rows -> why a row is too long all the same
@@ -20,6 +21,7 @@ LONG_ROWS = {  # choices of data.long_rows -> why a row is too long all the same
     "cut_rounds": "its first round is too long, or a round with a mask or a refusal would go",
     "keep": "",
 }
+HALF_CHARACTERS = re.compile("[\ud800-\udfff]")  # of JSON escapes, and of arguments that are not UTF-8
 
 
 class SequenceTooLong(ValueError):
@@ -126,8 +128,12 @@ class Encoder:
         return Encoded(ids, labels, holes, self._mask_positions(ids, len(holes)), refused)
 
     def prompt(self, question: str, history: Dialogue = ()) -> list[int]:
-        """Ids of an open prompt: earlier rounds, then `question`, ending where the answer begins."""
+        """Ids of an open prompt: earlier rounds, then `question`, ending where the answer begins. Of questions that are
+        longer than ASSISTANT_MAX_PROMPT a ValueError."""
         _check_picture([*(turn.question for turn in history), question])
+        PROMPT.check(
+            len(question) + sum(len(turn.question) for turn in history), f"the prompt {_shorten(question, 60)}"
+        )
         parts = []
         for index, turn in enumerate(history):
             parts += self._round(turn, self.prompt_template, first=index == 0)
@@ -169,6 +175,11 @@ class Encoder:
         return item
 
     def _check_plain(self, text: str) -> None:
+        if half := HALF_CHARACTERS.search(text):
+            raise ValueError(
+                f"the text holds {half[0]!a} at character {half.start()}, which is no character: give it as UTF-8 "
+                f"({_shorten(text, 60)})"
+            )
         for token in self._reserved:
             if token in text:
                 raise ValueError(f"the text contains the token {token!r}, which may not be typed: {_shorten(text)}")
@@ -232,4 +243,5 @@ def _check_picture(questions: list[str]) -> None:
 
 
 def _shorten(text: str, limit: int = 160) -> str:
-    return repr(text if len(text) <= limit else text[:limit] + " ...")
+    shown = text if len(text) <= limit else text[:limit] + " ..."
+    return ascii(shown) if HALF_CHARACTERS.search(shown) else repr(shown)

@@ -33,6 +33,7 @@ from data.views import read_image
 from evaluation.matching import Names, assign_claims, read_list
 from evaluation.protocols import Reply, generate
 from systems.assistant import Assistant, load
+from utils.limits import PIXELS
 
 Picture = str | Path | Image.Image | np.ndarray
 NO_FILE = Path("picture")  # stands for the file of a picture that has none
@@ -136,9 +137,11 @@ class Predictor:
         if isinstance(picture, (str, Path)):
             return look_at(read_image(picture), self.assistant.views, str(picture))
         if isinstance(picture, Image.Image):
+            PIXELS.check(picture.width * picture.height, f"a picture of {picture.width} x {picture.height}")
             picture = as_rgb(ImageOps.exif_transpose(picture))
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise ValueError(f"a picture is (H, W, 3) uint8, not {picture.shape} {picture.dtype}")
+        PIXELS.check(picture.shape[0] * picture.shape[1], f"a picture of shape {picture.shape}")
         return look_at(picture, self.assistant.views, str(NO_FILE))
 
 
@@ -158,8 +161,10 @@ def as_rgb(picture: Image.Image) -> np.ndarray:
 
 def free_query(question: str) -> Query:
     """A question in the user's own words."""
-    if not question.strip():
-        raise ValueError("the question is empty")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(
+            "the question is empty" if isinstance(question, str) else f"a question is text, got {question!r}"
+        )
     return Query(f"{IMAGE_PLACEHOLDER}\n{question.strip()}", ())
 
 

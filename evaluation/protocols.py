@@ -64,7 +64,7 @@ def _write(
     assistant: Assistant, samples: Sequence[Sample], queries: Sequence[Sequence[Query]], max_new_tokens: int
 ) -> list[list[Reply]]:
     tokenizer, model = assistant.tokenizer, assistant.model
-    prompts = [[assistant.encoder.prompt(query.question) for query in group] for group in queries]
+    prompts = [_prompts(assistant, sample, group) for sample, group in zip(samples, queries, strict=True)]
     batch = _place(collate_prompts(samples, prompts, model.vlm.image_tokens, tokenizer.pad_token_id), assistant)
     if assistant.system.visible_padding:
         batch.attention[:] = True
@@ -92,6 +92,14 @@ def teacher_forced(
         parts = picture.split([len(row.holes) for row in group])
         replies.append([_reply(assistant, _given(row), part, True) for row, part in zip(group, parts, strict=True)])
     return replies
+
+
+def _prompts(assistant: Assistant, sample: Sample, queries: Sequence[Query]) -> list[list[int]]:
+    """Ids of the questions about a picture; an error of the encoder gets the picture's name."""
+    try:
+        return [assistant.encoder.prompt(query.question) for query in queries]
+    except ValueError as error:
+        raise ValueError(f"{sample.name}: {error}") from None
 
 
 @torch.no_grad()

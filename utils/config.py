@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from utils.files import write_whole
-from utils.plain import parse_yaml, read_yaml
+from utils.plain import leaves, parse_yaml, read_yaml
 from utils.registry import unknown
 
 LARGEST_SEED = 2**32 - 1
@@ -205,6 +205,10 @@ class RunConfig:
     exp_name: str = "run"
     tensorboard: bool = True
     wandb: str | None = None  # project on Weights & Biases (pip install wandb) that the run also reports to
+
+    def __post_init__(self) -> None:
+        if leaves(self.exp_name):
+            raise ValueError(f"run.exp_name {self.exp_name!r} leaves the folder of runs; set run.log_base_dir instead")
 
     @property
     def folder(self) -> Path:

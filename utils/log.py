@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
@@ -32,7 +33,11 @@ class _AboveBars(logging.Handler):
 
 
 def setup_logging(main: bool = True) -> None:
-    """Messages from the main process (others: warnings only), and quiet libraries."""
+    """Messages from the main process (others: warnings only), and quiet libraries. File names that are no UTF-8 are
+    printed with their bytes escaped instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     handler = _AboveBars()
     handler.setFormatter(logging.Formatter("%(message)s" if main else "[process] %(message)s"))
     log.handlers, log.propagate = [handler], False
