@@ -192,6 +192,15 @@ def label_set(record: Record) -> tuple[list[str], dict[str, int]]:
     return names, present
 
 
+def absent_classes(record: Record) -> list[Target]:
+    """The classes of a label set that the picture does not have, in dataset order, with the other names they have."""
+    names, present = label_set(record)
+    others = record.vocabulary_aliases or ((),) * len(names)
+    return [
+        Target(name, None, aliases=aliases) for name, aliases in zip(names, others, strict=True) if name not in present
+    ]
+
+
 def read_claims(text: str, tokens: TokenSpec) -> list[Claim]:
     """Every mask and refusal of a generated answer, in order, with the words that stand directly before it.
 

@@ -14,6 +14,7 @@ from data.types import Dialogue, Mask, Record, Script, Target, Turn
 from utils.masks import Once
 
 PLACEHOLDER = "{seg}"
+NAMES = ("plain", "published")
 SPLITS = {"train": "train", "val": "val", "test_few": "test_less", "test_less": "test_less", "test_many": "test_many"}
 FOLDERS = ("refer_seg/images/mscoco/images", "images/mscoco/images", "coco")
 log = logging.getLogger(__name__)
@@ -25,14 +26,17 @@ class Muse:
 
     An answer without text in the dataset is a row of holes for the task to word; a target is called by its rephrased
     name, with its category among the aliases. split: train, val, test_few (test_less in the files), test_many.
+    names: "published" leaves a category as the file spells it ("lamp_(furniture)", pixellm.md 3.4); "plain" has no
+    underscores and no distinction in brackets.
     """
 
-    def __init__(self, root: Path, split: str = "train"):
+    def __init__(self, root: Path, split: str = "train", names: str = "plain"):
+        plain = choice("names of muse", names, NAMES) == "plain"
         stem = SPLITS[choice("split of muse", split, SPLITS)]
         places = [(f"{base}{name}_{stem}.json",) for base in ("muse/", "", "MUSE/") for name in ("muse", "MUSE")]
         self.files = tuple(locate(root, f"muse {split}", *places))
         self._folders = [root / base for base in FOLDERS]
-        self._rows = indexed(root, parse, self.files, picture="file_name")
+        self._rows = indexed(root, parse, self.files, plain, picture="file_name")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -74,8 +78,8 @@ def answer(text: str | None, targets: range) -> Script:
     return tuple(part for part in script if part != "")
 
 
-def parse(path: Path) -> Iterator[dict[str, Any]]:
-    """A row a picture: [question, text or None, [[names, segmentation], ...]] each.
+def parse(path: Path, plain: bool) -> Iterator[dict[str, Any]]:
+    """A row per picture: [question, text or None, [[names, segmentation], ...]] each. plain: see `names` of Muse.
 
     Left out, and counted in a warning: pictures without questions, questions without objects, and text answers whose
     placeholders are not as many as their objects.
@@ -86,7 +90,7 @@ def parse(path: Path) -> Iterator[dict[str, Any]]:
     for index, entry in enumerate(entries):
         where = f"{path}: entry {index}"
         name, size = _file_name(entry, where), size_of(entry, where)
-        asked = list(_questions(entry, where))
+        asked = list(_questions(entry, where, plain))
         kept = [item for item in asked if item[2] and _even(item)]
         uneven += sum(not _even(item) for item in asked)
         if kept:
@@ -96,7 +100,7 @@ def parse(path: Path) -> Iterator[dict[str, Any]]:
         log.warning("%s: left out %d pictures without a question, %d uneven answers", path, silent, uneven)
 
 
-def _questions(entry: dict[str, Any], where: str) -> Iterator[list[Any]]:
+def _questions(entry: dict[str, Any], where: str, plain: bool) -> Iterator[list[Any]]:
     questions = entry.get("questions") or []
     answers = field(entry, "answers", where) if questions else []
     texts = entry.get("text_answers") or [None] * len(questions)
@@ -104,16 +108,21 @@ def _questions(entry: dict[str, Any], where: str) -> Iterator[list[Any]]:
         raise ValueError(f"{where}: {len(questions)} questions, {len(answers)} answers, {len(texts)} text answers")
     for number, (question, objects, text) in enumerate(zip(questions, answers, texts, strict=True)):
         place = f"{where}: answers[{number}]"
-        yield [question.strip(), text, [[_names(item, place), field(item, "segmentation", place)] for item in objects]]
+        yield [
+            question.strip(),
+            text,
+            [[_names(item, place, plain), field(item, "segmentation", place)] for item in objects],
+        ]
 
 
 def _even(item: list[Any]) -> bool:
     return item[1] is None or item[1].count(PLACEHOLDER) == len(item[2])
 
 
-def _names(instance: dict[str, Any], where: str) -> list[str]:
+def _names(instance: dict[str, Any], where: str, plain: bool) -> list[str]:
     """The rephrased name and then the category, or the category alone."""
-    category = field(instance, "category_name", where).partition("_(")[0].replace("_", " ")
+    category = field(instance, "category_name", where)
+    category = category.partition("_(")[0].replace("_", " ") if plain else category
     names = [instance.get("rephrased_name"), category]
     return list(dict.fromkeys(name.strip() for name in names if name and name.strip()))
 
