@@ -60,6 +60,17 @@ def test_what_a_recipe_names_exists(path):
     assert recipe.eval.best_by in {figure.metric for figure in SCORERS[first.metric]().figures()}
 
 
+@pytest.mark.parametrize("name", ["lisa", "gsva", "pixellm", "sesame"])
+def test_published_recipes_have_published_names(name):
+    sets = [entry for task in load_recipe(ROOT / f"configs/{name}.yaml").data.mixture for entry in task.sets]
+    named = {entry.source: entry.options.get("names") for entry in sets}
+    rewritten = {"pascal_part", "paco_lvis", "muse"}
+    assert {source: names for source, names in named.items() if source in rewritten} == dict.fromkeys(
+        rewritten & named.keys(), "published"
+    )
+    assert {"pascal_part", "paco_lvis"} <= named.keys() and ("muse" in named) == (name == "pixellm")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
     recipe = on_toy_weights(load_recipe(path), world)
@@ -67,7 +78,7 @@ def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
     maker = Maker(assistant.system.task, assistant.encoder, assistant.views, drop_long_rows=True)
     samples = []
     for task in recipe.data.mixture:
-        one = replace(recipe.data, mixture=(task,), on_bad_sample="skip")
+        one = replace(recipe.data, mixture=(replace(task, rate=1.0),), on_bad_sample="skip")  # also one at rate 0
         samples.append(Mixture.build(one, maker, seed=1).draw(0))
     for sample in samples:
         batch = collate([sample], assistant.model.vlm.image_tokens)
