@@ -179,22 +179,36 @@ def called(target: Target, rng: np.random.Generator) -> str:
 
 
 def label_set(record: Record) -> tuple[list[str], dict[str, int]]:
-    """Lower-cased names in dataset order, and the target index of each present one."""
+    """Lower-cased names in dataset order, and the target index of each present one.
+
+    ValueError where a class is present as several targets: a list would speak of one of them only.
+    """
+    names, present = _classes_of(record)
+    if several := sorted({name for name in present if name and present.count(name) > 1}):
+        raise ValueError(
+            f"{record.image}: {', '.join(several)}: more than one target of the class, but a class list has one mask "
+            "for each name; set the option instances of the source to union"
+        )
+    return names, {name: index for index, name in enumerate(present) if name}
+
+
+def _classes_of(record: Record) -> tuple[list[str], list[str]]:
+    """Lower-cased names of the label set, and the class of each target, "" where that is absent."""
     names = [name.lower() for name in record.vocabulary]
-    present = {target.phrase.lower(): i for i, target in enumerate(record.targets) if target.mask is not None}
+    present = [target.phrase.lower() if target.mask is not None else "" for target in record.targets]
     if not names:
         raise ValueError(f"{record.image}: a 'classes' record with an empty class list")
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"{record.image}: the class list names {', '.join(twice)} more than once")
-    if strangers := present.keys() - set(names):
+    if strangers := {*present} - {*names, ""}:
         raise ValueError(f"{record.image}: targets {', '.join(sorted(strangers))} are not in the class list")
     return names, present
 
 
 def absent_classes(record: Record) -> list[Target]:
     """The classes of a label set that the picture does not have, in dataset order, with the other names they have."""
-    names, present = label_set(record)
+    names, present = _classes_of(record)
     others = record.vocabulary_aliases or ((),) * len(names)
     return [
         Target(name, None, aliases=aliases) for name, aliases in zip(names, others, strict=True) if name not in present
