@@ -147,6 +147,7 @@ def test_partners_must_be_there(tmp_path):
         ({"shapes": [{"label": "target"}]}, r"shapes\[0\]: no 'points'"),
         ({"shapes": [shape("target", [])]}, "a shape is"),
         ({"false_premise_QA": [["q", "a"]]}, r"false_premise_QA\[0\] must be \[question, true or false, answer\]"),
+        ({"false_premise_QA": [[" ", True, "a"]]}, r"false_premise_QA\[0\] must be .*, got \[' ', True, 'a'\]"),
         ({"false_premise_QA": [["q", "long", "a"]]}, r"false_premise_QA\[0\]: the flag of a sentence is 'long'"),
     ],
 )

@@ -121,7 +121,8 @@ def _false_premises(entry: dict[str, Any], path: Path) -> list[Target]:
     """An absent target per entry [question, is it a sentence, answer] of `false_premise_QA`."""
     found = []
     for index, item in enumerate(entry.get("false_premise_QA") or []):
-        if not isinstance(item, list) or len(item) != 3 or not all(isinstance(item[i], str) for i in (0, 2)):
+        texts = (item[0], item[2]) if isinstance(item, list) and len(item) == 3 else (None, None)
+        if not all(isinstance(text, str) for text in texts) or not texts[0].strip():
             raise ValueError(
                 f"{path}: false_premise_QA[{index}] must be [question, true or false, answer], got {item!r}"
             )
