@@ -24,6 +24,8 @@ class Target:
     `correction`: what is there instead (false premise); for a reason query the whole answer that the data set gives.
     `aliases`: other names of the same thing that the data set has, for tasks that vary names: "the wheel of the car"
     beside the phrase "car wheel", the category beside MUSE's rephrased name.
+    `sentence`: whether a reasoning query is a sentence or a phrase, where the data set says so of each query; None: as
+    the kind of the record says.
     """
 
     phrase: str
@@ -31,6 +33,7 @@ class Target:
     correction: str | None = None
     aliases: tuple[str, ...] = ()
     released_mask: MaskFn | None = None
+    sentence: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Record:
     `asked`: dialogues that the dataset itself ships (VQA rounds; for "reason" and "phrase" the explanations; for
     "multi" one a question, without the picture's line, whose answer holds a Mask a target; an answer of holes only has
     no text in the dataset, and the task words it from the targets' phrases; so it does with a question that is "").
+    `vocabulary_aliases`: other names of each class of `vocabulary`, absent ones included; (): there are none.
     `ignore`: pixels that no metric may count, (H, W) bool.
     `accepted`: for "vqa" with short answers, all that count as right for each of `asked`, which holds the first.
     """
@@ -84,6 +88,7 @@ class Record:
     asked: tuple[Dialogue, ...] = ()
     ignore: MaskFn | None = None
     accepted: tuple[tuple[str, ...], ...] = ()
+    vocabulary_aliases: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ REFERRING = (  # set, whose split, pictures, splits (lisa.md 4.4)
     ("refclef", "unc", "saiapr_tc-12", ("val", "testA", "testB", "testC")),
 )
 FIRST_TEXT = {"texts": "first", "explanations": False}  # the published protocol asks the first rephrasing (lisa.md 3.3)
+PAIR = {"texts": "pair", "explanations": False}  # one true and one false question per picture (sesame.md 6.4)
 ALL_TEXTS = {"texts": "all", "explanations": False}
 TOGETHER = (6, 5, 4)  # expressions in a question of multi-RefCOCO (pixellm.md 6.2)
 
@@ -175,6 +176,14 @@ ENTRIES = (
             present_only=True,
         )
         for split in ("val", "test")
+    ),
+    Suite(
+        "ReasonSeg-premise|val",
+        "reason_premise",
+        "premise",
+        "ReasonSeg/val with false_premise_QA in every file, SESAME's release",
+        PAIR,
+        source="ReasonSeg|val",
     ),
     *(
         Suite(f"muse|{split}", "muse", "matched", f"muse_{split}.json, COCO pictures below refer_seg/images")

@@ -222,21 +222,42 @@ def asked_as(record: Record, phrase: str) -> str:
 def label_set(record: Record) -> tuple[list[str], dict[str, int]]:
     """Lower-cased names in dataset order, and the target index of each present one.
 
-    Unlabelled is not absent: of a picture without a labelled pixel nothing is known (NothingToAsk). One of which every
-    pixel is labelled, none as any of the names, shows that all of them are absent.
+    ValueError where a class is present as several targets: a list would speak of one of them only. Unlabelled is not
+    absent: of a picture without a labelled pixel nothing is known (NothingToAsk). One of which every pixel is labelled,
+    none as any of the names, shows that all of them are absent.
     """
+    names, present = _classes_of(record)
+    if several := sorted({name for name in present if name and present.count(name) > 1}):
+        raise ValueError(
+            f"{record.image}: {', '.join(several)}: more than one target of the class, but a class list has one mask "
+            "for each name; set the option instances of the source to union"
+        )
+    return names, {name: index for index, name in enumerate(present) if name}
+
+
+def _classes_of(record: Record) -> tuple[list[str], list[str]]:
+    """Lower-cased names of the label set, and the class of each target, "" where that is absent."""
     names = [name.lower() for name in record.vocabulary]
-    present = {target.phrase.lower(): i for i, target in enumerate(record.targets) if target.mask is not None}
+    present = [target.phrase.lower() if target.mask is not None else "" for target in record.targets]
     if not names:
         raise ValueError(f"{record.image}: a 'classes' record with an empty class list")
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"{record.image}: the class list names {', '.join(twice)} more than once")
-    if strangers := present.keys() - set(names):
+    if strangers := {*present} - {*names, ""}:
         raise ValueError(f"{record.image}: targets {', '.join(sorted(strangers))} are not in the class list")
-    if not present and record.ignore is not None and record.ignore().all():
+    if not any(present) and record.ignore is not None and record.ignore().all():
         raise NothingToAsk(f"{record.image}: no pixel is labelled as one of the {len(names)} classes")
     return names, present
+
+
+def absent_classes(record: Record) -> list[Target]:
+    """The classes of a label set that the picture does not have, in dataset order, with the other names they have."""
+    names, present = _classes_of(record)
+    others = record.vocabulary_aliases or ((),) * len(names)
+    return [
+        Target(name, None, aliases=aliases) for name, aliases in zip(names, others, strict=True) if name not in present
+    ]
 
 
 def read_claims(text: str, tokens: TokenSpec) -> list[Claim]:

@@ -33,7 +33,7 @@ from systems.base import (
 )
 from systems.single import PHRASE_PROMPT, SENTENCE_PROMPT, SLOTS, SingleTarget, class_queries
 
-RENAMED = 0.9  # share of questions whose targets go by the names that the dataset rephrased
+RENAMED = 0.9  # share of the targets of shipped questions that go by the name that the dataset rephrased
 EXPANSIONS = {  # how often `*_more` joins its list; released: sem_seg, refer_seg and multi_reason_seg do it once each
     "released": {"phrase": 2, "sentence": 1},
     "once": {"phrase": 1, "sentence": 1},
@@ -182,9 +182,8 @@ class Shipped:
         question = about_picture(self.wording.draw(self.questions, rng).format(sentence=turn.question))
         if any(isinstance(part, str) for part in turn.answer):
             return Turn(question, turn.answer)
-        renamed = rng.random() < RENAMED
         targets = [record.targets[hole.target] for hole in turn.answer]
-        names = [target.phrase if renamed or not target.aliases else target.aliases[0] for target in targets]
+        names = [t.aliases[0] if t.aliases and rng.random() >= RENAMED else t.phrase for t in targets]
         if "together_named" not in self.wording.lists or rng.random() < 0.5:
             return Turn(question, one_by_one(self.wording.draw("each_named", rng), names, turn.answer))
         template = self.wording.draw("together_named", rng)

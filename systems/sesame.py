@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from data.dialogue import template
 from data.tokens import TokenSpec
-from data.types import Claim, Dialogue, Mask, Query, Record, Refuse, Script, Turn
+from data.types import Claim, Dialogue, Mask, Query, Record, Refuse, Script, Target, Turn
 from systems.base import (
     ABSENT,
     SYSTEMS,
@@ -19,7 +19,9 @@ from systems.base import (
     System,
     Wording,
     about_picture,
+    absent_classes,
     asked_as,
+    called,
     choose,
     compose,
     fill_answer,
@@ -29,7 +31,7 @@ from systems.base import (
     one_of,
     read_claims,
 )
-from systems.single import PHRASE_PROMPT, REASONING, SENTENCE_PROMPT
+from systems.single import PHRASE_PROMPT, REASONING, SENTENCE_PROMPT, is_sentence
 
 TOKENS = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 RELEASED_BATCH = 5  # questions about a picture that the released evaluation answers together
@@ -114,37 +116,45 @@ class SesameTask:
         """One query a target, or a class of the label set. Forced: the mask, or the denial of what is not there."""
         if record.kind == "classes":
             names, present = label_set(record)
-            targets = [(present[name],) if name in present else () for name in names]
-            return [self._query(record, name, mine, bool(mine)) for name, mine in zip(names, targets, strict=True)]
-        return [self._query(record, t.phrase, (i,), t.mask is not None) for i, t in enumerate(record.targets)]
+            here = {name: replace(record.targets[index], phrase=name) for name, index in present.items()}
+            asked = [(here.get(name, Target(name, None)), present.get(name)) for name in names]
+        else:
+            asked = [(target, index) for index, target in enumerate(record.targets)]
+        return [self._query(record, target, () if index is None else (index,)) for target, index in asked]
 
     def _classes(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
-        """All true, all denied, or all corrected: one draw a picture (sesame.md 4.4)."""
-        names, present = label_set(record)
-        absent, here = [name for name in names if name not in present], list(present)
-        chance, options = rng.random(), self.options
+        """All true, all denied, or all corrected: one draw per picture (sesame.md 4.4).
+
+        Every annotation can be asked about, also several of one name. A picture has as many false questions as it
+        would have true ones, and each corrects to another of the things that these would be about.
+        """
+        options, chance = self.options, rng.random()
         denied = chance < options.false_denial
         corrected = not denied and chance < options.false_denial + options.false_correction
-        if not absent or not here or not (denied or corrected):
-            chosen = choose(here, options.num_classes_per_sample, rng)
-            return [self._dialogue("phrase", name, self._confirm(name, present[name], rng), rng) for name in chosen]
+        present = [index for index, target in enumerate(record.targets) if target.mask is not None]
+        here = choose(present, options.num_classes_per_sample, rng)
+        absent = choose(absent_classes(record), len(here), rng)
+        names = {index: called(record.targets[index], rng).lower() for index in here}
+        if not absent or not (denied or corrected):
+            return [self._dialogue("phrase", names[i], self._confirm(names[i], i, rng), rng) for i in here]
         dialogues = []
-        for name in choose(absent, options.num_classes_per_sample, rng):
-            instead = here[rng.integers(len(here))] if corrected else None
-            meant = present[instead] if instead else None
-            dialogues.append(self._dialogue("phrase", name, self._deny(name, ABSENT, instead, meant, rng), rng))
+        for target, index in zip(absent, here, strict=False):  # fewer questions where fewer classes are absent
+            wrong = called(target, rng).lower()
+            instead, meant = (names[index], index) if corrected else (None, None)
+            dialogues.append(self._dialogue("phrase", wrong, self._deny(wrong, ABSENT, instead, meant, rng), rng))
         return dialogues
 
     def _premise(self, record: Record, rng: np.random.Generator) -> list[int]:
-        """The true queries of a reasoning picture, or its false ones: one draw a picture."""
+        """The true queries of a reasoning picture, or as many of its false ones: one draw per picture."""
         true = [index for index, target in enumerate(record.targets) if target.mask is not None]
         false = [index for index in range(len(record.targets)) if index not in true]
-        return false if false and (not true or rng.random() < self.options.false_reason) else true
+        asked_false = bool(false) and (not true or rng.random() < self.options.false_reason)
+        return choose(false, len(true) or len(false), rng) if asked_false else true
 
     def _about(self, record: Record, index: int, rng: np.random.Generator) -> Dialogue:
         """A question about one target and its answer: confirmed, denied, or corrected."""
         target, reasoning = record.targets[index], record.kind in REASONING
-        text, list_name = (target.phrase, "sentence") if record.kind == "reason" else (target.phrase.lower(), "phrase")
+        text, list_name = self._worded(record, target)
         if target.mask is None:
             answer = self._refuse(record, index, text.strip(), rng)
         elif reasoning:
@@ -152,6 +162,15 @@ class SesameTask:
         else:
             answer = self._confirm(text.strip(), index, rng)
         return self._dialogue(list_name, text, answer, rng)
+
+    @staticmethod
+    def _worded(record: Record, target: Target) -> tuple[str, str]:
+        """(text, list of question templates). Phrases are in lower case, but the false ones of reasoning data stay as
+        the dataset has them, as released."""
+        if is_sentence(record, target):
+            return target.phrase, "sentence"
+        own_words = record.kind in REASONING and target.mask is None
+        return target.phrase if own_words else target.phrase.lower(), "phrase"
 
     def _dialogue(self, list_name: str, text: str, answer: Script, rng: np.random.Generator) -> Dialogue:
         question = self.wording.draw(list_name, rng).format(**{list_name: text})
@@ -181,23 +200,23 @@ class SesameTask:
             return compose(self.wording.draw("correct_and_mask", rng), **slots, mask=(Mask(meant),))
         return compose(self.wording.draw("correct", rng), **slots)
 
-    def _query(self, record: Record, phrase: str, targets: tuple[int, ...], there: bool) -> Query:
-        phrase = phrase.strip()
+    def _query(self, record: Record, target: Target, targets: tuple[int, ...]) -> Query:
+        phrase = target.phrase.strip()
         hole = Refuse(targets[0]) if targets else ABSENT
         denial = compose(self.wording.lists["deny"][0], phrase=phrase.lower(), refuse=(hole,))
-        forced = (Mask(targets[0]), ".") if there else denial
-        return Query(about_picture(self._prompt(record, phrase)), forced, targets, (phrase,))
+        forced = denial if target.mask is None else (Mask(targets[0]), ".")
+        return Query(about_picture(self._prompt(record, target)), forced, targets, (phrase,))
 
-    def _prompt(self, record: Record, phrase: str) -> str:
-        """The evaluation question. A random template hangs on seed, picture and phrase alone (sesame.md 6.3)."""
-        sentence = record.kind == "reason"
+    def _prompt(self, record: Record, target: Target) -> str:
+        """The evaluation question. A random template depends on seed, picture and phrase alone (sesame.md 6.3)."""
+        phrase = target.phrase.strip()
+        text, list_name = self._worded(record, target)
         if self.options.eval_prompt == "lisa":
-            return (SENTENCE_PROMPT if sentence else PHRASE_PROMPT).format(asked_as(record, phrase))
-        list_name = "sentence" if sentence else "phrase"
+            return (SENTENCE_PROMPT if list_name == "sentence" else PHRASE_PROMPT).format(asked_as(record, phrase))
         templates = self.wording.lists[list_name]
         key = zlib.crc32(f"{self.options.eval_seed}|{record.image.name}|{phrase}".encode())
         chosen = templates[key % len(templates) if self.options.eval_prompt == "random" else 0]
-        return chosen.format(**{list_name: phrase if sentence else phrase.lower()})
+        return chosen.format(**{list_name: text.strip()})
 
 
 def meant_by(record: Record, correction: str | None) -> int | None:

@@ -52,7 +52,7 @@ class SingleTarget:
         for index in choose(present, self.at_most, rng):
             target, answer = record.targets[index], fill_answer(self.wording.draw("answer", rng), Mask(index))
             if answered == "plain":
-                turn = Turn(about_picture(self._question(record.kind, target, rng)), answer)
+                turn = Turn(about_picture(self._question(record, target, rng)), answer)
             elif answered == "explained":
                 question = about_picture(f"{target.phrase} {self.wording.draw('explain', rng)}")
                 turn = Turn(question, (*answer, f" {explanation}"))
@@ -63,8 +63,8 @@ class SingleTarget:
 
     def queries(self, record: Record) -> list[Query]:
         """The published prompts (lisa.md 3.3), one query a target. Which targets count is the benchmark's choice."""
-        prompt = SENTENCE_PROMPT if record.kind == "reason" else PHRASE_PROMPT
-        return [single_query(prompt, record, index) for index in range(len(record.targets))]
+        prompts = [SENTENCE_PROMPT if is_sentence(record, target) else PHRASE_PROMPT for target in record.targets]
+        return [single_query(prompt, record, index) for index, prompt in enumerate(prompts)]
 
     def _style(self, record: Record, rng: np.random.Generator) -> str:
         """How this picture is answered; one draw a picture, as released."""
@@ -74,12 +74,17 @@ class SingleTarget:
             return "text only"
         return "plain" if rng.random() < 0.5 else "explained"
 
-    def _question(self, kind: str, target: Target, rng: np.random.Generator) -> str:
+    def _question(self, record: Record, target: Target, rng: np.random.Generator) -> str:
         """Sentences as they are; phrases lower-cased, without outer blanks but in reasoning data (lisa.md 4.4, 4.6)."""
-        if kind == "reason":
+        if is_sentence(record, target):
             return self.wording.draw("sentence", rng).format(sentence=target.phrase)
         template, phrase = self.wording.draw("phrase", rng), called(target, rng).lower()
-        return template.format(phrase=phrase if kind in REASONING else phrase.strip())
+        return template.format(phrase=phrase if record.kind in REASONING else phrase.strip())
+
+
+def is_sentence(record: Record, target: Target) -> bool:
+    """Whether a target is asked about in its own words, as a sentence, and not as a phrase inside a question."""
+    return record.kind == "reason" if target.sentence is None else target.sentence
 
 
 def explanation_of(record: Record) -> str:

@@ -8,8 +8,8 @@ import yaml
 
 import systems  # noqa: F401  (registers the systems)
 from systems.base import taking
-from utils.config import Recipe, to_dict
-from utils.flags import FLAGS, markdown, mix, resolve
+from utils.config import Recipe, load_recipe, to_dict
+from utils.flags import CONFIGS, FLAGS, markdown, mix, resolve
 
 LISA_README = (
     "--version=LLAVA --dataset_dir=./data --vision_pretrained=SAM --dataset='sem_seg||refer_seg||vqa||reason_seg' "
@@ -110,9 +110,56 @@ def test_sesame_line_is_told_by_its_tasks():
         "vqa": 2,
         "neg_refer_seg": 1,
     }
+    assert [task.rate for task in recipe("--system sesame --sample_rates 12,2,2,1").data.mixture] == [0, 12, 2, 2, 1, 0]
     found = recipe("--neg_refer_seg_data 'R-refcoco' --correct_refer_seg_data 'fprefcocog||fprefcoco'")
     assert found.system == "sesame" and tasks(found)["correct_refer_seg"][1] == ["fprefcocog", "fprefcoco"]
     assert recipe("--dataset 'refer_seg' --sample_rates 1").system == "lisa"  # every system knows that task
+
+
+SESAME_REASON = (
+    "--version=liuhaotian/llava-v1.5-7b --dataset_dir=./dataset --vision_pretrained=SAM --exp_name=sesame_bun "
+    "--dataset='sem_seg||refer_seg||correct_refer_seg||vqa||neg_refer_seg||reason_seg' --sample_rates=10,10,2,3,1,1 "
+    "--batch_size=12 --grad_accumulation_steps 1 --num_classes_per_sample=3"
+)
+
+
+def test_sesame_reasoning_line_has_the_tables_and_parts_of_the_release():
+    found = recipe(SESAME_REASON)
+    assert found.system == "sesame" and found.train.batch_size == 12
+    assert {task: rate for task, (rate, _) in tasks(found).items()} == {
+        "sem_seg": 10,
+        "refer_seg": 10,
+        "correct_refer_seg": 2,
+        "vqa": 3,
+        "neg_refer_seg": 1,
+        "reason_seg": 1,
+    }
+    assert tasks(found)["reason_seg"][1] == ["ReasonSeg|train"]
+    parts = {"instances": "separate", "names": "published"}
+    assert {item.source: item.options for item in found.data.mixture[0].sets} == {
+        "ade20k": {},
+        "cocostuff": {"table": "182"},
+        "pascal_part": parts,
+        "paco_lvis": parts,
+    }
+    assert found.data.mixture == load_recipe(CONFIGS / "sesame_reason_7b.yaml").data.mixture
+
+
+def test_a_task_at_rate_0_is_known_and_asks_for_its_rate():
+    base = [{"task": name, "rate": rate, "sets": [{"source": name}]} for name, rate in (("a", 0), ("b", 2), ("c", 1))]
+
+    def rates(**given: str) -> dict[str, float]:
+        return {task["task"]: float(task["rate"]) for task in mix(base, given)}
+
+    assert rates() == {"a": 0, "b": 2, "c": 1}
+    assert rates(sample_rates="5,6") == {"a": 0, "b": 5, "c": 6}, "numbers are for the tasks that are trained on"
+    assert rates(sample_rates="4,5,6") == {"a": 4, "b": 5, "c": 6}
+    assert rates(dataset="a||c", sample_rates="3,0") == {"a": 3, "c": 0}
+    with pytest.raises(ValueError, match=r"1 numbers for 2 tasks \(b, c\)"):
+        rates(sample_rates="1")
+    for given in ({"dataset": "a||b"}, {"a_data": "x"}, {"a_data": "x", "sample_rates": "5,6"}):
+        with pytest.raises(ValueError, match=r"the recipe has a at rate 0 .* --sample_rates"):
+            rates(**given)
 
 
 def test_dashes_and_underscores_are_the_same():

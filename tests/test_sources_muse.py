@@ -58,6 +58,20 @@ def test_text_answers_become_scripts_and_objects_targets(tmp_path):
     assert [int(t.mask().sum()) for t in record.targets] == [9, 4, 25], "overlapping polygons are not counted twice"
 
 
+def test_names_of_categories_are_plain_or_as_published(tmp_path):
+    lamp = thing("lamp_(furniture)", [BOX], "the red lamp")
+    write(tmp_path, entry(answers=((lamp, CAN),)))
+    for names, expected in (
+        ("plain", [("the red lamp", "lamp"), ("trash can",)]),
+        ("published", [("the red lamp", "lamp_(furniture)"), ("trash_can",)]),
+    ):
+        for _ in range(2):  # also from the index
+            targets = build_source("muse", tmp_path, names=names)[0].targets
+            assert [(target.phrase, *target.aliases) for target in targets] == expected
+    with pytest.raises(ValueError, match=r"no names of muse 'pretty'; have: plain, published"):
+        build_source("muse", tmp_path, names="pretty")
+
+
 @pytest.mark.parametrize("texts", [None, (None,)])
 def test_without_text_an_answer_is_its_holes(tmp_path, texts):
     write(tmp_path, entry(texts=texts))

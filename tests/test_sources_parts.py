@@ -78,6 +78,8 @@ def test_instances_apart_and_names_as_published(tmp_path):
     assert [(t.phrase, int(t.mask().sum())) for t in source[0].targets] == [
         ("car", 9), ("car wheel", 9), ("car wheel", 16), ("trash_can", 6), ("trash_can lid", 2),
     ]  # fmt: skip
+    assert source[0].vocabulary == ("car", "trash_can", "car wheel", "trash_can lid")
+    assert source[0].vocabulary_aliases == ((), (), ("the wheel of the car",), ("the lid of the trash_can",))
     for option, value in (("instances", "both"), ("names", "nice")):
         with pytest.raises(ValueError, match=f"no {option} of a part set '{value}'; have"):
             build_source("paco_lvis", tmp_path, **{option: value})

@@ -49,6 +49,26 @@ def test_a_phrase_has_its_own_kind_and_only_the_first_may_be_asked(tmp_path):
     assert [target.phrase for target in record.targets] == ["What swims here?"]
 
 
+def test_false_premises_have_a_flag_of_their_own_and_make_a_pair(tmp_path):
+    questions = [["What flies here?", True, "Nothing."], ["the Sun", False, "No sun."], ["a bird", "false", "None."]]
+    put(tmp_path, false_premise_QA=questions)
+    true, _, *false = build_source("ReasonSeg", tmp_path)[0].targets
+    assert [(t.phrase, t.sentence, t.correction, t.mask) for t in false] == [
+        ("What flies here?", True, "Nothing.", None),
+        ("the Sun", False, "No sun.", None),
+        ("a bird", False, "None.", None),
+    ]
+    assert true.sentence is None, "the record's kind says it of true ones"
+    for texts in ("first", "pair"):
+        pair = build_source("ReasonSeg", tmp_path, texts=texts)[0].targets
+        assert [target.phrase for target in pair] == ["What swims here?", "What flies here?"]
+    for empty in ({"false_premise_QA": []}, {}):
+        put(tmp_path, **empty)
+        with pytest.raises(ValueError, match=r"a\.json: 'false_premise_QA' has no question to pair"):
+            build_source("ReasonSeg", tmp_path, texts="pair")[0]
+        assert len(build_source("ReasonSeg", tmp_path, texts="first")[0].targets) == 1
+
+
 def test_flag_is_not_drawn_and_ignore_is_kept_apart(tmp_path):
     inner = [[8, 8], [10, 8], [10, 10], [8, 10]]
     put(tmp_path, shapes=[shape("Ignore_1", inner), shape("target"), shape("FLAG", [[0, 0], [29, 0], [29, 19]])])
@@ -126,6 +146,9 @@ def test_partners_must_be_there(tmp_path):
         ({"shapes": [shape("target", [[90, 90], [99, 90], [99, 99]])]}, "lies outside the picture"),
         ({"shapes": [{"label": "target"}]}, r"shapes\[0\]: no 'points'"),
         ({"shapes": [shape("target", [])]}, "a shape is"),
+        ({"false_premise_QA": [["q", "a"]]}, r"false_premise_QA\[0\] must be \[question, true or false, answer\]"),
+        ({"false_premise_QA": [[" ", True, "a"]]}, r"false_premise_QA\[0\] must be .*, got \[' ', True, 'a'\]"),
+        ({"false_premise_QA": [["q", "long", "a"]]}, r"false_premise_QA\[0\]: the flag of a sentence is 'long'"),
     ],
 )
 def test_bad_entries_name_the_file(tmp_path, changes, says):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,22 @@ def test_reasoning_suites_ask_the_first_text_about_what_is_there(tmp_path):
     for index in range(len(suite)):
         (target,) = suite[index].targets
         assert target.phrase == everything[index].targets[0].phrase and target.mask().any()
+
+
+def test_reasoning_pairs_are_one_true_and_one_false_question_per_picture(tmp_path):
+    world = toy_world(tmp_path / "world", "reason_seg")
+    suite = SUITES["ReasonSeg-premise|val"]
+    assert suite.metric == "premise" and names("reason_premise") == [suite.name]
+    everything, pairs = build_source("ReasonSeg|val", world), suite.open(world)
+    assert len(pairs) == len(everything) > 0
+    for index in range(len(pairs)):
+        true, false = pairs[index].targets
+        assert true.mask().any() and true.phrase == everything[index].targets[0].phrase
+        assert false.mask is None and false.correction
+    path = next((world / "reason_seg/ReasonSeg/val").glob("*.json"))
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "false_premise_QA"}))
+    with pytest.raises(ValueError, match=rf"{path.name}: 'false_premise_QA' has no question to pair"):
+        list(map(suite.open(world).__getitem__, range(len(pairs))))
 
 
 MINE = {"name": "mine|val", "source": "jsonl", "metric": "overlap", "options": {"file": "a.jsonl"}}

@@ -27,3 +27,15 @@ def test_a_class_list_keeps_the_names_of_its_vocabulary():
     for seed in range(20):
         ((turn,),) = task.converse(RECORD, np.random.default_rng(seed))
         assert "car wheel" in turn.question and "the wheel of" not in turn.question
+
+
+def test_a_class_list_refuses_several_targets_of_a_class():
+    """It would train or score the mask of one of them as that of all."""
+    twice = Record(Path("a.jpg"), "classes", (WHEEL, WHEEL), ("car", "car wheel"))
+    task = build_system("lasagna").task
+    with pytest.raises(ValueError, match=r"a\.jpg: car wheel: more than one target .* instances .* to union"):
+        task.converse(twice, np.random.default_rng(0))
+    for name in ("lisa", "gsva", "pixellm", "sesame"):
+        with pytest.raises(ValueError, match="more than one target of the class"):
+            build_system(name).task.queries(twice)
+        assert build_system(name).task.converse(twice, np.random.default_rng(0)), "where each is asked about alone"

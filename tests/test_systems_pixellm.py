@@ -128,22 +128,26 @@ def test_shipped_questions_with_text_are_trained_as_they_are():
 
 
 def test_shipped_questions_without_text_name_their_targets():
-    """pixellm.md 3.4: the rephrased name nine times of ten, else the category; clauses or one sentence."""
+    """pixellm.md 3.4: of each target the rephrased name nine times of ten, else its category; apart or together."""
     shipped = record(
         "multi", "Left Chair", "right lamp", asked=[(Turn("What?", (Mask(0), Mask(1))),)], aliases=("thing",)
     )
-    renamed, number = 0, 600
-    for seed in range(number):
-        ((turn,),) = converse(shipped, seed)
+    named, number = Counter(), 3000
+    task, rng = build_system("pixellm").task, np.random.default_rng(0)
+    for _ in range(number):
+        ((turn,),) = task.converse(shipped, rng)
         assert holes(turn) == [0, 1]
         words = text(turn)
-        renamed += "chair" in words.lower()
-        assert ("chair" in words.lower()) != ("thing" in words)
+        first, second = ("chair" in words.lower()), ("lamp" in words)
+        named[first, second] += 1
+        assert words.count("thing") == 2 - first - second
         if "Left Chair" in words:
-            assert words == "Left Chair is * and right lamp is *."
-        elif "chair" in words:
+            assert words == f"Left Chair is * and {'right lamp' if second else 'thing'} is *."
+        elif first and second and " are *" in words:
             assert "left chair, right lamp are *" in words and "* and *" in words
-    assert abs(renamed / number - RENAMED) < 0.05
+    both, one = RENAMED**2, RENAMED * (1 - RENAMED)  # one draw per target, so that a question mixes the two
+    expected = {(True, True): both, (True, False): one, (False, True): one, (False, False): (1 - RENAMED) ** 2}
+    assert all(abs(named[key] / number - share) < 0.02 for key, share in expected.items())
     alone = record("multi", "Left Chair", asked=[(Turn("What?", (Mask(0),)),)])
     assert {"Left Chair is *.", "left chair are *."} <= {text(converse(alone, seed)[0][0]) for seed in range(80)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from data.types import Claim, Dialogue, Mask, Record, Refuse, Target
 from systems.base import build_system
 from systems.sesame import LISTS
+from systems.single import PHRASE_PROMPT, SENTENCE_PROMPT
 
 CLASSES = tuple(f"class {index}" for index in range(12))
 
@@ -30,6 +32,12 @@ CORRECTED = Target("blue car", None, correction="red car")
 def converse(one: Record, seed: int = 0, **options) -> list[Dialogue]:
     options = {"num_classes_per_sample": 9, **options}
     return build_system("sesame", options).task.converse(one, np.random.default_rng(seed))
+
+
+def many(one: Record, times: int, **options) -> list[list[Dialogue]]:
+    """The dialogues of a picture, `times` times with chance of its own."""
+    task, rng = build_system("sesame", {"num_classes_per_sample": 9, **options}).task, np.random.default_rng(0)
+    return [task.converse(one, rng) for _ in range(times)]
 
 
 def answer(dialogue: Dialogue) -> tuple[str, list[Mask]]:
@@ -96,6 +104,83 @@ def test_label_sets_have_the_published_shares_and_one_draw_a_picture():
     assert all(
         answer(d)[1] for seed in range(30) for d in converse(everything, seed, false_denial=1.0, false_correction=0)
     )
+
+
+def parts(**fields) -> Record:
+    """Two wheels and two lids of PACO's kind: one target per annotation, and classes that the picture lacks."""
+    named = [("car wheel", "the wheel of the car"), ("trash_can lid", "the lid of the trash_can")]
+    named += [("dog leg", "the leg of the dog"), ("cup handle", "the handle of the cup"), ("car", "")]
+    vocabulary = tuple(name for name, _ in named)
+    aliases = tuple((alias,) if alias else () for _, alias in named)
+    targets = [Target(vocabulary[i], mask, aliases=aliases[i]) for i in (0, 0, 1, 1, 4)]
+    return Record(Path("photo.jpg"), "classes", tuple(targets), vocabulary, vocabulary_aliases=aliases, **fields)
+
+
+def test_every_annotation_of_a_name_is_asked_about():
+    asked = Counter()
+    for dialogues in many(parts(), 400, num_classes_per_sample=2, false_denial=0.0, false_correction=0.0):
+        for (hole,) in (answer(dialogue)[1] for dialogue in dialogues):
+            asked[hole.target] += 1
+    assert set(asked) == set(range(5)) and min(asked.values()) > 110, "160 expected of each"
+
+
+@pytest.mark.parametrize("false", ["false_denial", "false_correction"])
+def test_parts_go_by_both_names_whether_they_are_there_or_not(false):
+    """Published: a fair coin; whole objects have one name. Names of a data set that keeps underscores keep them."""
+    plain = ("dog leg", "cup handle", "car wheel", "trash_can lid")
+    long = tuple("the {1} of the {0}".format(*name.split()) for name in plain)
+    for share in (0.0, 1.0):
+        shares = {"false_denial": 0.0, "false_correction": 0.0, false: share}
+        texts = [d[0].question for ds in many(parts(), 300, num_classes_per_sample=2, **shares) for d in ds]
+        names = [sum(any(name in text for name in group) for text in texts) for group in (plain, long)]
+        assert 0.42 < names[0] / sum(names) < 0.58 and sum(names) > 400
+        assert all(any(name in text for name in plain[:2] + long[:2]) == bool(share) for text in texts)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 9])
+def test_false_questions_are_as_many_as_the_true_ones_and_correct_to_each_once(number):
+    """Published: absent class i goes with drawn annotation i, both without replacement."""
+    present = tuple(Target(name, mask) for name in CLASSES[:2])
+    one = record(*present, kind="classes", vocabulary=CLASSES)
+    for dialogues in many(one, 40, num_classes_per_sample=number, false_denial=0.0, false_correction=1.0):
+        questions = [re.findall(r"class \d+", dialogue[0].question) for dialogue in dialogues]
+        instead = [set(re.findall(r"class \d+", answer(d)[0])) & set(CLASSES[:2]) for d in dialogues]
+        assert len(dialogues) == min(number, 2)
+        assert len({tuple(names) for names in questions}) == len({tuple(names) for names in instead}) == len(dialogues)
+    most = record(*(Target(name, mask) for name in CLASSES[:11]), kind="classes", vocabulary=CLASSES)
+    assert len(converse(most, num_classes_per_sample=3, false_denial=1.0, false_correction=0.0)) == 1, "all it lacks"
+
+
+@pytest.mark.parametrize("kind", ["reason", "phrase"])
+@pytest.mark.parametrize("flag", [True, False, None])
+def test_a_false_question_follows_its_own_flag(kind, flag):
+    """sesame.md 4.3: its own flag, not the picture's; a true phrase is in lower case, a false one is not."""
+    false = Target("What Flies Here", None, "Nothing flies.", sentence=flag)
+    one = record(Target("What Swims", mask), false, kind=kind)
+    lists = build_system("sesame").task.wording.lists
+    sentence = kind == "reason" if flag is None else flag
+    name = "sentence" if sentence else "phrase"
+    asked = {template.format(**{name: false.phrase}) for template in lists[name]}
+    questions = {d[0].question.removeprefix("<image>\n") for (d,) in many(one, 60, false_reason=1.0)}
+    assert questions <= asked and len(questions) > 4
+    true, wrong = build_system("sesame").task.queries(one)
+    assert wrong.question.removeprefix("<image>\n") in asked
+    assert ("What Swims" in true.question) == (kind == "reason")
+    for system in ("sesame", "lisa", "gsva"):
+        options = {"eval_prompt": "lisa"} if system == "sesame" else {}
+        wrong = build_system(system, options).task.queries(one)[1]
+        assert wrong.question == "<image>\n" + (SENTENCE_PROMPT if sentence else PHRASE_PROMPT).format(false.phrase)
+        assert true.targets == (0,) and wrong.targets == (1,)
+
+
+def test_as_many_false_questions_as_there_are_true_ones():
+    wrong = [Target(f"no {i}", None, "None.") for i in range(5)]
+    one = record(Target("a", mask), Target("b", mask), *wrong, kind="reason")
+    drawn = many(one, 60, false_reason=1.0)
+    assert {len(dialogues) for dialogues in drawn} == {2}
+    assert all(any(f"no {i}" in d[0].question for dialogues in drawn for d in dialogues) for i in range(5))
+    assert len(converse(one, num_classes_per_sample=1, false_reason=1.0)) == 1
+    assert len(converse(record(*wrong, kind="reason"), num_classes_per_sample=3)) == 3, "nothing true to count by"
 
 
 def test_reasoning_answers_false_questions_with_the_stored_words():

@@ -179,11 +179,13 @@ def underscored(argv: Sequence[str]) -> list[str]:
 def mix(mixture: list[dict[str, Any]], given: dict[str, Any]) -> list[dict[str, Any]]:
     """The recipe's mixture changed by --dataset, --sample_rates and --<task>_data.
 
-    A task or set that the recipe already has keeps its rate and options; a new one starts at rate 1.
+    A task or set that the recipe already has keeps its rate and options; a new one starts at rate 1. The recipe knows a
+    task at rate 0 but does not train on it, until --dataset names it and --sample_rates gives it a rate.
     """
     mixture = [dict(task) for task in mixture]
     have = {task["task"]: task for task in mixture}
-    names = _split(given["dataset"], "||") if "dataset" in given else list(have)
+    named = _split(given["dataset"], "||") if "dataset" in given else []
+    names = named or list(have)
     sets = {name.removesuffix(TASK_DATA): value for name, value in given.items() if name.endswith(TASK_DATA)}
     for task, value in sets.items():
         if task not in names:
@@ -197,12 +199,21 @@ def mix(mixture: list[dict[str, Any]], given: dict[str, Any]) -> list[dict[str, 
                 f"--dataset: {unknown('task', name, have)}; give a new task its sets by --{name}{TASK_DATA}"
             )
     chosen = [dict(have[name]) for name in names]
+    idle = [task for task in chosen if not task["rate"]]
     if "sample_rates" in given:
         rates = _split(given["sample_rates"], ",")
-        if len(rates) != len(chosen):
-            raise ValueError(f"--sample_rates has {len(rates)} numbers for {len(chosen)} tasks ({', '.join(names)})")
-        for task, rate in zip(chosen, rates, strict=True):
+        rated = chosen if named or len(rates) == len(chosen) else [task for task in chosen if task["rate"]]
+        if len(rates) != len(rated):
+            known = ", ".join(task["task"] for task in rated)
+            raise ValueError(f"--sample_rates has {len(rates)} numbers for {len(rated)} tasks ({known})")
+        for task, rate in zip(rated, rates, strict=True):
             task["rate"] = rate
+    unused = [task["task"] for task in idle if not task["rate"] and task["task"] in (*named, *sets)]
+    if unused:
+        raise ValueError(
+            f"the recipe has {', '.join(unused)} at rate 0 and does not train on it: name every task in --dataset and "
+            "give each its rate in --sample_rates"
+        )
     return chosen
 
 

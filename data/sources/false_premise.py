@@ -24,17 +24,16 @@ def premise(sentence: dict[str, Any], where: str) -> tuple[bool, str | None]:
     """(is it true, what is there instead). `is_false_premise` wins over `exist`; with neither it is true."""
     correction = str(sentence.get("gt_sent") or "").strip() or None
     if "is_false_premise" in sentence:
-        return not _flag(sentence, "is_false_premise", where), correction
-    return ("exist" not in sentence or _flag(sentence, "exist", where)), correction
+        return not truth(sentence["is_false_premise"], f"{where}: is_false_premise"), correction
+    return ("exist" not in sentence or truth(sentence["exist"], f"{where}: exist")), correction
 
 
-def _flag(sentence: dict[str, Any], key: str, where: str) -> bool:
+def truth(value: Any, where: str) -> bool:
     """A Python bool, or what stands for one in files that went through other tools: 0, 1, "true", "False"."""
-    value = sentence[key]
-    value = WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
-    if value not in (True, False):
-        raise ValueError(f"{where}: {key} is {sentence[key]!r}; expected true or false")
-    return bool(value)
+    read = WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value
+    if read not in (True, False):
+        raise ValueError(f"{where} is {value!r}; expected true or false")
+    return bool(read)
 
 
 def _set(name: str, split_by_default: str) -> Callable[..., Refer]:

@@ -26,6 +26,7 @@ from data.types import Dialogue, Mask, Record, Script, Target, Turn
 from utils.masks import Once
 
 PLACEHOLDER = "{seg}"
+NAMES = ("plain", "published")
 SPLITS = {"train": "train", "val": "val", "test_few": "test_less", "test_less": "test_less", "test_many": "test_many"}
 FOLDERS = ("refer_seg/images/mscoco/images", "images/mscoco/images", "coco")
 log = logging.getLogger(__name__)
@@ -37,14 +38,17 @@ class Muse:
 
     An answer without text in the dataset is a row of holes for the task to word; a target is called by its rephrased
     name, with its category among the aliases. split: train, val, test_few (test_less in the files), test_many.
+    names: "published" leaves a category as the file spells it ("lamp_(furniture)", pixellm.md 3.4); "plain" has no
+    underscores and no distinction in brackets.
     """
 
-    def __init__(self, root: Path, split: str = "train"):
+    def __init__(self, root: Path, split: str = "train", names: str = "plain"):
+        plain = choice("names of muse", names, NAMES) == "plain"
         stem = SPLITS[choice("split of muse", split, SPLITS)]
         places = [(f"{base}{name}_{stem}.json",) for base in ("muse/", "", "MUSE/") for name in ("muse", "MUSE")]
         self.files = tuple(locate(root, f"muse {split}", *places))
         self._folders = [root / base for base in FOLDERS]
-        self._rows = indexed(root, parse, self.files, picture="file_name")
+        self._rows = indexed(root, parse, self.files, plain, picture="file_name")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -86,8 +90,8 @@ def answer(text: str | None, targets: range) -> Script:
     return tuple(part for part in script if part != "")
 
 
-def parse(path: Path) -> Iterator[Any]:
-    """A row a picture: [question, text or None, [[names, segmentation], ...]] each.
+def parse(path: Path, plain: bool) -> Iterator[Any]:
+    """A row per picture: [question, text or None, [[names, segmentation], ...]] each. plain: see `names` of Muse.
 
     Left out, and counted in a warning: pictures without questions, questions without objects, and text answers whose
     placeholders are not as many as their objects.
@@ -97,7 +101,7 @@ def parse(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: expected a list of pictures, got {type(entries).__name__}")
     for index, entry in enumerate(entries):
         where = f"{path}: entry {index}"
-        read = attempt(partial(_entry, entry, index, where))
+        read = attempt(partial(_entry, entry, index, where, plain))
         if isinstance(read, Fault):
             yield read
             continue
@@ -110,12 +114,12 @@ def parse(path: Path) -> Iterator[Any]:
         log.warning("%s: left out %d pictures without a question, %d uneven answers", path, silent, uneven)
 
 
-def _entry(entry: Any, index: int, where: str) -> dict[str, Any]:
+def _entry(entry: Any, index: int, where: str, plain: bool) -> dict[str, Any]:
     name, size = _file_name(of_kind(entry, dict, "an entry", where), where), size_of(entry, where)
-    return {"entry": index, "file_name": name, "size": size, "questions": list(_questions(entry, where))}
+    return {"entry": index, "file_name": name, "size": size, "questions": list(_questions(entry, where, plain))}
 
 
-def _questions(entry: dict[str, Any], where: str) -> Iterator[list[Any]]:
+def _questions(entry: dict[str, Any], where: str, plain: bool) -> Iterator[list[Any]]:
     questions = of_kind(entry.get("questions") or [], list, "questions", where)
     answers = field(entry, "answers", where, list) if questions else []
     texts = of_kind(entry.get("text_answers") or [None] * len(questions), list, "text_answers", where)
@@ -126,7 +130,8 @@ def _questions(entry: dict[str, Any], where: str) -> Iterator[list[Any]]:
         question = spoken(question, f"questions[{number}]", where)
         text = None if text is None else of_kind(text, str, f"text_answers[{number}]", where)
         objects = [
-            [_names(item, place), field(item, "segmentation", place)] for item in of_kind(objects, list, "it", place)
+            [_names(item, place, plain), field(item, "segmentation", place)]
+            for item in of_kind(objects, list, "it", place)
         ]
         yield [question, text, objects]
 
@@ -135,12 +140,12 @@ def _even(item: list[Any]) -> bool:
     return item[1] is None or item[1].count(PLACEHOLDER) == len(item[2])
 
 
-def _names(instance: dict[str, Any], where: str) -> list[str]:
+def _names(instance: dict[str, Any], where: str, plain: bool) -> list[str]:
     """The rephrased name and then the category, or the category alone."""
     category = spoken(field(instance, "category_name", where), "category_name", where)
+    category = category.partition("_(")[0].replace("_", " ") if plain else category
     rephrased = of_kind(instance.get("rephrased_name") or "", str, "rephrased_name", where)
-    names = [rephrased, category.partition("_(")[0].replace("_", " ")]
-    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    return list(dict.fromkeys(name.strip() for name in (rephrased, category) if name.strip()))
 
 
 def _file_name(entry: dict[str, Any], where: str) -> str:

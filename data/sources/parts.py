@@ -21,7 +21,7 @@ class Parts:
     """One record a picture: objects ("car") and parts ("car wheel", also called "the wheel of the car").
 
     instances: "union" makes one target of everything of a name; "separate" one of every annotation, as LISA trains.
-    names: "published" keeps the underscores of names ("trash_can"), "plain" has blanks.
+    names: "published" keeps the underscores of names ("trash_can"; lisa.md 4.3), "plain" has blanks.
     """
 
     def __init__(self, root: Path, file: Path, folder: Path, instances: str, names: str):
@@ -29,7 +29,8 @@ class Parts:
         self._names = choice("names of a part set", names, NAMES)
         self._folder, self.files = folder, (file,)
         self._rows = indexed(root, parse, self.files, picture="file_name")
-        self.vocabulary = tuple(dict.fromkeys(self._phrase(*row) for row in indexed(root, categories, self.files)))
+        names = {self._phrase(*row): self._alias(*row) for row in indexed(root, categories, self.files)}
+        self.vocabulary, self._aliases = tuple(names), tuple(names.values())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -46,7 +47,7 @@ class Parts:
             mask = Once(partial(draw, [shape for _, shape in members], tuple(row["size"]), "union", where), where)
             targets.append(Target(phrase, mask, aliases=aliases))
         image = picture(self._folder, row["file_name"], f"{self.files[0]}: image {row['image_id']}")
-        return Record(image, "classes", tuple(targets), self.vocabulary)
+        return Record(image, "classes", tuple(targets), self.vocabulary, vocabulary_aliases=self._aliases)
 
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]

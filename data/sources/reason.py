@@ -23,11 +23,13 @@ from data.sources.base import (
     read_json,
     shortened,
 )
+from data.sources.false_premise import truth
 from data.types import Record, Target, Turn
 from utils.masks import Once, Size, paint_shapes
 from utils.pictures import opened
 
 TARGET, IGNORED = 1, 255
+TEXTS = ("all", "first", "pair")
 ENCODINGS = ("utf-8-sig", "cp1252")
 NOTHING_INSIDE = ("point", "points", "line", "linestrip")  # labelme shapes that enclose nothing
 FOLDERS = ("reason_seg/ReasonSeg", "ReasonSeg")
@@ -41,11 +43,14 @@ class ReasonSeg:
     split: one, or several joined (`train_val`). explanations: put the explanation of `explanatory/train.json` into
     `Record.asked`; None: if the file is there. texts: "all" rephrasings are targets, or only the "first", which is the
     published evaluation. SESAME's release also has questions about what is not there: they follow as absent targets,
-    whose `correction` is the whole answer; "first" keeps one of them.
+    whose `correction` is the whole answer, each with a flag of its own that says if it is a sentence; "first" keeps one
+    of them, and "pair", SESAME's evaluation of one true and one false question per picture, also refuses a picture
+    that has none (sesame.md 6.4).
     """
 
     def __init__(self, root: Path, split: str = "train", explanations: bool | None = None, texts: str = "all"):
-        self._first_only = choice("texts of ReasonSeg", texts, ("all", "first")) == "first"
+        self._at_most = None if choice("texts of ReasonSeg", texts, TEXTS) == "all" else 1
+        self._paired = texts == "pair"
         self._files: list[tuple[Path, Path]] = []
         for part in split.split("_"):
             (folder,) = locate(root, f"ReasonSeg {part}", *((f"{base}/{part}",) for base in FOLDERS))
@@ -65,14 +70,17 @@ class ReasonSeg:
         image, path = self._files[index]
         entry = read_json(path, ENCODINGS)
         painted = Once(partial(paint, field(entry, "shapes", str(path), list), picture_size(image), path))
-        at_most = 1 if self._first_only else None
         mask = Once(partial(_equals, painted, TARGET), f"{path}: shapes")
-        targets = [Target(text, mask) for text in _texts(entry, path)[:at_most]]
-        targets += [Target(question, None, reply) for question, reply in _false_premises(entry, path)[:at_most]]
+        true, false = [Target(text, mask) for text in _texts(entry, path)], _false_premises(entry, path)
+        if self._paired and not false:
+            raise ValueError(
+                f"{path}: 'false_premise_QA' has no question to pair with the true one. SESAME's release of ReasonSeg "
+                "has one in every file; with texts: first, and in the suite ReasonSeg, the true one is enough"
+            )
         return Record(
             image,
             "reason" if _is_sentence(entry, path) else "phrase",
-            tuple(targets),
+            (*true[: self._at_most], *false[: self._at_most]),
             asked=self._explained.get(image.name, ()),
             ignore=partial(_equals, painted, IGNORED),
         )
@@ -181,15 +189,17 @@ def _texts(entry: dict[str, Any], path: Path) -> list[str]:
     return texts
 
 
-def _false_premises(entry: dict[str, Any], path: Path) -> list[tuple[str, str]]:
-    """[question, answer] of every entry [question, is it a sentence, answer] of `false_premise_QA`."""
+def _false_premises(entry: dict[str, Any], path: Path) -> list[Target]:
+    """An absent target per entry [question, is it a sentence, answer] of `false_premise_QA`."""
     found = []
     for index, item in enumerate(entry.get("false_premise_QA") or []):
-        if not isinstance(item, list) or len(item) != 3 or not all(isinstance(item[i], str) for i in (0, 2)):
+        texts = (item[0], item[2]) if isinstance(item, list) and len(item) == 3 else (None, None)
+        if not all(isinstance(text, str) for text in texts) or not texts[0].strip():
             raise ValueError(
                 f"{path}: false_premise_QA[{index}] must be [question, true or false, answer], got {item!r}"
             )
-        found.append((item[0], item[2]))
+        sentence = truth(item[1], f"{path}: false_premise_QA[{index}]: the flag of a sentence")
+        found.append(Target(item[0], None, item[2], sentence=sentence))
     return found
 
 

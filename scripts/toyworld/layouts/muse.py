@@ -14,9 +14,9 @@ from toyworld.several import several
 from toyworld.words import join, noun, place
 
 FEW = 3  # the test split of few objects has questions about at most so many, the other about more
-NO_TEXT, NO_REPHRASING, OLD_PICTURE = 0.15, 0.1, 0.25  # shares: questions, objects, training pictures of COCO 2014
+NO_TEXT, NO_REPHRASING, OLD_PICTURE = 0.15, 0.1, 0.25  # shares: questions; training objects; those of COCO 2014
 OLD_NUMBERS = 5_000_000  # added to picture ids, so that they meet no other set's
-URL = "http://images.cocodataset.org"
+URL, PICTURES = "http://images.cocodataset.org", "refer_seg/images/mscoco/images"  # where PixelLM looks, in every year
 
 
 def muse(world: World) -> str:
@@ -42,24 +42,26 @@ def _named(world: World, split: str) -> Iterator[dict]:
         rng = world.words(scene, "muse")
         if split == "train" and rng.random() < OLD_PICTURE:
             where = {"file_name": f"COCO_train2014_{number + OLD_NUMBERS:012d}.jpg"}
-            world.picture(f"refer_seg/images/mscoco/images/train2014/{where['file_name']}", scene)
+            world.picture(f"{PICTURES}/train2014/{where['file_name']}", scene)
         else:
             half = "train2017" if split == "train" else "val2017"
             where = {"coco_url": f"{URL}/{half}/{number:012d}.jpg"}
-            world.picture(f"coco/{half}/{number:012d}.jpg", scene)
-        entry = _entry(scene, number, where, rng)
+            world.picture(f"{PICTURES}/{half}/{number:012d}.jpg", scene)
+        entry = _entry(scene, number, where, rng, complete=split != "train")
         many += any(len(objects) > FEW for objects in entry["answers"])
         yield entry
 
 
-def _entry(scene: Scene, number: int, where: dict, rng: np.random.Generator) -> dict:
+def _entry(scene: Scene, number: int, where: dict, rng: np.random.Generator, *, complete: bool) -> dict:
+    """A picture with its questions. complete: every object has a rephrased name, which PixelLM's evaluation reads of
+    each; its training, like the real file, does without some."""
     questions, texts, answers = [], [], []
     for question, indices, reason in _asked(scene, rng):
         named = join([f"the {noun(scene.things[i])} {place(scene.things[i])} {{seg}}" for i in indices])
         questions.append(question)
         texts.append(None if rng.random() < NO_TEXT else f"{named}.{reason}")
-        answers.append([_instance(scene, i, number, rng) for i in indices])
-    everything = [_instance(scene, i, number, rng) for i in object_indices(scene)]
+        answers.append([_instance(scene, i, number, rng.random() >= NO_REPHRASING or complete) for i in indices])
+    everything = [_instance(scene, i, number, rng.random() >= NO_REPHRASING or complete) for i in object_indices(scene)]
     height, width = scene.image.shape[:2]
     told = {"questions": questions, "text_answers": texts, "answers": answers}
     return {**where, "height": height, "width": width, "ann_list": everything, **told}
@@ -81,7 +83,7 @@ def _asked(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[str, list[i
     yield "what objects can you see?", object_indices(scene), ""
 
 
-def _instance(scene: Scene, index: int, number: int, rng: np.random.Generator) -> dict:
+def _instance(scene: Scene, index: int, number: int, rephrased: bool) -> dict:
     """LVIS-like keys; every third mask as plain run lengths."""
     thing = scene.things[index]
     kept = ("id", "image_id", "category_id", "segmentation", "bbox", "area")
@@ -89,7 +91,7 @@ def _instance(scene: Scene, index: int, number: int, rng: np.random.Generator) -
     if index % 3 == 2:
         made["segmentation"] = {"size": list(thing.mask.shape), "counts": _runs(thing.mask)}
     made["category_name"] = LVIS_NAMES.get(thing.name, thing.name)
-    if rng.random() >= NO_REPHRASING:
+    if rephrased:
         made["rephrased_name"] = f"{noun(thing)} {place(thing)}"
     return made
 

@@ -23,7 +23,7 @@ def reason_seg(world: World) -> str:
         queries = implicit(scene, rng)
         query = queries[rng.integers(len(queries))]
         entry = _entry(scene, query, is_sentence=bool(rng.random() < LONG_SHARE))
-        entry["false_premise_QA"] = _false_premises(scene, world.words(scene, "false premise"), entry["is_sentence"])
+        entry["false_premise_QA"] = _false_premises(scene, world.words(scene, "false premise"), entry)
         stem = f"{number}_{scene.seed % 100_000:05d}"
         world.picture(f"reason_seg/ReasonSeg/{split}/{stem}.jpg", scene)
         world.file(f"reason_seg/ReasonSeg/{split}/{stem}.json").write_text(json.dumps(entry), encoding="utf-8")
@@ -45,6 +45,11 @@ def _entry(scene: Scene, query: Implicit, *, is_sentence: bool) -> dict:
     }
 
 
-def _false_premises(scene: Scene, rng: np.random.Generator, is_sentence: bool) -> list[list]:
-    """[question, is it a sentence, answer] about something that is not in the picture."""
-    return [[long if is_sentence else short, is_sentence, answer] for short, long, answer in unmet(scene, rng)[:1]]
+def _false_premises(scene: Scene, rng: np.random.Generator, entry: dict) -> list[list]:
+    """[question, is it a sentence, answer] about things that are not in the picture, sentences and phrases in turn.
+
+    As many as the picture has true queries: SESAME's training takes one for each that it draws.
+    """
+    found = unmet(scene, rng)[: len(entry["text"])]
+    flags = [entry["is_sentence"] ^ bool(index % 2) for index in range(len(found))]
+    return [[long if flag else short, flag, answer] for flag, (short, long, answer) in zip(flags, found, strict=True)]

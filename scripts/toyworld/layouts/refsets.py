@@ -39,7 +39,7 @@ class RefSet:
     refs: Refs = one_object
     tests: str = "testAB"  # test splits: those of these letters, or this one
     pool: str = "coco2014"
-    val2014: bool = False  # pictures of val and test belong to COCO's val2014
+    val2014: bool = False  # pictures of val and test are of COCO's val2014, but lie in train2014, where GSVA looks
 
 
 def write_refs(world: World, refset: RefSet) -> str:
@@ -119,7 +119,7 @@ def _place(refset: RefSet, split: str, number: int) -> tuple[str, str]:
     if refset.pool == "saiapr":
         return "saiapr_tc-12", f"{number % 10:02d}/images/{number}.jpg"
     half = "val2014" if refset.val2014 and split != "train" else "train2014"
-    return f"mscoco/images/{half}", f"COCO_{half}_{number:012d}.jpg"
+    return "mscoco/images/train2014", f"COCO_{half}_{number:012d}.jpg"
 
 
 def _ref_file_name(file_name: str, annotation: int) -> str:
