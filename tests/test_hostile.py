@@ -17,6 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import test_sem
+from data.sources import build_source
+from data.sources.base import read_entries, read_json
 from evaluation.runner import rescore
 from evaluation.tables import as_markdown
 from model.weights import INDEXES, read_tensors
@@ -336,3 +338,37 @@ def test_a_weight_index_names_files_beside_it(name, tmp_path):
     (tmp_path / "m" / INDEXES[0]).write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ValueError, match=r"index\.json: (names|expected weight_map)"):
         read_tensors(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "image", "says"),
+    [
+        (
+            {"segmentation": {"size": [30, 40], "counts": [2**63, 2**63, 1200]}},
+            {},
+            "annotation 5: run 0 of the RLE is 9",
+        ),
+        ({"segmentation": {"size": [30, 40], "counts": [1300, -100]}}, {}, "annotation 5: run 0 of the RLE is 1300"),
+        ({}, {"height": 10**6, "width": 10**6}, "image 1: 1000000 x 1000000 .height x width.: 10{12} pixels"),
+        ({}, {"file_name": "../../secret.png"}, r"image 1: the path '\.\./\.\./secret\.png' leaves"),
+        ({}, {"file_name": "/etc/passwd"}, "image 1: the path '/etc/passwd' leaves"),
+    ],
+)
+def test_a_data_set_that_lies_is_an_error_with_file_and_entry(annotation, image, says, tmp_path):
+    """Trained on or evaluated, masks come from the same readers."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    shape = {"id": 5, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]], "iscrowd": 0} | annotation
+    values = {"images": [{"id": 1, "file_name": "a.png", "height": 30, "width": 40} | image]}
+    values |= {"categories": [{"id": 1, "name": "cup"}], "annotations": [shape]}
+    (tmp_path / "x.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"x\.json: .*{says}"):
+        record = build_source("coco", tmp_path, annotations="x.json", images=".")[0]
+        record.targets[0].mask()
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"images": ' + "[" * 10**5, '{"images": [' + "1" * 5000])
+def test_an_annotation_file_that_is_nested_or_numbered_without_end_is_named(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    for read in (lambda path: list(read_entries(path)), read_json):
+        with pytest.raises(ValueError, match=r"x\.json: "):
+            read(tmp_path / "x.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -276,3 +277,22 @@ def test_a_truncated_pickle_names_its_file(tmp_path):
         path.write_bytes(data[:end])
         with pytest.raises(ValueError, match=r"refs\(unc\)\.p: not a complete pickle"):
             load_plain(path)
+
+
+PICKLES = {
+    "a place": b"\x80\2]r\xff\xff\xff\x7f.",
+    "a place in text": b"(lp99999999999\n.",
+    "bytes": b"\x80\5\x96" + bytes([0] * 5 + [9] * 3),
+}
+
+
+@pytest.mark.parametrize("data", PICKLES.values(), ids=PICKLES)
+def test_a_few_bytes_of_a_pickle_do_not_ask_for_gigabytes(data, tmp_path):
+    """The file is read, or is an error; the memory that it asks for is never taken."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (tmp_path / "refs.p").write_bytes(data)
+    try:
+        assert load_plain(tmp_path / "refs.p") == []
+    except ValueError as error:
+        assert "refs.p: not a complete pickle" in str(error)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB

@@ -68,12 +68,12 @@ def paint_shapes(shapes: Sequence[tuple[Sequence[Sequence[float]], int]], size: 
     Points lose their fraction; a shape is its filled polygon and the closed 1-px outline; the larger is painted first,
     so that the smaller overwrites it whatever its value.
     """
-    drawn = [(_painted(points, size), value) for points, value in shapes]
-    areas = [int(mask.sum()) for mask, _ in drawn]
+    PIXELS.check(size[0] * size[1], f"a mask of {size[0]} x {size[1]} (height x width)")
+    areas = [int(_painted(points, size).sum()) for points, _ in shapes]  # not kept: there may be thousands
     painted = np.zeros(size, np.uint8)
-    for index in sorted(range(len(drawn)), key=lambda index: (areas[index], index), reverse=True):
-        mask, value = drawn[index]
-        painted[mask] = value
+    for index in sorted(range(len(shapes)), key=lambda index: (areas[index], index), reverse=True):
+        points, value = shapes[index]
+        painted[_painted(points, size)] = value
     return painted
 
 
