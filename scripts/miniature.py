@@ -32,6 +32,7 @@ from mini import page, plots, sheet
 from mini.rows import ABLATION, ROWS, SYSTEM, Row
 
 from utils.files import write_whole
+from utils.log import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = (
@@ -181,8 +182,8 @@ class Work:
 
     def _stage(self, name: str) -> str:
         stage, log = self.stages[name], self.args.out / name / "train" / "log.jsonl"
-        if stage == "trains" and log.is_file() and (lines := log.read_text(encoding="utf-8").splitlines()):
-            return f"trains {json.loads(lines[-1])['step']}/{self.args.steps}"
+        if stage == "trains" and log.is_file() and (rows := read_log(log)):
+            return f"trains {rows[-1]['step']}/{self.args.steps}"
         return stage
 
 

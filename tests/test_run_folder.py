@@ -114,6 +114,20 @@ def test_what_merely_differs_is_said_and_recorded(world, run, capsys):
     assert load_recipe(folder).train.lr == 5e-4
 
 
+def test_a_finished_run_keeps_the_recipe_that_it_was_trained_with(world, run, capsys):
+    folder, _ = run
+    before = (folder / "recipe.yaml").read_bytes()
+    train_ds.main(
+        ["--config", str(world[1]), "--exp_name", "copy", "--no_eval", "--lr", "5e-4", "--set", "data.mixture.0.rate=2"]
+    )
+    assert (
+        "is finished, and nothing was trained with other settings: data.mixture.0.rate: 1.0 in the run, 2.0 asked"
+        in capsys.readouterr().out
+    )
+    assert (folder / "recipe.yaml").read_bytes() == before
+    assert json.loads((folder / "meta.json").read_text())[-1]["changes"]["train.lr"] == [1e-3, 5e-4]
+
+
 def test_amounts_among_options_and_how_it_is_computed_may_differ(run, tmp_path):
     _, recipe = run
     now = changed(

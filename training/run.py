@@ -138,6 +138,7 @@ class Run:
 
     def _begin(self, recipe: Recipe, checkpoints: Checkpoints, state: TrainState, parts: Sequence[Part]) -> TrainState:
         folder, changed, more = recipe.run.folder, [], {"content": contents(recipe), "step": state.step}
+        finished = state.step >= recipe.train.epochs * recipe.train.steps_per_epoch
         if self.resume is not None:
             run = self.resume.absolute().parents[1]
             more["from"] = str(self.resume)
@@ -145,14 +146,16 @@ class Run:
                 _, changed = differences(recipe_of(run), recipe, last_start(run).get("content", {}))
         if changed:
             more["changes"] = {change.field: [change.before, change.now] for change in changed}
-            log.warning("%s goes on with other settings: %s", folder, "; ".join(map(str, changed)))
+            how = "is finished, and nothing was trained with" if finished else "goes on with"
+            log.warning("%s %s other settings: %s", folder, how, "; ".join(map(str, changed)))
         state = checkpoints.go_on(self.resume, state)
         if any(change.field.startswith(BEST_BY) for change in changed) and state.best is not None:
             log.warning("what validation measures has changed: the best score so far, %s, counts no more", state.best)
             state.best = None
         describe(folder, **more)  # before the recipe: killed between them, the next start says the changes again
         describe_data(folder, parts)
-        save_recipe(recipe, folder)
+        if not finished or not (folder / RECIPE).is_file():  # what the weights were trained with stays their recipe
+            save_recipe(recipe, folder)
         self.lock.sign()
         return state
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mini.rows import ABLATION, SYSTEM, Row
+from utils.log import read_log
 
 BEGIN, END = "<!-- measured: begin (scripts/miniature.py --write_doc) -->", "<!-- measured: end -->"
 SPEED = "speed"  # stands for a part of the exam
@@ -84,7 +85,7 @@ def collect(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
 
 def training(run: Path) -> dict[str, Any]:
     """From a run's log: the losses at each step that was logged, and where it was made with."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_log(run / "log.jsonl")
     steps = {line["step"]: line for line in lines if line["kind"] == "train"}  # of a step done twice the last counts
     starts = read(run / "meta.json")
     curves = {name: [line[name] for line in steps.values()] for name in ("ce", "bce", "dice")}
