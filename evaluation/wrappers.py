@@ -16,11 +16,13 @@ from utils.log import log
 
 class PresentOnly:
     """A source without its absent targets, and without the records of which nothing is left then: these are counted in
-    a message, for there is nothing to ask about them."""
+    a message, for there is nothing to ask about them. Class lists are asked whatever is present, so none is left out.
+    """
 
     def __init__(self, source: Source):
         self.source = source
-        self._records = [index for index in range(len(source)) if _present(source[index])]
+        lists = len(source) > 0 and source[0].kind == "classes"
+        self._records = [index for index in range(len(source)) if lists or _present(source[index])]
         if left_out := len(source) - len(self._records):
             log.info("present_only: left out %d of %d records, where nothing is present", left_out, len(source))
         if len(source) and not self._records:

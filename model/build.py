@@ -294,9 +294,11 @@ def _fit_vocabulary(
             f"{source.blamed} is a checkpoint of another system: its vocabulary of {rows} rows has no "
             f"{', '.join(strange)}; choose the system it was trained with"
         )
-    if source.finished and rows != size and not lenient:
+    tables = {"embedding": rows, "output": len(source.tensors[_LM_HEAD])}
+    wrong = [f"{count} {kind} rows" for kind, count in tables.items() if count != size]  # the first says enough
+    if source.finished and wrong and not lenient:
         raise ValueError(
-            f"{source.blamed}: wrong vocabulary size, {rows} embedding rows for a tokenizer of {size} tokens; "
+            f"{source.blamed}: wrong vocabulary size, {wrong[0]} for a tokenizer of {size} tokens; "
             "its tokenizer files belong to another checkpoint"
         )
     for name in (_EMBED, _LM_HEAD):

@@ -16,7 +16,7 @@ from messy import AREA, BOX, SIZE
 from PIL import Image
 
 from data.sources import build_source
-from data.sources.base import PICTURES
+from data.sources.base import PICTURES, picture_size
 from data.sources.index import keeping_faults
 from data.sources.reason import NOTHING_INSIDE
 from data.views import read_image
@@ -104,7 +104,7 @@ def test_a_reasonseg_entry_of_wrong_types_names_its_file(tmp_path, fields):
 # --- folders of label maps
 
 
-@pytest.mark.parametrize("classes", ["cup", "background\ncup", "cup\r\n"])
+@pytest.mark.parametrize("classes", ["cup", "background\ncup", "cup\r\n", "0: background\n1: cup"])
 def test_binary_masks_and_names_without_numbers_are_refused_with_two_ways(tmp_path, classes):
     messy.folder(tmp_path, classes, inside=255)
     with pytest.raises(ValueError, match=r"write `255: cup` .* or `0: "):
@@ -367,6 +367,35 @@ def test_a_turned_picture_with_the_size_of_the_unturned_one(tmp_path, capsys, or
     if orientation >= 5:
         assert f"its EXIF orientation is {orientation}" in printed and "remove the tag" in printed
     assert (orientation > 1) == ("turned pictures" in printed)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("folder", {"folder": False}, r"option folder: it is False \(bool\); .*quotes"),
+        ("folder", {"ignore_unknown": "no"}, "option ignore_unknown must be true or false, got 'no'"),
+        ("coco", {**COCO, "absent": "2"}, "option absent must be a whole number, got '2'"),
+        ("coco", {**COCO, "absent": -1, "serve": "refer"}, "absent of coco must be 0 or more"),
+        ("coco", {**COCO, "single": "false"}, "option single must be true or false"),
+        ("coco", {**COCO, "images": datetime.date(2024, 1, 1)}, "option images: it is datetime.date.*quotes"),
+    ],
+)
+def test_options_of_other_types_say_what_they_must_be(tmp_path, name, options, says):
+    messy.coco(messy.folder(tmp_path))
+    with pytest.raises(ValueError, match=says):
+        build_source(name, tmp_path, **options)
+
+
+def test_a_number_as_a_folder_is_its_name(tmp_path):
+    messy.folder(tmp_path / "2017")
+    assert len(build_source("folder", tmp_path, folder=2017)) == 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_a_header_is_that_of_the_picture_as_it_is_read(tmp_path, suffix, orientation):
+    path = messy.turned(tmp_path / f"a.{suffix}", orientation)
+    assert picture_size(path) == read_image(path).shape[:2] == (SIZE if orientation < 5 else SIZE[::-1])
 
 
 # --- referring sets

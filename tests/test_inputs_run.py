@@ -152,6 +152,13 @@ def test_bad_records_are_each_named_and_the_good_ones_counted(tmp_path, capsys):
     )
 
 
+def test_one_kind_of_bad_entry_is_listed_once(tmp_path, capsys):
+    values = [None, ["a"], 5, {"b": None}]
+    root = messy.jsonl(tmp_path / "data", *({"phrase": value, "polygons": [BOX]} for value in values))
+    status, printed = messy.doctor(root, [JSONL], capsys)
+    assert status == 1 and printed.count("fault: ") == 1 and "broken items (4 times" in printed
+
+
 def test_classes_that_never_occur(tmp_path, capsys):
     root = messy.folder(tmp_path / "data", "background\ncup\nunicorn")
     _, printed = messy.doctor(root, ["folder"], capsys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from data.sources import (
     coco,
@@ -22,7 +22,7 @@ from data.sources import (
     short_answers,
     vqa,
 )
-from data.sources.base import SOURCES, Rows, Source, locate
+from data.sources.base import SOURCES, Rows, Source, locate, name_of
 from utils.registry import unknown
 
 # importing a family registers its sources
@@ -55,4 +55,22 @@ def build_source(name: str, root: str | Path, **options: Any) -> Source:
     for key, value in choices.items():
         if value.default is value.empty and key not in options:
             raise ValueError(f"source {base!r} needs the option {key!r}; it has {', '.join(choices)}")
-    return factory(Path(root), **options)
+    kinds = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    checked = {key: _option(value, kinds.get(key), f"source {base!r}: option {key}") for key, value in options.items()}
+    return factory(Path(root), **checked)
+
+
+def _option(value: Any, kind: Any, where: str) -> Any:
+    """An option as its source declares it: YAML makes true of a bare yes and a number of 2017."""
+    choices = get_args(kind) or (kind,)
+    if value is None and type(None) in choices:
+        return None
+    plain = [choice for choice in choices if choice in (str, int, bool)]
+    if len(plain) != 1 or len([choice for choice in choices if choice is not type(None)]) > 1:
+        return value  # lists of names and the like, which check themselves
+    if plain == [str]:
+        return name_of(value, "it", where) if not isinstance(value, Path) else str(value)
+    if not isinstance(value, plain[0]) or (plain == [int] and isinstance(value, bool)):
+        what = {int: "a whole number", bool: "true or false"}[plain[0]]
+        raise ValueError(f"{where} must be {what}, got {value!r}")
+    return value

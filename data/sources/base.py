@@ -21,6 +21,7 @@ PICTURES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".gif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
+TIFF_SIZE = (256, 257)  # tags of a TIFF's stored width and height
 NO_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})  # what file managers leave beside data
 EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # values of the tag with which rows and columns change places
 
@@ -195,6 +196,8 @@ def picture_size(path: Path) -> tuple[int, int]:
     """(H, W) of a picture as `read_image` will give it (EXIF orientation applied), from its header."""
     with opened(path) as image:
         width, height = image.size
+        if image.format == "TIFF":  # whose size PIL gives as it is shown, or not, by version
+            width, height = (image.tag_v2[tag] for tag in TIFF_SIZE)
         turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
     return (width, height) if turned else (height, width)
 

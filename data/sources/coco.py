@@ -51,6 +51,8 @@ class Coco:
         choice("boxes of coco", boxes, ABOUT_BOXES)
         self._serve = choice("serve of coco", serve, ("classes", "refer"))
         self._ignore_crowd = choice("crowd of coco", crowd, ABOUT_CROWDS) == "ignore"
+        if absent < 0:
+            raise ValueError(f"option absent of coco must be 0 or more, got {absent}")
         if serve == "classes" and (single or absent):
             raise ValueError(
                 "options single and absent of coco need serve: refer; a class list names absent ones itself"

@@ -31,10 +31,12 @@ def folder(
     pairs, hint = paired(images, maps), ""
     if not numbered:
         hint = f". The names in {names} have no numbers, so they count from 0: {_two_ways(entries)}"
-        if len(entries) == 1:
-            void = frozenset()  # where there is one class, 255 is more likely it than what is unlabelled
-        else:
-            _refuse_binary(pairs, maps, hint)
+    if not numbered and len(entries) == 1:
+        void = frozenset()  # where there is one class, 255 is more likely it than what is unlabelled
+    elif 255 in void and len(entries) > 1 and not ignore_unknown:
+        _refuse_binary(
+            pairs, maps, f" ({names}): {_two_ways(entries)}; the option ignore_unknown takes them as they are"
+        )
     table = selected(Table.of(entries, void), classes, root)
     return LabelMaps(pairs, (images, maps), table, ignore_unknown, hint)
 
@@ -70,7 +72,7 @@ def read_classes(path: Path) -> tuple[list[tuple[int, str]], bool]:
 
 
 def _refuse_binary(pairs: Pairs, maps: Path, hint: str) -> None:
-    """Raises where the masks hold 0 and 255 alone while the names count from 0: the object would be ignored."""
+    """Raises where the masks hold 0 and 255 alone and 255 has no name: the object would be ignored."""
     seen: set[int] = set()
     for index in np.unique(np.linspace(0, len(pairs.rows) - 1, SAMPLE).astype(int)):
         try:
@@ -78,7 +80,7 @@ def _refuse_binary(pairs: Pairs, maps: Path, hint: str) -> None:
         except (OSError, ValueError):
             continue  # a fault of that record, which is raised where it is read
     if 255 in seen and seen <= UNLABELLED:
-        raise ValueError(f"{maps}: the label maps hold no value but 0 and 255{hint}")
+        raise ValueError(f"{maps}: the label maps hold no value but 0 and 255, and 255 has no name{hint}")
 
 
 def _two_ways(entries: list[tuple[int, str]]) -> str:

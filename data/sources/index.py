@@ -100,7 +100,7 @@ class Rows:
             return None
         rows = cls(())
         rows._buffer, rows._ends, rows._picture, rows.folder = buffer, ends, meta["picture"], folder
-        rows.faults = meta["faults"]
+        rows.faults = meta.get("faults", [])
         return rows
 
     def __len__(self) -> int:

@@ -28,7 +28,7 @@ FAULT, WARNING, NOTE = "fault", "warning", "note"
 EXAMPLES = 3  # of a finding that are shown
 SORTS = 12  # of broken items that are listed apart
 OWN = ("coco", "folder")  # sources whose class list is the user's
-VARYING = re.compile(r"\S*/\S+|'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")  # of messages: paths, quotations, numbers
+VARYING = re.compile(r"\bgot .*|\S*/\S+|'[^']*'|\"[^\"]*\"|\d+(\.\d+)?")  # of messages: paths, quotations, numbers
 STDERR = 2  # the descriptor that C code writes to
 
 

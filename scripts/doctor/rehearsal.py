@@ -63,9 +63,12 @@ class Rehearsal:
 
 
 def texts_of(record: Record) -> Iterator[str]:
-    """Every text of a record that may stand in a row of training, whatever chance picks; not its dialogues."""
+    """Every text of a record that may stand in a row of training, whatever chance picks. Dialogues without masks are
+    left out: they are trained on whole, and hold the picture's place."""
     for target in record.targets:
         yield from (target.phrase, *([target.correction] if target.correction else []), *target.aliases)
+    for turn in (turn for dialogue in record.asked for turn in dialogue) if record.kind != "vqa" else ():
+        yield from (turn.question, *(part for part in turn.answer if isinstance(part, str)))
 
 
 def _encoder(system: System, config: ModelConfig) -> tuple[Encoder, str]:
