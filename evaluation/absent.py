@@ -50,7 +50,7 @@ class AbsentScorer:
         released: ReleasedTruth = AS_LISA,
     ) -> dict[str, Any]:
         rows: dict[str, list[list[int]]] = {STANDARD: [], RELEASED: []}
-        ignore = ignored_pixels(record, replies[0].masks.device)
+        ignore = ignored_pixels(record, replies[0])
         for query, reply in zip(queries, replies, strict=True):
             if len(query.targets) != len(query.asked):
                 raise ValueError(f"{record.image}: {query.question!r} asks {len(query.asked)} of {query.targets}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.collate import NothingToAsk, Sample, draw_target, look
+from data.collate import NothingToAsk, Sample, draw_ignored, draw_target, look
 from data.mixture import MISTAKES, ON_BAD_SAMPLE, SHOWN
 from data.sources import Source
 from data.sources.base import first_of
@@ -277,6 +277,7 @@ class Run:
             item = Item(index, record, queries, look(record.image, self.assistant.views))
             for target in {target for query in queries for target in query.targets if is_present(record, target)}:
                 draw_target(record, target, item.sample.geometry.original)
+            draw_ignored(record, item.sample.geometry.original)
             return item
         except NothingToAsk as error:
             return Item(index, left_out=str(error))
