@@ -197,8 +197,8 @@ def called(target: Target, rng: np.random.Generator) -> str:
 def label_set(record: Record) -> tuple[list[str], dict[str, int]]:
     """Lower-cased names in dataset order, and the target index of each present one.
 
-    Unlabelled is not absent: of a picture without a labelled pixel nothing is known (NothingToAsk). One of which every
-    pixel is labelled, none as any of the names, shows that all of them are absent.
+    Unlabelled is not absent: of a picture whose pixels are all ignored nothing is known (NothingToAsk). Of any other in
+    which none of the names is present, it is known that all of them are absent.
     """
     names = [name.lower() for name in record.vocabulary]
     present = {target.phrase.lower(): i for i, target in enumerate(record.targets) if target.mask is not None}
