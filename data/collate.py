@@ -74,7 +74,7 @@ class Maker:
         sample.rows, sample.skipped = rows, skipped
         sample.masks = draw_masks(record, [hole for row in rows for hole in row.holes], sample.geometry.original)
         if self.ignore_region and record.ignore is not None:
-            sample.ignore = torch.from_numpy(_draw(record, "ignore region", record.ignore, sample.geometry.original))
+            sample.ignore = torch.from_numpy(draw_ignored(record, sample.geometry.original))
         return sample
 
     def _rows(self, record: Record, dialogues: list[Dialogue]) -> tuple[list[Encoded], list[str]]:
@@ -200,6 +200,11 @@ def draw_target(record: Record, index: int, shape: tuple[int, int]) -> np.ndarra
             + (f" ({origin})" if origin else "")
         )
     return mask
+
+
+def draw_ignored(record: Record, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: the pixels of a picture of `shape` that neither loss nor metric may count."""
+    return np.zeros(shape, bool) if record.ignore is None else _draw(record, "ignored pixels", record.ignore, shape)
 
 
 def _draw(record: Record, what: str, mask: MaskFn, shape: tuple[int, int]) -> np.ndarray:

@@ -50,7 +50,7 @@ class AbsentScorer:
         released: ReleasedTruth = AS_LISA,
     ) -> dict[str, Any]:
         rows: dict[str, list[list[int]]] = {STANDARD: [], RELEASED: []}
-        ignore = ignored_pixels(record, replies[0].masks.device)
+        ignore = ignored_pixels(record, replies[0])
         for query, reply in zip(queries, replies, strict=True):
             if len(query.targets) != len(query.asked):
                 raise ValueError(f"{record.image}: {query.question!r} asks {len(query.asked)} of {query.targets}")
@@ -167,11 +167,12 @@ class PremiseScorer(AbsentScorer):
     def add(self, counts: dict[str, Any]) -> None:
         super().add(counts)
         self.said.append(counts["said"])
-        pixels = [
-            (row[2] > 0, row[3] > 0 and not row[4]) for row in counts["rows"][STANDARD]
-        ]  # all that old files have
-        flags = [(bool(there), bool(said)) for there, said in counts.get("seen", pixels)]
-        self.seen.append([Overlap(*map(int, (there and said, there or said, there, said))) for there, said in flags])
+        flags = counts.get("seen")
+        if flags is None:  # a file from before they were kept: its pixels are all there is
+            flags = [[truth > 0, predicted > 0 and not no] for _, _, truth, predicted, no in counts["rows"][STANDARD]]
+        self.seen.append(
+            [Overlap(int(there and said), int(there or said), int(there), int(said)) for there, said in flags]
+        )
 
     def merge(self, other: PremiseScorer) -> None:
         super().merge(other)

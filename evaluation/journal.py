@@ -189,7 +189,7 @@ def made_with(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for path in map(Path, paths):
-        files = path.glob("*.run.json") if path.is_dir() else [path.with_name(f"{_stem(path)}.run.json")]
+        files = path.glob("*.run.json") if path.is_dir() else [_settings_of(path)]
         for file in sorted(file for file in files if file.is_file()):
             settings = read_mapping(file)
             if not isinstance(settings.get("suite"), str):
@@ -209,6 +209,7 @@ def _settings_in(file: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _stem(path: Path) -> str:
-    """Of the predictions of any process: `x` of x.jsonl and x.1.jsonl."""
-    return re.sub(r"(\.\d+)?\.jsonl$", "", path.name)
+def _settings_of(path: Path) -> Path:
+    """The settings beside predictions: x.run.json of x.jsonl and x.1.jsonl, x.run.json.old of x.jsonl.old."""
+    name = re.fullmatch(r"(.+?)(?:\.\d+)?\.jsonl(\.old(?:\.\d+)?)?", path.name)
+    return path.with_name(f"{name[1]}.run.json{name[2] or ''}" if name else f"{path.name}.run.json")

@@ -141,6 +141,7 @@ def section(
         f"<h2>{esc(name)}</h2>",
         f'<p class="soft">{suite["pictures"]} pictures, {suite["queries"]} queries, {suite["seconds"]:.0f} s;'
         f" {suite['parse_failures']} claims not understood, {suite['unfinished']} answers cut off.</p>",
+        "".join(f'<p class="bad">{esc(note)}</p>' for note in suite.get("notes", ())),
         comparison(suite, published().get(name, [])),
         f'<div class="cards">{"".join(cards)}</div>',
         gallery("Best", best),

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.collate import NothingToAsk, Sample, draw_target, look
+from data.collate import NothingToAsk, Sample, draw_ignored, draw_target, look
 from data.mixture import MISTAKES, ON_BAD_SAMPLE, SHOWN
 from data.sources import Source
 from data.sources.base import first_of
@@ -99,7 +99,7 @@ def evaluate(
         raise ValueError(f"limit must be 0 (all) or more and batch_size 1 or more, got {limit} and {batch_size}")
     identity.check_finite(assistant.model)
     results: dict[str, Any] = {"protocol": protocol, "limit": limit, "suites": {}, "missing": {}}
-    folder, root = Path(out_dir) if out_dir else None, Path(dataset_dir)
+    folder, root, skip = Path(out_dir) if out_dir else None, Path(dataset_dir), on_bad_sample == "skip"
     known = identity.of_assistant(assistant) if folder else {}
     training = assistant.model.training
     assistant.model.eval()
@@ -109,18 +109,17 @@ def evaluate(
                 options = source_options(assistant.recipe, suite, classes)
                 source, how = suite.open(root, options), suite.forced if protocol == FORCED else protocol
                 done = first_of(source, partial(notes, suite, assistant.system, how)) or []
+                settings = {**known, **identity.of_data(suite, source, root, options)} if folder else {}
             except (OSError, ValueError) as error:
                 log.warning("%s cannot be evaluated: %s", suite.name, error)
                 results["missing"][suite.name] = str(error)
                 continue
             for note in done:
                 log.info("%s: %s", suite.name, note)
-            skip = on_bad_sample == "skip"
             run = Run(
                 assistant, suite, source, how, protocol_named(how), batch_size, max_new_tokens, workers, done, skip
             )
             journal = Journal(folder / "predictions" if folder else None, suite.name)
-            settings = {**known, **identity.of_data(suite, source, root, options)} if folder and dist.is_main() else {}
             try:
                 results["suites"][suite.name] = run(limit, journal, settings, resume=resume)
             except BrokenSuite as error:
@@ -287,6 +286,7 @@ class Run:
             item = Item(index, record, queries, look(record.image, self.assistant.views))
             for target in {target for query in queries for target in query.targets if is_present(record, target)}:
                 draw_target(record, target, item.sample.geometry.original)
+            draw_ignored(record, item.sample.geometry.original)
             return item
         except NothingToAsk as error:
             return Item(index, left_out=str(error))

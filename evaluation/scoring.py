@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.collate import draw_target
+from data.collate import draw_ignored, draw_target
 from data.types import Query, Record
 from evaluation.bootstrap import Interval, intervals, quotient, share_intervals
 from evaluation.matching import Names, assign, read_list
@@ -187,7 +187,7 @@ class OverlapScorer:
         `unseen`: how many things that are there lie wholly in ignored pixels, which leaves nothing to score."""
         rows, as_released, unseen = [], [], 0
         shape, device = replies[0].masks.shape[-2:], replies[0].masks.device
-        ignore = ignored_pixels(record, device)
+        ignore = ignored_pixels(record, replies[0])
         for query, reply in zip(queries, replies, strict=True):
             targets = asked_targets(record, query)
             for target, mask in zip(targets, assign(reply.claims, query.asked), strict=True):
@@ -265,7 +265,7 @@ def true_map(record: Record, names: Names, shape: tuple[int, int]) -> Tensor:
     for index in sorted(present, reverse=True):
         truth[true_mask(record, present[index], shape)] = index
     if record.ignore is not None:
-        truth[torch.from_numpy(record.ignore())] = IGNORE
+        truth[torch.from_numpy(draw_ignored(record, tuple(shape)))] = IGNORE
     return truth
 
 
@@ -341,9 +341,11 @@ def true_mask(record: Record, target: int, shape: tuple[int, int]) -> Tensor:
     return torch.from_numpy(draw_target(record, target, tuple(shape)))
 
 
-def ignored_pixels(record: Record, device: torch.device | str) -> Tensor | None:
-    """(H, W) bool: what no metric may count."""
-    return None if record.ignore is None else torch.from_numpy(record.ignore()).to(device)
+def ignored_pixels(record: Record, reply: Reply) -> Tensor | None:
+    """(H, W) bool, where the masks of the reply are: what no metric may count."""
+    if record.ignore is None:
+        return None
+    return torch.from_numpy(draw_ignored(record, tuple(reply.masks.shape[-2:]))).to(reply.masks.device)
 
 
 def released_pixels(

@@ -50,7 +50,7 @@ class MatchedScorer:
     ) -> dict[str, Any]:
         """Pairs of all questions, and one row a question for the union of its masks."""
         pairs, unions, drawn_number, true_number = [], [], 0, 0
-        ignore = ignored_pixels(record, replies[0].masks.device)
+        ignore = ignored_pixels(record, replies[0])
         for query, reply in zip(queries, replies, strict=True):
             logits = reply.masks[[claim.mask for claim in reply.claims if claim.mask is not None]]
             shape, device = reply.masks.shape[-2:], reply.masks.device

@@ -223,8 +223,8 @@ def label_set(record: Record) -> tuple[list[str], dict[str, int]]:
     """Lower-cased names in dataset order, and the target index of each present one.
 
     ValueError where a class is present as several targets: a list would speak of one of them only. Unlabelled is not
-    absent: of a picture without a labelled pixel nothing is known (NothingToAsk). One of which every pixel is labelled,
-    none as any of the names, shows that all of them are absent.
+    absent: of a picture whose pixels are all ignored nothing is known (NothingToAsk). Of any other in which none of the
+    names is present, it is known that all of them are absent.
     """
     names, present = _classes_of(record)
     if several := sorted({name for name in present if name and present.count(name) > 1}):

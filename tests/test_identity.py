@@ -163,6 +163,8 @@ def test_changed_annotations_are_evaluated_again_and_no_old_file_is_overwritten(
         kept.append((folder / "refcoco_unc_val.jsonl").read_text())
     for ending, text in zip((".old", ".old.2", ""), kept, strict=True):
         assert (folder / f"refcoco_unc_val.jsonl{ending}").read_text() == text
+    old = rescore([folder / "refcoco_unc_val.jsonl.old"])["suites"]["refcoco|unc|val"]
+    assert old["figures"] == first["figures"] and old["notes"] == first["notes"] == ["2 of 3 pictures only"]
     settings = [
         json.loads((folder / f"refcoco_unc_val.run.json{ending}").read_text()) for ending in (".old", ".old.2", "")
     ]

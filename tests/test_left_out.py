@@ -22,6 +22,7 @@ from data.sources import build_source
 from data.types import Claim, Mask, Query, Record, Refuse, Target
 from evaluation.metrics import Overlaps
 from evaluation.protocols import FORCED, Reply
+from evaluation.report import write_report
 from evaluation.runner import as_table, evaluate, rescore
 from evaluation.scoring import SCORERS
 from systems.base import SYSTEMS, ReleasedTruth, build_system
@@ -288,6 +289,8 @@ def test_an_empty_mask_gives_a_suite_up_and_names_file_and_entry_or_is_left_out_
     again = rescore([out / "predictions"])
     assert again["suites"]["mine"]["figures"] == suite["figures"] and again["suites"]["mine"]["notes"] == [note]
     assert "left_out 1" in as_table(again)
+    page = write_report(again, [out / "predictions"], tmp_path / "page").read_text()
+    assert "1 left out, the first: record 0" in page
 
 
 def test_the_recipe_says_what_a_bad_sample_means_unless_told(assistant, tmp_path, monkeypatch):
@@ -348,6 +351,16 @@ def test_left_out_pictures_are_looked_at_again_when_a_run_is_resumed(assistant, 
     suite = run(assistant, root, out, resume=True)["suites"]["mine"]
     assert (suite["pictures"], suite["left_out"]) == (2, 0)
     assert not list((out / "predictions").glob("*.old"))
+
+
+def test_ignored_pixels_of_another_size_are_a_fault_of_the_record():
+    record = Record(
+        Path("a.jpg"), "refer", (Target("cup", partial(square, 4)),), ignore=partial(np.zeros, (1, SIDE), bool)
+    )
+    reply = Reply("", (), torch.zeros(0, SIDE, SIDE))
+    for metric in ("overlap", "premise", "matched"):
+        with pytest.raises(ValueError, match=r"a.jpg: the mask of ignored pixels is \(1, 16\), the picture"):
+            SCORERS[metric].count(record, [Query("q", (), (0,), ("cup",))], [reply], "generate")
 
 
 @pytest.mark.parametrize("size", [1, 3])
