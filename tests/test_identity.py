@@ -237,7 +237,7 @@ def test_whatever_changes_the_answers_without_the_weights_is_in_the_key(assistan
     (tmp_path / "mine.yaml").write_text(text)
     path = str(tmp_path / "mine.yaml")
     one = identity._wording(build_system("sesame", {"wording": path}).task)
-    (tmp_path / "mine.yaml").write_text(text.replace("{phrase}", "the {phrase}", 1))
+    (tmp_path / "mine.yaml").write_text(text.replace("mark it", "show it", 1))
     assert identity._wording(build_system("sesame", {"wording": path}).task) != one
 
 
@@ -288,20 +288,21 @@ def test_masks_that_are_no_numbers_are_an_error(world, monkeypatch):
 
 def test_files_are_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    files.write_text(path, "old")
+    files.write_whole(path, "old")
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        files.write_text(path, "new")
+        files.write_whole(path, "new")
     assert path.read_text() == "old" and [one.name for one in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_a_journal_reads_back_what_it_was_given(tmp_path):
     settings = {"groups": (6, 5), "data": Path("x")}
-    line = {"suite": "x", "metric": "overlap", "index": 0, "protocol": "p", "counts": {}, "answers": []}
+    line = {"suite": "x", "metric": "overlap", "index": 0, "protocol": "p", "counts": {"unmatched": 0}, "answers": []}
+    line |= {"image": "a.jpg", "seconds": 0.5}
     with Journal(tmp_path, "x") as journal:
         journal.begin(settings, [[0]], resume=True)
         journal.write(line)

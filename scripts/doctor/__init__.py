@@ -1,1 +1,1 @@
-"""What data_doctor.py does, in parts: plan (what a recipe needs), rehearsal (what training does), examine, report, hints, sheets."""
+"""What data_doctor.py does, in parts: what a recipe needs, a rehearsal of training, findings, report, hints, sheets."""
