@@ -13,7 +13,7 @@ import numpy as np
 
 from data.sources.base import field, read_entries, shortened
 from utils.limits import PIXELS
-from utils.masks import Once, Size, as_flat, segmentation_to_mask
+from utils.masks import EmptyMask, Once, Size, as_flat, segmentation_to_mask
 
 ABOUT_BOXES = ("refuse", "draw")  # what an annotation with nothing but a box is
 CORNERS = 3  # a polygon has at least this many
@@ -220,7 +220,7 @@ def draw(segmentations: list[Any], size: Size, overlap: str, where: str) -> np.n
         raise ValueError(f"{where}: the segmentation cannot be read ({error})") from None
     if not mask.any():
         why = "the mask covers no pixel" if any(segmentations) else "the segmentation is empty"
-        raise ValueError(f"{where}: {why}; what is in the picture needs a mask")
+        raise EmptyMask(f"{where}: {why}; what is in the picture needs a mask")
     return mask
 
 

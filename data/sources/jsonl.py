@@ -15,7 +15,7 @@ from data.sources.base import KINDS, SOURCES, Fault, attempt, indexed, misfit, p
 from data.sources.coco import existing
 from data.sources.semantic import read_label_map
 from data.types import Record, Target, Turn
-from utils.masks import Once
+from utils.masks import EmptyMask, Once
 from utils.plain import parse_json
 from utils.text import read_text
 
@@ -69,7 +69,7 @@ class JsonLines:
         if mask.shape != size:
             raise ValueError(f"{where}: {misfit(image, f'the file {path}', mask.shape, size)}")
         if not mask.any():
-            raise ValueError(f"{where}: the mask {path} is 0 everywhere; null says that the thing is not there")
+            raise EmptyMask(f"{where}: the mask {path} is 0 everywhere; null says that the thing is not there")
         return mask
 
 
