@@ -78,8 +78,7 @@ class Checkpoints:
         """Makes the folder and removes what a killed process left half done (main process)."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(f"{DRAFT}*"):
-            shutil.rmtree(path, ignore_errors=True)
-            path.unlink(missing_ok=True) if path.is_file() else None
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def save(self, engine: Engine, state: TrainState) -> Path:
         """Writes a checkpoint on all processes; it gets its name only when everything is on the disk.
