@@ -328,13 +328,13 @@ def test_a_run_killed_between_pointer_and_note_validates_again(stored, monkeypat
         stored.note(TrainState(step=4, validated=4, best=0.9, best_step=1), best=True)
     monkeypatch.undo()
     assert (stored.folder / "best").read_text().strip() == "step_4"
-    state = stored.go_on(stored.last(), TrainState(step=4, best=0.5, best_step=1))
+    state = stored.resume_at(stored.last(), TrainState(step=4, best=0.5, best_step=1))
     assert (stored.folder / "best").read_text().strip() == "step_1" and state.best == 0.5
 
 
 def test_a_best_checkpoint_that_is_gone_makes_way_for_the_next(stored, caplog):
     shutil.rmtree(stored.folder / "step_1")
-    state = stored.go_on(stored.last(), TrainState(step=4, best=0.5, best_step=1))
+    state = stored.resume_at(stored.last(), TrainState(step=4, best=0.5, best_step=1))
     assert "step_1, is not there any more" in caplog.text
     assert (state.best, state.best_step) == (None, None) and not (stored.folder / "best").exists()
 

@@ -1,4 +1,4 @@
-"""Whether a recipe may go on with the checkpoints of a run: what gives weights their meaning must be the same.
+"""Whether a recipe may resume from the checkpoints of a run: what gives weights their meaning must be the same.
 
 Everything in the recipe that decides what the weights are, or what the tokens and words stand for, is compared and a
 difference is refused. A field of `model` that a later version adds counts as such unless it is listed in COMPUTED.
@@ -57,9 +57,9 @@ def differences(before: Recipe, now: Recipe, content: Mapping[str, str | None]) 
             same = change.field not in ("system", SEED) and (section != "model" or _is_computed(name))
         (others if same else meaning).append(change)
     for field, digest in contents(now).items():
-        told = content.get(field)
-        if told and digest and told != digest and all(change.field != field for change in meaning):
-            meaning.append(Change(f"what {field} holds", told, digest))
+        recorded = content.get(field)
+        if recorded and digest and recorded != digest and all(change.field != field for change in meaning):
+            meaning.append(Change(f"what {field} holds", recorded, digest))
     return meaning, others
 
 

@@ -6,7 +6,7 @@ checkpoints/step_500/engine.json                       updates made, place in th
 checkpoints/step_500/state.json                        step, samples drawn, best score, processes
 checkpoints/step_500/sums.json                         size and checksum of each tensor file
 checkpoints/last, checkpoints/best                     text files that name one of the folders
-checkpoints/aside_step_500                             what made way when a run went back before it; left alone
+checkpoints/aside_step_500                             a newer one, when a run resumed from before it; left alone
 
 Any other folder there is somebody's own and is neither read nor removed.
 """
@@ -78,8 +78,7 @@ class Checkpoints:
         """Makes the folder and removes what a killed process left half done (main process)."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(f"{DRAFT}*"):
-            shutil.rmtree(path, ignore_errors=True)
-            path.unlink(missing_ok=True) if path.is_file() else None
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def save(self, engine: Engine, state: TrainState) -> Path:
         """Writes a checkpoint on all processes; it gets its name only when everything is on the disk.
@@ -147,22 +146,22 @@ class Checkpoints:
         return complete[-1] if complete else None
 
     def check(self, chosen: Path) -> None:
-        """Raises where the checkpoint to go on from is damaged, and names the newest one of this run that is not."""
+        """Raises where the checkpoint to resume from is damaged, and names the newest one of this run that is not."""
         if reason := damage(chosen):
             words = f"{chosen} {reason}"
             if chosen.parent.resolve() == self.folder.resolve():
                 older = [path for path in self.complete() if _step(path) < _step(chosen)]
                 whole = next((path for path in reversed(older) if not damage(path)), None)
                 words += (
-                    f". {whole.name}, which came before, is whole: --resume {whole} goes on from it and sets what is "
-                    f"newer aside as {ASIDE}*"
+                    f". {whole.name}, which came before, is whole: --resume {whole} resumes from it and renames what "
+                    f"is newer to {ASIDE}*"
                     if whole
                     else ". No earlier one here is whole: choose another --exp_name to begin again"
                 )
             raise (FileNotFoundError if "not a complete" in reason else ValueError)(words)
 
-    def go_on(self, chosen: Path | None, state: TrainState) -> TrainState:
-        """Makes the folder say what is true when a run goes on from `chosen`: newer checkpoints stand aside, `last`
+    def resume_at(self, chosen: Path | None, state: TrainState) -> TrainState:
+        """Makes the folder say what is true when a run resumes from `chosen`: newer checkpoints are set aside, `last`
         and `best` name what is there, drafts are gone (main process). Returns the state, without a best score where
         its checkpoint is not here."""
         self.prepare()
@@ -190,7 +189,7 @@ class Checkpoints:
         names = (f"{ASIDE}{path.name}{f'_{number}' if number else ''}" for number in range(10**6))
         place = next(self.folder / name for name in names if not (self.folder / name).exists())
         path.rename(place)
-        log.warning("%s makes way: it is now %s", path, place.name)
+        log.warning("%s was renamed to %s", path, place.name)
 
     def _point(self, pointer: str, name: str) -> None:
         write_whole(self.folder / pointer, name + "\n")

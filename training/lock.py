@@ -24,7 +24,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path):
-        self.path, self._file = folder / LOCK, None
+        self.path, self._file, self._signed = folder / LOCK, None, False
 
     def acquire(self) -> None:
         """Raises OSError where another process trains in the folder, or nothing can be written there."""
@@ -50,8 +50,11 @@ class Lock:
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self._file.flush()
+        self._signed = True
 
     def release(self) -> None:
         if self._file is not None:
+            if self._signed:
+                self._file.truncate(0)
             self._file.close()
-            self._file = None
+            self._file, self._signed = None, False

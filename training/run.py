@@ -51,7 +51,7 @@ def open_run(recipe: Recipe) -> Iterator[Run]:
     """The run folder of a recipe, for this training alone, compared with the recipe before anything is built.
 
     Raises on all processes, with nothing changed on the disk, when the folder cannot be written, another process
-    trains there, it holds a run of another recipe or one that is not to be gone on with, or the checkpoint to go on
+    trains there, it holds a run of another recipe or one that is not to be resumed, or the checkpoint to resume
     from is damaged.
     """
     lock = Lock(recipe.run.folder)
@@ -63,7 +63,7 @@ def open_run(recipe: Recipe) -> Iterator[Run]:
 
 
 def find_resume(recipe: Recipe) -> Path | None:
-    """The checkpoint to go on from, if any: the folder's last one or the one of them that `train.resume` names; for a
+    """The checkpoint to resume from, if any: the folder's last one or the one of them that `train.resume` names; for a
     new run, that of another which it names."""
     folder, checkpoints = recipe.run.folder, checkpoints_of(recipe)
     last, asked = checkpoints.last(), Path(recipe.train.resume) if recipe.train.resume else None
@@ -98,7 +98,7 @@ def compare(recipe: Recipe, chosen: Path) -> None:
             f"{chosen} belongs to another recipe; its weights mean nothing under this one:\n"
             + "".join(f"  {change}\n" for change in meaning)
             + f"Nothing was changed. Choose another --exp_name for this recipe, or give {run / RECIPE} as --config to "
-            "go on with that run"
+            "resume that run"
         )
 
 
@@ -118,7 +118,7 @@ def checkpoints_of(recipe: Recipe, size: int = 0) -> Checkpoints:
 
 @dataclass
 class Run:
-    """An open run folder. resume: the checkpoint that it goes on from."""
+    """An open run folder. resume: the checkpoint that it resumes from."""
 
     recipe: Recipe
     resume: Path | None
@@ -146,9 +146,9 @@ class Run:
                 _, changed = differences(recipe_of(run), recipe, last_start(run).get("content", {}))
         if changed:
             more["changes"] = {change.field: [change.before, change.now] for change in changed}
-            how = "is finished, and nothing was trained with" if finished else "goes on with"
+            how = "is finished, and nothing was trained with" if finished else "resumes with"
             log.warning("%s %s other settings: %s", folder, how, "; ".join(map(str, changed)))
-        state = checkpoints.go_on(self.resume, state)
+        state = checkpoints.resume_at(self.resume, state)
         if any(change.field.startswith(BEST_BY) for change in changed) and state.best is not None:
             log.warning("what validation measures has changed: the best score so far, %s, counts no more", state.best)
             state.best = None

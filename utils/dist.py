@@ -18,7 +18,7 @@ def start(timeout_minutes: float = 60.0) -> torch.device:
     """Joins the processes that the launcher describes and returns this one's device.
 
     Works under `deepspeed`, `torchrun` and SLURM-like launchers that set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-    MASTER_PORT. Started plainly (`python train_ds.py`), this process is the only one and picks a free port.
+    MASTER_PORT. Started plainly (`python train_ds.py`), this process is the only one.
     """
     if not dist.is_initialized():
         describe_lone_process()
@@ -29,7 +29,9 @@ def start(timeout_minutes: float = 60.0) -> torch.device:
             here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ["WORLD_SIZE"])
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
         backend = "nccl" if where.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+        # a process that is alone meets nobody: no port, which another program may have taken meanwhile
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if os.environ["WORLD_SIZE"] == "1" else {}
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes), **alone)
     return device()
 
 
@@ -115,9 +117,9 @@ def on_main(action: Callable[[], Any]) -> Any:
         except Exception as caught:
             error = caught
     plain = isinstance(error, (OSError, ValueError, FloatingPointError, type(None)))
-    result, told = broadcast((result, error if plain else RuntimeError(f"{type(error).__name__}: {error}")))
-    if told is not None:
-        raise error or told
+    result, failure = broadcast((result, error if plain else RuntimeError(f"{type(error).__name__}: {error}")))
+    if failure is not None:
+        raise error or failure
     return result
 
 
