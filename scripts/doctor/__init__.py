@@ -1,1 +1,1 @@
-"""What data_doctor.py does, in parts: plan (what a recipe needs), rehearsal (what training does), examine, report, hints, sheets."""
+"""Parts of data_doctor.py: plan (needs of a recipe), rehearsal (of training), examine, report, hints, sheets."""
