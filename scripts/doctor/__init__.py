@@ -1,1 +1,1 @@
-"""What data_doctor.py does, in parts: what a recipe needs, a rehearsal of training, findings, report, hints, sheets."""
+"""Parts of data_doctor.py: plan (needs of a recipe), rehearsal (of training), examine, report, hints, sheets."""
