@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data.pieces import KEEP
 from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, Mask, Query, Record, Refuse, Script, Target, Turn
 from systems.base import (
@@ -56,7 +57,16 @@ def gsva(**values: Any) -> System:
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
     task = GsvaTask(single, PhraseList(options, wording))
     read = partial(read_list, wording=wording)
-    return System("gsva", TOKENS, task, "sam", read, published=("LisaGSVAForCausalLM",), flags=FLAGS)
+    return System(
+        "gsva",
+        TOKENS,
+        task,
+        "sam",
+        read,
+        published=("LisaGSVAForCausalLM",),
+        published_tokenization=KEEP,
+        flags=FLAGS,
+    )
 
 
 def check(options: Options) -> Options:
