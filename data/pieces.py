@@ -111,7 +111,7 @@ class Pieces:
         Raises ValueError at letters that are none (half a surrogate pair), and where `legacy` leaves a word without id.
         """
         if not text.isascii() and (broken := re.search("[\ud800-\udfff]", text)):
-            raise ValueError(f"{broken[0]!r} at position {broken.start()} is half a surrogate pair, no letter: {text!r}")
+            raise ValueError(f"{broken[0]!r} at position {broken.start()} is half a surrogate pair: {text[:160]!r}")
         if self.legacy:
             return self.vocabulary.encode(text, blank=True)
         if blank or not self.strips:

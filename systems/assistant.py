@@ -142,8 +142,8 @@ def _checked(recipe: Recipe, folder: Path, asked: str | None) -> Recipe:
 def _told(folder: Path, asked: str | None, *, bare: bool) -> Recipe:
     """A recipe for a folder without one: the architecture in `config.json` tells the system, else the tokens do.
 
-    Its tokenizer files say how text behind an added token begins (`legacy`). bare: the weights are a published file over
-    those of a base folder, which cannot say with which release's ids they were used.
+    Its tokenizer files say how text behind an added token begins (`legacy`). bare: the weights are a published file
+    over those of a base folder, which cannot say whose ids they were used with.
     """
     values = read_config(folder)
     wrap = bool(values.get("mm_use_im_start_end", True))
