@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import normalizers
 from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerBase
@@ -62,12 +64,13 @@ def load_tokenizer(
     if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
         raise FileNotFoundError(f"{folder} has no tokenizer: expected tokenizer.model or tokenizer.json there")
     tokenizer = LlamaTokenizer.from_pretrained(str(folder), model_max_length=max_length)
-    told = tokenizer.init_kwargs
+    told = _settings(folder)
     legacy = told.get("legacy") is not False if legacy is None else legacy
     release = release or told.get("tokenization") or STRIP
     if release not in RELEASES:
         raise ValueError(unknown("model.tokenization", release, RELEASES))
-    told |= {"legacy": legacy, "tokenization": release}  # what is saved
+    tokenizer.init_kwargs |= {"legacy": legacy, "tokenization": release}  # saved; an attribute goes before it
+    tokenizer.legacy = legacy
     tokenizer.pad_token = tokenizer.unk_token
     tokenizer.padding_side = "right"
     tokenizer.pieces = Pieces(_vocabulary(tokenizer, folder), release, legacy)
@@ -78,6 +81,12 @@ def load_tokenizer(
     tokens = [AddedToken(name, lstrip=strip, rstrip=strip, normalized=False, special=True) for name in names]
     tokenizer.add_tokens(tokens, special_tokens=True)
     return tokenizer
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the tokenizer files say of their use; the library keeps no more than it knows."""
+    file = folder / "tokenizer_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Vocabulary:
