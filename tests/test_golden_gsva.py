@@ -114,7 +114,7 @@ def test_a_withheld_mask_is_that_of_its_slot(assistant, asked):
     assert all(claim.mask is None and claim.withheld is not None for claim in claims)
 
 
-def write_release(source: Path, folder: Path, *, factors: bool = True) -> tuple[Path, Path]:
+def write_release(folder: Path, source: Path = OWN / "gsva", *, factors: bool = True) -> tuple[Path, Path]:
     """A base LLaVA without added tokens, and everything in one bare file under peft's names, LoRA apart."""
     published = {name: tensor.float() for name, tensor in read_tensors(source).items()}
     rows = len(published["lm_head.weight"])
@@ -145,7 +145,7 @@ def write_release(source: Path, folder: Path, *, factors: bool = True) -> tuple[
 
 @pytest.mark.parametrize("factors", [True, False])
 def test_a_bare_file_beside_a_base(assistant, folder, settings, tmp_path, factors):
-    base, file = write_release(folder, tmp_path, factors=factors)
+    base, file = write_release(tmp_path, folder, factors=factors)
     found = load(base, system="gsva", model={**settings, "weight": str(file)}, device="cpu")
     state = assistant.model.state_dict()
     for name, tensor in found.model.state_dict().items():
@@ -157,7 +157,7 @@ def test_a_bare_file_beside_a_base(assistant, folder, settings, tmp_path, factor
 
 def test_the_published_file_has_the_ids_of_its_stack(folder, settings, tmp_path):
     """A bare --weight is how GSVA was published; its figures were made with transformers 4.44 (gsva.md 2)."""
-    base, file = write_release(folder, tmp_path)
+    base, file = write_release(tmp_path, folder)
     found = load(base, system="gsva", model={**settings, "weight": str(file)}, device="cpu")
     assert found.tokenizer.pieces.release == found.recipe.model.tokenization == "transformers-4.44"
     chosen = {**settings, "weight": str(file), "tokenization": "transformers-4.31"}
@@ -165,7 +165,7 @@ def test_the_published_file_has_the_ids_of_its_stack(folder, settings, tmp_path)
 
 
 def test_a_bare_file_that_lost_a_factor_is_refused(folder, settings, tmp_path):
-    base, file = write_release(folder, tmp_path)
+    base, file = write_release(tmp_path, folder)
     tensors = torch.load(file, weights_only=True)
     lost = next(name for name in tensors if ".lora_B." in name)
     torch.save({name: tensor for name, tensor in tensors.items() if name != lost}, file)
