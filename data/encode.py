@@ -141,7 +141,7 @@ class Encoder:
     def _pieces(self, parts: list[_Part]) -> list[_Piece]:
         """Cuts the parts at special tokens; white space goes where a neighbouring token strips it.
 
-        An answer begins with the blank that stands behind its prefix. No piece of the vocabulary has one inside, so the
+        An answer begins with the blank that follows its prefix. No piece of the vocabulary has one inside, so the
         ids are those of the text as a whole; where a token opens the answer and strips nothing, the blank stays alone.
         """
         raw = [(text, part.supervised) for part in parts for text in self._cut(part.text) if text]

@@ -34,10 +34,16 @@ class Vocabulary(Protocol):
 
 
 class SentencePieces:
-    """A `tokenizer.model`."""
+    """A `tokenizer.model`; ValueError names a file that is none."""
 
     def __init__(self, file: Path):
-        self._pieces = SentencePieceProcessor(model_file=str(file))
+        try:
+            self._pieces = SentencePieceProcessor(model_file=str(file))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(
+                f"{file} ({file.stat().st_size} bytes) is no SentencePiece model (a pointer, or half a download?); "
+                f"fetch it again: {error}"
+            ) from None
         self._bare = _without_blank(self._pieces)
         self.unknown = self._pieces.unk_id()
 
@@ -86,7 +92,7 @@ class Pieces:
 
     release: whose ids around added tokens (RELEASES). transformers 4.31 takes the white space on both sides of an
     added token away; 4.34 and later keep it, so that a lone blank may stand before a mask token.
-    legacy: every text gets a blank in front, also one that follows an added token: "." behind [SEG] becomes the piece
+    legacy: every text gets a blank in front, also one that follows an added token: "." after [SEG] becomes the piece
     "▁.". Without, only the beginning of the prompt and of what follows the picture get one. 4.31 then cuts the blank
     off the first piece, which leaves it without an id where the vocabulary has no such word inside another: the release
     gives `<unk>`, which its own label rule refuses (lisa.md 2.2), and here it is an error.
@@ -129,7 +135,7 @@ class Pieces:
         first = self.vocabulary.index(word)
         if first == self.vocabulary.unknown:
             raise ValueError(
-                f"{word!r} behind an added token has no id without a blank in front, as {self.release} with legacy: "
+                f"{word!r} after an added token has no id without a blank in front, as {self.release} with legacy: "
                 f"false wants it: {text[:160]!r}. Set model.tokenizer_legacy=true or model.tokenization={KEEP}"
             )
         return [first, *ids[1:]]

@@ -63,10 +63,12 @@ def load_tokenizer(
     folder = Path(folder)
     if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
         raise FileNotFoundError(f"{folder} has no tokenizer: expected tokenizer.model or tokenizer.json there")
+    settings = _settings(folder)
+    if (folder / "tokenizer.model").is_file():
+        SentencePieces(folder / "tokenizer.model")  # the library would take a broken one for another kind of file
     tokenizer = LlamaTokenizer.from_pretrained(str(folder), model_max_length=max_length)
-    told = _settings(folder)
-    legacy = told.get("legacy") is not False if legacy is None else legacy
-    release = release or told.get("tokenization") or STRIP
+    legacy = settings.get("legacy") is not False if legacy is None else legacy
+    release = release or settings.get("tokenization") or STRIP
     if release not in RELEASES:
         raise ValueError(unknown("model.tokenization", release, RELEASES))
     tokenizer.init_kwargs |= {"legacy": legacy, "tokenization": release}  # saved; an attribute goes before it
@@ -86,7 +88,12 @@ def load_tokenizer(
 def _settings(folder: Path) -> dict[str, Any]:
     """What the tokenizer files say of their use; the library keeps no more than it knows."""
     file = folder / "tokenizer_config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(settings, dict) or settings.get("legacy") not in (None, True, False):
+        raise ValueError(
+            f"{file}: expected a JSON object whose legacy is true, false or null, got {str(settings)[:99]}"
+        )
+    return settings
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Vocabulary:

@@ -142,7 +142,7 @@ def _checked(recipe: Recipe, folder: Path, asked: str | None) -> Recipe:
 def _told(folder: Path, asked: str | None, *, bare: bool) -> Recipe:
     """A recipe for a folder without one: the architecture in `config.json` tells the system, else the tokens do.
 
-    Its tokenizer files say how text behind an added token begins (`legacy`). bare: the weights are a published file
+    Its tokenizer files say how text after an added token begins (`legacy`). bare: the weights are a published file
     over those of a base folder, which cannot say whose ids they were used with.
     """
     values = read_config(folder)

@@ -39,17 +39,17 @@ def recorded(name, file="golden.json"):
     folder = record_folder(name)
     if not (folder / file).is_file():
         pytest.skip("the published program does not generate")
-    told = json.loads((folder / file).read_text())
-    layout = told.get("conv_type", read_record(name).get("conv_type", "llava_v1"))
+    described = json.loads((folder / file).read_text())
+    layout = described.get("conv_type", read_record(name).get("conv_type", "llava_v1"))
     spec = build_system(system_of(name)).tokens
     arrays = np.load((folder / file).with_suffix(".npz"))
-    return told, arrays, spec, layout, Encoder(load_tokenizer(folder, spec), spec, layout)
+    return described, arrays, spec, layout, Encoder(load_tokenizer(folder, spec), spec, layout)
 
 
 @pytest.mark.parametrize("name", names())
 def test_golden_ids_and_labels(name):
-    told, record, spec, layout, encoder = recorded(name)
-    rows = [dialogue for texts in told["conversations"] for dialogue in read_dialogues(texts, spec, layout)]
+    described, record, spec, layout, encoder = recorded(name)
+    rows = [dialogue for texts in described["conversations"] for dialogue in read_dialogues(texts, spec, layout)]
     assert len(rows) == len(record["input_ids"])
     for index, dialogue in enumerate(rows):
         encoded, real = encoder(dialogue), record["attention_mask"][index]
@@ -59,8 +59,8 @@ def test_golden_ids_and_labels(name):
 
 @pytest.mark.parametrize("name", names())
 def test_golden_prompt(name):
-    told, record, spec, layout, encoder = recorded(name, "generate.json")
-    assert encoder.prompt(*open_prompt(told["prompt"], spec, layout)) == record["prompt_ids"][0].tolist()
+    described, record, spec, layout, encoder = recorded(name, "generate.json")
+    assert encoder.prompt(*open_prompt(described["prompt"], spec, layout)) == record["prompt_ids"][0].tolist()
 
 
 # --- the published way: tokenise whole texts, then find the labels by measuring rounds (lisa.md 2.4 and 3.2)

@@ -43,9 +43,9 @@ def record(folder):
 
 @pytest.fixture(scope="module")
 def conversations(assistant, folder) -> list[list[Dialogue]]:
-    told = read_record(folder.name)
-    layout = told.get("conv_type", "llava_v1")
-    return [read_dialogues(texts, assistant.system.tokens, layout) for texts in told["conversations"]]
+    described = read_record(folder.name)
+    layout = described.get("conv_type", "llava_v1")
+    return [read_dialogues(texts, assistant.system.tokens, layout) for texts in described["conversations"]]
 
 
 def samples_of(assistant, folder, conversations) -> list:

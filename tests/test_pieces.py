@@ -235,7 +235,7 @@ def test_a_word_without_an_id_of_its_own_is_an_error_that_names_the_ways_out():
     table = pieces.vocabulary.table()
     word = next(piece[1:] for piece in table if piece.startswith("▁") and len(piece) > 1 and piece[1:] not in table)
     assert pieces.encode(word, blank=True) == [table["▁" + word]]
-    with pytest.raises(ValueError, match=rf"'{word}' behind an added token has no id.*tokenizer_legacy=true.*4\.44"):
+    with pytest.raises(ValueError, match=rf"'{word}' after an added token has no id.*tokenizer_legacy=true.*4\.44"):
         pieces.encode(word, blank=False)
     other = load_tokenizer(FOLDER, GSVA, legacy=False, release=KEEP).pieces
     assert all(other.encode(word, blank=False))
@@ -299,6 +299,26 @@ def test_both_layouts_of_a_folder_carry_the_choices(tmp_path):
         found = load(tmp_path / folder, model=TINY, device="cpu")
         assert (found.tokenizer.pieces.release, found.tokenizer.pieces.legacy) == (KEEP, False)
         assert found.encoder.prompt(QUESTION) == assistant.encoder.prompt(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.model", "version https://git-lfs.github.com/spec/v1\n", r"model \(43 bytes\) is no SentencePiece"),
+        ("tokenizer.model", "", r"tokenizer\.model \(0 bytes\) is no SentencePiece model"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json: expected a JSON object"),
+        (
+            "tokenizer_config.json",
+            '{"legacy": "false"}',
+            r"tokenizer_config\.json: .* legacy is true, false or null",
+        ),
+    ],
+)
+def test_broken_tokenizer_files_are_named(tmp_path, name, content, message):
+    shutil.copy(FOLDER / "tokenizer.model", tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(tmp_path, GSVA)
 
 
 def test_files_of_two_vocabularies_are_refused(tmp_path):

@@ -82,9 +82,9 @@ def record(tmp_path, monkeypatch):
 def test_a_record_of_several_rounds_has_the_ids_written_by_hand(record):
     """Read as tests/test_golden.py reads it: found by its folder, its system by its architecture."""
     assert "gsva_rounds" in names("gsva") and record_folder("gsva_rounds") == record
-    told, arrays = json.loads((record / "golden.json").read_text()), np.load(record / "golden.npz")
+    described, arrays = json.loads((record / "golden.json").read_text()), np.load(record / "golden.npz")
     encoder = Encoder(load_tokenizer(record, GSVA), GSVA)
-    for index, dialogue in enumerate(read_dialogues(told["conversations"][0], GSVA)):
+    for index, dialogue in enumerate(read_dialogues(described["conversations"][0], GSVA)):
         row, real = encoder(dialogue), arrays["attention_mask"][index]
         assert row.ids == arrays["input_ids"][index][real].tolist()
         assert row.labels == arrays["labels"][index][real].tolist()

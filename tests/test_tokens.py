@@ -75,10 +75,12 @@ def test_decode_gives_added_tokens_verbatim_and_no_other_blanks():
 @pytest.mark.parametrize("name", names())
 def test_decode_inverts_the_golden_answers(name):
     folder, spec = record_folder(name), build_system(system_of(name)).tokens
-    tokenizer, told = load_tokenizer(folder, spec), read_record(name)
+    tokenizer, described = load_tokenizer(folder, spec), read_record(name)
     with np.load(folder / "golden.npz") as record:
         labels = [index for row in record["labels"].tolist() for index in row if index != -100]
-    texts = [read_dialogues(texts, spec, told.get("conv_type", "llava_v1")) for texts in told["conversations"]]
+    texts = [
+        read_dialogues(texts, spec, described.get("conv_type", "llava_v1")) for texts in described["conversations"]
+    ]
     turns = [turn for group in texts for dialogue in group for turn in dialogue]
     ends = [position for position, index in enumerate(labels) if index == tokenizer.eos_token_id]
     assert len(ends) == len(turns)
