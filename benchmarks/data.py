@@ -102,7 +102,8 @@ def read(args: argparse.Namespace) -> Recipe:
 def build_mixture(recipe: Recipe, args: argparse.Namespace) -> Mixture:
     """The recipe's mixture with rows of any length; no model is needed for that."""
     system = build_system(recipe.system, recipe.options)
-    tokenizer = load_tokenizer(args.tokenizer, system.tokens, 10**9)
+    choices = {"release": recipe.model.tokenization, "legacy": recipe.model.tokenizer_legacy}
+    tokenizer = load_tokenizer(args.tokenizer, system.tokens, 10**9, **choices)
     encoder = Encoder(tokenizer, system.tokens, recipe.model.conv_type, image_tokens=(args.clip_size // PATCH) ** 2)
     views = Views(ClipView(args.clip_size), SamView(recipe.model.image_size or SAM_SIDE))
     return Mixture.build(recipe.data, Maker(system.task, encoder, views), seed=recipe.train.seed)

@@ -48,6 +48,7 @@ class Encoded:
 class Encoder:
     """Renders dialogues through a template and a TokenSpec, with the ids that tokenising the whole text would give.
 
+    tokenizer: of `load_tokenizer`; its `pieces` encode the text between tokens, its added tokens know what they strip.
     prompt_template: that of open prompts where it is another (one published system answers in words it never trained).
     max_length limits a training row after the picture has become `image_tokens` positions; 0: no limit. What becomes of
     a longer one is said by long_rows (lisa.md 3.2, pixellm.md 5.5, lasagna.md 3):
@@ -79,6 +80,7 @@ class Encoder:
         self.max_length = max_length
         self.image_tokens = image_tokens
         self.long_rows = long_rows
+        self._plain = tokenizer.pieces
         self._mask_ids = mask_ids(tokenizer, spec)
         self._verdicts = {*self._mask_ids, *([token_id(tokenizer, spec.refuse)] if spec.refuse else [])}
         self._special = {token.content: (index, token) for index, token in tokenizer.added_tokens_decoder.items()}
@@ -137,7 +139,7 @@ class Encoder:
         parts = []
         for index, turn in enumerate(history):
             parts += self._round(turn, self.prompt_template, first=index == 0)
-        parts.append((self._prefix(question, self.prompt_template, first=not history), False))
+        parts.append(_Part(self._prefix(question, self.prompt_template, first=not history), False))
         return self._encode(parts)[0]
 
     def check_text(self, text: str) -> None:
@@ -146,9 +148,9 @@ class Encoder:
         if IMAGE_PLACEHOLDER in text:
             raise ValueError(f"the text contains {IMAGE_PLACEHOLDER}, which stands for the picture: {_shorten(text)}")
 
-    def _round(self, turn: Turn, template: Template, *, first: bool) -> list[tuple[str, bool]]:
+    def _round(self, turn: Turn, template: Template, *, first: bool) -> list[_Part]:
         prefix = self._prefix(turn.question, template, first=first)
-        return [(prefix, False), (self._answer(turn) + template.close, True)]
+        return [_Part(prefix, False), _Part(f" {self._answer(turn)}{template.close}", True)]
 
     def _prefix(self, question: str, template: Template, *, first: bool) -> str:
         self._check_plain(question)
@@ -184,39 +186,41 @@ class Encoder:
             if token in text:
                 raise ValueError(f"the text contains the token {token!r}, which may not be typed: {_shorten(text)}")
 
-    def _encode(self, parts: list[tuple[str, bool]]) -> tuple[list[int], list[int]]:
-        """Ids and labels of (text, supervised) parts, starting with BOS."""
-        pieces = self._pieces(parts)
-        plain = [piece.text for piece in pieces if piece.index is None]
-        encoded = iter(self.tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"] if plain else ())
+    def _encode(self, parts: list[_Part]) -> tuple[list[int], list[int]]:
+        """Ids and labels, starting with BOS."""
         ids, labels = [self.tokenizer.bos_token_id], [IGNORE_ID]
-        for piece in pieces:
-            new = next(encoded) if piece.index is None else [piece.index]
-            ids += new
-            labels += new if piece.supervised else [IGNORE_ID] * len(new)
+        for piece in self._pieces(parts):
+            ids += piece.ids
+            labels += piece.ids if piece.supervised else [IGNORE_ID] * len(piece.ids)
         return ids, labels
 
-    def _pieces(self, parts: list[tuple[str, bool]]) -> list[_Piece]:
+    def _pieces(self, parts: list[_Part]) -> list[_Piece]:
         """Cuts the parts at special tokens; white space goes where a neighbouring token strips it.
 
-        The blank between a prefix and its answer is not written out: the tokenizer gives each text a leading one, and
-        a token that opens the answer would strip it.
+        An answer begins with the blank that follows its prefix. No piece of the vocabulary has one inside, so the
+        ids are those of the text as a whole; where a token opens the answer and strips nothing, the blank stays alone.
         """
-        raw = [(text, supervised) for part, supervised in parts for text in self._split.split(part) if text]
-        pieces = []
+        raw = [(text, part.supervised) for part in parts for text in self._cut(part.text) if text]
+        pieces, plain = [], False  # plain: whether the piece before is text
         for position, (text, supervised) in enumerate(raw):
+            before = raw[position - 1][0] if position else IMAGE_PLACEHOLDER
+            after = raw[position + 1][0] if position + 1 < len(raw) else IMAGE_PLACEHOLDER
             if text == IMAGE_PLACEHOLDER:
-                pieces.append(_Piece(text, supervised, IMAGE_ID))
+                pieces.append(_Piece([IMAGE_ID], supervised))
             elif text in self._special:
-                pieces.append(_Piece(text, supervised, self._special[text][0]))
+                pieces.append(_Piece([self._special[text][0]], supervised))
             else:
-                before = self._special.get(raw[position - 1][0]) if position else None
-                after = self._special.get(raw[position + 1][0]) if position + 1 < len(raw) else None
-                text = text.lstrip() if before and before[1].rstrip else text
-                text = text.rstrip() if after and after[1].lstrip else text
+                text = text.lstrip() if before in self._special and self._special[before][1].rstrip else text
+                text = text.rstrip() if after in self._special and self._special[after][1].lstrip else text
                 if text:
-                    pieces.append(_Piece(text, supervised, None))
+                    goes_on = plain and text.startswith(" ")
+                    blank = goes_on or before == IMAGE_PLACEHOLDER
+                    pieces.append(_Piece(self._plain.encode(text[goes_on:], blank=blank), supervised))
+            plain = text != IMAGE_PLACEHOLDER and text not in self._special
         return pieces
+
+    def _cut(self, text: str) -> list[str]:
+        return self._split.split(self._plain.plain(text))
 
     def _mask_positions(self, ids: list[int], count: int) -> tuple[tuple[int, ...], ...]:
         width = len(self._mask_ids)
@@ -225,10 +229,16 @@ class Encoder:
         return tuple(tuple(before[start : start + width]) for start in range(0, len(before), width))
 
 
-class _Piece(NamedTuple):
+class _Part(NamedTuple):
+    """A question with the words around it, or an answer with the blank in front of it."""
+
     text: str
     supervised: bool
-    index: int | None  # id of a special token or of the picture, None: plain text
+
+
+class _Piece(NamedTuple):
+    ids: list[int]
+    supervised: bool
 
 
 def _check_picture(questions: list[str]) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import normalizers
 from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerBase
+
+from data.pieces import BLANK, RELEASES, STRIP, Merges, Pieces, SentencePieces, Vocabulary
+from utils.registry import unknown
 
 IMAGE_START, IMAGE_END = "<im_start>", "<im_end>"
 
@@ -36,28 +41,84 @@ class TokenSpec:
         return (*self.added, *((IMAGE_START, IMAGE_END) if self.wrap_image else ()))
 
 
-def load_tokenizer(folder: str | Path, spec: TokenSpec, max_length: int = 512) -> PreTrainedTokenizerBase:
-    """The LLaMA tokenizer of `folder` with `spec` added, behaving as in transformers 4.31 around added tokens.
+def load_tokenizer(
+    folder: str | Path,
+    spec: TokenSpec,
+    max_length: int = 512,
+    *,
+    release: str | None = None,
+    legacy: bool | None = True,
+) -> PreTrainedTokenizerBase:
+    """The LLaMA tokenizer of `folder` with `spec` added; its `pieces` (data/pieces.py) encode the text between tokens.
 
-    White space on both sides of an added token disappears and each piece between them starts anew, which decides the
-    state before a mask token (lisa.md 2.5, measured). `<s>`, `</s>` and `<unk>` do not strip. Pad is `<unk>`, id 0.
-    Tokens that the folder already has keep their ids.
+    release: whose ids around added tokens are given: transformers-4.31, which takes white space beside them away
+    (lisa.md 2.5, measured), or transformers-4.44, which keeps it (gsva.md 2). None: what the folder's
+    `tokenizer_config.json` says under "tokenization" (ours do), else transformers-4.31.
+    legacy: whether text that follows an added token gets a blank in front. None: what the folder's
+    `tokenizer_config.json` says, True where it says nothing.
+
+    `<s>`, `</s>` and `<unk>` do not strip. Pad is `<unk>`, id 0. Tokens that the folder already has keep their ids.
+    Raises FileNotFoundError where there is no tokenizer, ValueError for another release or vocabularies that differ.
     """
     folder = Path(folder)
     if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
         raise FileNotFoundError(f"{folder} has no tokenizer: expected tokenizer.model or tokenizer.json there")
-    tokenizer = LlamaTokenizer.from_pretrained(str(folder), legacy=True, model_max_length=max_length)
+    settings = _settings(folder)
+    if (folder / "tokenizer.model").is_file():
+        SentencePieces(folder / "tokenizer.model")  # the library would take a broken one for another kind of file
+    tokenizer = LlamaTokenizer.from_pretrained(str(folder), model_max_length=max_length)
+    legacy = settings.get("legacy") is not False if legacy is None else legacy
+    release = release or settings.get("tokenization") or STRIP
+    if release not in RELEASES:
+        raise ValueError(unknown("model.tokenization", release, RELEASES))
+    tokenizer.init_kwargs |= {"legacy": legacy, "tokenization": release}  # saved; an attribute goes before it
+    tokenizer.legacy = legacy
     tokenizer.pad_token = tokenizer.unk_token
     tokenizer.padding_side = "right"
+    tokenizer.pieces = Pieces(_vocabulary(tokenizer, folder), release, legacy)
+    strip = tokenizer.pieces.strips
     plain = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
     known = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
     names = dict.fromkeys([name for name, _ in known if name not in plain] + list(spec.all_added))
-    tokens = [AddedToken(name, lstrip=True, rstrip=True, normalized=False, special=True) for name in names]
+    tokens = [AddedToken(name, lstrip=strip, rstrip=strip, normalized=False, special=True) for name in names]
     tokenizer.add_tokens(tokens, special_tokens=True)
-    if tokenizer.is_fast:  # as SentencePiece: one blank before every piece, even where the text begins with one
-        blanks = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        tokenizer.backend_tokenizer.normalizer, tokenizer.backend_tokenizer.pre_tokenizer = blanks, None
     return tokenizer
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the tokenizer files say of their use; the library keeps no more than it knows."""
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(settings, dict) or settings.get("legacy") not in (None, True, False):
+        raise ValueError(
+            f"{file}: expected a JSON object whose legacy is true, false or null, got {str(settings)[:99]}"
+        )
+    return settings
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Vocabulary:
+    """What encodes plain text; the library's own model of a tokenizer.model becomes one that gives the same ids."""
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
+    backend.pre_tokenizer = None
+    file = pieces_file(tokenizer)
+    if file is None:
+        return Merges(backend.model, tokenizer.unk_token_id)
+    pieces, have = SentencePieces(file), tokenizer.get_vocab()
+    for piece, index in pieces.table().items():
+        if have.get(piece) != index:
+            raise ValueError(
+                f"{folder}: tokenizer.model is of another vocabulary than the other tokenizer files there: {piece!r} "
+                f"has the ids {index} and {have.get(piece)}; delete those that do not belong to the weights"
+            )
+    backend.model = pieces.merges()
+    return pieces
+
+
+def pieces_file(tokenizer: PreTrainedTokenizerBase) -> Path | None:
+    """The sentencepiece file that the tokenizer came from, if it did."""
+    places = [getattr(tokenizer, "vocab_file", None), Path(str(tokenizer.name_or_path)) / "tokenizer.model"]
+    return next((Path(place) for place in places if place and Path(place).is_file()), None)
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -36,6 +36,7 @@ def of_assistant(assistant: Assistant) -> dict[str, Any]:
         "questions": _wording(assistant.system.task),
         "model": json.dumps(seen | {"tower": vars(recipe.model.tower)}, sort_keys=True, default=str),
         "conv_type": recipe.model.conv_type,
+        "tokenization": [recipe.model.tokenization, recipe.model.tokenizer_legacy],
         "model_max_length": recipe.model.model_max_length,
         "precision": str(assistant.model.dtype),
         "kept_embeddings": recipe.model.embedding_cache is not None,  # these are rounded

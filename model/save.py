@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from data.tokens import IMAGE_START
+from data.pieces import STRIP
+from data.tokens import IMAGE_START, pieces_file
 from model.heads import HEADS
 from model.legacy import folder_table, published_table, to_theirs
 from model.plan import Plan
@@ -171,13 +172,13 @@ def _published_config(plan: Plan) -> dict[str, Any]:
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
-    if pieces := _pieces(tokenizer):
+    if pieces := pieces_file(tokenizer):
         _copy(pieces, folder)
 
 
 def _write_old_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """The four files of a published folder, which library 4.31 reads; without a sentencepiece model, today's files."""
-    pieces = _pieces(tokenizer)
+    pieces = pieces_file(tokenizer)
     if not pieces:
         tokenizer.save_pretrained(folder)
         return
@@ -187,7 +188,10 @@ def _write_old_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> No
     added = sorted((index, name) for name, index in tokenizer.get_added_vocab().items() if name not in names)
     _write_json(folder / "added_tokens.json", {name: index for index, name in added})
     _write_json(folder / "special_tokens_map.json", {**plain, "pad_token": tokenizer.pad_token})
-    settings = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False, "legacy": True}
+    settings = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
+    settings |= {"legacy": tokenizer.pieces.legacy}
+    if tokenizer.pieces.release != STRIP:  # published folders have no such key: they mean 4.31
+        settings["tokenization"] = tokenizer.pieces.release
     settings |= {"model_max_length": tokenizer.model_max_length, "padding_side": "right", "sp_model_kwargs": {}}
     tokens = {name: {"__type": "AddedToken", **token} for name, token in plain.items()}
     settings |= {"pad_token": None, "tokenizer_class": "LlamaTokenizer", **tokens}
@@ -196,12 +200,6 @@ def _write_old_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> No
 
 def _plain_token(content: str) -> dict[str, Any]:
     return {"content": content, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-
-
-def _pieces(tokenizer: PreTrainedTokenizerBase) -> Path | None:
-    """The sentencepiece file that the tokenizer came from, if it did."""
-    places = [getattr(tokenizer, "vocab_file", None), Path(str(tokenizer.name_or_path)) / "tokenizer.model"]
-    return next((Path(place) for place in places if place and Path(place).is_file()), None)
 
 
 def _copy(file: Path, folder: Path) -> None:

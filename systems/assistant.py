@@ -87,8 +87,11 @@ def load(
     if is_run(folder):
         recipe = _overridden(_checked(recipe_in(folder), folder, system), options, model, device)
         return _load_run(folder, recipe, device, checkpoint)
-    recipe = _checked(recipe_in(folder), folder, system) if (folder / RECIPE).is_file() else _told(folder, system)
-    check_options(folder, recipe, options or ())
+    if (folder / RECIPE).is_file():
+        recipe = _checked(recipe_in(folder), folder, system)
+        check_options(folder, recipe, options or ())
+    else:
+        recipe = _told(folder, system, bare=bool((model or {}).get("weight")))
     recipe = replace(recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None, weight=None))
     recipe = _overridden(recipe, options, model, device)
     found = _system_of(recipe)
@@ -138,11 +141,15 @@ def _checked(recipe: Recipe, folder: Path, asked: str | None) -> Recipe:
     return recipe
 
 
-def _told(folder: Path, asked: str | None) -> Recipe:
-    """A recipe for a folder without one: the architecture in `config.json` tells the system, else the tokens do."""
+def _told(folder: Path, asked: str | None, *, bare: bool) -> Recipe:
+    """A recipe for a folder without one: the architecture in `config.json` tells the system, else the tokens do.
+
+    Its tokenizer files say how text after an added token begins (`legacy`). bare: the weights are a published file
+    over those of a base folder, which cannot say whose ids they were used with.
+    """
     values = read_config(folder)
     wrap = bool(values.get("mm_use_im_start_end", True))
-    model = ModelConfig(version=str(folder), vision_tower=None, use_mm_start_end=wrap)
+    model = ModelConfig(version=str(folder), vision_tower=None, use_mm_start_end=wrap, tokenizer_legacy=None)
     names = _by_architecture(values.get("architectures") or ())
     if len(names) != 1:
         names = [name for name in _by_tokens(folder) if not names or name in names]
@@ -152,7 +159,9 @@ def _told(folder: Path, asked: str | None) -> Recipe:
             raise ValueError(f"{folder} holds a {' or '.join(names)!r} assistant, {asked!r} was asked for")
     if asked is not None or len(names) == 1:
         name = asked or names[0]
-        return Recipe(system=name, model=replace(model, vision_tower=build_system(name).published_tower))
+        found = build_system(name)
+        release = found.published_tokenization if bare else None
+        return Recipe(system=name, model=replace(model, vision_tower=found.published_tower, tokenization=release))
     if names:
         raise ValueError(f"{folder} could hold any of {', '.join(names)}: say which system it is")
     raise ValueError(
@@ -193,7 +202,9 @@ def _parts(recipe: Recipe) -> tuple[System, PreTrainedTokenizerBase, SegModel]:
 
 
 def _tokenizer(folder: Path, system: System, recipe: Recipe) -> PreTrainedTokenizerBase:
-    return load_tokenizer(folder, system.tokens, recipe.model.model_max_length or UNLIMITED)
+    config = recipe.model
+    limit = config.model_max_length or UNLIMITED
+    return load_tokenizer(folder, system.tokens, limit, release=config.tokenization, legacy=config.tokenizer_legacy)
 
 
 def _assemble(

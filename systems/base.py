@@ -55,10 +55,11 @@ class System:
     """A paper.
 
     published: the architectures in the `config.json` of its released checkpoints. published_tower: their vision tower,
-    where these name a wrong one. prompt_template: the conversation template of generated answers where it is not the
-    trained one. flags: command-line flags that only its original has. visible_padding: so many questions about a
-    picture are answered together and see each other's padding, as released; 0: nothing sees padding. released_truth:
-    what its released scoring of phrases compares with.
+    where these name a wrong one. published_tokenization: the transformers release whose ids the published figures of
+    its bare weight file were made with; None: 4.31. prompt_template: the conversation template of generated answers
+    where it is not the trained one. flags: command-line flags that only its original has. visible_padding: so many
+    questions about a picture are answered together and see each other's padding, as released; 0: nothing sees padding.
+    released_truth: what its released scoring of phrases compares with.
     """
 
     name: str
@@ -68,6 +69,7 @@ class System:
     read: Callable[[str], list[Claim]]
     published: tuple[str, ...] = ()
     published_tower: str | None = None
+    published_tokenization: str | None = None
     prompt_template: str | None = None
     flags: tuple[str, ...] = ()
     visible_padding: int = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data.pieces import KEEP
 from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, Mask, MaskFn, Query, Record, Refuse, Script, Turn
 from systems.base import (
@@ -67,6 +68,7 @@ def gsva(**values: Any) -> System:
         "sam",
         read,
         published=("LisaGSVAForCausalLM",),
+        published_tokenization=KEEP,
         flags=FLAGS,
         released_truth=ReleasedTruth(parts="union", ignored="object"),
     )

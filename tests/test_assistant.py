@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -20,15 +19,15 @@ from data.types import Turn
 from model.adapt import trainable_state
 from model.save import save_folder
 from systems.assistant import build, find_checkpoint, load
+from tests.records import OWN
 from utils.config import LoraConfig, ModelConfig, Recipe, save_recipe
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
 TINY = {"decoder_heads": 4}  # heads of the golden mask decoder, which no file tells
 QUESTION, ANSWER = "<image>\n What is sky in this image? Please output segmentation mask.", ("it is ",)
 
 
 def recipe(**options) -> Recipe:
-    folder = GOLDEN / "lasagna"
+    folder = OWN / "lasagna"
     lora = LoraConfig(r=2, alpha=4, dropout=0.1)
     model = ModelConfig(str(folder), str(folder / "clip"), precision="bf16", decoder_heads=4, lora=lora)
     return Recipe("lasagna", {"num_all_classes": 30, **options}, model)
@@ -54,7 +53,7 @@ def run(tmp_path_factory):
 
 def logits(assistant) -> torch.Tensor:
     """Text logits of a fixed row about a fixed picture."""
-    sample = look(GOLDEN / "lasagna" / "image0.png", assistant.views)
+    sample = look(OWN / "lasagna" / "image0.png", assistant.views)
     sample.rows = [assistant.encoder.encode((Turn(QUESTION, ANSWER),))]
     sample.masks = torch.zeros(0, *sample.geometry.original)
     batch = collate([sample], assistant.model.vlm.image_tokens).to("cpu", assistant.model.dtype)
@@ -64,11 +63,11 @@ def logits(assistant) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["lisa", "lasagna"])
 def test_a_published_folder_tells_its_system(name):
-    assistant = load(GOLDEN / name, model=TINY, device="cpu")
+    assistant = load(OWN / name, model=TINY, device="cpu")
     assert assistant.system.name == assistant.recipe.system == name
     assert assistant.model.dtype == torch.float32 and not assistant.model.training
     assert not any(parameter.requires_grad for parameter in assistant.model.parameters())
-    written = json.loads((GOLDEN / name / "added_tokens.json").read_text())
+    written = json.loads((OWN / name / "added_tokens.json").read_text())
     assert mask_ids(assistant.tokenizer, assistant.system.tokens) == (written[assistant.system.tokens.mask[0]],)
     assert assistant.encoder.prompt(QUESTION)[-1] == assistant.tokenizer("ASSISTANT:")["input_ids"][-1]
     assert assistant.views.language(np.zeros((40, 60, 3), np.uint8)).shape == (3, 224, 224)
@@ -135,7 +134,7 @@ def test_trained_weights_of_another_recipe_are_refused(run, tmp_path):
 
 @pytest.mark.parametrize("kind", ["published", "run"])
 def test_another_system_than_asked_is_refused(kind, run):
-    place = GOLDEN / "lasagna" if kind == "published" else run[0]
+    place = OWN / "lasagna" if kind == "published" else run[0]
     with pytest.raises(ValueError, match="holds a 'lasagna' assistant, 'lisa' was asked for"):
         load(place, system="lisa", model=TINY, device="cpu")
     with pytest.raises(KeyError, match="no system 'lisaa'"):
@@ -144,7 +143,7 @@ def test_another_system_than_asked_is_refused(kind, run):
 
 def copied(name: str, folder: Path, **config) -> Path:
     """A golden folder with other fields in its `config.json`."""
-    shutil.copytree(GOLDEN / name, folder, ignore=shutil.ignore_patterns("*.npz", "*.png", "golden.json"))
+    shutil.copytree(OWN / name, folder, ignore=shutil.ignore_patterns("*.npz", "*.png", "golden.json"))
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, **config}))
     return folder

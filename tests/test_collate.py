@@ -1,8 +1,6 @@
 """Samples and batches: one reading a picture, masks in hole order, positions that point at the predicting states."""
 
-import os
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +15,12 @@ from data.encode import Encoded, Encoder, SequenceTooLong
 from data.tokens import TokenSpec, load_tokenizer, mask_ids
 from data.types import IGNORE_ID, IMAGE_ID, Geometry, Mask, Record, Target, Turn
 from data.views import ClipView, SamView, Views
+from tests.records import OWN
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 SPEC = TokenSpec(("[SEG]",), ("[SEG]",))
 SIX = TokenSpec(tuple(f"[SEG{i}]" for i in range(6)), tuple(f"[SEG{i}]" for i in range(6)))
 VIEWS = Views(ClipView(28), SamView(64))
-TOKENIZER = load_tokenizer(GOLDEN / "lisa", SPEC)
+TOKENIZER = load_tokenizer(OWN / "lisa", SPEC)
 PATCHES = 4
 SHAPE = (30, 40)
 
@@ -201,7 +199,7 @@ def test_expansion_keeps_every_token_and_every_position(pictures, patches, width
 
 @pytest.mark.parametrize("spec", [SPEC, SIX])
 def test_positions_point_at_the_states_that_predict_the_mask_tokens(record, spec):
-    tokenizer = load_tokenizer(GOLDEN / "lisa", spec)
+    tokenizer = load_tokenizer(OWN / "lisa", spec)
     full = Maker(Phrases([1, 0]), Encoder(tokenizer, spec, image_tokens=9), VIEWS)
     batch = collate([full.make_sample(record, RNG)] * 2, 9)
     group = mask_ids(tokenizer, spec)

@@ -23,9 +23,10 @@ from data.encode import Encoder
 from data.sources import SOURCES, build_source
 from data.tokens import load_tokenizer
 from systems.base import SYSTEMS, build_system
+from tests.records import OWN
 
 ROOT = Path(__file__).resolve().parents[1]
-TOKENIZER = Path(os.environ.get("GOLDEN_DIR") or ROOT / "tests" / "golden") / "lisa"
+TOKENIZER = OWN / "lisa"
 REFER, PHOTOS = "refer_seg/refcoco", "refer_seg/images/mscoco/images/train2014"
 MAPS, REASON, SAID = (
     "ade20k/annotations/training",

@@ -1,13 +1,13 @@
 """Published checkpoints (toy size, published layout) give the published implementation's numbers.
 
-GOLDEN_DIR points to another copy of the records. Tolerances are those of golden/README.md.
+GOLDEN_DIR points to other records of the same form (tests/records.py). Tolerances are those of golden/README.md.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +15,15 @@ import pytest
 import torch
 
 from data.collate import collate, collate_prompts, look
-from data.tokens import TokenSpec, decode, mask_ids
-from data.types import Mask, Refuse, Turn
+from data.tokens import decode, mask_ids
+from data.types import Dialogue
 from model.heads import HEADS
 from model.legacy import published_table
 from model.losses import objective
 from model.vlm.pack import pack
 from systems.assistant import Assistant, load
+from tests.records import masks_in, names, open_prompt, read_dialogues, record_folder, system_of
 from utils.config import LossConfig
-
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
 
 
 @dataclass(frozen=True)
@@ -57,46 +56,36 @@ class Case:
     settings: Told
 
     @property
+    def dialogues(self) -> list[list[Dialogue]]:
+        """The conversations of each picture."""
+        layout = self.told.get("conv_type", "llava_v1")
+        return [read_dialogues(texts, self.assistant.system.tokens, layout) for texts in self.told["conversations"]]
+
+    @property
     def batch(self):
-        """The two pictures of the record with their conversations, as training would see them."""
+        """The pictures of the record with their conversations, as training would see them."""
         samples = []
-        for index, conversations in enumerate(self.told["conversations"]):
+        for index, conversations in enumerate(self.dialogues):
             sample = look(self.folder / f"image{index}.png", self.assistant.views)
-            sample.rows = [
-                self.assistant.encoder(dialogue(text, self.assistant.system.tokens)) for text in conversations
-            ]
+            sample.rows = list(map(self.assistant.encoder, conversations))
             truth = torch.from_numpy(self.record[f"gt{index}"]).float()
             holes = [hole for row in sample.rows for hole in row.holes]
-            sample.masks = truth[holes] if len(truth) > len(holes) else truth  # some have the refused ones, empty
+            slots = len(holes) + sum(row.refused for row in sample.rows)
+            assert len(truth) in (len(holes), slots), "a record has the masks alone, or empty ones of the refused too"
+            sample.masks = truth if len(truth) == len(holes) else truth[holes]
             samples.append(sample)
         return collate(samples, self.assistant.model.vlm.image_tokens)
 
 
-def dialogue(text: str, spec: TokenSpec) -> tuple[Turn, ...]:
-    """A recorded one-round conversation as a Turn with holes."""
-    question, answer = text.split("USER: ", 1)[1].removesuffix("</s>").split(" ASSISTANT: ")
-    token, script, holes = "".join(spec.mask), [], 0
-    for part in (piece for piece in _split(answer, [token, *([spec.refuse] if spec.refuse else [])]) if piece):
-        script.append(Mask(holes) if part == token else Refuse(holes) if part == spec.refuse else part)
-        holes += part in (token, spec.refuse)
-    return (Turn(question, tuple(script)),)
-
-
-def _split(text: str, tokens: list[str]) -> list[str]:
-    for token in tokens:
-        text = text.replace(token, f"\0{token}\0")
-    return text.split("\0")
-
-
-@pytest.fixture(scope="module", params=SYSTEMS)
+@pytest.fixture(scope="module", params=names())
 def case(request) -> Case:
-    folder = GOLDEN / request.param
-    settings = SYSTEMS[request.param]
+    folder, system = record_folder(request.param), system_of(request.param)
+    settings, told = SYSTEMS[system], json.loads((folder / "golden.json").read_text())
     model = {"precision": "fp32", "decoder_heads": 4, "model_max_length": 0, "attn_implementation": settings.attention}
+    model["conv_type"] = told.get("conv_type", "llava_v1")
     assistant = load(folder, model=model, options=settings.options, device="cpu")
-    assert assistant.system.name == request.param
-    record, told = dict(np.load(folder / "golden.npz")), json.loads((folder / "golden.json").read_text())
-    return Case(folder, assistant, record, told, settings)
+    assert assistant.system.name == system
+    return Case(folder, assistant, dict(np.load(folder / "golden.npz")), told, settings)
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +102,8 @@ def trained(case):
 
 
 def test_ids_and_labels_are_the_published_ones(case):
-    encoder = case.assistant.encoder
-    texts = [text for conversations in case.told["conversations"] for text in conversations]
-    for index, text in enumerate(texts):
-        row = encoder(dialogue(text, case.assistant.system.tokens))
+    for index, dialogue in enumerate(chain.from_iterable(case.dialogues)):
+        row = case.assistant.encoder(dialogue)
         length = int(case.record["attention_mask"][index].sum())
         assert row.ids == case.record["input_ids"][index][:length].tolist()
         assert row.labels == case.record["labels"][index][:length].tolist()
@@ -133,7 +120,7 @@ def test_rows_expand_to_one_position_a_patch(case):
 def test_pictures_are_prepared_as_published(case):
     if not {"clip0", "clip_sum0"} & case.record.keys():
         pytest.skip("the record has the sizes alone")
-    for index in range(2):
+    for index in range(len(case.dialogues)):
         sample = look(case.folder / f"image{index}.png", case.assistant.views)
         if (
             "clip_sum0" in case.record
@@ -201,9 +188,9 @@ def test_generated_ids_and_masks(case):
     record = np.load(case.folder / "generate.npz")
     assistant, model = case.assistant, case.assistant.model
     prompt = record["prompt_ids"][0].tolist()
-    question = told["prompt"].split("USER: ", 1)[1].removesuffix(" ASSISTANT:")
-    question = question.replace("<im_start>", "").replace("<im_end>", "")
-    assert assistant.encoder.prompt(question) == prompt
+    conv_type = told.get("conv_type", case.told.get("conv_type", "llava_v1"))
+    question, history = open_prompt(told["prompt"], assistant.system.tokens, conv_type)
+    assert assistant.encoder.prompt(question, history) == prompt
     batch = collate_prompts([look(case.folder / "image0.png", assistant.views)], [[prompt]], model.vlm.image_tokens)
     head, row = model.vlm.language.lm_head.weight.data, told["lm_head_row"]
     plain = head[row].clone()
@@ -224,5 +211,6 @@ def test_generated_ids_and_masks(case):
         assert torch.equal(found, torch.from_numpy(record["pred"]) > 0)
         assert [bool(found.any())] == told["object_presence"]
     else:
-        assert len(record["pred"]) > 2
-        np.testing.assert_allclose(answer.masks.numpy(), record["pred"], atol=1e-4)
+        given = masks_in(history)  # a record may have the masks of the earlier rounds in front
+        assert len(answer.masks) > 0 and len(record["pred"]) in (len(answer.masks), given + len(answer.masks))
+        np.testing.assert_allclose(answer.masks.numpy(), record["pred"][-len(answer.masks) :], atol=1e-4)

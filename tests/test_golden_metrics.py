@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +12,14 @@ from evaluation.matching import Names, read_list
 from evaluation.metrics import Confusion, Overlaps, confusion_cells, overlap
 from evaluation.scoring import released_map, released_truth
 from systems.base import build_system
+from tests.records import metrics_folder
 
-FOLDER = Path(os.environ.get("GOLDEN_METRICS_DIR", Path(__file__).parent / "golden" / "metrics"))
 TOLERANCE = 1e-6
 
 
 def record(name: str):
-    return np.load(FOLDER / f"{name}.npz"), json.loads((FOLDER / f"{name}.json").read_text())
+    folder = metrics_folder()
+    return np.load(folder / f"{name}.npz"), json.loads((folder / f"{name}.json").read_text())
 
 
 def overlaps(arrays, *, rejections: bool) -> Overlaps:

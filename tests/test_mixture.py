@@ -27,10 +27,10 @@ from data.sources import SOURCES, build_source
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Mask, Record, Target, Turn
 from data.views import ClipView, SamView, Views
+from tests.records import OWN
 from utils.config import DataConfig, MixConfig, SetConfig, from_dict
 from utils.masks import EmptyMask, Once
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 SPEC = TokenSpec(("[SEG]",), ("[SEG]",))
 SHAPE = (12, 16)
 PATCHES = 4
@@ -76,7 +76,7 @@ class Chance:
 
 @pytest.fixture(scope="module")
 def maker():
-    encoder = Encoder(load_tokenizer(GOLDEN / "lisa", SPEC), SPEC, image_tokens=PATCHES)
+    encoder = Encoder(load_tokenizer(OWN / "lisa", SPEC), SPEC, image_tokens=PATCHES)
     return Maker(Chance(), encoder, Views(ClipView(8), SamView(16)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +23,10 @@ from model.save import save_folder, save_original
 from model.tower import resize_positions
 from model.weights import read_tensors, write_tensors
 from systems.assistant import load
+from tests.records import OWN
 from utils.config import ModelConfig, TowerConfig
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden")) / "pixellm"
+GOLDEN = OWN / "pixellm"
 SPEC = TokenSpec(added=tuple(f"[SEG{i}]" for i in range(6)), mask=tuple(f"[SEG{i}]" for i in range(6)))
 CONFIG = ModelConfig(vision_tower=None, precision="fp32", decoder_heads=4)
 PUBLISHED_TOWER = TowerConfig(size=448, pad=True, pool=2, new_projector=True, train_projector=True)

@@ -1,8 +1,5 @@
 """The tokenizer recipe: published ids around added tokens, ids by name, decoding without surprises."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import sentencepiece
@@ -10,20 +7,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.tokens import TokenSpec, decode, load_tokenizer, mask_ids, token_id
+from data.types import Mask, Refuse
+from systems.base import build_system
+from tests.records import OWN, names, read_dialogues, read_record, record_folder, system_of
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 LISA = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 LASAGNA = TokenSpec(("<cat_start>", "<cat_end>", "<semantic>", "<ins>", "<no_ins>"), ("<ins>",), "<no_ins>")
 
 
 @pytest.fixture(scope="module")
 def lisa():
-    return load_tokenizer(GOLDEN / "lisa", LISA)
+    return load_tokenizer(OWN / "lisa", LISA)
 
 
 @pytest.fixture(scope="module")
 def pieces():
-    return sentencepiece.SentencePieceProcessor(str(GOLDEN / "lisa" / "tokenizer.model"))
+    return sentencepiece.SentencePieceProcessor(str(OWN / "lisa" / "tokenizer.model"))
 
 
 def ids(tokenizer, text):
@@ -62,22 +61,33 @@ def test_tokens_of_the_folder_keep_their_ids(lisa):
 
 def test_new_tokens_come_after_in_the_order_of_the_spec():
     more = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
-    tokenizer = load_tokenizer(GOLDEN / "lisa", more)
+    tokenizer = load_tokenizer(OWN / "lisa", more)
     assert token_id(tokenizer, "[REJ]") == 603
     assert mask_ids(tokenizer, more) == (600,)
 
 
 def test_decode_gives_added_tokens_verbatim_and_no_other_blanks():
-    tokenizer = load_tokenizer(GOLDEN / "lasagna", LASAGNA)
+    tokenizer = load_tokenizer(OWN / "lasagna", LASAGNA)
     row = ids(tokenizer, "sky<ins> traffic light<no_ins>wall<ins></s>")
     assert decode([1, -200, *row, 0], tokenizer) == "sky<ins>traffic light<no_ins>wall<ins>"
 
 
-def test_decode_inverts_the_golden_answers():
-    tokenizer = load_tokenizer(GOLDEN / "lasagna", LASAGNA)
-    with np.load(GOLDEN / "lasagna" / "golden.npz") as record:
-        answers = [decode([i for i in row if i != -100], tokenizer) for row in record["labels"].tolist()]
-    assert answers == ["tree<ins>sky<no_ins>wall<ins>dog<ins>car<no_ins>", "bus<no_ins>floor<ins>person<no_ins>"]
+@pytest.mark.parametrize("name", names())
+def test_decode_inverts_the_golden_answers(name):
+    folder, spec = record_folder(name), build_system(system_of(name)).tokens
+    tokenizer, described = load_tokenizer(folder, spec), read_record(name)
+    with np.load(folder / "golden.npz") as record:
+        labels = [index for row in record["labels"].tolist() for index in row if index != -100]
+    texts = [
+        read_dialogues(texts, spec, described.get("conv_type", "llava_v1")) for texts in described["conversations"]
+    ]
+    turns = [turn for group in texts for dialogue in group for turn in dialogue]
+    ends = [position for position, index in enumerate(labels) if index == tokenizer.eos_token_id]
+    assert len(ends) == len(turns)
+    for turn, start, end in zip(turns, [-1, *ends], ends, strict=False):
+        words = {Mask: "".join(spec.mask), Refuse: spec.refuse}
+        written = [part.strip() if isinstance(part, str) else words[type(part)] for part in turn.answer]
+        assert decode(labels[start + 1 : end], tokenizer) == "".join(written)
 
 
 def test_a_missing_token_names_the_added_ones(lisa):

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,8 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.views import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, ClipView, SamView, read_image
-
-GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
+from tests.records import names, record_folder
 
 
 def scene(height=48, width=64):
@@ -23,12 +20,13 @@ def scene(height=48, width=64):
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-@pytest.mark.parametrize("name", ["lisa", "lasagna"])
+@pytest.mark.parametrize("name", names("lisa", "lasagna"))
 @pytest.mark.parametrize("index", [0, 1])
 def test_golden_inputs(name, index):
-    record = np.load(GOLDEN / name / "golden.npz")
-    image = read_image(GOLDEN / name / f"image{index}.png")
-    pixels = ClipView.load(GOLDEN / name / "clip")(image)
+    folder = record_folder(name)
+    record = np.load(folder / "golden.npz")
+    image = read_image(folder / f"image{index}.png")
+    pixels = ClipView.load(folder / "clip")(image)
     np.testing.assert_allclose(pixels.numpy(), record[f"clip{index}"], atol=1e-6, rtol=0)
     seg_pixels, geometry = SamView()(image)
     assert np.array_equal(seg_pixels[:, :8, :8].numpy(), record[f"sam_corner{index}"])

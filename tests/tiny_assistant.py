@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import make_toy_dataset
 
 from data.tokens import mask_ids
 from systems.assistant import Assistant, load
+from tests.records import OWN as GOLDEN
 
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
 CLASSES = "toy_classes/{source}.txt"
 
 

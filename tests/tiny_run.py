@@ -12,8 +12,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from tests.records import OWN
+
 ROOT = Path(__file__).resolve().parents[1]
-BASE = Path(os.environ.get("GOLDEN_DIR", ROOT / "tests" / "golden")) / "lisa"
+BASE = OWN / "lisa"
 SENTENCES = ("the bright thing", "Where does the light come from?", "What would you look at first?")
 
 

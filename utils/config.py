@@ -69,6 +69,8 @@ class ModelConfig:
     weight: str | None = None  # a whole training file over version's weights (a bare .bin; its LoRA has lora.alpha)
     vision_pretrained: str | None = None  # SAM weights (file or folder); None: those inside version
     conv_type: str = "llava_v1"
+    tokenization: str | None = None  # whose ids: transformers-4.31 | transformers-4.44; None: the folder's, else 4.31
+    tokenizer_legacy: bool | None = True  # a blank before text that follows a token; None: as the folder's files say
     model_max_length: int = within(512, 0)  # longest row after image expansion that may be trained on; 0: no limit
     image_size: int | None = within(None, 1)  # mask-side view; None: what the mask encoder was built for (SAM: 1024)
     out_dim: int | None = within(None, 1)  # width of the mask prompt; None: what the mask decoder takes (SAM: 256)

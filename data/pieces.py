@@ -1,0 +1,150 @@
+"""Plain text to ids, between the added tokens: as the slow LLaMA tokenizers of the published stacks gave them.
+
+SentencePiece itself encodes where the folder has its model. A library that rebuilds the merges from it may order them
+otherwise: transformers 5 merges runs of blanks first, where SentencePiece does so last.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Protocol
+
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer
+from tokenizers.models import BPE, Model
+from transformers.tokenization_utils_base import generate_merges
+
+BLANK = "▁"  # how a vocabulary writes a blank
+STRIP, KEEP = "transformers-4.31", "transformers-4.44"
+RELEASES = (STRIP, KEEP)
+
+
+class Vocabulary(Protocol):
+    """What turns text into ids. Models without the byte pieces of LLaMA's give an unknown letter the id `unknown`."""
+
+    unknown: int
+
+    def encode(self, text: str, *, blank: bool) -> list[int]:
+        """Ids of a text; blank: with one more blank in front of it."""
+
+    def piece(self, index: int) -> str: ...
+
+    def index(self, piece: str) -> int: ...
+
+
+class SentencePieces:
+    """A `tokenizer.model`; ValueError names a file that is none."""
+
+    def __init__(self, file: Path):
+        try:
+            self._pieces = SentencePieceProcessor(model_file=str(file))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(
+                f"{file} ({file.stat().st_size} bytes) is no SentencePiece model (a pointer, or half a download?); "
+                f"fetch it again: {error}"
+            ) from None
+        self._bare = _without_blank(self._pieces)
+        self.unknown = self._pieces.unk_id()
+
+    def encode(self, text: str, *, blank: bool) -> list[int]:
+        if blank and text:
+            return self._pieces.encode(text)
+        return self._bare.encode(" " if blank else text)  # an empty text alone would get no blank
+
+    def piece(self, index: int) -> str:
+        return self._pieces.id_to_piece(index)
+
+    def index(self, piece: str) -> int:
+        return self._pieces.piece_to_id(piece)
+
+    def table(self) -> dict[str, int]:
+        return {self.piece(index): index for index in range(self._pieces.get_piece_size())}
+
+    def merges(self) -> BPE:
+        """The same as a model of the library `tokenizers`: of two merges the one of the higher score comes first."""
+        table = self.table()
+        scores = {piece: self._pieces.get_score(index) for piece, index in table.items()}
+        return BPE(vocab=table, merges=generate_merges(table, scores), fuse_unk=True, byte_fallback=True)
+
+
+class Merges:
+    """The merges of a folder that has a `tokenizer.json` alone."""
+
+    def __init__(self, model: Model, unknown: int):
+        self._tokenizer = Tokenizer(model)
+        self.unknown = unknown
+
+    def encode(self, text: str, *, blank: bool) -> list[int]:
+        text = (BLANK if blank else "") + text.replace(" ", BLANK)
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def piece(self, index: int) -> str:
+        return self._tokenizer.id_to_token(index)
+
+    def index(self, piece: str) -> int:
+        found = self._tokenizer.token_to_id(piece)
+        return self.unknown if found is None else found
+
+
+class Pieces:
+    """Ids of the texts between added tokens.
+
+    release: whose ids around added tokens (RELEASES). transformers 4.31 takes the white space on both sides of an
+    added token away; 4.34 and later keep it, so that a lone blank may stand before a mask token.
+    legacy: every text gets a blank in front, also one that follows an added token: "." after [SEG] becomes the piece
+    "▁.". Without, only the beginning of the prompt and of what follows the picture get one. 4.31 then cuts the blank
+    off the first piece, which leaves it without an id where the vocabulary has no such word inside another: the release
+    gives `<unk>`, which its own label rule refuses (lisa.md 2.2), and here it is an error.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, release: str = STRIP, legacy: bool = True):
+        self.vocabulary, self.release, self.legacy = vocabulary, release, legacy
+
+    @property
+    def strips(self) -> bool:
+        """Whether added tokens take the white space beside them away."""
+        return self.release == STRIP
+
+    def plain(self, text: str) -> str:
+        """The text before it is cut at added tokens: without `legacy` a typed "▁" is a blank like others."""
+        return text if self.legacy else text.replace(BLANK, " ")
+
+    def encode(self, text: str, *, blank: bool) -> list[int]:
+        """Ids of a text without added tokens.
+
+        blank: one stands in front of it, because it begins a prompt or because the text before goes on with one.
+        Raises ValueError at letters that are none (half a surrogate pair), and where `legacy` leaves a word without id.
+        """
+        if not text.isascii() and (broken := re.search("[\ud800-\udfff]", text)):
+            raise ValueError(f"{broken[0]!r} at position {broken.start()} is half a surrogate pair: {text[:160]!r}")
+        if self.legacy:
+            return self.vocabulary.encode(text, blank=True)
+        if blank or not self.strips:
+            return self.vocabulary.encode(text, blank=blank)
+        return self._cut(text)
+
+    def _cut(self, text: str) -> list[int]:
+        """Ids with a blank in front that is then cut off the first piece, as transformers 4.31 does."""
+        ids = self.vocabulary.encode(text, blank=True)
+        if text.startswith(" "):
+            return ids
+        word = self.vocabulary.piece(ids[0]).removeprefix(BLANK)
+        if not word:
+            return ids[1:]
+        first = self.vocabulary.index(word)
+        if first == self.vocabulary.unknown:
+            raise ValueError(
+                f"{word!r} after an added token has no id without a blank in front, as {self.release} with legacy: "
+                f"false wants it: {text[:160]!r}. Set model.tokenizer_legacy=true or model.tokenization={KEEP}"
+            )
+        return [first, *ids[1:]]
+
+
+def _without_blank(pieces: SentencePieceProcessor) -> SentencePieceProcessor:
+    """The same model, but no blank comes in front of a text."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    proto = ModelProto.FromString(pieces.serialized_model_proto())
+    proto.normalizer_spec.add_dummy_prefix = False
+    return SentencePieceProcessor(model_proto=proto.SerializeToString())
