@@ -363,8 +363,8 @@ def test_the_words_are_those_that_are_encoded(root, name):
     source = build_source("ade20k", root)
     for dialogue in system.task.converse(source[0], np.random.default_rng(0)):
         text = spoken(dialogue, system.tokens, template("llava_v1"))
-        parts = [encoder._round(turn, encoder.template, first=not index) for index, turn in enumerate(dialogue)]
-        assert text == "".join(f"{prefix} {answer}" for (prefix, _), (answer, _) in parts)
+        rounds = [encoder._round(turn, encoder.template, first=not index) for index, turn in enumerate(dialogue)]
+        assert text == "".join(part.text for parts in rounds for part in parts)
 
 
 def test_findings_of_a_kind_are_counted_and_the_first_is_told():
