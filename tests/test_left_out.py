@@ -266,7 +266,7 @@ MINE = from_dict(
     "eval",
 ).custom
 GOOD = {"image": "a.jpg", "phrase": "cup", "polygons": [FIRST]}
-EMPTY = {"image": "b.jpg", "phrase": "pan", "polygons": []}
+EMPTY = {"image": "b.jpg", "phrase": "pan", "polygons": [[90, 90, 95, 90, 95, 95]]}
 
 
 def run(assistant, root: Path, out: Path | None = None, **options) -> dict:
