@@ -47,11 +47,11 @@ def _fields(values: Any, kinds: dict[str, tuple[Callable[[Any], bool], str, bool
 
 
 def _numbers(value: Any, where: str) -> None:
-    """Counts are whole numbers, -1 for none; similarities of texts lie between 0 and 1."""
+    """Counts and scores are finite, and none is below -1, which stands for none."""
     if isinstance(value, (dict, list)):
         for inner in value.values() if isinstance(value, dict) else value:
             _numbers(inner, where)
-    elif (isinstance(value, float) and not 0 <= value <= 1) or (isinstance(value, int) and not -1 <= value <= LARGEST):
+    elif isinstance(value, (int, float)) and not -1 <= value <= LARGEST:
         raise ValueError(f"{where}: {_shortened(value)} is not a count of pixels or things")
 
 
