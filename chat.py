@@ -21,9 +21,9 @@ from PIL import Image
 from data.types import Query
 from data.views import read_image
 from evaluation.cli import Parser, add_model_flags, load_assistant
-from evaluation.draw import Layer, colour_of, with_legend
 from evaluation.predictor import Predictor, free_query
 from evaluation.protocols import Reply
+from evaluation.report.draw import Layer, colour_of, with_legend
 from utils.flags import at_least
 from utils.log import setup_logging
 

@@ -14,10 +14,10 @@ import argparse
 import sys
 from dataclasses import replace
 
-from model.adapt import from_training_file, load_drawn, load_trainable, merge_lora
-from model.build import dtype_of
-from model.save import check_target, read_from, save_folder, save_original
-from model.weights import read_tensors
+from model.checkpoints.files import read_tensors
+from model.checkpoints.load import dtype_of
+from model.checkpoints.save import check_target, read_from, save_folder, save_original
+from model.finetune.trainable import from_training_file, load_drawn, load_trainable, merge_lora
 from systems.assistant import Assistant, build, load
 from systems.base import taking
 from utils.config import Recipe, load_recipe

@@ -24,7 +24,7 @@ from evaluation import suites
 from evaluation.cli import Parser, add_model_flags, load_assistant
 from evaluation.identity import NotNumbers
 from evaluation.protocols import GENERATED, PROTOCOLS
-from evaluation.report import write_report
+from evaluation.report.html import write_report
 from evaluation.runner import as_table, evaluate, rescore, write_results
 from systems.weights_recipe import RECIPE, recipe_in
 from utils import dist

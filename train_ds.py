@@ -20,19 +20,19 @@ import torch
 
 from data.collate import Maker
 from data.mixture import Mixture, Stream
-from data.sources.index import keep_indexes
-from evaluation.examples import sample_grid
+from data.readers.index import keep_indexes
+from evaluation.metrics.scorers import SCORERS
 from evaluation.protocols import protocol_named
-from evaluation.report import write_report
+from evaluation.report.examples import sample_grid
+from evaluation.report.html import write_report
 from evaluation.runner import as_table, evaluate, source_options, summary
-from evaluation.scoring import SCORERS
 from evaluation.suites import find_suites
 from model.losses import objective
 from systems.assistant import Assistant, build, load
 from systems.base import taking
 from training.checkpoint import Checkpoints, TrainState, restore
 from training.engine import Engine, check_settings
-from training.guard import Guard
+from training.loss_guard import Guard
 from training.meters import Meters, Progress
 from training.run import Run, Stop, open_run, with_epochs
 from utils import dist

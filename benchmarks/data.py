@@ -27,7 +27,7 @@ import torch
 from data.collate import Maker, Sample, collate, draw_masks
 from data.encode import Encoder
 from data.mixture import Mixture, Stream
-from data.sources.index import keep_indexes
+from data.readers.index import keep_indexes
 from data.tokens import load_tokenizer
 from data.types import Record
 from data.views import ClipView, SamView, Views, read_image

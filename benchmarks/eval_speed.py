@@ -29,9 +29,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.types import IMAGE_ID, Batch, Geometry
-from model.build import assemble
-from model.cache import EmbeddingCache, fingerprint
-from model.plan import Plan
+from model.checkpoints.architecture import Plan
+from model.checkpoints.load import assemble
+from model.heads.embedding_cache import EmbeddingCache, fingerprint
 from model.seg_model import Answer, SegModel
 
 BOS, EOS, MASK, ASK, FIRST_WORD = 1, 2, 3, 4, 5

@@ -30,7 +30,7 @@ import torch
 from benchmarks.plain_step import plain_loss, take_apart
 from benchmarks.shapes import SHAPES, Shape, build, dialogues
 from data.types import Batch
-from model.adapt import prepare_training
+from model.finetune.trainable import prepare_training
 from model.losses import objective
 from model.seg_model import SegModel
 from utils.config import LoraConfig, LossConfig, ModelConfig, Recipe, TrainConfig

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
-from model.build import assemble, dtype_of
-from model.plan import Plan
+from model.checkpoints.architecture import Plan
+from model.checkpoints.load import assemble, dtype_of
 from model.seg_model import SegModel
 
 MASK_TOKEN = 3

@@ -37,9 +37,9 @@ from benchmarks.measuring import Clock, Memory, step_flops, utilisation
 from benchmarks.plain_step import LADDER, plain_loss, take_apart
 from benchmarks.shapes import SHAPES, build, dialogues
 from data.types import Batch
-from model.adapt import prepare_training
-from model.build import DTYPES
-from model.cache import keep_embeddings
+from model.checkpoints.load import DTYPES
+from model.finetune.trainable import prepare_training
+from model.heads.embedding_cache import keep_embeddings
 from model.losses import objective
 from model.seg_model import SegModel
 from utils.config import CacheConfig, LoraConfig, LossConfig, ModelConfig

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from data.dialogue import Template
-from data.dialogue import template as find_template
+from data.templates import Template
+from data.templates import template as find_template
 from data.tokens import IMAGE_END, IMAGE_START, TokenSpec, mask_ids, token_id
 from data.types import IGNORE_ID, IMAGE_ID, IMAGE_PLACEHOLDER, Dialogue, Mask, Refuse, Turn
 from utils.limits import PROMPT

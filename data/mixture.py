@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.blocklist import Blocklist
 from data.collate import Maker, NothingToAsk, Sample, collate
+from data.readers.index import keeping_faults
 from data.sources import Source, build_source
 from data.sources.base import image_paths
-from data.sources.index import keeping_faults
 from data.types import Batch
 from utils.config import DataConfig, SetConfig
 from utils.log import log

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from data.types import Geometry
+from utils.images import check_file, opened
 from utils.limits import VIEW
-from utils.pictures import check_file, opened
 from utils.plain import read_mapping
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -8,9 +8,11 @@ from typing import Any
 
 from data.sources import Source, build_source
 from data.sources.base import first_of
-from evaluation import absent, exact, several  # noqa: F401  (they register their scorers)
+from evaluation.metrics import exact  # noqa: F401  (they register their scorers)
+from evaluation.metrics import matched as several  # noqa: F401  (they register their scorers)
+from evaluation.metrics import no_target as absent  # noqa: F401  (they register their scorers)
+from evaluation.metrics.scorers import SCORERS
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS
-from evaluation.scoring import SCORERS
 from evaluation.wrappers import Grouped, PresentOnly
 
 DECIDED = ("generalised", "generalised_apart")  # metrics of forced answers in which the model decides what is there

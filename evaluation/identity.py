@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.readers.digest import annotation_digest
 from data.sources import Source
-from data.sources.digest import annotation_digest
 from evaluation.catalog import Suite
-from model.cache import fingerprint
+from model.heads.embedding_cache import fingerprint
 from systems.assistant import Assistant
 from systems.base import SegTask
 

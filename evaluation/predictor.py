@@ -30,7 +30,7 @@ from torch import Tensor
 from data.collate import Sample, look_at
 from data.types import IMAGE_PLACEHOLDER, Query, Record, Target
 from data.views import read_image
-from evaluation.matching import Names, assign_claims, read_list
+from evaluation.metrics.matching import Names, assign_claims, read_list
 from evaluation.protocols import Reply, generate
 from systems.assistant import Assistant, load
 from utils.limits import PIXELS

@@ -22,14 +22,14 @@ from data.types import Query, Record
 from evaluation import identity
 from evaluation.catalog import Suite
 from evaluation.identity import NotNumbers
-from evaluation.journal import LEFT_OUT, Journal, Line, made_with, prediction, predictions
-from evaluation.lines import reading
-from evaluation.metrics import STANDARD
+from evaluation.metrics.counts import STANDARD
+from evaluation.metrics.scorers import SCORERS, is_present
+from evaluation.prediction_schema import reading
+from evaluation.predictions import LEFT_OUT, Journal, Line, made_with, prediction, predictions
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
 from evaluation.questions import notes, questions
-from evaluation.scoring import SCORERS, is_present
+from evaluation.report.markdown import as_markdown, between, number
 from evaluation.suites import find_suites
-from evaluation.tables import as_markdown, between, number
 from systems.assistant import Assistant
 from utils import dist
 from utils.config import Recipe, SuiteConfig

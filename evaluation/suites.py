@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.sources import SOURCES
 from evaluation.catalog import ENTRIES, Suite
-from evaluation.scoring import SCORERS
+from evaluation.metrics.scorers import SCORERS
 from utils.config import EvalConfig, SuiteConfig, from_dict, load_recipe
 from utils.plain import parse_yaml
 from utils.registry import unknown

@@ -7,9 +7,9 @@ from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
+from data.readers.digest import annotation_paths
 from data.sources import Source
 from data.sources.base import image_paths
-from data.sources.digest import annotation_paths
 from data.types import Mask, Record, Target, Turn
 from utils.log import log
 

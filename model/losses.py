@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.types import Batch
-from model.lean import bce_and_dice, cross_entropy
+from model.fused_losses import bce_and_dice, cross_entropy
 from model.seg_model import SegOutput
-from model.together import together
+from utils.batching import together
 from utils.config import LossConfig
 from utils.registry import unknown
 

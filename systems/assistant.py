@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from data.encode import Encoder
 from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
-from model.adapt import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
-from model.build import build_model, fetch, load_folder, views_for
-from model.cache import keep_embeddings
-from model.plan import read_config
-from model.quantize import quantize
+from model.checkpoints.architecture import read_config
+from model.checkpoints.files import read_tensors
+from model.checkpoints.load import build_model, fetch, load_folder, views_for
+from model.finetune.quantize import quantize
+from model.finetune.trainable import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
+from model.heads.embedding_cache import keep_embeddings
 from model.seg_model import SegModel
-from model.vlm.pack import can_pack
-from model.weights import read_tensors
+from model.vlm.prefix_packing import can_pack
 from systems.base import SYSTEMS, System, build_system
 from systems.weights_recipe import CHECKPOINTS, RECIPE, check_options, is_run, recipe_in
 from utils import dist

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.dialogue import template
+from data.templates import template
 from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, Mask, Query, Record, Refuse, Script, Target, Turn
 from systems.base import (

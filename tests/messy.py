@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from data_doctor import main as doctor_main
 from PIL import Image
+
+from tools.doctor.__main__ import main as doctor_main
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (48, 64)  # (H, W)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from data.dialogue import Template, template
+from data.templates import Template, template
 from data.tokens import IMAGE_END, IMAGE_START, TokenSpec
 from data.types import Dialogue, Mask, Refuse, Script, Turn
 from systems.base import SYSTEMS, build_system

@@ -5,17 +5,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import make_toy_dataset
 import pytest
-from tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
 
 from evaluation.catalog import ENTRIES
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS
+from evaluation.report.markdown import as_markdown
 from evaluation.runner import as_table, evaluate, rescore
 from evaluation.suites import GROUPS
-from evaluation.tables import as_markdown
 from systems.assistant import Assistant, build
 from systems.base import SYSTEMS
+from tests.tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
+from toy.world import __main__ as make_toy_dataset
 from utils.config import load_recipe
 from utils.flags import CONFIGS
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from data.collate import collate, look
 from data.tokens import mask_ids
 from data.types import Turn
-from model.adapt import trainable_state
-from model.save import save_folder
+from model.checkpoints.save import save_folder
+from model.finetune.trainable import trainable_state
 from systems.assistant import build, find_checkpoint, load
 from tests.records import OWN
 from utils.config import LoraConfig, ModelConfig, Recipe, save_recipe

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from data_doctor import main as doctor_main
-from doctor.rehearsal import Rehearsal
 
 from data.mixture import Mixture
+from tools.doctor.__main__ import main as doctor_main
+from tools.doctor.rehearsal import Rehearsal
 from utils.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_assistant import GOLDEN, tiny
 
 import chat
 from evaluation.protocols import Reply
 from systems.assistant import build
+from tests.tiny_assistant import GOLDEN, tiny
 from utils.config import load_recipe
 
 TOY = "configs/toy_{}.yaml"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
-import convert_weights
 import pytest
 import torch
-from tiny_assistant import GOLDEN
 
-from model.weights import read_tensors
+from model.checkpoints.files import read_tensors
 from systems.assistant import load
 from tests.test_golden_gsva import ALPHA, write_release
+from tests.tiny_assistant import GOLDEN
+from tools import convert_weights
 
 SYSTEMS = sorted(path.name for path in GOLDEN.iterdir() if (path / "golden.json").is_file())
 HEADS = "model.decoder_heads=4"

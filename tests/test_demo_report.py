@@ -6,12 +6,12 @@ import json
 import subprocess
 from pathlib import Path
 
-import demo_report
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_assistant import CLASSES, tiny, toy_world
 
+from tests.tiny_assistant import CLASSES, tiny, toy_world
+from toy import demo_report
 from utils.config import from_dict, save_recipe, to_dict
 
 ROOT = Path(__file__).resolve().parents[1]

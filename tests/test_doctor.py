@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from data_doctor import main
-from doctor.examine import Report
-from doctor.plan import Need
-from doctor.table import load_hints
-from doctor.words import spoken
-from make_toy_dataset import main as make_toy
 from PIL import Image
 
-from data.dialogue import template
 from data.encode import Encoder
 from data.sources import SOURCES, build_source
+from data.templates import template
 from data.tokens import load_tokenizer
 from systems.base import SYSTEMS, build_system
 from tests.records import OWN
+from tools.doctor.__main__ import main
+from tools.doctor.examine import Report
+from tools.doctor.plan import Need
+from tools.doctor.table import load_hints
+from tools.doctor.words import spoken
+from toy.world.__main__ import main as make_toy
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = OWN / "lisa"

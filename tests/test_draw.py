@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.draw import OPACITY, Layer, Panel, colour_of, grid, outline, overlay, with_legend, wrapped
-from evaluation.draw import _font as font
+from evaluation.report.draw import OPACITY, Layer, Panel, colour_of, grid, outline, overlay, with_legend, wrapped
+from evaluation.report.draw import _font as font
 
 GREY = np.full((40, 60, 3), 100, np.uint8)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.dialogue import template
 from data.encode import Encoder, SequenceTooLong
+from data.templates import template
 from data.tokens import TokenSpec, load_tokenizer, mask_ids
 from data.types import IGNORE_ID, IMAGE_ID, Mask, Refuse, Turn
 from systems.base import build_system

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.sources import build_source
 from data.types import Query, Record, Turn
-from evaluation.exact import ExactScorer, plain
+from evaluation.metrics.exact import ExactScorer, plain
 from evaluation.protocols import FORCED, GENERATED, Reply
 from evaluation.suites import find_suites
 

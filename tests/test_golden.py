@@ -17,10 +17,10 @@ import torch
 from data.collate import collate, collate_prompts, look
 from data.tokens import decode, mask_ids
 from data.types import Dialogue
+from model.checkpoints.layouts import published_table
 from model.heads import HEADS
-from model.legacy import published_table
 from model.losses import objective
-from model.vlm.pack import pack
+from model.vlm.prefix_packing import pack
 from systems.assistant import Assistant, load
 from tests.records import masks_in, names, open_prompt, read_dialogues, record_folder, system_of
 from utils.config import LossConfig

@@ -14,7 +14,7 @@ import torch
 from data.collate import collate, look
 from data.types import Dialogue, Mask, Query
 from evaluation.protocols import FORCED, PROTOCOLS, TWO_PASS, all_accepted, decided
-from model.weights import read_tensors
+from model.checkpoints.files import read_tensors
 from systems.assistant import load
 from tests.records import GOLDEN, OWN, names, read_dialogues, read_record, record_folder
 

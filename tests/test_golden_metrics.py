@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.matching import Names, read_list
-from evaluation.metrics import Confusion, Overlaps, confusion_cells, overlap
-from evaluation.scoring import released_map, released_truth
+from evaluation.metrics.counts import Confusion, Overlaps, confusion_cells, overlap
+from evaluation.metrics.matching import Names, read_list
+from evaluation.metrics.scorers import released_map, released_truth
 from systems.base import build_system
 from tests.records import metrics_folder
 

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 import test_sem
 from data.sources import build_source
 from data.sources.base import read_entries, read_json
+from evaluation.report.markdown import as_markdown
 from evaluation.runner import rescore
-from evaluation.tables import as_markdown
-from model.weights import INDEXES, read_tensors
+from model.checkpoints.files import INDEXES, read_tensors
 from utils.masks import encode_rle
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&lt;"

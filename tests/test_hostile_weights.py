@@ -13,17 +13,17 @@ import pytest
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_assistant import GOLDEN, tiny
 
 import chat
 import test_sem
 from data.types import IMAGE_PLACEHOLDER
 from data.views import ClipView
 from evaluation.predictor import Predictor, free_query
-from model.build import load_folder
-from model.save import save_folder
+from model.checkpoints.load import load_folder
+from model.checkpoints.save import save_folder
 from systems.assistant import load
 from systems.weights_recipe import recipe_in
+from tests.tiny_assistant import GOLDEN, tiny
 from utils.config import (
     CacheConfig,
     MixConfig,

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_assistant import CLASSES, tiny, toy_world
 
 import test_sem
-from data.sources import build_source, digest
-from data.sources.digest import annotation_digest, digests
+from data.readers import digest
+from data.readers.digest import annotation_digest, digests
+from data.sources import build_source
 from evaluation import identity
 from evaluation.identity import NotNumbers, check_finite
-from evaluation.journal import Journal
+from evaluation.predictions import Journal
 from evaluation.protocols import FORCED
 from evaluation.runner import evaluate, rescore
 from evaluation.suites import find_suites, own_suites
 from systems.base import SYSTEMS, WORDING, build_system
+from tests.tiny_assistant import CLASSES, tiny, toy_world
 from utils import files
 from utils.config import EvalConfig, from_dict
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.sources import index, stream
+from data.readers import index
+from data.readers import json_stream as stream
+from data.readers.index import ENDS, HOME, META, ROWS, keep_indexes
 from data.sources.base import Rows, image_paths, indexed, read_entries
-from data.sources.index import ENDS, HOME, META, ROWS, keep_indexes
 
 CALLS = "calls.txt"  # every parse adds a line beside its file
 VALUES = st.recursive(

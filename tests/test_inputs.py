@@ -9,17 +9,17 @@ import json
 import math
 import pickle
 
-import messy
 import numpy as np
 import pytest
-from messy import AREA, BOX, SIZE
 from PIL import Image
 
+from data.readers.index import keeping_faults
 from data.sources import build_source
 from data.sources.base import PICTURES, picture_size
-from data.sources.index import keeping_faults
 from data.sources.reason import NOTHING_INSIDE
 from data.views import read_image
+from tests import messy
+from tests.messy import AREA, BOX, SIZE
 
 COCO = {"annotations": "a.json", "images": "img"}
 

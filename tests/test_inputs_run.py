@@ -6,12 +6,8 @@ import json
 import re
 
 import cv2
-import messy
 import numpy as np
 import pytest
-from data_doctor import main as doctor_main
-from doctor.rehearsal import Rehearsal
-from messy import BOX
 from PIL import Image
 
 from data.collate import Maker
@@ -19,11 +15,15 @@ from data.mixture import Mixture, Part
 from data.types import Record, Target
 from data.views import ClipView, SamView, Views, read_image
 from evaluation.catalog import Suite
-from evaluation.matching import Names, assign_claims, read_list
+from evaluation.metrics.matching import Names, assign_claims, read_list
 from evaluation.predictor import as_rgb
 from evaluation.runner import source_options
 from evaluation.wrappers import PresentOnly
 from systems.base import build_system
+from tests import messy
+from tests.messy import BOX
+from tools.doctor.__main__ import main as doctor_main
+from tools.doctor.rehearsal import Rehearsal
 from utils.config import DataConfig, Recipe, from_dict, load_recipe
 
 JSONL = {"source": "jsonl", "options": {"file": "q.jsonl"}}

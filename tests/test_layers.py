@@ -13,7 +13,7 @@ LAYERS = {"utils": 0, "data": 1, "model": 2, "systems": 3, "training": 4, "evalu
 ENTRY_POINTS = ("train_ds.py", "test_sem.py", "chat.py", "merge_lora_weights_and_save_hf_model.py")
 SOURCES = sorted(
     path
-    for folder in (*LAYERS, "scripts", "benchmarks")
+    for folder in (*LAYERS, "toy", "tools", "scripts", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
 ) + [ROOT / name for name in ENTRY_POINTS]  # fmt: skip
 # Model class names and paper titles may be credited in prose; code that works for every system may not name one.

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_assistant import tiny
 
 import test_sem
 from data.collate import NothingToAsk, draw_masks, look
 from data.sources import build_source
 from data.types import Claim, Mask, Query, Record, Refuse, Target
-from evaluation.metrics import Overlaps
+from evaluation.metrics.counts import Overlaps
+from evaluation.metrics.scorers import SCORERS
 from evaluation.protocols import FORCED, Reply
-from evaluation.report import write_report
+from evaluation.report.html import write_report
 from evaluation.runner import as_table, evaluate, rescore
-from evaluation.scoring import SCORERS
 from systems.base import SYSTEMS, ReleasedTruth, build_system
+from tests.tiny_assistant import tiny
 from utils.config import EvalConfig, from_dict
 from utils.masks import EmptyMask, Once, polygons_to_mask
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import make_blank_base
 import torch
 from safetensors.torch import load_file
-from toybase.sam import start_afresh
 
+from toy.base import blank as make_blank_base
+from toy.base.sam import start_afresh
 from utils.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data.types import Claim
-from evaluation.matching import Names, assign, compact, read_list
+from evaluation.metrics.matching import Names, assign, compact, read_list
 
 NAMES = Names(["wall", "traffic light", "light", "sky"])
 

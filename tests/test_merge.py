@@ -14,8 +14,8 @@ import merge_lora_weights_and_save_hf_model as program
 import train_ds
 from data.collate import Maker, collate
 from data.sources import build_source
+from model.checkpoints.layouts import published_table
 from model.heads import HEADS
-from model.legacy import published_table
 from systems.assistant import Assistant, load
 from tests.tiny_run import BASE, write_reason_seg, write_recipe
 from utils.config import load_recipe
@@ -153,7 +153,7 @@ def test_a_merge_that_fails_leaves_the_folder_that_was_there(run, tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("model.save._copy", full)
+        patch.setattr("model.checkpoints.save._copy", full)
         with pytest.raises(OSError, match=r"merged cannot be written: No space left.*GiB free"):
             merge("--run", run, "--save_path", target, "--format", layout, "--precision", "bf16")
     assert tree(target) == before and [path.name for path in tmp_path.iterdir()] == ["merged"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evaluation.metrics import (
+from evaluation.metrics.counts import (
     IGNORE,
     Confusion,
     Overlap,

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_assistant import GOLDEN, tiny
 
 from data.collate import look
 from evaluation.predictor import free_query
 from evaluation.protocols import generate
 from systems.base import build_system
+from tests.tiny_assistant import GOLDEN, tiny
 
 SHORT, LONG = free_query("Is there a dog?"), free_query("Is there a dog that sits on the grass in front of the house?")
 

@@ -17,7 +17,7 @@ from data.sources.base import picture_size
 from data.sources.coco import read_segments
 from data.sources.semantic import paired, read_label_map
 from data.views import ClipView, PaddedView, SamView, read_image
-from utils.pictures import check_file, known_formats, opened
+from utils.images import check_file, known_formats, opened
 
 READERS = (read_image, picture_size, read_label_map, lambda path: read_segments(path, (4, 4)))
 

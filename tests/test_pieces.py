@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from data.dialogue import template
 from data.encode import Encoder
 from data.pieces import KEEP, STRIP, Merges, SentencePieces
+from data.templates import template
 from data.tokens import TokenSpec, decode, load_tokenizer
 from data.types import IGNORE_ID, IMAGE_ID, Mask, Refuse, Turn
-from model.save import save_folder, save_original
+from model.checkpoints.save import save_folder, save_original
 from systems.assistant import load
 from tests.records import OWN, SHARED, read_dialogues
 from utils.config import ModelConfig, load_recipe

@@ -14,14 +14,14 @@ import torch
 from data.collate import collate_prompts, look
 from data.tokens import TokenSpec, load_tokenizer, mask_ids
 from data.types import IMAGE_ID
-from model.adapt import from_training_file, load_drawn, mark_trainable, trainable_names
-from model.build import assemble, build_model, load_folder, views_for
+from model.checkpoints.architecture import Plan
+from model.checkpoints.files import read_tensors, write_tensors
+from model.checkpoints.layouts import published_table
+from model.checkpoints.load import assemble, build_model, load_folder, views_for
+from model.checkpoints.save import save_folder, save_original
+from model.finetune.trainable import from_training_file, load_drawn, mark_trainable, trainable_names
 from model.heads import HEADS, Host
-from model.legacy import published_table
-from model.plan import Plan
-from model.save import save_folder, save_original
-from model.tower import resize_positions
-from model.weights import read_tensors, write_tensors
+from model.vlm.tower import resize_positions
 from systems.assistant import load
 from tests.records import OWN
 from utils.config import ModelConfig, TowerConfig

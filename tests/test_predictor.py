@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_assistant import GOLDEN, tiny
 
 from data.types import Claim
 from evaluation import predictor as module
 from evaluation.predictor import Predictor
+from tests.tiny_assistant import GOLDEN, tiny
 
 PICTURE = GOLDEN / "lisa" / "image0.png"
 PHRASES = ["the dog", "the unicorn"]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.build import assemble
+from model.checkpoints.architecture import Plan
+from model.checkpoints.layouts import Report, reading_table, to_ours
+from model.checkpoints.load import assemble
+from model.checkpoints.lora_file import merge_factors
 from model.heads import HEADS
-from model.legacy import Report, reading_table, to_ours
-from model.lora_file import merge_factors
-from model.plan import Plan
 
 SIZES = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}  # hidden, inner, layers, heads
 VIT_H = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import merge_lora_weights_and_save_hf_model as merging
 import train_ds
-from model.adapt import prepare_training, trainable_names
+from model.finetune.trainable import prepare_training, trainable_names
 from model.losses import objective
 from systems.assistant import build, load
 from tests.tiny_model import tiny_batch, tiny_model

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_assistant import GOLDEN, toy_world
 
 from data.collate import Maker, collate
-from data.dialogue import template
 from data.mixture import Mixture
 from data.sources import SOURCES
-from evaluation.scoring import SCORERS
+from data.templates import template
+from evaluation.metrics.scorers import SCORERS
 from evaluation.suites import find_suites
 from model.losses import objective
 from systems.assistant import build
 from systems.base import SYSTEMS, build_system, taking
+from tests.tiny_assistant import GOLDEN, toy_world
 from utils.config import Recipe, load_recipe
 from utils.flags import resolve
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.examples import best_and_worst, examples, query_ious
-from evaluation.published import SEEN, published
-from evaluation.report import presence, write_report
+from evaluation.report.examples import best_and_worst, examples, query_ious
+from evaluation.report.html import presence, write_report
+from evaluation.report.published import SEEN, published
 from evaluation.runner import Score
 from evaluation.suites import SUITES
 from utils.masks import encode_rle

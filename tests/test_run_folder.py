@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import train_ds
 from tests.tiny_run import BASE, ROOT, environment, train_log, write_reason_seg, write_recipe
-from training.belonging import differences
+from training.compatibility import differences
 from training.lock import Lock
 from training.run import find_resume, open_run
 from utils.config import Recipe, from_dict, load_recipe, merge, to_dict

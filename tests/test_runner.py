@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
 
 import test_sem
 from data.types import Claim, Mask, Query, Record, Target
-from evaluation.metrics import RELEASED, STANDARD
+from evaluation.metrics.counts import RELEASED, STANDARD
+from evaluation.metrics.scorers import SCORERS, OverlapScorer, SemanticScorer
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS, Reply
 from evaluation.runner import Score, as_table, behind, evaluate, source_options, summary
-from evaluation.scoring import SCORERS, OverlapScorer, SemanticScorer
 from evaluation.suites import find_suites
+from tests.tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
 from utils.config import Recipe, from_dict
 from utils.log import log
 from utils.masks import rle_to_mask

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from data.types import Geometry
+from model.checkpoints.name_table import NameTable
 from model.heads.base import QUERIES_AT_ONCE, to_original
 from model.heads.sam import SamHead
-from model.heads.sam_keys import SAM_NAMES, rename_sam, sam_sizes
-from model.names import NameTable
+from model.heads.sam_weights import SAM_NAMES, rename_sam, sam_sizes
 from tests.tiny_model import tiny_batch
 
 SIDE, WIDTH, HEADS = 48, 16, 4

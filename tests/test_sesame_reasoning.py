@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tiny_assistant import toy_world
 
 import train_ds
+from tests.tiny_assistant import toy_world
 from tests.tiny_run import ROOT, train_log
 
 SETS = ("ade20k", "cocostuff", "pascal_part", "paco_lvis", "reason_seg", "llava_instruct")

@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from make_toy_dataset import main as make_toy_dataset
 from PIL import Image
 
 from data.sources import SOURCES, build_source
 from data.sources.base import image_paths
 from data.types import Mask
+from toy.world.__main__ import main as make_toy_dataset
 
 SEVERAL = (  # sources whose targets may be absent
     *(f"grefcoco|unc|{split}" for split in ("train", "val", "testA", "testB")),

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measuring import step_flops, utilisation
 from benchmarks.shapes import SHAPES, build, dialogues
 from benchmarks.speed import LINES
-from model.adapt import prepare_training
+from model.finetune.trainable import prepare_training
 from model.losses import objective
 from utils.config import LossConfig, ModelConfig
 

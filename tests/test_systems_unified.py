@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.types import Claim, Mask, Query, Record, Refuse, Target, Turn
-from evaluation.matching import Names, assign_claims, read_list
+from evaluation.metrics.matching import Names, assign_claims, read_list
 from systems.base import build_system
 from systems.unified import LISTS, TOKENS
 

@@ -12,7 +12,17 @@ from torch.nn import functional as F
 
 from data.types import Geometry
 from data.views import SAM_MEAN, SAM_STD, ClipView, PaddedView, SamView
-from model.tower import POSITIONS, Sight, fit_tower, is_told, published, resize_positions, sight_of, view_of, write_view
+from model.vlm.tower import (
+    POSITIONS,
+    Sight,
+    fit_tower,
+    is_told,
+    published,
+    resize_positions,
+    sight_of,
+    view_of,
+    write_view,
+)
 from tests.tiny_model import tiny_model
 from utils.config import TowerConfig
 

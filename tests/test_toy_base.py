@@ -9,22 +9,22 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
-from toybase.attention import attend, dialogue_mask
-from toybase.facts import CELL_SIDE, CELLS, GRID, Facts, cell_at
-from toybase.llava import LlavaStage, answers
-from toybase.pictures import held_out, normalise_sam, normalise_tower, scene_of, tower_view
-from toybase.prompts import KINDS, make_sample
-from toybase.publish import LLAVA_FOLDER, SAM_FILE, save_sam
-from toybase.rows import IGNORED, RowMaker
-from toybase.sam import SamStage, binary_iou
-from toybase.sizes import MAX_BYTES, SCENE_SIDE
-from toybase.trainer import Plan, rate_at, train
-from toybase.turns import MENU, present
-from toybase.vocabulary import IMAGE_PATCH, SYSTEM, added_ids, load_vocabulary
-from toyworld.scene import CLASSES, COLORS, make_scene, scene_seed
 from transformers import CLIPImageProcessor, LlamaTokenizer, LlavaForConditionalGeneration
 
 from model.heads.sam import SamHead
+from toy.base.attention import attend, dialogue_mask
+from toy.base.facts import CELL_SIDE, CELLS, GRID, Facts, cell_at
+from toy.base.llava import LlavaStage, answers
+from toy.base.pictures import held_out, normalise_sam, normalise_tower, scene_of, tower_view
+from toy.base.prompts import KINDS, make_sample
+from toy.base.publish import LLAVA_FOLDER, SAM_FILE, save_sam
+from toy.base.rows import IGNORED, RowMaker
+from toy.base.sam import SamStage, binary_iou
+from toy.base.sizes import MAX_BYTES, SCENE_SIDE
+from toy.base.trainer import Plan, rate_at, train
+from toy.base.turns import MENU, present
+from toy.base.vocabulary import IMAGE_PATCH, SYSTEM, added_ids, load_vocabulary
+from toy.world.scene import CLASSES, COLORS, make_scene, scene_seed
 
 BASE = Path(__file__).parents[1] / "assets" / "toy"
 FOLDER, SAM = BASE / LLAVA_FOLDER, BASE / SAM_FILE
@@ -185,7 +185,7 @@ def test_the_rate_rises_then_falls():
 
 def test_a_stage_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     clock, seen = itertools.count(), []
-    monkeypatch.setattr("toybase.trainer.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("toy.base.trainer.time.monotonic", lambda: float(next(clock)))
 
     def run(seconds: float, resume: bool):
         def batches(step: int):

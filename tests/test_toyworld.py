@@ -8,21 +8,21 @@ from collections import Counter
 from pathlib import Path
 
 import cv2
-import make_toy_dataset
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from toyworld import language, words
-from toyworld.knowledge import FACTS, unmet
-from toyworld.layouts import LAYOUTS, refer
-from toyworld.layouts.labels import label_table, mapillary_table, real_names
-from toyworld.polygons import coco_polygons, pixel_polygons, rle
-from toyworld.scene import CLASSES, COLORS, OBJECTS, PARTS, SIDE, STUFF, make_scene, scene_seed
-from toyworld.several import absent, false_premises, none_of_several, several
-from toyworld.words import center, place, shows_color, shows_size
 
 from data.sources import build_source
+from toy.world import __main__ as make_toy_dataset
+from toy.world import language, words
+from toy.world.knowledge import FACTS, unmet
+from toy.world.layouts import LAYOUTS, refer
+from toy.world.layouts.labels import label_table, mapillary_table, real_names
+from toy.world.polygons import coco_polygons, pixel_polygons, rle
+from toy.world.scene import CLASSES, COLORS, OBJECTS, PARTS, SIDE, STUFF, make_scene, scene_seed
+from toy.world.several import absent, false_premises, none_of_several, several
+from toy.world.words import center, place, shows_color, shows_size
 
 SCENES = [make_scene(scene_seed("train", index)) for index in range(40)]
 IMAGES, VAL_IMAGES = 40, 4

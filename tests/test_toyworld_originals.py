@@ -11,7 +11,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import make_toy_dataset
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +18,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from data.sources.label_maps import COCO_UNUSED
+from toy.world import __main__ as make_toy_dataset
 
 DRAWN = 3  # queries a picture in the published commands: `num_classes_per_sample`
 REFER = (

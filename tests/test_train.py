@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_assistant import toy_world
 
 import train_ds
+from tests.tiny_assistant import toy_world
 from tests.tiny_run import ROOT, environment, start, train_log, write_reason_seg, write_recipe
 from training.run import Stop, with_epochs
 from utils.config import DataConfig, Recipe, TrainConfig

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import merge_lora_weights_and_save_hf_model as program
 import train_ds
-from model.adapt import load_trainable, merge_lora, prepare_training, trainable_names, trainable_state
+from model.finetune.trainable import load_trainable, merge_lora, prepare_training, trainable_names, trainable_state
 from model.losses import objective
 from systems.assistant import build, load
 from tests.tiny_model import SEG, tiny_batch, tiny_model

@@ -10,17 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import plot_run
 import pytest
 import torch
 from PIL import Image
 
 from data.mixture import Part
 from data.types import Claim, Mask, Query, Record, Target
-from evaluation.draw import Layer
-from evaluation.journal import prediction
-from evaluation.panels import panel, replay
+from evaluation.predictions import prediction
 from evaluation.protocols import Reply
+from evaluation.report.draw import Layer
+from evaluation.report.panels import panel, replay
+from tools import plot_run
 from training.meters import CUT_ROWS, CUT_TOKENS, LEFT_OUT, MEMORY, SPEED, WAIT, Meters, peak_memory
 from training.provenance import describe, describe_data, fingerprint, starts, versions
 from utils.config import RunConfig

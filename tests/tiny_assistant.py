@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import make_toy_dataset
-
 from data.tokens import mask_ids
 from systems.assistant import Assistant, load
 from tests.records import OWN as GOLDEN
+from toy.world import __main__ as make_toy_dataset
 
 CLASSES = "toy_classes/{source}.txt"
 

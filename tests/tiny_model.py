@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
-from model.build import assemble
-from model.plan import Plan
+from model.checkpoints.architecture import Plan
+from model.checkpoints.load import assemble
 from model.seg_model import SegModel
 
 VOCABULARY, SEG, SIDE, EOS = 40, 37, 64, 2

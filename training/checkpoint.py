@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from training.engine import Engine
-from training.moments import MOMENTS, WEIGHT
+from training.optimizer_state import MOMENTS, WEIGHT
 from utils import dist
 from utils.config import Recipe, TrainConfig
 from utils.files import DRAFT, explained, flush, free, write_whole

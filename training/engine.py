@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.moments import MOMENTS, WEIGHT, Trained
+from training.optimizer_state import MOMENTS, WEIGHT, Trained
 from utils import dist
 from utils.config import Recipe, TrainConfig
 from utils.log import log

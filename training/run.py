@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import nn
 
 from data.mixture import Part
-from training.belonging import BEST_BY, contents, differences
 from training.checkpoint import Checkpoints, TrainState, check_writable
+from training.compatibility import BEST_BY, contents, differences
 from training.lock import Lock
 from training.provenance import describe, describe_data, last_start
 from utils import dist

@@ -13,13 +13,13 @@ from data.sources import (
     grefer,
     jsonl,
     label_maps,
+    llava_instruct,
     muse,
     openimages,
     parts,
     pascal,
     reason,
     refer,
-    short_answers,
     vqa,
 )
 from data.sources.base import SOURCES, Rows, Source, locate, name_of
@@ -27,8 +27,8 @@ from utils.registry import unknown
 
 # importing a family registers its sources
 FAMILIES = (
-    *(coco, false_premise, folder, grefer, jsonl, label_maps, muse, openimages, parts, pascal),
-    *(reason, refer, short_answers, vqa),
+    *(coco, false_premise, folder, grefer, jsonl, label_maps, llava_instruct, muse, openimages, parts, pascal),
+    *(reason, refer, vqa),
 )
 
 __all__ = ["FAMILIES", "SOURCES", "Rows", "Source", "build_source", "locate"]

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
-from data.sources.index import Fault, Rows, attempt, indexed  # noqa: F401  (part of what a source file imports from here)
-from data.sources.stream import read_entries  # noqa: F401
+from data.readers.index import Fault, Rows, attempt, indexed  # noqa: F401  (part of what a source file imports from here)
+from data.readers.json_stream import read_entries  # noqa: F401
 from data.types import Record
-from utils.pictures import opened
+from utils.images import opened
 from utils.plain import parse_json
 from utils.registry import Registry, unknown
 from utils.text import read_text

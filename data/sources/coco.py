@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from data.sources.annotations import ABOUT_BOXES, CocoFile, draw, id_of, is_crowd, outline, read_coco, shape_of, size_of
+from data.readers.coco_file import ABOUT_BOXES, CocoFile, draw, id_of, is_crowd, outline, read_coco, shape_of, size_of
 from data.sources.base import SOURCES, attempt, choice, field, indexed, name_of, picture, read_entries
 from data.sources.semantic import Classes, class_names
 from data.types import MaskFn, Record, Target
+from utils.images import opened
 from utils.masks import Once, Size
-from utils.pictures import opened
 from utils.registry import unknown
 
 SUFFIX = re.compile("(-(merged|other|stuff))+$")  # of COCO's panoptic classes

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data.sources.annotations import draw
+from data.readers.coco_file import draw
 from data.sources.base import KINDS, SOURCES, Fault, attempt, indexed, misfit, picture, picture_size, shortened
 from data.sources.coco import existing
 from data.sources.semantic import read_label_map

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.sources.annotations import draw, size_of
+from data.readers.coco_file import draw, size_of
 from data.sources.base import (
     SOURCES,
     Fault,

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.annotations import CocoFile, draw, outline, read_coco, shape_of, size_of
+from data.readers.coco_file import CocoFile, draw, outline, read_coco, shape_of, size_of
 from data.sources.base import SOURCES, attempt, choice, field, indexed, locate, name_of, picture, read_entries
 from data.types import Record, Target
 from utils.masks import Once

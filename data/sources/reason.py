@@ -25,8 +25,8 @@ from data.sources.base import (
 )
 from data.sources.false_premise import truth
 from data.types import Record, Target, Turn
+from utils.images import opened
 from utils.masks import Once, Size, paint_shapes
-from utils.pictures import opened
 
 TARGET, IGNORED = 1, 255
 TEXTS = ("all", "first", "pair")

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.annotations import Table, by_id, draw, id_of, released_mask, size_of, whole_polygons
+from data.readers.coco_file import Table, by_id, draw, id_of, released_mask, size_of, whole_polygons
 from data.sources.base import (
     SOURCES,
     EmptySplit,

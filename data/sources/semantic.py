@@ -11,8 +11,8 @@ import numpy as np
 
 from data.sources.base import PICTURES, Rows, by_stem, listing, name_of, only, shortened
 from data.types import Record, Target
+from utils.images import opened
 from utils.log import log
-from utils.pictures import opened
 from utils.registry import unknown
 from utils.text import read_text
 

@@ -1,4 +1,4 @@
-"""LLaVA-Instruct: whole dialogues about a picture, no masks (lisa.md 4.5)."""
+"""Questions with short answers, of which more than one may count as right: what general skill is kept (VQA)."""
 
 from __future__ import annotations
 
@@ -7,66 +7,84 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import SOURCES, attempt, field, indexed, locate, picture, read_json, shortened
-from data.types import IMAGE_PLACEHOLDER, Dialogue, Record, Turn
+from data.sources.base import SOURCES, Fault, attempt, field, indexed, locate, picture, read_json, shortened
+from data.sources.coco import existing
+from data.types import IMAGE_PLACEHOLDER, Record, Turn
+
+HINT = "Answer the question using a single word or phrase."  # as LLaVA-1.5 asks for short answers
+KEYS = ("image", "question", "answer", "answers")
 
 
-@SOURCES.register("llava_instruct_150k")
-class LlavaInstruct:
-    """`split` is "train": the file has no other. A record's only dialogue holds every round."""
+@SOURCES.register("vqa")
+class ShortAnswers:
+    """A JSON list of {image, question, answer} or {image, question, answers: [...]}; one record a picture.
 
-    def __init__(self, root: Path, split: str = "train"):
-        if split != "train":
-            raise ValueError(f"llava_instruct_150k has no split {split!r}; have: train")
-        self.files = (self._file,) = locate(root, "llava_instruct_150k", ("llava_dataset/llava_instruct_150k.json",))
-        (self._folder,) = locate(root, "pictures of llava_instruct_150k", ("coco/train2017",))
-        self._rows = indexed(root, parse, self.files, picture=1)
+    file, images: below the dataset folder, or absolute; without them vqa/<split>.json, and the file's folder. hint: put
+    behind every question, "" for none.
+    """
+
+    def __init__(
+        self, root: Path, split: str = "val", file: str | None = None, images: str | None = None, hint: str = HINT
+    ):
+        found = [existing(root, file, "file of vqa")] if file else locate(root, f"vqa {split}", (f"vqa/{split}.json",))
+        self.files = tuple(found)
+        self._folder = existing(root, images, "images of vqa") if images else self.files[0].parent
+        self._hint = f"\n{hint}" if hint else ""
+        self._rows = indexed(root, parse, self.files, picture="image")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        name, image, rounds = self._rows[index]
-        where = f"{self._file}: entry {index} (id {name})"
-        return Record(picture(self._folder, image, where), "vqa", asked=(dialogue(rounds, where),))
+        row = self._rows[index]
+        image = picture(self._folder, row["image"], f"{self.files[0]}: entry {row['entries'][0][0]}")
+        asked = tuple(
+            (Turn(f"{IMAGE_PLACEHOLDER}\n{question}{self._hint}", (answers[0],)),)
+            for _, question, answers in row["entries"]
+        )
+        return Record(image, "vqa", asked=asked, accepted=tuple(tuple(answers) for *_, answers in row["entries"]))
 
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
 
 
 def parse(path: Path) -> Iterator[Any]:
-    """[id, picture, [[speaker, text], ...]] of every entry."""
+    """A row a picture: [entry, question, accepted answers] each, in the order of the file."""
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected a list of dialogues, got {shortened(entries)}")
+        raise ValueError(f"{path}: expected a list of questions, got {shortened(entries)}")
+    pictures: dict[str, list[list[Any]]] = {}
     for index, entry in enumerate(entries):
-        image = entry.get("image") if isinstance(entry, dict) else None
-        yield attempt(partial(_entry, entry, f"{path}: entry {index}"), image)
+        read = attempt(partial(_entry, entry, f"{path}: entry {index}"))
+        if isinstance(read, Fault):
+            yield read
+        else:
+            image, *asked = read
+            pictures.setdefault(image, []).append([index, *asked])
+    for image, questions in pictures.items():
+        yield {"image": image, "entries": questions}
 
 
 def _entry(entry: Any, where: str) -> list[Any]:
-    image, said = field(entry, "image", where, str), field(entry, "conversations", where, list)
-    where += f" (id {entry.get('id')})"
-    rounds = [
-        [field(one, key, f"{where}: conversations[{number}]", str) for key in ("from", "value")]
-        for number, one in enumerate(said)
-    ]
-    return [entry.get("id"), image, rounds]
+    """[picture, question, accepted answers]."""
+    texts = [_text(field(entry, key, where), key, where) for key in ("image", "question")]
+    return [*texts, _answers(entry, where)]
 
 
-def dialogue(rounds: list[list[str]], where: str) -> Dialogue:
-    """Turns of question and answer; the picture's line is put in front of the first question.
+def _answers(entry: dict[str, Any], where: str) -> list[str]:
+    """What counts as right, each once, the first one the one to be trained on."""
+    if strange := [key for key in entry if key not in KEYS and key != "id"]:
+        raise ValueError(f"{where}: unknown {', '.join(strange)}; an entry has {', '.join(KEYS)}, and may have id")
+    if ("answer" in entry) == ("answers" in entry):
+        raise ValueError(f"{where}: give answer or answers")
+    answers = entry["answers"] if "answers" in entry else [entry["answer"]]
+    if not isinstance(answers, list) or not answers:
+        raise ValueError(f"{where}: answers must be a list of one or more, got {answers!r}")
+    return list(dict.fromkeys(_text(answer, "an answer", where) for answer in answers))
 
-    As released, only a turn with the picture's placeholder loses its outer blanks (lisa.md 4.5).
-    """
-    said = [
-        (speaker, text.replace(IMAGE_PLACEHOLDER, "").strip() if IMAGE_PLACEHOLDER in text else text)
-        for speaker, text in rounds
-    ]
-    if said and said[0][0] == "gpt":  # an answer without a question is dropped, as LLaVA does
-        said = said[1:]
-    speakers = [speaker for speaker, _ in said]
-    if not said or len(said) % 2 or speakers != ["human", "gpt"] * (len(said) // 2):
-        raise ValueError(f"{where}: human and gpt must take turns and gpt speak last; got {', '.join(speakers) or '-'}")
-    turns = [Turn(question, (answer,)) for (_, question), (_, answer) in zip(said[::2], said[1::2], strict=True)]
-    return (Turn(f"{IMAGE_PLACEHOLDER}\n{turns[0].question}", turns[0].answer), *turns[1:])
+
+def _text(value: Any, what: str, where: str) -> str:
+    value = str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: {what} must be text, got {value!r}")
+    return value.strip()

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from data.types import Batch, Geometry
-from model.names import Pair
-from model.together import together
+from model.checkpoints.name_table import Pair
 from model.vlm.llava import Vision
+from utils.batching import together
 from utils.registry import Registry
 
 HEADS = Registry("mask head")  # names to MaskHead classes

@@ -16,10 +16,10 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamLayerNorm, SamPositionalEmbedding, SamPromptEncoder
 
 from data.types import Batch, Geometry
+from model.checkpoints.name_table import Pair, under
 from model.heads.base import HEADS, Host, by_picture, fourier_positions, in_pieces
 from model.heads.pixel_decoder import PixelDecoder
-from model.heads.sam_keys import MLP_NAMES, SAM_NAMES
-from model.names import Pair, under
+from model.heads.sam_weights import MLP_NAMES, SAM_NAMES
 from model.vlm.llava import Vision, mlp_projector
 from utils.config import from_dict
 from utils.registry import unknown

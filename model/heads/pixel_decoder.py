@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm, SamTwoWayTransformer
 
-from model.heads.few_prompts import fold_prompts
+from model.heads.folded_attention import fold_prompts
 
 MASK_TOKENS = 4  # of which the first draws; the others, and the one for a score, stand beside it in attention
 NARROW = 8  # the features that a mask is drawn from have a width of 1 / NARROW

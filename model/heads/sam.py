@@ -14,14 +14,14 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
 
 from data.types import Batch, Geometry
-from model.cache import EmbeddingCache
+from model.checkpoints.files import read_tensors
+from model.checkpoints.name_table import under
 from model.heads.base import HEADS, Host, by_picture, fourier_positions, in_pieces
-from model.heads.few_prompts import fold_prompts
-from model.heads.sam_keys import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
-from model.heads.strips import attend_in_strips
-from model.names import under
+from model.heads.chunked_attention import attend_in_strips
+from model.heads.embedding_cache import EmbeddingCache
+from model.heads.folded_attention import fold_prompts
+from model.heads.sam_weights import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
 from model.vlm.llava import Vision
-from model.weights import read_tensors
 from utils.config import from_dict
 
 

@@ -16,8 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from data.types import IMAGE_ID, Geometry
 from data.views import ClipView, LanguageView
-from model.vlm.pack import MASKED, Packing, pack
-from model.vlm.shared import Beginnings, Split, shared_attention, split_shared
+from model.vlm.prefix_cache import Beginnings, Split, shared_attention, split_shared
+from model.vlm.prefix_packing import MASKED, Packing, pack
 
 
 @dataclass

@@ -1,0 +1,72 @@
+"""LLaVA-Instruct: whole dialogues about a picture, no masks (lisa.md 4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data.sources.base import SOURCES, attempt, field, indexed, locate, picture, read_json, shortened
+from data.types import IMAGE_PLACEHOLDER, Dialogue, Record, Turn
+
+
+@SOURCES.register("llava_instruct_150k")
+class LlavaInstruct:
+    """`split` is "train": the file has no other. A record's only dialogue holds every round."""
+
+    def __init__(self, root: Path, split: str = "train"):
+        if split != "train":
+            raise ValueError(f"llava_instruct_150k has no split {split!r}; have: train")
+        self.files = (self._file,) = locate(root, "llava_instruct_150k", ("llava_dataset/llava_instruct_150k.json",))
+        (self._folder,) = locate(root, "pictures of llava_instruct_150k", ("coco/train2017",))
+        self._rows = indexed(root, parse, self.files, picture=1)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        name, image, rounds = self._rows[index]
+        where = f"{self._file}: entry {index} (id {name})"
+        return Record(picture(self._folder, image, where), "vqa", asked=(dialogue(rounds, where),))
+
+    def image_paths(self) -> list[str]:
+        return [f"{self._folder}/{name}" for name in self._rows.pictures()]
+
+
+def parse(path: Path) -> Iterator[Any]:
+    """[id, picture, [[speaker, text], ...]] of every entry."""
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: expected a list of dialogues, got {shortened(entries)}")
+    for index, entry in enumerate(entries):
+        image = entry.get("image") if isinstance(entry, dict) else None
+        yield attempt(partial(_entry, entry, f"{path}: entry {index}"), image)
+
+
+def _entry(entry: Any, where: str) -> list[Any]:
+    image, said = field(entry, "image", where, str), field(entry, "conversations", where, list)
+    where += f" (id {entry.get('id')})"
+    rounds = [
+        [field(one, key, f"{where}: conversations[{number}]", str) for key in ("from", "value")]
+        for number, one in enumerate(said)
+    ]
+    return [entry.get("id"), image, rounds]
+
+
+def dialogue(rounds: list[list[str]], where: str) -> Dialogue:
+    """Turns of question and answer; the picture's line is put in front of the first question.
+
+    As released, only a turn with the picture's placeholder loses its outer blanks (lisa.md 4.5).
+    """
+    said = [
+        (speaker, text.replace(IMAGE_PLACEHOLDER, "").strip() if IMAGE_PLACEHOLDER in text else text)
+        for speaker, text in rounds
+    ]
+    if said and said[0][0] == "gpt":  # an answer without a question is dropped, as LLaVA does
+        said = said[1:]
+    speakers = [speaker for speaker, _ in said]
+    if not said or len(said) % 2 or speakers != ["human", "gpt"] * (len(said) // 2):
+        raise ValueError(f"{where}: human and gpt must take turns and gpt speak last; got {', '.join(speakers) or '-'}")
+    turns = [Turn(question, (answer,)) for (_, question), (_, answer) in zip(said[::2], said[1::2], strict=True)]
+    return (Turn(f"{IMAGE_PLACEHOLDER}\n{turns[0].question}", turns[0].answer), *turns[1:])

@@ -1,0 +1,176 @@
+"""What trains: LoRA on the language model's linears, and the parts that a recipe trains in full (lisa.md 5.2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from model.checkpoints.layouts import LORA_WRAPPER, reading_table
+from model.finetune.kernels import speed_up
+from model.finetune.quantize import quantize
+from model.finetune.vocabulary import merge_rows, train_rows
+from model.seg_model import SegModel
+from utils.config import LoraConfig, ModelConfig
+from utils.log import log
+from utils.registry import unknown
+
+ADAPTER = "default"
+VOCABULARIES = ("full", "new_tokens")
+
+
+def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> SegModel:
+    """All a recipe's `model` section says about training: LoRA, what trains, kernels, checkpointing. In place."""
+    quantize_frozen(model, config)
+    apply_lora(model, config.lora, seed=seed)
+    mark_trainable(model, config)
+    speed_up(model, config)
+    if config.gradient_checkpointing:
+        model.vlm.checkpoint_gradients()
+    model.head.redraw = config.decoder_checkpointing
+    log.info(describe(model))
+    return model.train()
+
+
+def quantize_frozen(model: SegModel, config: ModelConfig) -> None:
+    """QLoRA with `load_in_4bit`: the language model's linears in NF4, adapters and everything else in full."""
+    if config.load_in_8bit:
+        raise ValueError("load_in_8bit is for inference (chat, evaluation); training takes load_in_4bit (QLoRA)")
+    if config.load_in_4bit and config.lora.r <= 0:
+        raise ValueError("load_in_4bit trains adapters only: 4-bit layers have no gradients; set model.lora.r above 0")
+    if config.load_in_4bit:
+        quantize(model, bits=4)
+        model.vlm.language.model.is_loaded_in_4bit = True  # where peft looks which kind of adapter to make
+
+
+def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
+    """Adapters on the named linears of the language model's layers only: SAM's decoder and the vision tower have
+    layers of the same names. r = 0 or below: none. A name that matches no linear raises and lists those there are."""
+    if config.r <= 0:
+        return
+    language = model.vlm.language.model
+    have = {name.rpartition(".")[2] for name, module in language.named_modules() if isinstance(module, nn.Linear)}
+    for target in config.target_modules:
+        if target not in have:
+            raise ValueError(unknown("linear layer of the language model", target, have))
+    adapters = PeftConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(config.target_modules),
+        bias="none",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(adapters, language, ADAPTER)
+
+
+def mark_trainable(model: SegModel, config: ModelConfig) -> None:
+    """Trained: LoRA, vocabulary rows in and out (`train_vocabulary`), text MLP, mask decoder with
+    `train_mask_decoder`, the projector with `tower.train_projector`, the tower with `tower.train`. Frozen: everything
+    else. Without LoRA (r = 0) the language model trains in full with `train_language`: one released program does so,
+    another does not. r below 0: its layers.
+    """
+    model.requires_grad_(False)
+    language = model.vlm.language
+    whole = config.lora.r == 0 and config.train_language
+    parts = [language] if whole else _vocabulary(model, config)
+    parts += [language.model.layers] if config.lora.r < 0 else []
+    parts += [model.project, *(model.head.trained(config.head) if config.train_mask_decoder else ())]
+    parts += [model.vlm.projector] if config.tower.train_projector else []
+    parts += model.vlm.used_tower() if config.tower.train else []
+    if whole and config.train_vocabulary != "full":
+        raise ValueError("model.train_vocabulary: without LoRA the language model trains in full, its vocabulary too")
+    for part in parts:
+        part.requires_grad_(True)
+    for name, parameter in language.named_parameters():
+        if ".lora_" in name:
+            parameter.requires_grad_(True)
+
+
+def _vocabulary(model: SegModel, config: ModelConfig) -> list[nn.Module | nn.Parameter]:
+    """What of the vocabulary trains: all rows in and out, or those of the tokens that the system adds."""
+    if config.train_vocabulary not in VOCABULARIES:
+        raise ValueError(unknown("model.train_vocabulary", config.train_vocabulary, VOCABULARIES))
+    language = model.vlm.language
+    if config.train_vocabulary == "full":
+        return [language.get_input_embeddings(), language.lm_head]
+    return train_rows(language, model.added_ids)
+
+
+def merge_lora(model: SegModel) -> None:
+    """Adds the adapters to their linears and takes them out, as it does with rows of the vocabulary that trained
+    apart; a model without any stays as it is."""
+    merge_rows(model.vlm.language)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+
+
+def trainable_names(model: SegModel) -> list[str]:
+    """Names of trained parameters in `state_dict` order."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def trainable_state(model: SegModel) -> dict[str, Tensor]:
+    """The trained tensors under their `state_dict` names: all that a checkpoint must hold beside the base."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def load_trainable(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
+    """Puts a checkpoint's tensors into a model prepared by the same recipe; other names or shapes raise."""
+    own = dict(model.named_parameters())
+    wanted = set(trainable_names(model))
+    missing, unexpected = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
+    if missing or unexpected:
+        raise ValueError(
+            "the checkpoint's trained weights are not this recipe's; "
+            f"missing: {', '.join(missing[:10]) or 'none'}; unexpected: {', '.join(unexpected[:10]) or 'none'}"
+        )
+    wrong = [name for name in wanted if own[name].shape != tensors[name].shape]
+    if wrong:
+        raise ValueError(f"shapes of the checkpoint differ: {', '.join(sorted(wrong)[:10])}")
+    with torch.no_grad():
+        for name in wanted:
+            own[name].copy_(tensors[name])
+
+
+def from_training_file(model: SegModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trained part of a whole-model file (`pytorch_model.bin` of `zero_to_fp32`) under this model's names.
+
+    Both our names and the original programs' (`base_model.model.*`, LoRA as `lora_A.default`) are read. The frozen
+    rest is left out: it is the base's.
+    """
+    table = reading_table(model.head.NAMES)
+    renamed = {table.ours(name.removeprefix(LORA_WRAPPER)): tensor for name, tensor in tensors.items()}
+    return {name: renamed[name] for name in trainable_names(model) if name in renamed}
+
+
+def load_drawn(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
+    """The frozen part of a mask head that started from no file: no base has it, so a whole-model file must."""
+    if model.head.PRETRAINED:
+        return
+    table, state = reading_table(model.head.NAMES), model.head.state_dict(prefix="head.")
+    for name, tensor in tensors.items():
+        ours = table.ours(name.removeprefix(LORA_WRAPPER))
+        if ours in state:
+            state[ours].copy_(tensor)
+
+
+def describe(model: SegModel) -> str:
+    """One line: how many weights train, by part."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "lora" if ".lora_" in name else re.sub(r"^vlm\.language\.(model\.)?", "", name).split(".")[0]
+            counts[part] = counts.get(part, 0) + parameter.numel()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+    return f"{sum(counts.values()):,} of {total:,} weights train ({parts})"

@@ -1,0 +1,121 @@
+"""The memory of a step as counted without values against what the allocator hands out when the step really runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from data.types import IGNORE_ID, Batch
+from model.checkpoints.architecture import Plan
+from model.checkpoints.load import assemble
+from model.finetune.trainable import prepare_training
+from model.heads.base import REDRAWN_AT_ONCE
+from model.losses import objective
+from model.seg_model import SegModel
+from tests.tiny_model import EOS, LANGUAGE, PLAN, SAM, TOWER, tiny_batch
+from tools.memory.activation_memory import Ledger, footprint
+from utils.config import LoraConfig, LossConfig, ModelConfig
+
+MIB = 2**20
+WIDE = replace(  # enough for activations to weigh more than what kernels keep for themselves
+    PLAN,
+    language=LANGUAGE | {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4, "vocab_size": 2000},
+    tower=TOWER | {"hidden_size": 64, "intermediate_size": 256},
+    head_config=SAM | {"vision_config": SAM["vision_config"] | {"hidden_size": 64, "mlp_dim": 256}},
+)
+
+
+@pytest.fixture(autouse=True)
+def _plain_linears(monkeypatch):
+    """ZeRO-3, once started in this process, puts its own function there, which keeps other things."""
+    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
+
+
+def prepared(attention: str, checkpointing: bool, precision: torch.dtype, plan: Plan = WIDE) -> SegModel:
+    """With gradients, as after a first step."""
+    model = assemble(plan, attention).to(precision)
+    lora = LoraConfig(r=4, alpha=8, dropout=0.0)
+    prepare_training(model, ModelConfig(gradient_checkpointing=checkpointing, lora=lora))
+    model.vlm.pack_rows = True
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.grad = torch.zeros_like(weight)
+    return model
+
+
+def long_batch(precision: torch.dtype) -> Batch:
+    """The tiny pictures with longer rows, so that the language model weighs something."""
+    batch = tiny_batch()
+    words = 10 + torch.arange(3 * 160).view(3, 160) % 25
+    ids = torch.cat([batch.ids[:, :6], words, batch.ids[:, -1:].clamp(min=EOS)], dim=1)
+    labels = ids.clone()
+    labels[:, :80] = IGNORE_ID
+    return replace(batch, ids=ids, labels=labels, attention=torch.ones_like(ids, dtype=torch.bool)).to("cpu", precision)
+
+
+def measured(model: SegModel, batch: Batch) -> int:
+    """The highest sum of what the allocator gave and took back."""
+
+    def step() -> None:
+        objective(model(batch), batch, LossConfig()).total.backward()
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        step()
+    events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("attention", "checkpointing", "precision"),
+    [
+        ("sdpa", False, torch.float32),
+        ("sdpa", True, torch.float32),
+        ("sdpa", False, torch.bfloat16),
+        ("eager", False, torch.float32),
+    ],
+)
+def test_peak_is_that_of_the_real_step(attention, checkpointing, precision, monkeypatch):
+    monkeypatch.setitem(REDRAWN_AT_ONCE, "meta", REDRAWN_AT_ONCE["cpu"])
+    torch.manual_seed(0)
+    model = prepared(attention, checkpointing, precision)
+    batch = long_batch(precision)
+    truth = measured(model, batch)
+    with torch.device("meta"):
+        ghost = prepared(attention, checkpointing, precision)
+    told = footprint(ghost, batch._each(_without_values), LossConfig())
+    assert truth > MIB
+    assert abs(told.peak / truth - 1) < 0.15
+    assert 0 < told.kept < told.peak
+
+
+def test_checkpointing_keeps_less():
+    kept = []
+    for checkpointing in (False, True):
+        with torch.device("meta"):
+            ghost = prepared("sdpa", checkpointing, torch.float32)
+        batch = long_batch(torch.float32)._each(_without_values)
+        kept.append(footprint(ghost, batch, LossConfig()).kept)
+    assert kept[1] < kept[0]
+
+
+def test_views_and_what_was_there_before_count_nothing():
+    held = torch.zeros(1000)
+    with Ledger([held]) as ledger:
+        held[10:].view(-1)
+        assert ledger.live == 0
+        made = held + 1
+        assert ledger.live == made.nbytes
+        made = None
+        assert ledger.live == 0 and ledger.peak == held.nbytes
+
+
+def _without_values(_: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("meta") if tensor.is_floating_point() else tensor

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import SamVisionConfig
+from transformers.models.sam.modeling_sam import SamVisionEncoder, SamVisionSdpaAttention
+
+from model.heads.chunked_attention import StripAttention, attend_in_strips
+
+
+def encoder(kind: str = "sdpa") -> SamVisionEncoder:
+    config = SamVisionConfig(
+        hidden_size=16,
+        output_channels=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=48,
+        patch_size=4,
+        mlp_dim=16,
+        window_size=5,
+        global_attn_indexes=[1],
+        num_pos_feats=4,
+    )
+    config._attn_implementation = kind
+    torch.manual_seed(0)
+    made = SamVisionEncoder(config).eval()
+    for weight in made.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return made
+
+
+@pytest.mark.parametrize("elements", [1, 2 * 2 * 5 * 12 * 144, 2**30])
+def test_strips_give_what_the_whole_gives(monkeypatch, elements):
+    """One row at a time, five and a rest, all at once."""
+    monkeypatch.setattr("model.heads.chunked_attention.CPU_STRIP", elements)
+    whole, strips = encoder(), encoder()
+    attend_in_strips(strips)
+    assert [type(layer.attn) for layer in strips.layers] == [SamVisionSdpaAttention, StripAttention]
+    strips.load_state_dict(whole.state_dict())
+    calls = []
+    draw = StripAttention._attend
+    monkeypatch.setattr(StripAttention, "_attend", staticmethod(lambda *a: calls.append(a[0].shape[2]) or draw(*a)))
+    pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            strips(pixels).last_hidden_state, whole(pixels).last_hidden_state, atol=1e-6, rtol=1e-5
+        )
+    assert calls == {1: [1] * 12, 2**30: [12]}.get(elements, [5, 5, 2])
+
+
+class Sizes(TorchDispatchMode):
+    """Elements of the tensors that come out of operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen += [leaf.numel() for leaf in tree_leaves(result) if torch.is_tensor(leaf)]
+        return result
+
+
+def test_the_bias_never_exists_whole(monkeypatch):
+    scores, largest = 2 * 144 * 144, []
+    monkeypatch.setattr("model.heads.chunked_attention.CPU_STRIP", 1)
+    for strips in (False, True):
+        made = encoder()
+        if strips:
+            attend_in_strips(made)
+        with torch.no_grad(), Sizes() as sizes:
+            made(torch.randn(1, 3, 48, 48))
+        largest.append(max(sizes.seen))
+    assert largest[1] < scores <= largest[0]
+
+
+def test_eager_attention_stays_as_it_is():
+    made = encoder("eager")
+    attend_in_strips(made)
+    assert not any(isinstance(layer.attn, StripAttention) for layer in made.layers)

@@ -1,0 +1,510 @@
+"""Every layout that weights come in, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from data.tokens import TokenSpec, load_tokenizer
+from model.checkpoints.architecture import Plan
+from model.checkpoints.files import read_tensors, write_tensors
+from model.checkpoints.layouts import published_table
+from model.checkpoints.load import assemble, build_model, dtype_of, fetch, load_folder, resolve_attention, views_for
+from model.checkpoints.save import save_folder, save_original
+from model.heads import HEADS
+from tests.tiny_model import LANGUAGE, TOWER
+from utils.config import ModelConfig
+
+GOLDEN = Path(__file__).parent / "golden" / "lisa"
+TOY = Path(__file__).parents[1] / "assets" / "toy"
+SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
+OTHER = TokenSpec(added=("<ins>", "<no_ins>"), mask=("<ins>",), refuse="<no_ins>")
+CONFIG = ModelConfig(vision_tower=None, precision="fp32", decoder_heads=4)
+PIECES = 600  # of the golden tokenizer, without added tokens
+
+
+@pytest.fixture(scope="module")
+def published():
+    return {name: tensor.float() for name, tensor in read_tensors(GOLDEN).items()}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_folder(GOLDEN, SPEC, load_tokenizer(GOLDEN, SPEC), config=CONFIG)
+
+
+@pytest.fixture
+def sam(published, tmp_path) -> Path:
+    """`sam_vit_*.pth`: upstream's names, a pickle of tensors."""
+    prefix = "model.visual_model."
+    torch.save({n.removeprefix(prefix): t for n, t in published.items() if n.startswith(prefix)}, tmp_path / "sam.pth")
+    return tmp_path / "sam.pth"
+
+
+def base_tensors(published, *, tower: bool = False):
+    """What an original LLaVA holds: no mask head, no text MLP, no added rows, the tower or not."""
+    drop = ("model.visual_model.", "model.text_hidden_fcs.", *(() if tower else ("model.vision_tower.",)))
+    kept = {name: tensor for name, tensor in published.items() if not name.startswith(drop)}
+    return {name: tensor[:PIECES] if tensor.shape[0] == PIECES + 3 else tensor for name, tensor in kept.items()}
+
+
+def write_base(folder: Path, tensors, config: dict | None = None, *, clip: bool = True, safe: bool = True) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_tensors(tensors, folder, safe=safe)
+    plain = json.loads((GOLDEN / "config.json").read_text())
+    for key in ("train_mask_decoder", "out_dim", "architectures"):
+        plain.pop(key)
+    wrong_ids = {
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": -1,
+        "vocab_size": PIECES,
+    }  # as in published bases
+    (folder / "config.json").write_text(json.dumps(config or plain | wrong_ids))
+    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(GOLDEN / name, folder / name)
+    if clip:
+        shutil.copytree(GOLDEN / "clip", folder / "clip", dirs_exist_ok=True)
+    return folder
+
+
+def build(folder: Path, sam: Path | None = None, spec=SPEC, **changes):
+    config = replace(CONFIG, version=str(folder), vision_pretrained=str(sam) if sam else None, **changes)
+    return build_model(config, spec, load_tokenizer(folder, spec))
+
+
+def assert_same(model, golden, *, skip: tuple[str, ...] = ("project.", "vlm.tower.")):
+    expected = golden.state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(skip):
+            same = min(len(tensor), PIECES) if "embed_tokens" in name or "lm_head" in name else len(tensor)
+            assert torch.equal(tensor[:same], expected[name][:same]), name
+
+
+def test_original_llava_with_a_linear_projector(published, golden, sam, tmp_path):
+    model = build(write_base(tmp_path / "llava", base_tensors(published)), sam)
+    assert_same(model, golden)
+    assert len(model.vlm.projector) == 1
+    tower = read_tensors(GOLDEN / "clip")["vision_model.post_layernorm.bias"]
+    assert torch.equal(model.vlm.tower.post_layernorm.bias, tower), "the tower's own folder gives its weights"
+    language = model.vlm.language.config
+    assert (language.bos_token_id, language.eos_token_id, language.pad_token_id) == (1, 2, 0)
+    assert model.report.fresh == ["project.0.weight", "project.0.bias", "project.2.weight", "project.2.bias"]
+
+
+def test_original_llava_with_an_mlp_projector(published, golden, sam, tmp_path):
+    tensors = base_tensors(published)
+    linear = {name: tensors.pop(f"model.mm_projector.{name}") for name in ("weight", "bias")}
+    tensors |= {f"model.mm_projector.0.{name}": value for name, value in linear.items()}
+    tensors |= {
+        f"model.mm_projector.2.{name}": torch.ones(48, 48)[: 48 if name == "weight" else 1].squeeze() for name in linear
+    }
+    model = build(write_base(tmp_path / "llava", tensors), sam)
+    assert [type(part).__name__ for part in model.vlm.projector] == ["Linear", "GELU", "Linear"]
+    assert torch.equal(model.vlm.projector[2].weight, torch.ones(48, 48))
+
+
+def test_tower_inside_counts_over_the_one_beside(published, sam, tmp_path):
+    model = build(write_base(tmp_path / "llava", base_tensors(published, tower=True)), sam)
+    inside = published["model.vision_tower.vision_tower.vision_model.post_layernorm.bias"]
+    assert torch.equal(model.vlm.tower.post_layernorm.bias, inside)
+
+
+def test_tower_by_argument(published, sam, tmp_path):
+    folder = write_base(tmp_path / "llava", base_tensors(published), clip=False)
+    model = build(folder, sam, vision_tower=str(GOLDEN / "clip"))
+    assert model.vlm.image_tokens == 256
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("mm_vision_tower"), config.pop("vision_tower")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"names none: set model\.vision_tower"):
+        build(folder, sam)
+
+
+def test_pickled_and_sharded_bases(published, golden, sam, tmp_path, monkeypatch):
+    monkeypatch.setattr("model.checkpoints.files.SHARD_SIZE", "60KB")
+    for safe, index in ((True, "model.safetensors.index.json"), (False, "pytorch_model.bin.index.json")):
+        folder = write_base(tmp_path / f"llava{safe}", base_tensors(published), safe=safe)
+        assert (folder / index).is_file()
+        assert_same(build(folder, sam), golden)
+    shard = next(folder.glob("pytorch_model-00002*"))
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=shard.name):
+        build(folder, sam)
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory):
+    """A folder that transformers wrote, with the model it came from: 4 patches, MLP projector, 600 rows and <image>."""
+    folder = tmp_path_factory.mktemp("hf") / "llava"
+    language = LlamaConfig(**LANGUAGE | {"vocab_size": 608, "num_key_value_heads": 1, "rope_theta": 5000.0})
+    config = LlavaConfig(text_config=language, vision_config=CLIPVisionConfig(**TOWER), image_token_index=607)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = LlavaForConditionalGeneration(config).eval()
+    theirs.save_pretrained(folder)
+    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(GOLDEN / name, folder / name)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"size": {"shortest_edge": 16}, "image_mean": [0, 0, 0]})
+    )
+    return folder, theirs
+
+
+def new_layout(tensors):
+    """The names of transformers 4.52 and later in memory, which some folders hold."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        name = name.replace("language_model.lm_head", "lm_head").replace(
+            "language_model.model.", "model.language_model."
+        )
+        renamed[f"model.{name}" if name.startswith(("vision_tower", "multi_modal")) else name] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("layout", ["as written", "newer"])
+def test_hugging_face_llava(hugging_face, sam, tmp_path, layout):
+    folder, theirs = hugging_face
+    if layout == "newer":
+        shutil.copytree(folder, tmp_path / "new")
+        folder = tmp_path / "new"
+        renamed = new_layout(load_file(folder / "model.safetensors"))
+        assert "model.language_model.norm.weight" in renamed
+        save_file(renamed, folder / "model.safetensors")
+    model = build(folder, sam)
+    assert model.vlm.view.size == 16
+    assert model.vlm.view.mean == (0, 0, 0)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, 16, 16, generator=generator)
+    ids = torch.tensor([[1, 5, 607, 607, 607, 607, 9, 10], [1, 6, 607, 607, 607, 607, 11, 12]])
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, pixel_values=pixels).logits
+        vision = model.vlm.encode_images(pixels)
+        ours = ids.masked_fill(ids == 607, -200)
+        hidden = model.vlm(ours, torch.ones_like(ids, dtype=torch.bool), vision.states, torch.arange(2))
+    rows = len(load_tokenizer(folder, SPEC))
+    assert model.vlm.logits(hidden).shape[-1] == rows
+    torch.testing.assert_close(model.vlm.logits(hidden)[..., :PIECES], expected[..., :PIECES], atol=1e-5, rtol=1e-4)
+
+
+def test_our_folder_opens_in_transformers(hugging_face, sam, tmp_path):
+    folder, theirs = hugging_face
+    model, tokenizer = build(folder, sam), load_tokenizer(folder, SPEC)
+    save_folder(model, tmp_path / "ours", tokenizer)
+    opened = LlavaForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    ids = torch.tensor([[1, 5, 9, 10]])
+    with torch.no_grad():
+        expected = theirs(input_ids=ids).logits[..., :PIECES]
+        torch.testing.assert_close(opened(input_ids=ids).logits[..., :PIECES], expected, atol=1e-5, rtol=1e-4)
+    assert opened.config.vision_config.image_size == 16
+
+
+@pytest.mark.parametrize("write", [save_folder, save_original])
+def test_folders_come_back_equal(golden, tmp_path, write):
+    tokenizer = load_tokenizer(GOLDEN, SPEC)
+    write(golden, tmp_path / "out", tokenizer)
+    again = load_tokenizer(tmp_path / "out", SPEC)
+    assert again.get_added_vocab() == tokenizer.get_added_vocab()
+    text = "It is [SEG]. Yes</s>USER: <im_start> <im_end>\n a"
+    assert again(text).input_ids == tokenizer(text).input_ids
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    model = load_folder(tmp_path / "moved", SPEC, again, config=replace(CONFIG, decoder_heads=4))
+    assert_same(model, golden, skip=())
+    assert model.vlm.view == golden.vlm.view
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_our_folder_stands_by_itself(golden, tmp_path):
+    """No argument repeats what the folder knows, e.g. the decoder's heads."""
+    save_folder(golden, tmp_path, load_tokenizer(GOLDEN, SPEC))
+    model = load_folder(tmp_path, SPEC, load_tokenizer(tmp_path, SPEC), config=ModelConfig(precision="fp32"))
+    attention = model.head.decoder.transformer.final_attn_token_to_image
+    assert attention.num_attention_heads == 4
+
+
+def test_published_names_are_written_back(golden, published, tmp_path):
+    save_original(golden, tmp_path, load_tokenizer(GOLDEN, SPEC), "SomeForCausalLM")
+    written = read_tensors(tmp_path)
+    released = {n for n in published if "vision_tower" not in n and "inv_freq" not in n}
+    assert written.keys() == released
+    assert all(torch.equal(written[name], published[name]) for name in released)
+    config, original = (json.loads((place / "config.json").read_text()) for place in (tmp_path, GOLDEN))
+    assert config["architectures"] == ["SomeForCausalLM"]
+    told = {
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "rms_norm_eps",
+        "vocab_size",
+    }
+    told |= {"max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "mm_vision_select_layer"}
+    told |= {"mm_hidden_size", "train_mask_decoder", "model_type", "tie_word_embeddings", "mm_use_im_start_end"}
+    assert {key: config[key] for key in told} == {key: original[key] for key in told}
+    files = ("added_tokens.json", "special_tokens_map.json")
+    assert all(json.loads((tmp_path / f).read_text()) == json.loads((GOLDEN / f).read_text()) for f in files)
+
+
+def test_published_7b_names_and_shapes():
+    """The whole of LISA-7B's state dict (lisa.md 7.2), without its memory: 923 names, 32 of them rotary tables."""
+    language = {"vocab_size": 32004, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    vision = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120}
+    sam = {"vision_config": vision | {"global_attn_indexes": [7, 15, 23, 31]}}
+    plan = Plan(
+        language | {"num_attention_heads": 32}, tower | {"image_size": 224, "patch_size": 14}, 1, -2, "sam", sam
+    )
+    with torch.device("meta"):
+        model = assemble(plan)
+    table = published_table(HEADS["sam"].NAMES, projector_depth=1)
+    shapes = {table.theirs(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: shape for name, shape in shapes.items() if "vision_tower" not in name}
+    assert len(shapes) == 923 - 32
+    sizes = {
+        part: [n for n in shapes if n.startswith(f"model.visual_model.{part}.")]
+        for part in ("image_encoder", "prompt_encoder", "mask_decoder")
+    }
+    assert [len(names) for names in sizes.values()] == [457, 17, 120]
+    for name, shape in {
+        "model.embed_tokens.weight": (32004, 4096),
+        "model.mm_projector.weight": (4096, 1024),
+        "model.text_hidden_fcs.0.2.weight": (256, 4096),
+        "model.visual_model.image_encoder.blocks.31.attn.rel_pos_h": (127, 80),
+        "model.visual_model.image_encoder.blocks.0.attn.qkv.weight": (3840, 1280),
+        "model.visual_model.image_encoder.neck.2.weight": (256, 256, 3, 3),
+        "model.visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix": (2, 128),
+        "model.visual_model.prompt_encoder.mask_downscaling.6.weight": (256, 16, 1, 1),
+        "model.visual_model.mask_decoder.transformer.layers.1.cross_attn_image_to_token.q_proj.weight": (128, 256),
+        "model.visual_model.mask_decoder.output_hypernetworks_mlps.3.layers.2.weight": (32, 256),
+        "model.visual_model.mask_decoder.iou_prediction_head.layers.2.weight": (4, 256),
+        "model.visual_model.mask_decoder.output_upscaling.3.weight": (64, 32, 2, 2),
+    }.items():
+        assert shapes[name] == shape, name
+    assert model.vlm.image_tokens == 256
+
+
+def test_toy_base():
+    folder = TOY / "llava"
+    model = build_model(
+        replace(CONFIG, version=str(folder), vision_pretrained=str(TOY / "sam_vit_toy.safetensors")),
+        SPEC,
+        load_tokenizer(folder, SPEC),
+    )
+    assert model.vlm.image_tokens == (model.vlm.view.size // model.vlm.tower.config.patch_size) ** 2
+    views = views_for(model)
+    assert views.language.size == model.vlm.tower.config.image_size
+    assert views.seg.size == model.head.view_size
+
+
+def test_new_rows_and_text_mlp_are_drawn_by_seed(published, sam, tmp_path):
+    folder = write_base(tmp_path / "llava", base_tensors(published))
+    tokenizer = load_tokenizer(folder, SPEC)
+    config = replace(CONFIG, version=str(folder), vision_pretrained=str(sam))
+    one, same, other = (build_model(config, SPEC, tokenizer, seed=seed).state_dict() for seed in (1, 1, 2))
+    rows = one["vlm.language.model.embed_tokens.weight"]
+    assert len(rows) == len(tokenizer) == PIECES + 3
+    assert 0.01 < rows[PIECES:].std() < 0.03
+    for name in ("vlm.language.model.embed_tokens.weight", "vlm.language.lm_head.weight", "project.2.weight"):
+        assert torch.equal(one[name], same[name])
+        assert not torch.equal(one[name], other[name])
+
+
+def test_tied_embeddings_become_two(published, sam, tmp_path):
+    tensors = base_tensors(published)
+    tensors.pop("lm_head.weight")
+    folder = write_base(tmp_path / "llava", tensors)
+    with pytest.raises(ValueError, match=r"lm_head\.weight missing"):
+        build(folder, sam)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"tie_word_embeddings": True}))
+    language = build(folder, sam).vlm.language
+    assert torch.equal(language.lm_head.weight[:PIECES], language.model.embed_tokens.weight[:PIECES])
+    assert language.lm_head.weight.data_ptr() != language.model.embed_tokens.weight.data_ptr()
+
+
+def test_finished_weights_are_never_drawn_anew(golden, sam):
+    """Training goes on from a finished assistant; a SAM file beside it changes nothing."""
+    model = build(GOLDEN, sam)
+    assert_same(model, golden, skip=())
+    assert model.report.fresh == []
+
+
+def test_missing_and_unexpected_weights_are_listed(published, golden, tmp_path):
+    tensors = dict(published)
+    gone = [tensors.pop(f"model.text_hidden_fcs.0.2.{name}") for name in ("weight", "bias")]
+    tensors["model.box_head.weight"] = gone[0]
+    folder = write_base(tmp_path / "odd", tensors)
+    shutil.copy(GOLDEN / "added_tokens.json", folder)
+    message = r"missing: project\.2\.weight, project\.2\.bias; unexpected: model\.box_head\.weight.*allow_missing"
+    with pytest.raises(ValueError, match=message):
+        build(folder)
+    model = build(folder, allow_missing=True)
+    assert_same(model, golden, skip=("project.2.",))
+    assert model.report.missing == ["project.2.weight", "project.2.bias"]
+    assert model.report.unexpected == ["model.box_head.weight"]
+
+
+def test_checkpoint_of_another_system():
+    with pytest.raises(ValueError, match=r"another system.*603 rows has no <ins>, <no_ins>"):
+        load_folder(GOLDEN, OTHER, load_tokenizer(GOLDEN, OTHER), config=CONFIG)
+
+
+def test_wrong_vocabulary_size(published, tmp_path):
+    folder = write_base(tmp_path / "odd", dict(published))
+    (folder / "added_tokens.json").write_text(json.dumps({"[SEG]": 600, "<im_start>": 601}))
+    spec = replace(SPEC, wrap_image=False)
+    with pytest.raises(ValueError, match="wrong vocabulary size, 603 embedding rows for a tokenizer of 602 tokens"):
+        build(folder, spec=spec)
+
+
+def test_base_without_a_mask_head_needs_one(published, tmp_path):
+    folder = write_base(tmp_path / "llava", base_tensors(published))
+    with pytest.raises(ValueError, match="vision_pretrained"):
+        build(folder)
+    with pytest.raises(ValueError, match="base model"):
+        load_folder(folder, SPEC, load_tokenizer(folder, SPEC), config=CONFIG)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("boom",))
+
+
+@pytest.mark.parametrize("place", ["model", "sam"])
+def test_picklebombs_are_refused(published, sam, tmp_path, capsys, place):
+    folder = write_base(tmp_path / "llava", base_tensors(published), safe=False)
+    bad = folder / "pytorch_model.bin" if place == "model" else sam
+    bad.write_bytes(pickle.dumps({"model.norm.weight": Bomb()}, protocol=2))
+    with pytest.raises(ValueError, match=rf"{bad.name}: refused.*would run code"):
+        build(folder, sam)
+    torch.save({"model.norm.weight": Bomb()}, bad)
+    with pytest.raises(ValueError, match=rf"{bad.name}: refused.*would run code"):
+        build(folder, sam)
+    assert "boom" not in capsys.readouterr().out
+
+
+def test_damaged_files_are_named(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"12345678901234567890")
+    (tmp_path / "b.pth").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "c.pth")
+    with pytest.raises(ValueError, match=r"a\.safetensors is damaged"):
+        read_tensors(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"b\.pth is damaged"):
+        read_tensors(tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=r"c\.pth: expected a mapping"):
+        read_tensors(tmp_path / "c.pth")
+    with pytest.raises(FileNotFoundError, match=r"has no weights: expected model\.safetensors.*a\.safetensors"):
+        read_tensors(tmp_path)
+    torch.save({"state_dict": {"x": torch.ones(2)}}, tmp_path / "d.pth")
+    assert read_tensors(tmp_path / "d.pth")["x"].sum() == 2
+
+
+def test_wrong_sizes_and_choices_are_named(published, sam, tmp_path):
+    folder = write_base(tmp_path / "llava", base_tensors(published))
+    for changes, message in (
+        ({"out_dim": 256}, "out_dim is 256, the mask decoder takes 32"),
+        ({"image_size": 512}, "image_size is 512, the mask encoder takes 1024"),
+        ({"precision": "fp8"}, "no precision 'fp8'.*bf16"),
+        ({"attn_implementation": "flash"}, "no attn_implementation 'flash'.*sdpa"),
+        ({"decoder_heads": 5}, "decoder_heads=5 does not divide"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(folder, sam, **changes)
+    values = json.loads((folder / "config.json").read_text())
+    for key, value, message in (
+        ("intermediate_size", 97, r"shapes differ.*gate_proj\.weight \(96, 48\) for \(97, 48\)"),
+        ("mm_vision_select_feature", "cls_patch", "no vision feature selection 'cls_patch'"),
+        ("model_type", "mistral", "no language model 'mistral'"),
+    ):
+        (folder / "config.json").write_text(json.dumps(values | {key: value}))
+        with pytest.raises(ValueError, match=message):
+            build(folder, sam)
+
+
+def test_places_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="no folder nobody/nothing here, and the hub did not give it"):
+        fetch("nobody/nothing")
+    with pytest.raises(ValueError, match=r"model\.version is empty"):
+        fetch("")
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        fetch(tmp_path / "nothing" / "here")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no config\.json, only notes\.txt"):
+        build_model(replace(CONFIG, version=str(tmp_path)), SPEC, load_tokenizer(GOLDEN, SPEC))
+
+
+def test_precision_and_attention_are_choices(golden):
+    half = load_folder(GOLDEN, SPEC, load_tokenizer(GOLDEN, SPEC), config=replace(CONFIG, precision="bf16"))
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    assert dtype_of("fp16") == torch.float16
+    assert resolve_attention("auto", "fp32") == "sdpa"
+    with pytest.raises(ImportError, match="flash-attn"):
+        resolve_attention("flash_attention_2", "bf16")
+    eager = load_folder(GOLDEN, SPEC, load_tokenizer(GOLDEN, SPEC), config=replace(CONFIG, attn_implementation="eager"))
+    assert eager.vlm.language.config._attn_implementation == "eager"
+    ids, states = torch.tensor([[1, 5, 6, 7]]), torch.zeros(1, 256, 48)
+    attention, row_image = torch.ones_like(ids, dtype=torch.bool), torch.tensor([0])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            eager.vlm(ids, attention, states, row_image),
+            golden.vlm(ids, attention, states, row_image),
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+
+def test_quantised_loading_without_bitsandbytes_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    with pytest.raises(ImportError, match=r"bitsandbytes.*requirements-gpu\.txt"):
+        load_folder(GOLDEN, SPEC, load_tokenizer(GOLDEN, SPEC), config=replace(CONFIG, load_in_8bit=True))
+
+
+def test_quantised_loading_shrinks_only_the_language_layers(golden):
+    pytest.importorskip("bitsandbytes")
+    model = load_folder(GOLDEN, SPEC, load_tokenizer(GOLDEN, SPEC), config=replace(CONFIG, load_in_8bit=True)).to("cpu")
+    small = {name for name, weight in model.named_parameters() if weight.dtype == torch.int8}
+    assert small
+    assert all(name.startswith("vlm.language.model.layers.") for name in small)
+    ids = torch.arange(5, 25)[None]
+    inputs = (ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(1, 256, 48), torch.tensor([0]))
+    with torch.no_grad():
+        likeness = torch.nn.functional.cosine_similarity(model.vlm(*inputs), golden.vlm(*inputs), dim=-1)
+    assert likeness.min() > 0.95
+
+
+def test_faults_of_a_weight_file_name_that_file(published, golden, sam, tmp_path):
+    """`--weight` over a sound base: the base is not what is wrong."""
+    folder, file = write_base(tmp_path / "llava", base_tensors(published)), tmp_path / "whole.bin"
+    tensors = dict(published)
+    shutil.copy(GOLDEN / "added_tokens.json", folder)
+    tensors.pop("model.text_hidden_fcs.0.2.bias")
+    torch.save(tensors, file)
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight, over {folder}\): the weights do not fit"):
+        build(folder, weight=str(file))
+    torch.save({**published, "lm_head.weight": published["lm_head.weight"][:-1]}, file)
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight"):
+        build(folder, weight=str(file))
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight.*another system"):
+        torch.save(published, file)
+        build(folder, weight=str(file), spec=OTHER)
+
+
+def test_a_tower_of_another_machine_says_how_to_name_one(published, sam, tmp_path):
+    folder = write_base(tmp_path / "llava", base_tensors(published), clip=False)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"mm_vision_tower": "/home/someone/clip"}))
+    message = r"config\.json names the vision tower /home/someone/clip, which is not here .*--vision_tower"
+    with pytest.raises(FileNotFoundError, match=message):
+        build(folder, sam, vision_tower=None)
+    with pytest.raises(FileNotFoundError, match=r"model\.vision_tower names .*/elsewhere/clip.*--vision_tower"):
+        build(folder, sam, vision_tower="/elsewhere/clip")

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data.types import IGNORE_ID, IMAGE_ID
+from model.checkpoints.load import assemble
+from model.finetune.trainable import apply_lora
+from model.losses import objective
+from model.vlm.prefix_packing import _fill, can_pack, pack
+from tests.tiny_model import EOS, PLAN, SEG, tiny_batch, tiny_model
+from utils.config import LoraConfig, LossConfig
+
+IMAGE = [IMAGE_ID] * 4
+ROWS = [  # three dialogues about picture 0 (one opens another), one and two about the next, one about the last
+    ([1, 5, *IMAGE, 6, 7, 8, SEG, 9, SEG, EOS], 0),
+    ([1, 5, *IMAGE, 6, 11, SEG, 13, EOS], 0),
+    ([1, 5, *IMAGE, 6, 7], 0),
+    ([1, 5, *IMAGE, 14, 15, SEG, EOS], 1),
+    ([1, 5, *IMAGE, 14, 15, 9, 12, 13, SEG, EOS], 1),
+    ([1, 5, *IMAGE, 20, SEG, EOS], 2),
+]
+
+
+def rows_batch(dtype=torch.float32):
+    generator, batch = torch.Generator().manual_seed(3), tiny_batch()
+    length = max(len(ids) for ids, _ in ROWS) + 1
+    ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in ROWS])
+    labels = ids.masked_fill((ids == 0) | (ids == IMAGE_ID), IGNORE_ID)
+    labels[:, :7] = IGNORE_ID
+    positions = (ids == SEG).nonzero()
+    row_image = torch.tensor([image for _, image in ROWS])
+    geometry = [*batch.geometry, batch.geometry[0]]
+    counts = row_image[positions[:, 0]].bincount(minlength=3).tolist()
+    draw = [torch.rand(n, *place.original, generator=generator) for n, place in zip(counts, geometry, strict=True)]
+    return replace(
+        batch,
+        pixels=torch.randn(3, 3, 16, 16, generator=generator).to(dtype),
+        seg_pixels=torch.randn(3, 3, 64, 64, generator=generator).to(dtype),
+        ids=ids,
+        labels=labels,
+        attention=ids != 0,
+        row_image=row_image,
+        mask_rows=positions[:, 0],
+        mask_positions=positions[:, 1:] - 1,
+        masks=[(mask > 0.5).float() for mask in draw],
+        geometry=geometry,
+        names=["a", "b", "c"],
+        ignore=[None] * 3,
+    )
+
+
+def gradients(model, batch, packed: bool):
+    model.vlm.pack_rows = packed
+    model.zero_grad(set_to_none=True)
+    output = model(batch)
+    losses = objective(output, batch, LossConfig())
+    losses.total.backward()
+    return output, losses, {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+CASES = [  # eager attention takes its softmax in float32 whatever the model's type
+    ("sdpa", torch.float64, 1e-10, False),
+    ("sdpa", torch.float64, 1e-10, True),
+    ("sdpa", torch.float32, 2e-4, False),
+    ("eager", torch.float32, 2e-4, False),
+]
+
+
+@pytest.mark.parametrize(("attention", "dtype", "tolerance", "checkpointed"), CASES)
+def test_packed_rows_have_the_loss_and_gradients_of_rows(attention, dtype, tolerance, checkpointed):
+    model = assemble(PLAN, attention)
+    model.load_state_dict(tiny_model(seed=2).state_dict())
+    apply_lora(model, LoraConfig(r=2, alpha=4, dropout=0.0))
+    model.to(dtype).train().requires_grad_(True)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_B" in name:
+                weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(7))
+    if checkpointed:
+        model.vlm.checkpoint_gradients()
+    batch, lengths = rows_batch(dtype), []
+    model.vlm.language.model.layers[0].register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[:2]))
+    apart, packed = (gradients(model, batch, packed) for packed in (False, True))
+    assert {tuple(shape) for shape in lengths} == {(6, 14), (3, 18)}
+    assert packed[1].total.item() == pytest.approx(apart[1].total.item(), rel=tolerance)
+    close = {"atol": tolerance, "rtol": tolerance}
+    torch.testing.assert_close(packed[0].token_logits, apart[0].token_logits, **close)
+    for one, other in zip(packed[0].masks, apart[0].masks, strict=True):
+        torch.testing.assert_close(one, other, atol=max(tolerance, 1e-5), rtol=max(tolerance, 1e-5))
+    assert packed[2].keys() == apart[2].keys()
+    assert any(".lora_A" in name for name in packed[2])
+    close = {"atol": max(tolerance, 1e-6), "rtol": max(tolerance, 1e-5)}  # masks are float32 in any case
+    torch.testing.assert_close(packed[2], apart[2], **close)
+
+
+def test_image_tokens_that_show_nothing_stay_hidden():
+    model, batch = tiny_model(), rows_batch()
+    states = torch.randn(3, 4, 16)
+    shown = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    results = []
+    for packed in (False, True):
+        model.vlm.pack_rows = packed
+        results.append(model.vlm(batch.ids, batch.attention, states, batch.row_image, shown)[batch.attention])
+    torch.testing.assert_close(*results)
+    assert not torch.allclose(
+        results[1], model.vlm(batch.ids, batch.attention, states, batch.row_image)[batch.attention]
+    )
+
+
+def test_dialogues_do_not_see_each_other():
+    batch = rows_batch()
+    packing = pack(batch.ids, batch.attention, batch.row_image)
+    assert packing.source.shape == (3, 18)
+    assert torch.equal(packing.scatter(packing.gather(batch.ids[..., None].double()))[batch.attention][:, 0].long(),
+                       batch.ids[batch.attention])  # fmt: skip
+    seen = packing.seen[0]
+    assert seen[:7].equal(torch.ones(7, 18, dtype=torch.bool).tril())
+    first, second = packing.place[0, 9], packing.place[1, 9]
+    assert seen[first].sum() == 10
+    assert seen[second].sum() == 10
+    assert not seen[second, first]
+    assert packing.positions[0, second] == 9
+
+
+def test_rows_that_gain_nothing_stay_apart():
+    batch = rows_batch()
+    assert pack(batch.ids[2:4], batch.attention[2:4], batch.row_image[2:4]) is None, "one row a picture"
+    other = batch.ids[:2].clone()
+    other[1, 0] = 3
+    assert pack(other, batch.attention[:2], batch.row_image[:2]) is not None, "the shorter row's padding is saved"
+    assert pack(other[:, :11], batch.attention[:2, :11], batch.row_image[:2]) is None, "nothing in common"
+    left = batch.attention[:2].flip(1)
+    assert pack(batch.ids[:2].flip(1), left, batch.row_image[:2]) is None, "left-padded rows are prompts"
+
+
+@pytest.mark.parametrize(("most", "shape"), [(0, (3, 18)), (30, (2, 27)), (100, (1, 42))])
+def test_pictures_share_sequences(most, shape):
+    """18, 15 and 9 slots; no dialogue sees another's, and all are drawn as they are row by row."""
+    batch = rows_batch(torch.float64)
+    packing = pack(batch.ids, batch.attention, batch.row_image, most=most)
+    assert packing.source.shape == shape
+    assert torch.equal(packing.positions[0, :7], torch.arange(7))
+    slots = packing.place.masked_fill(~batch.attention, -1)
+    for row, (ids, image) in enumerate(ROWS):
+        last = int(slots[row].max())
+        assert int(packing.seen.flatten(0, 1)[last].sum()) == len(ids), "its beginning and itself"
+        strangers = slots[batch.row_image != image].unique()[1:]
+        inside = strangers[strangers // shape[1] == last // shape[1]] % shape[1]
+        assert not packing.seen.flatten(0, 1)[last][inside].any()
+    results = []
+    for packed in (False, True):
+        model = assemble(PLAN).double().train()
+        model.load_state_dict(tiny_model(seed=2).state_dict())
+        model.vlm.pack_length = most
+        results.append(gradients(model, batch, packed))
+    torch.testing.assert_close(results[1][1].total, results[0][1].total, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(results[1][0].token_logits, results[0][0].token_logits, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(results[1][2], results[0][2], atol=1e-6, rtol=1e-5)
+
+
+def test_sequences_are_filled_first_fit():
+    sequence, offset, slots = _fill([5, 4, 3, 2, 9, 1], 8, torch.device("cpu"))
+    assert sequence.tolist() == [0, 1, 0, 1, 2, 1]
+    assert offset.tolist() == [0, 0, 5, 4, 0, 6]
+    assert slots == 9
+
+
+def test_attention_without_a_mask_gets_rows_end_to_end(monkeypatch):
+    """As flash attention would: no mask at all, one sequence, its rows told by positions that begin anew. SDPA, which
+    reads them in the same way, stands in for it."""
+    model, batch = tiny_model(seed=2), rows_batch()
+    model.vlm.pack_rows = False
+    apart = model(batch)
+    monkeypatch.setattr("model.vlm.llava.MASKED", ("eager",))
+    model.vlm.pack_rows, given = can_pack(True, "flash_attention_2"), []
+    model.vlm.language.model.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs), with_kwargs=True)
+    packed = model(batch)
+    assert given[0]["attention_mask"] is None
+    assert given[0]["inputs_embeds"].shape[:2] == (1, sum(len(ids) for ids, _ in ROWS))
+    assert int((given[0]["position_ids"] == 0).sum()) == len(ROWS)
+    torch.testing.assert_close(packed.token_logits, apart.token_logits, atol=2e-4, rtol=2e-4)
+    shown = torch.ones(3, 4, dtype=torch.bool)
+    model.vlm(batch.ids, batch.attention, torch.randn(3, 4, 16), batch.row_image, shown)
+    assert given[1]["attention_mask"].shape == batch.ids.shape, "hidden image tokens need a mask: rows stay rows"
+
+
+def test_flash_attention_says_that_rows_share_nothing(caplog):
+    assert can_pack(True, "sdpa")
+    assert not can_pack(False, "flash_attention_2")
+    assert not caplog.records
+    logger = logging.getLogger("assistant")
+    propagate, logger.propagate = logger.propagate, True
+    assert can_pack(True, "flash_attention_2")
+    logger.propagate = propagate
+    assert "model.pack_rows: flash_attention_2 takes no mask between dialogues" in caplog.text

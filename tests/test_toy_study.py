@@ -1,0 +1,168 @@
+"""scripts/miniature.py: what is trained and asked, what is done again and what is not, and the page."""
+
+import fcntl
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data.types import Mask, Record, Target, Turn
+from evaluation.suites import SUITES
+from systems.base import build_system
+from toy.study import __main__ as miniature
+from toy.study import page, sheet
+from toy.study.exam import LIST_PARTS, LIST_SUITE, PARTS
+from toy.study.questions import AsShipped, Listed
+from toy.study.rows import ABLATION, ROWS, SYSTEM
+from toy.world.layouts import LAYOUTS
+from utils.config import Recipe, from_dict, load_yaml, override
+
+TINY = ["--steps", "1", "--batch_size", "1", "--images", "40", "--most", "1", "--jobs", "1"]
+ABLATED = "lasagna-any-order"
+
+
+def recipe(row):
+    values = load_yaml(row.config)
+    for change in row.changes:
+        values = override(values, change)
+    return from_dict(Recipe, values)
+
+
+def test_rows_are_all_systems_from_one_base_and_one_strategy_less_each():
+    recipes = {row.name: recipe(row) for row in ROWS}
+    assert {recipes[row.name].system for row in ROWS if row.kind == SYSTEM} == {
+        *("lisa", "lasagna", "gsva", "pixellm", "sesame", "unified")
+    }
+    assert {one.model.version for one in recipes.values()} == {"assets/toy/llava"}
+    assert len({(one.train.lr, one.model.lora) for one in recipes.values()}) == 1
+    tasks = {name: build_system(one.system, one.options).task for name, one in recipes.items()}
+    switches = ("random_list", "sequence_augmentation", "order_following")
+    full = tasks["lasagna"].lists.options
+    for row in ROWS:
+        if row.kind == ABLATION:
+            mine = tasks[row.name].lists.options
+            assert sum(getattr(mine, name) != getattr(full, name) for name in switches) == 1
+
+
+def test_what_is_asked_exists_and_is_drawn():
+    asked = {suite for part in PARTS for suite in part.suites}
+    assert asked <= set(SUITES)
+    assert set(miniature.LAYOUTS) <= set(LAYOUTS)
+    have = {(part.name, suite) for part in PARTS for suite in part.suites}
+    shown = {(column.part, column.suite) for column in page.MAIN if column.part != page.SPEED}
+    assert shown <= have and {(one.part, one.suite) for one in sheet.SHEET} <= have
+
+
+@pytest.mark.parametrize(("absent", "number"), [(0.0, 2), (1.0, 4), (2.0, 6), (9.0, 8)])
+def test_lists_hold_what_is_there_and_so_many_absent(absent, number):
+    names = ("sky", "tree", "road", "house", "car", "boat", "bus", "lamp")
+    there = tuple(Target(name, lambda: None) for name in ("car", "tree"))
+    record = Record(Path("a.jpg"), "classes", there, vocabulary=names)
+    lasagna, lisa = (build_system(name).task for name in ("lasagna", "lisa"))
+    (query,) = Listed(lasagna, absent).queries(record)
+    assert len(query.asked) == number and {"car", "tree"} <= set(query.asked)
+    assert [name for name in names if name in query.asked] == list(query.asked)
+    one_by_one = Listed(lisa, absent).queries(record)
+    assert [one.asked[0] for one in one_by_one] == list(query.asked)  # every system is asked the same
+
+
+def test_multi_target_questions_are_asked_once_for_all_targets():
+    targets = tuple(Target(name, lambda: None) for name in ("cup", "spoon", "pot"))
+    turns = [Turn("what is on the table?", (Mask(2), Mask(0))), Turn("where is the spoon?", ("it: ", Mask(1)))]
+    record = Record(Path("a.jpg"), "multi", targets, asked=tuple((turn,) for turn in turns))
+    first, second = AsShipped().queries(record)
+    assert first.targets == (2, 0) and first.asked == ("pot", "cup") and "what is on the table?" in first.question
+    assert second.targets == (1,)
+
+
+def results(**rows):
+    """Results with one figure a row."""
+    made = {}
+    for name, (value, ms) in rows.items():
+        exam = {"whole": {LIST_SUITE: {"mIoU": value}}}
+        made[name] = {"title": name, "kind": SYSTEM, "exam": exam, "training": {}, "speed": {"phrase_ms": ms}}
+    return {"settings": {"steps": 3}, "rows": made}
+
+
+def test_table_marks_the_best_and_what_is_not_there():
+    columns = (page.MAIN[0], page.Column("ms", page.SPEED, "", "phrase_ms"), page.Column("?", "own", "no", "mIoU"))
+    lines = page.table(results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns).splitlines()
+    assert lines[0] == "|  | mIoU, all 22 asked | ms | ? |"
+    assert lines[2:] == ["| a | **0.50** | 80 | - |", "| b | 0.25 | **20** | - |"]
+    alike = page.table(results(a=(0.501, 1.0), b=(0.502, 1.0))["rows"], columns)
+    assert "**" not in alike
+    turned = page.table(results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns, turned=True).splitlines()
+    assert turned[0] == "|  | a | b |" and turned[2] == "| mIoU, all 22 asked | **0.50** | 0.25 |"
+
+
+def test_page_keeps_written_words_and_replaces_the_measured_ones(tmp_path):
+    doc, picture = tmp_path / "docs" / "miniature.md", tmp_path / "lists.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    page.update(doc, results(a=(0.5, 1.0)), [picture])
+    text = doc.read_text()
+    doc.write_text(text.replace(page.BEGIN, f"Words before.\n{page.BEGIN}") + "Words behind.\n")
+    page.update(doc, results(a=(0.75, 1.0)), [picture])
+    text = doc.read_text()
+    assert "Words before." in text and text.endswith("Words behind.\n")
+    assert "0.75" in text and "0.50" not in text and "![miniature_lists](miniature_lists.png)" in text
+    assert (doc.parent / "miniature_lists.png").is_file()
+    doc.write_text("no marks")
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        page.update(doc, results(a=(0.75, 1.0)), [picture])
+
+
+def test_a_folder_has_one_worker_and_one_setting(tmp_path):
+    with (tmp_path / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="another miniature"):
+            miniature.main([str(tmp_path)])
+    (tmp_path / "settings.json").write_text(json.dumps({"steps": 9, "batch_size": 8, "images": 6000, "most": 0}))
+    with pytest.raises(SystemExit, match="made with --steps 9"):
+        miniature.main([str(tmp_path)])
+    with pytest.raises(SystemExit):
+        miniature.main([str(tmp_path), "--only", "nothing"])
+    with pytest.raises(SystemExit, match="no results"):
+        miniature.main([str(tmp_path / "empty"), "--write_doc"])
+
+
+class Scripted(miniature.Work):
+    """Rows whose training and exam are one-line programs."""
+
+    def _training(self, row):
+        return ["-c", f"import sys; print('trains'); sys.exit({row.recipe == 'bad'})"]
+
+    def _exam(self, row):
+        return ["-c", f"open({str(self._file(row))!r}, 'w').write('{{}}')"]
+
+
+def test_finished_rows_are_left_alone_and_a_failing_one_stops_no_other(tmp_path):
+    args = miniature.parse([str(tmp_path), "--jobs", "2"])
+    done, bad, good = (replace(ROWS[0], name=name, recipe=name) for name in ("done", "bad", "good"))
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "exam.json").write_text("as it was")
+    assert Scripted(args).run([done, bad, good]) == ["bad"]
+    assert (tmp_path / "done" / "exam.json").read_text() == "as it was"
+    assert not (tmp_path / "done" / "log.txt").exists()
+    assert (tmp_path / "good" / "exam.json").is_file() and not (tmp_path / "bad" / "exam.json").exists()
+
+
+@pytest.mark.slow
+def test_from_drawing_the_world_to_table_and_pictures(tmp_path, capsys):
+    """One ablation, for real: one step, one picture; the second call finds nothing to do."""
+    command = [str(tmp_path), "--only", ABLATED, *TINY]
+    assert miniature.main(command) == 0, (tmp_path / ABLATED / "log.txt").read_text()[-3000:]
+    made = json.loads((tmp_path / "results.json").read_text())
+    exam = made["rows"][ABLATED]["exam"]
+    assert set(exam) == {part.name for part in LIST_PARTS}
+    assert all(figures[LIST_SUITE]["pictures"] == 1 for figures in exam.values())
+    assert made["rows"][ABLATED]["training"]["step"] == [1]
+    assert {"lists.png", "losses.png"} <= {file.name for file in tmp_path.glob("*.png")}
+    (row,) = (row for row in ROWS if row.name == ABLATED)
+    (file,) = sheet.draw(tmp_path, [row])
+    assert Image.open(file).width > 2 * sheet.SIDE
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / ABLATED).rglob("*") if file.is_file()}
+    assert miniature.main(command) == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert "Class lists" in capsys.readouterr().out

@@ -1,0 +1,85 @@
+"""Turns a finished checkpoint into the project's folder or back into the published layout; accounts for each weight.
+
+    python scripts/convert_weights.py --version LISA-7B-v1 --save_path lisa-7b
+    python scripts/convert_weights.py --version LLAVA --weight gsva-7b-ft-gres.bin --system gsva --save_path gsva-7b
+    python scripts/convert_weights.py --version lisa-7b --format original --save_path lisa-7b-published
+
+Reads what chat.py and test_sem.py read: published folders of .bin or .safetensors shards, a bare training file over its
+base (LoRA is merged with --set model.lora.alpha over its rank), run folders, merged folders. Writes fp32 unless
+--precision says otherwise; SAVE_PATH/conversion.json names the weights that were ignored, and why, drawn anew, missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.cli import Parser, add_model_flags, load_assistant
+from model.checkpoints.layouts import IGNORED, LORA_WRAPPER, Report
+from model.checkpoints.save import check_target, read_from, save_folder, save_original
+from utils.log import setup_logging
+
+FORMATS = ("project", "original")
+REASONS = ((IGNORED, "a table that is computed"), (re.compile(".*"), "part of no assistant, e.g. CLIP's text side"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    setup_logging()
+    folder = Path(args.save_path)
+    try:
+        check_target(folder, (args.version, args.weight, args.vision_tower), overwrite=args.overwrite)
+        assistant = load_assistant(args)
+        check_target(folder, read_from(assistant.recipe.model), overwrite=args.overwrite)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"convert_weights.py: {error}") from None
+    told = account(assistant.model.report)
+    how = {"notes": {"conversion.json": told}, "overwrite": args.overwrite}
+    if args.format == "original":
+        architecture = (*assistant.system.published, "LlavaLlamaForCausalLM")[0]
+        save_original(assistant.model, folder, assistant.tokenizer, architecture, **how)
+    else:
+        save_folder(assistant.model, folder, assistant.tokenizer, assistant.recipe, **how)
+    print(f"{folder}: a {assistant.system.name} assistant; {assistant.model.report}")
+    for name, reason in told["ignored"].items():
+        print(f"  ignored {name}: {reason}")
+    for kind in ("new", "missing", "unexpected"):
+        print("".join(f"  {kind} {name}\n" for name in told[kind]), end="")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_model_flags(parser)
+    parser.add_argument("--save_path", help="folder to write")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="project", help="project: safetensors; original: as released"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a --save_path that this did not write")
+    args = parser.parse(argv)
+    if not args.version or not args.save_path:
+        parser.error("--version (what to convert) and --save_path (where to) are needed")
+    return args
+
+
+def account(report: Report) -> dict[str, Any]:
+    """Every weight that was not simply mapped, by its name on disk (in the model, where no file had it)."""
+    ignored = {name: _reason(name.removeprefix(LORA_WRAPPER)) for name in sorted(report.ignored)}
+    return {
+        "mapped": report.mapped,
+        "ignored": ignored,
+        "new": sorted(report.fresh),
+        "missing": sorted(report.missing),
+        "unexpected": sorted(report.unexpected),
+    }
+
+
+def _reason(name: str) -> str:
+    return next(reason for pattern, reason in REASONS if pattern.fullmatch(name))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,96 @@
+"""What training does with a record, without a model: its words, its ids, its masks, its views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AddedToken
+
+from data.collate import Maker
+from data.encode import Encoder
+from data.tokens import TokenSpec, load_tokenizer
+from data.types import Record
+from data.views import ClipView, SamView, Views
+from model.checkpoints.architecture import read_config, tower_sizes
+from model.vlm.tower import sight_of
+from systems.base import System, build_system
+from utils.config import ModelConfig, Recipe
+
+SIDE = 256  # of the mask encoder's view here: no record fails at one size and not at another
+PUBLISHED_IMAGE_TOKENS = 256
+
+
+class OnlyTokens:
+    """In the place of a tokenizer that is not here: it knows the tokens that a system adds, and no pieces of words."""
+
+    bos_token_id = 0
+
+    def __init__(self, spec: TokenSpec):
+        names = ("<s>", "</s>", "<unk>", *spec.all_added)
+        self.added_tokens_decoder = {index: AddedToken(name) for index, name in enumerate(names)}
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token.content: index for index, token in self.added_tokens_decoder.items()}
+
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[len(self.added_tokens_decoder)] for _ in texts]}
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A recipe's system and the maker of its samples. unchecked: what cannot be looked at here, and why."""
+
+    system: System
+    maker: Maker
+    unchecked: str = ""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Rehearsal:
+        system = build_system(recipe.system, recipe.options)
+        system = replace(system, tokens=replace(system.tokens, wrap_image=recipe.model.use_mm_start_end))
+        encoder, unchecked = _encoder(system, recipe.model)
+        maker = Maker(
+            system.task,
+            encoder,
+            Views(ClipView(), SamView(SIDE)),
+            ignore_region=recipe.loss.ignore_region,
+            drop_long_rows=recipe.data.on_bad_sample == "skip",
+        )
+        return cls(system, maker, unchecked)
+
+
+def texts_of(record: Record) -> Iterator[str]:
+    """Every text of a record that may stand in a row of training, whatever chance picks. Dialogues without masks are
+    left out: they are trained on whole, and hold the picture's place."""
+    for target in record.targets:
+        yield from (target.phrase, *([target.correction] if target.correction else []), *target.aliases)
+    for turn in (turn for dialogue in record.asked for turn in dialogue) if record.kind != "vqa" else ():
+        yield from (turn.question, *(part for part in turn.answer if isinstance(part, str)))
+
+
+def _encoder(system: System, config: ModelConfig) -> tuple[Encoder, str]:
+    folder, spec = Path(config.version).expanduser(), system.tokens
+    try:
+        if not config.version or not folder.is_dir():
+            raise FileNotFoundError(f"no folder {config.version!r}")
+        tokenizer, limit = load_tokenizer(folder, spec, config.model_max_length or 10**9), config.model_max_length
+        unchecked = ""
+    except (OSError, ValueError, KeyError) as error:
+        tokenizer, limit = OnlyTokens(spec), 0
+        unchecked = f"the length of rows: the tokenizer of model.version is not here ({error})"
+    encoder = Encoder(tokenizer, spec, config.conv_type, limit, _image_tokens(folder, config), system.prompt_template)
+    return encoder, unchecked
+
+
+def _image_tokens(folder: Path, config: ModelConfig) -> int:
+    """Positions that a picture takes in a row, told by the tower's `config.json` where it is here."""
+    try:
+        values = read_config(folder)
+        sight = sight_of(values, config.tower)
+        sizes = tower_sizes(values if "vision_config" in values else read_config(Path(config.vision_tower or "")))
+        return ((sight.size or sizes["image_size"]) // sizes["patch_size"] // sight.pool) ** 2
+    except (OSError, ValueError, KeyError, TypeError):
+        return PUBLISHED_IMAGE_TOKENS

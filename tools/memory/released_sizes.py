@@ -1,0 +1,77 @@
+"""The sizes of the weights that recipes name, for planning without them: LLaMA, CLIP and SAM as released."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from model.checkpoints.architecture import SECTION, Plan, read_config, tower_sizes
+from model.heads import HEADS, Host
+from model.vlm.tower import fit_tower, sight_of
+from utils.config import ModelConfig
+
+_LANGUAGE = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+}
+_TOWER = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+_TOWER |= {"patch_size": 14, "image_size": 224, "projection_dim": 768}
+_SAM = {  # width, layers, heads, layers that attend to the whole picture
+    "vit_h": (1280, 32, 16, (7, 15, 23, 31)),
+    "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
+    "vit_b": (768, 12, 12, (2, 5, 8, 11)),
+}
+VOCABULARY = 32000  # of LLaMA, before any token is added
+_LANGUAGE_KEYS = (*_LANGUAGE["7b"], "num_key_value_heads", "vocab_size")
+
+
+def known_plan(config: ModelConfig, head: str, mask_tokens: int, added: int) -> Plan:
+    """The plan of a recipe's model, from `config.json` where `version` is a folder here, else from its name.
+
+    head: a name in HEADS. added: tokens beyond the base's vocabulary. A SAM that is not named vit_b, vit_l or vit_h is
+    read if it is here.
+    """
+    folder = Path(config.version)
+    values = read_config(folder) if (folder / "config.json").is_file() else {}
+    text = values.get("text_config", values)
+    language = {key: text[key] for key in _LANGUAGE_KEYS if text.get(key) is not None}
+    language = language or {**_LANGUAGE["13b" if "13b" in config.version.lower() else "7b"], "vocab_size": VOCABULARY}
+    language["vocab_size"] += added
+    sight = sight_of(values, config.tower)
+    tower = fit_tower(_tower(values, config), {}, sight)
+    told = values.get(SECTION, {}).get("head_config") or (_sam(config.vision_pretrained) if head == "sam" else None)
+    host = Host(
+        tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], tokens=mask_tokens, told=told
+    )
+    options = {"decoder_heads": config.decoder_heads, **config.head}
+    return Plan(
+        language=language,
+        tower=tower,
+        projector_depth=2 if config.tower.new_projector or "1.5" in config.version else 1,
+        feature_layer=-2,
+        head=head,
+        head_config=HEADS[head].plan({}, options, host),
+        projector_width=2 * language["hidden_size"] if config.tower.new_projector else None,
+        sight=asdict(sight),
+    )
+
+
+def _tower(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Of the folder, of a CLIP folder, or CLIP ViT-L/14 at the side that its name tells."""
+    if "vision_config" in values:
+        return tower_sizes(values)
+    folder = Path(config.vision_tower or "")
+    if (folder / "config.json").is_file():
+        return tower_sizes(read_config(folder))
+    return {**_TOWER, "image_size": 336 if "336" in (config.vision_tower or config.version) else 224}
+
+
+def _sam(name: str | None) -> dict[str, Any]:
+    kind = next((kind for kind in _SAM if kind in str(name)), None)
+    if kind is None and name and Path(name).exists():
+        tensors, options = HEADS["sam"].read(name, {})
+        return HEADS["sam"].plan(tensors, options)
+    width, layers, heads, whole = _SAM[kind or "vit_h"]
+    encoder = {"hidden_size": width, "mlp_dim": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {"vision_config": {**encoder, "global_attn_indexes": list(whole)}}

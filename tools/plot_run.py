@@ -1,0 +1,134 @@
+"""Curves of one or several runs, from their log.jsonl, in one picture.
+
+    python scripts/plot_run.py runs/mine runs/other --out curves.png
+    python scripts/plot_run.py runs/mine --keys loss ce 'val/*' --smooth 20 --out curves.png
+
+A key is a number of the training log (loss, lr, ...), its full name (train/loss, val/ReasonSeg|val/gIoU) or a glob of
+full names. Without --keys: the loss and its parts, learning rate, gradient norm, images a second, waiting for data, GPU
+memory, and all validation scores that chose a checkpoint (gIoU, cIoU, mIoU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+from utils.log import flat, read_log
+from utils.registry import unknown
+
+matplotlib.use("Agg")
+USUAL = ("loss", "ce", "mask", "bce", "dice", "lr", "grad_norm", "images_per_second", "data_wait", "gpu_memory_gib")
+USUAL_SCORES = ("val/*/gIoU", "val/*/cIoU", "val/*/mIoU")
+BESIDE = ("step", "time")  # of a line: no curves
+COLUMNS, WIDTH, HEIGHT = 3, 4.6, 3.0  # of the picture: plots a row, inches of each
+Curve = tuple[list[int], list[float]]  # steps, values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        runs = {name: read_curves(path) for name, path in labels(args.runs).items()}
+        keys = chosen(args.keys, list(dict.fromkeys(key for curves in runs.values() for key in curves)))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"plot_run.py: {error}") from None
+    draw(runs, keys, args.smooth, args.out)
+    print(f"{len(keys)} plots of {len(runs)} runs: {args.out}")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a log.jsonl")
+    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="picture to write (default curves.png)")
+    parser.add_argument("--keys", nargs="+", metavar="KEY", help="what to draw; see above")
+    parser.add_argument("--smooth", type=int, default=1, help="in training, mean of so many values (default 1)")
+    args = parser.parse_args(argv)
+    if args.smooth < 1:
+        parser.error("--smooth must be at least 1")
+    return args
+
+
+def labels(paths: Sequence[Path]) -> dict[str, Path]:
+    """A name for each run: its folder's, with as much of what is above it as tells them apart."""
+    folders = [(path.parent if path.is_file() else path).resolve() for path in dict.fromkeys(paths)]
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, folders, strict=True))
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """Full name (kind/name) -> steps and values, of every number in the run's log."""
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no run folder: it has no log.jsonl")
+    curves: dict[str, Curve] = {}
+    for row in read_log(path):
+        for name, value in flat({key: value for key, value in row.items() if key not in (*BESIDE, "kind")}).items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                steps, values = curves.setdefault(f"{row['kind']}/{name}", ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    return curves
+
+
+def chosen(keys: Sequence[str] | None, there: Sequence[str]) -> list[str]:
+    """Full names of what to draw, in the order asked; a key without numbers raises and lists what there is."""
+    if keys is None:
+        usual = [f"train/{name}" for name in USUAL if f"train/{name}" in there]
+        return [*usual, *(name for name in there if any(fnmatch.fnmatchcase(name, score) for score in USUAL_SCORES))]
+    found: list[str] = []
+    for key in keys:
+        hits = [name for name in there if name in (key, f"train/{key}") or fnmatch.fnmatchcase(name, key)]
+        if not hits:
+            raise ValueError(unknown("numbers", key, sorted(there)))
+        found += [name for name in hits if name not in found]
+    return found
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value and up to `window` - 1 before it."""
+    parts = (values[max(0, end - window) : end] for end in range(1, len(values) + 1))
+    return [math.fsum(part) / len(part) for part in parts]
+
+
+def draw(runs: dict[str, dict[str, Curve]], keys: Sequence[str], window: int, out: Path) -> None:
+    """A plot a key, a line a run. What is measured a step is smoothed; as it was it stays behind, pale."""
+    columns = min(COLUMNS, len(keys))
+    rows = math.ceil(len(keys) / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH * columns, HEIGHT * rows + 0.5), squeeze=False, layout="constrained"
+    )
+    for key, axis in zip(keys, axes.flat, strict=False):
+        for number, curves in enumerate(runs.values()):
+            if key not in curves:
+                continue
+            (steps, values), colour = curves[key], f"C{number % 10}"
+            wide = 1 if key == "train/lr" or not key.startswith("train/") else window
+            mark = "o" if len(steps) < 30 else None
+            if wide > 1:
+                axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            axis.plot(steps, smoothed(values, wide), color=colour, linewidth=1.6, marker=mark, markersize=3)
+        axis.set_title(key.removeprefix("train/"), fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.tick_params(labelsize=8)
+    for axis in axes.flat[len(keys) :]:
+        axis.set_visible(False)
+    lines = [plt.Line2D([], [], color=f"C{number % 10}", linewidth=2) for number in range(len(runs))]
+    figure.legend(lines, list(runs), loc="outside upper center", ncols=min(4, len(runs)), frameon=False)
+    figure.supxlabel("step", fontsize=10)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""Rows for the LLaVA stage: one picture and several dialogues about it in the llava_v1 layout, answers labelled.
+
+The dialogues of a row do not see each other, and each stands where it would stand alone (`Row.group`, `Row.place`):
+otherwise answers could be copied from earlier answers, and the model would hardly learn to look at the picture.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from toy.base.dense import read_spots
+from toy.base.facts import CELLS, Facts
+from toy.base.pictures import Sample, tower_view
+from toy.base.sizes import GRID
+from toy.base.turns import MENU, Maker, Turn
+from toy.base.vocabulary import IMAGE_END, IMAGE_PATCH, IMAGE_START, SYSTEM, added_ids, load_vocabulary
+from toy.world.scene import Scene
+
+LENGTH = 576
+PLAIN_SHARE = 0.1  # of rows start without the system prompt
+CHAINED_SHARE = 0.1  # of turns go on with the dialogue before
+BOS, EOS, PAD, IGNORED = 1, 2, 0, -100
+
+
+class Writer:
+    """Turns a scene into a row; holds the vocabulary."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.pieces = folder, load_vocabulary(folder)
+        self.images = added_ids(self.pieces)
+        self.encode = lru_cache(maxsize=1 << 15)(self.pieces.encode)
+
+    def __reduce__(self):
+        return Writer, (self.folder,)
+
+    def word(self, text: str) -> int:
+        """The id of a one-piece word."""
+        return self.pieces.encode(text)[-1]
+
+    def cell_table(self) -> np.ndarray:
+        """(vocabulary,) index into CELLS of each id, -1 where it is no place word."""
+        table = np.full(self.pieces.get_piece_size() + len(self.images), -1)
+        table[[self.word(cell) for cell in CELLS]] = np.arange(len(CELLS))
+        return table
+
+    def opening(self, rng: np.random.Generator) -> list[int]:
+        """<s>, system prompt, USER: and the wrapped image positions."""
+        text = "USER:" if rng.random() < PLAIN_SHARE else f"{SYSTEM} USER:"
+        patches = [self.images[IMAGE_PATCH]] * (GRID * GRID)
+        return [BOS, *self.encode(text), self.images[IMAGE_START], *patches, self.images[IMAGE_END]]
+
+    def write(self, scene: Scene, rng: np.random.Generator, menu: dict[Maker, float]) -> dict[str, np.ndarray]:
+        """A row of as many turns from `menu` as fit, each (LENGTH,) int64.
+
+        ids, labels; group: 0 for the opening, else the number of the dialogue; place: position in its dialogue.
+        """
+        facts, ids = Facts(scene, rng), self.opening(rng)
+        labels, group, place = [IGNORED] * len(ids), [0] * len(ids), list(range(len(ids)))
+        opening = len(ids)
+        makers, weights = list(menu), np.array(list(menu.values()))
+        for choice in rng.choice(len(makers), size=60, p=weights / weights.sum()):
+            turn = makers[choice](facts, rng)
+            if turn is None:
+                continue
+            chained = group[-1] > 0 and rng.random() < CHAINED_SHARE
+            question, answer = self._turn(turn, first=not chained)
+            if len(ids) + len(question) + len(answer) > LENGTH:
+                break
+            start = place[-1] + 1 if chained else opening
+            group += [group[-1] + (not chained)] * len(question + answer)
+            place += range(start, start + len(question + answer))
+            ids += question + answer
+            labels += [IGNORED] * len(question) + answer
+        columns = {"ids": (ids, PAD), "labels": (labels, IGNORED), "group": (group, -1), "place": (place, 0)}
+        rest = LENGTH - len(ids)
+        return {name: np.array(values + [filler] * rest) for name, (values, filler) in columns.items()}
+
+    def _turn(self, turn: Turn, *, first: bool) -> tuple[list[int], list[int]]:
+        question, answer = turn
+        asked = f"{question} ASSISTANT:" if first else f"USER: {question} ASSISTANT:"
+        return self.pieces.encode(asked), [*self.pieces.encode(answer), EOS]
+
+
+class RowMaker:
+    """`make(scene, step, rng)` for the LLaVA stage."""
+
+    def __init__(self, folder: Path, menu: dict[Maker, float] = MENU):
+        self.writer, self.menu = Writer(folder), menu
+
+    def __call__(self, scene: Scene, step: int, rng: np.random.Generator) -> Sample:
+        spots = read_spots(scene, GRID)
+        return {
+            "pixels": tower_view(scene.image),
+            **self.writer.write(scene, rng, self.menu),
+            "codes": spots.codes,
+            "boxes": spots.boxes,
+        }

@@ -1,0 +1,123 @@
+"""The toy SAM: promptable, class-agnostic masks; its encoder also answers a dense head that is thrown away."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SamModel
+
+from toy.base.attention import quicken_sam
+from toy.base.dense import DenseHead, dense_loss
+from toy.base.pictures import held_out, normalise_sam, read_ahead
+from toy.base.prompts import KINDS, make_sample
+from toy.base.sizes import PATCH, SCENE_SIDE, sam_config
+from toy.base.tower import sine_grid
+from toy.base.trainer import Plan, train
+
+BATCH = 16
+DENSE_WEIGHT = 0.5
+
+
+class SamStage(nn.Module):
+    """SAM and the head."""
+
+    def __init__(self):
+        super().__init__()
+        config = sam_config()
+        self.sam = SamModel(config)
+        quicken_sam(self.sam)
+        start_afresh(self.sam)
+        width, side = config.vision_config.hidden_size, SCENE_SIDE // PATCH
+        with torch.no_grad():
+            self.sam.vision_encoder.pos_embed.copy_(0.3 * sine_grid(side, width)[None])
+            nn.init.normal_(self.sam.vision_encoder.patch_embed.projection.weight, std=0.05)
+        self.head = DenseHead(config.vision_config.output_channels)
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Dense answer, and (mask logits (B, K, M, h, w), IoU estimates (B, K, M)) of points, then of boxes."""
+        embedding = self.sam.vision_encoder(normalise_sam(batch["pixels"])).last_hidden_state
+        answers = [self._decode(embedding, points=batch["points"], levels=batch["masks"].shape[2] > 1)]
+        if "corners" in batch:
+            answers.append(self._decode(embedding, boxes=batch["corners"]))
+        return self.head(embedding.flatten(2).transpose(1, 2)), answers
+
+    def _decode(
+        self, embedding: Tensor, *, points: Tensor | None = None, boxes: Tensor | None = None, levels: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        labels = None if points is None else torch.ones(points.shape[:-1])
+        sparse, dense = self.sam.prompt_encoder(points, labels, boxes, None)
+        where = self.sam.get_image_wide_positional_embeddings().to(embedding.dtype)
+        return self.sam.mask_decoder(
+            image_embeddings=embedding,
+            image_positional_embeddings=where.expand(len(embedding), -1, -1, -1),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=levels,
+        )
+
+
+def start_afresh(sam: SamModel) -> None:
+    """Initial weights as upstream SAM had: PyTorch's own, and Fourier features of scale 1.
+
+    transformers expects weights to be loaded: its Fourier scale of half the width makes neighbouring points unlike.
+    """
+    for module in sam.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
+            module.reset_parameters()
+    nn.init.normal_(sam.shared_image_embedding.positional_embedding)
+    sam.shared_image_embedding.positional_embedding.requires_grad_(False)
+
+
+def mask_loss(logits: Tensor, estimates: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, dice and IoU-estimate losses of (B, K, M, h, w) logits; and the mean IoU of each prompt kind."""
+    logits, truth = logits.float().flatten(3), counts.float().flatten(3) / 4
+    crossed = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(-1)
+    shown = logits.sigmoid()
+    dice = 1 - (2 * (shown * truth).sum(-1) + 1) / (shown.sum(-1) + truth.sum(-1) + 1)
+    with torch.no_grad():
+        iou = binary_iou(logits > 0, truth >= 0.5)
+    return 5 * crossed.mean() + dice.mean() + 0.1 * F.mse_loss(estimates.float(), iou), iou
+
+
+def binary_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU over the last axis of two boolean tensors."""
+    return (first & second).sum(-1) / (first | second).sum(-1).clamp(min=1)
+
+
+def objective(model: SamStage, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    answer, decoded = model(batch)
+    dense, accuracy = dense_loss(answer, batch["codes"], batch["boxes"])
+    logits = torch.cat([mask for mask, _ in decoded], dim=1)
+    estimates = torch.cat([estimate for _, estimate in decoded], dim=1)
+    loss, iou = mask_loss(logits, estimates, batch["masks"])
+    return loss + DENSE_WEIGHT * dense, {"spot_accuracy": accuracy, "iou": iou.mean()}
+
+
+def evaluate_on(tests: list[dict[str, Tensor]]):
+    """A function of the model: mean IoU of single points, of boxes, of several points and of the three levels."""
+
+    def evaluate(model: SamStage) -> dict[str, float]:
+        found: dict[str, list[Tensor]] = {}
+        for index, batch in enumerate(tests):
+            answer, decoded = model(batch)
+            start = 0
+            for place, (logits, estimates) in enumerate(decoded):
+                truth = batch["masks"][:, start : start + logits.shape[1]]
+                start += logits.shape[1]
+                kind = KINDS[index % len(KINDS)]
+                name = {"single": ("point", "box")[place]}.get(kind, kind) if kind == "single" else kind
+                found.setdefault(f"{name}_iou", []).append(mask_loss(logits, estimates, truth)[1].mean())
+            found.setdefault("spot_accuracy", []).append(dense_loss(answer, batch["codes"], batch["boxes"])[1])
+        return {key: float(torch.stack(values).mean()) for key, values in found.items()}
+
+    return evaluate
+
+
+def train_sam(plan: Plan, seed: int, publish) -> tuple[SamStage, dict[str, float]]:
+    """The trained stage and its held-out figures; `publish(stage)` is called with each checkpoint."""
+    stage = SamStage()
+    tests = held_out(make_sample, batches=8, size=BATCH, seed=seed)
+
+    def batches(step: int):
+        return read_ahead(make_sample, "sam", first=step, size=BATCH, seed=seed)
+
+    return stage, train(plan, stage, batches, objective, evaluate_on(tests), publish)

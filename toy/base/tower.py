@@ -1,0 +1,93 @@
+"""Stage 1: the vision tower learns, patch by patch, what is where, through a head that is thrown away."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
+
+from toy.base.attention import NAME
+from toy.base.dense import DenseHead, dense_loss, read_spots
+from toy.base.pictures import Sample, held_out, normalise_tower, read_ahead, tower_view
+from toy.base.sizes import GRID, llava_config
+from toy.base.trainer import Plan, train
+from toy.world.scene import Scene
+
+BATCH = 32
+
+
+class TowerStage(nn.Module):
+    """The tower as CLIP has it, and the head."""
+
+    def __init__(self):
+        super().__init__()
+        config = llava_config(vocab_size=8, image_token=3).vision_config
+        self.tower = CLIPVisionModel(config)
+        place_positions(self.tower)
+        self.head = DenseHead(config.hidden_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(patch_features(self.tower, pixels))
+
+
+def patch_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
+    """Output of layer -2 without the class position, (B, P, D); the last layer is not computed."""
+    tower.config._attn_implementation = NAME
+    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+    for layer in tower.encoder.layers[:-1]:
+        hidden = layer(hidden, attention_mask=None)
+    return hidden[:, 1:]
+
+
+@torch.no_grad()
+def place_positions(tower: CLIPVisionModel) -> None:
+    """Start position embeddings from sines of row and column, and the patch embedding from a useful scale."""
+    width = tower.config.hidden_size
+    tower.embeddings.position_embedding.weight[1:] = 0.3 * sine_grid(GRID, width).flatten(0, 1)
+    nn.init.normal_(tower.embeddings.patch_embedding.weight, std=0.05)
+
+
+def sine_grid(side: int, width: int) -> Tensor:
+    """(side, side, width): sines and cosines of row and column at geometric frequencies."""
+    frequency = torch.exp(torch.linspace(0, -4, width // 4)) * 1.5
+    angle = torch.arange(side)[:, None] * frequency
+    wave = torch.cat([angle.sin(), angle.cos()], -1)
+    return torch.cat([wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)], -1)
+
+
+def make_sample(scene: Scene, step: int, rng: np.random.Generator) -> Sample:
+    """Pixels and dense targets of a scene."""
+    spots = read_spots(scene, GRID)
+    return {"pixels": tower_view(scene.image), "codes": spots.codes, "boxes": spots.boxes}
+
+
+def objective(model: TowerStage, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    loss, accuracy = dense_loss(model(normalise_tower(batch["pixels"])), batch["codes"], batch["boxes"])
+    return loss, {"spot_accuracy": accuracy}
+
+
+def load_tower(checkpoint: Path) -> TowerStage:
+    """The stage as its checkpoint holds it."""
+    stage = TowerStage()
+    stage.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    return stage
+
+
+def train_tower(plan: Plan, seed: int) -> tuple[TowerStage, dict[str, float]]:
+    """The trained stage and its held-out figures."""
+    stage = TowerStage()
+    tests = held_out(make_sample, batches=4, size=BATCH, seed=seed)
+
+    def evaluate(model: TowerStage) -> dict[str, float]:
+        losses, parts = zip(*[objective(model, batch) for batch in tests], strict=True)
+        return {
+            "loss": torch.stack(losses).mean(),
+            "spot_accuracy": torch.stack([p["spot_accuracy"] for p in parts]).mean(),
+        }
+
+    def batches(step: int):
+        return read_ahead(make_sample, "tower", first=step, size=BATCH, seed=seed)
+
+    figures = train(plan, stage, batches, objective, evaluate, publish=lambda model: None)
+    return stage, figures

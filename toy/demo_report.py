@@ -1,0 +1,130 @@
+"""What training did in the toy world: scores before and after, and pictures.
+
+    python scripts/demo_report.py --run runs/demo/train --merged runs/demo/merged --dataset_dir runs/demo/dataset
+
+Before is the base model as the run's recipe builds it, untrained. All answers are generated. Writes into --out:
+metrics.json ({"before", "after", "train_seconds"}), results_before.json and results_after.json with every figure, and
+grid.png (input, answer, predicted and true masks).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data.collate import look
+from evaluation.protocols import GENERATED, generate
+from evaluation.report.draw import Panel, grid
+from evaluation.report.panels import panel
+from evaluation.runner import evaluate, source_options, summary
+from evaluation.suites import find_suites
+from systems.assistant import Assistant, build, load
+from utils.config import load_recipe
+from utils.log import read_log, setup_logging
+
+FIGURES = {  # in the report: suite and metric it is read from
+    "miou": ("ade20k|val", "mIoU"),
+    "present_accuracy": ("ade20k|val", "present_accuracy"),
+    "absent_accuracy": ("ade20k|val", "absent_accuracy"),
+    "refer_ciou": ("refcoco|unc|val", "cIoU"),
+    "reason_giou": ("ReasonSeg|val", "gIoU"),
+}
+SUITES = tuple(dict.fromkeys(suite for suite, _ in FIGURES.values()))
+SHOWN = {"ade20k|val": (0, 1, 2, 3), "refcoco|unc|val": (4, 5, 6), "ReasonSeg|val": (7, 8, 9)}  # pictures in the grid
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    setup_logging()
+    args.out.mkdir(parents=True, exist_ok=True)
+    recipe = load_recipe(args.run)
+    dataset_dir = args.dataset_dir or recipe.data.dataset_dir
+    report: dict[str, Any] = {}
+    for moment in ("before", "after"):
+        print(f"Evaluating {moment} training, {args.limit} pictures a suite, generated answers")
+        assistant = build(recipe, trainable=False) if moment == "before" else load(args.merged or args.run)
+        results = score(assistant, dataset_dir, args)
+        (args.out / f"results_{moment}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        values = summary(results)
+        report[moment] = {name: values[suite][metric] for name, (suite, metric) in FIGURES.items()}
+    report["train_seconds"] = round(train_seconds(args.run), 1)
+    (args.out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    page = grid([shown for suite in SUITES for shown in panels(assistant, suite, dataset_dir, args.max_new_tokens)])
+    Image.fromarray(page).save(args.out / "grid.png")
+    print(table(report))
+    print(f"figures: {args.out / 'metrics.json'}; pictures: {args.out / 'grid.png'}")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
+    parser.add_argument("--run", type=Path, required=True, help="run folder of train_ds.py")
+    parser.add_argument("--merged", type=Path, help="merged folder of that run; default: the run's best checkpoint")
+    parser.add_argument("--dataset_dir", help="default: the one that was trained on")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo/report"), help="default: runs/demo/report")
+    parser.add_argument("--limit", type=int, default=80, help="pictures a suite (default 80; 0: all)")
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures a batch (default 8)")
+    parser.add_argument("--max_new_tokens", type=int, default=192, help="longest answer (default 192)")
+    return parser.parse_args(argv)
+
+
+def score(assistant: Assistant, dataset_dir: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The results of all suites; a missing one ends the program, for the report needs each."""
+    results = evaluate(
+        assistant,
+        SUITES,
+        dataset_dir,
+        GENERATED,
+        args.limit,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+    )
+    if results["missing"]:
+        raise SystemExit("\n".join(f"{name}: {message}" for name, message in results["missing"].items()))
+    return results
+
+
+def panels(assistant: Assistant, name: str, dataset_dir: str, max_new_tokens: int) -> list[Panel]:
+    """Some pictures of a suite with one question each (a class list with all of them)."""
+    (suite,) = find_suites([name])
+    source = suite.open(dataset_dir, source_options(assistant.recipe, suite))
+    shown = []
+    for index in SHOWN[name]:
+        record = source[index % len(source)]
+        queries = assistant.system.task.queries(record)
+        queries = queries if record.kind == "classes" else queries[:1]
+        (replies,) = generate(assistant, [look(record.image, assistant.views)], [queries], max_new_tokens)
+        shown.append(panel(record, queries, replies))
+    return shown
+
+
+def train_seconds(run: Path) -> float:
+    """Time spent training, from the log: pictures between two lines over pictures a second, also of resumed runs."""
+    train = load_recipe(run).train
+    processes = json.loads((run / "meta.json").read_text(encoding="utf-8"))[-1]["processes"]
+    pictures = train.batch_size * train.grad_accumulation_steps * processes
+    seconds, before = 0.0, 0
+    for row in read_log(run / "log.jsonl"):
+        if row["kind"] == "train":
+            seconds += (row["step"] - before) * pictures / row["images_per_second"]
+            before = row["step"]
+    return seconds
+
+
+def table(report: dict[str, Any]) -> str:
+    """The figures side by side."""
+    lines = [f"{'':<18}{'before':>8}{'after':>8}"]
+    for name, (suite, metric) in FIGURES.items():
+        values = ("-" if (v := report[moment][name]) is None else f"{v:.3f}" for moment in ("before", "after"))
+        lines.append(f"{name:<18}" + "".join(f"{value:>8}" for value in values) + f"   {metric} on {suite}, generated")
+    return "\n".join([*lines, f"{'train_seconds':<18}{'':>8}{report['train_seconds']:>8}"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

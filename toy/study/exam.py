@@ -1,0 +1,127 @@
+"""What a trained row is asked: every toy benchmark, class lists of four kinds, multi-target questions; all generated.
+
+    python -m toy.study.exam --run OUT/lisa/train --dataset_dir OUT/dataset --out OUT/lisa [--lists_only]
+
+Writes below --out: one folder a part (results.json, predictions) and exam.json, the figures of all parts. A cut exam
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evaluation.protocols import GENERATED
+from evaluation.runner import evaluate, summary
+from systems.assistant import Assistant, load
+from toy.study.questions import AsShipped, Listed, asking
+from utils.files import write_whole
+from utils.log import setup_logging
+
+CLASSES = "toy_classes/{source}.txt"  # the classes that the toy world has of each label set
+LIST_SUITE, MULTI_SUITE = "ade20k|val", "muse|val"
+WHOLE, OWN, SHIPPED = "whole", "own", "shipped"
+LISTS = {"present": 0.0, "half": 1.0, "double": 2.0}  # list -> absent classes asked about for each present one
+SUITES = {  # asked in each system's own way: suite -> pictures, fewer where a picture has many questions
+    "cocostuff|val": 20,
+    "cityscapes|val": 20,
+    "mapillary|val": 20,
+    "refcoco|unc|val": 40,
+    "refcoco+|unc|val": 15,
+    "refcocog|umd|val": 15,
+    "refclef|unc|val": 15,
+    "grefcoco|unc|val": 60,
+    "refzom|final|test": 30,
+    "fprefcoco|berkeley_exclude_unified|val": 24,
+    "fprefcoco+|berkeley_exclude_unified|val": 10,
+    "fprefcocog|berkeley_exclude_unified|val": 10,
+    "R-refcoco|unc_exclude_unified|val": 10,
+    "R-refcoco+|unc_exclude_unified|val": 10,
+    "R-refcocog|umd_exclude_unified|val": 10,
+    "ReasonSeg|val": 60,
+    "muse|val": 40,
+}
+LIST_PICTURES = MULTI_PICTURES = 40
+
+
+@dataclass(frozen=True)
+class Part:
+    """Suites with their numbers of pictures, asked in one way."""
+
+    name: str
+    suites: dict[str, int]
+    ask: Callable[[Assistant], Assistant] = lambda assistant: assistant
+
+
+def _listed(assistant: Assistant, absent: float) -> Assistant:
+    return asking(assistant, Listed(assistant.system.task, absent))
+
+
+def _shipped(assistant: Assistant) -> Assistant:
+    return asking(assistant, AsShipped())
+
+
+LIST_PARTS = (
+    Part(WHOLE, {LIST_SUITE: LIST_PICTURES}),
+    *(Part(name, {LIST_SUITE: LIST_PICTURES}, partial(_listed, absent=absent)) for name, absent in LISTS.items()),
+)
+PARTS = (*LIST_PARTS, Part(SHIPPED, {MULTI_SUITE: MULTI_PICTURES}, _shipped), Part(OWN, SUITES))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    setup_logging()
+    assistant = load(args.run, checkpoint="last")
+    parts = LIST_PARTS if args.lists_only else PARTS
+    report = {part.name: sit(assistant, part, args) for part in parts}
+    file = args.out / "exam.json"
+    write_whole(file, json.dumps(report, indent=1) + "\n")  # where it is, the row is done
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
+    parser.add_argument("--run", type=Path, required=True, help="run folder of train_ds.py")
+    parser.add_argument("--dataset_dir", type=Path, required=True, help="the toy data set")
+    parser.add_argument("--out", type=Path, required=True, help="where the answers go")
+    parser.add_argument("--lists_only", action="store_true", help="class lists alone, as for ablations")
+    parser.add_argument("--most", type=int, default=0, help="pictures a suite at most (default 0: as planned)")
+    parser.add_argument("--batch_size", type=int, default=4, help="pictures a batch (default 4)")
+    parser.add_argument("--max_new_tokens", type=int, default=160, help="longest answer (default 160)")
+    return parser.parse_args(argv)
+
+
+def sit(assistant: Assistant, part: Part, args: argparse.Namespace) -> dict[str, Any]:
+    """Suite -> its standard figures, with the numbers of pictures and questions; missing data end the program."""
+    found: dict[str, Any] = {}
+    for suite, pictures in part.suites.items():
+        results = evaluate(
+            part.ask(assistant),
+            [suite],
+            args.dataset_dir,
+            GENERATED,
+            min(pictures, args.most or pictures),
+            args.out / part.name,
+            batch_size=args.batch_size,
+            max_new_tokens=args.max_new_tokens,
+            workers=0,
+            classes=CLASSES,
+            resume=True,
+        )
+        if results["missing"]:
+            raise SystemExit("\n".join(f"{name}: {message}" for name, message in results["missing"].items()))
+        (scored,) = results["suites"].values()
+        counts = {name: scored[name] for name in ("pictures", "queries", "unfinished")}
+        found[suite] = {**summary(results)[suite], **counts}
+        print(f"{part.name} {suite}: {found[suite]}", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

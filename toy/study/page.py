@@ -1,0 +1,165 @@
+"""The figures of all rows, as tables, and the page that holds them between words written by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toy.study.rows import ABLATION, SYSTEM, Row
+from utils.log import read_log
+
+BEGIN, END = "<!-- measured: begin (scripts/miniature.py --write_doc) -->", "<!-- measured: end -->"
+SPEED = "speed"  # stands for a part of the exam
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where a figure of a table is found: part of the exam (or SPEED), suite, metric."""
+
+    title: str
+    part: str
+    suite: str
+    metric: str
+
+    def value(self, row: dict[str, Any]) -> float | None:
+        if self.part == SPEED:
+            return row["speed"].get(self.metric)
+        return row["exam"].get(self.part, {}).get(self.suite, {}).get(self.metric)
+
+    def cell(self, row: dict[str, Any]) -> str:
+        value = self.value(row)
+        if value is None:
+            return "-"
+        return f"{value:.0f}" if self.part == SPEED else f"{value:.2f}"
+
+
+ADE, REFER, GREFER = "ade20k|val", "refcoco|unc|val", "grefcoco|unc|val"
+PREMISE, REASON, MUSE = "fprefcoco|berkeley_exclude_unified|val", "ReasonSeg|val", "muse|val"
+MAIN = (
+    Column("mIoU, all 22 asked", "whole", ADE, "mIoU"),
+    Column("mIoU, half absent", "half", ADE, "mIoU"),
+    Column("RefCOCO cIoU", "own", REFER, "cIoU"),
+    Column("ReasonSeg gIoU", "own", REASON, "gIoU"),
+    Column("gRefCOCO gIoU", "own", GREFER, "gIoU"),
+    Column("N-acc", "own", GREFER, "N-acc"),
+    Column("T-acc", "own", GREFER, "T-acc"),
+    Column("FP-RefCOCO See", "own", PREMISE, "See"),
+    Column("Segment", "own", PREMISE, "Segment"),
+    Column("MUSE gIoU", "shipped", MUSE, "gIoU"),
+    Column("ms a phrase", SPEED, "", "phrase_ms"),
+    Column("ms a label set", SPEED, "", "list_ms"),
+)
+LISTS = {"present": "none absent", "half": "half absent", "double": "two thirds absent", "whole": "all 22"}
+LIST_FIGURES = (
+    *(Column(f"mIoU, {words}", part, ADE, "mIoU") for part, words in LISTS.items()),
+    Column("present found (all 22)", "whole", ADE, "present_accuracy"),
+    Column("absent refused (all 22)", "whole", ADE, "absent_accuracy"),
+    Column("absent refused (half)", "half", ADE, "absent_accuracy"),
+)
+# What is shown of the other benchmarks: the first metric that a suite has here says which figures these are.
+TELLING = {"See": ("See", "Segment"), "N-acc": ("gIoU", "N-acc", "T-acc"), "mIoU": ("mIoU",), "Pr@0.5": ("cIoU",)}
+
+
+def collect(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything that the finished rows gave: {"settings", "rows": name -> title, kind, exam, training, speed}."""
+    speed_file = out / "speed.json"
+    speed = read(speed_file) if speed_file.is_file() else {}
+    return {
+        "settings": read(out / "settings.json"),
+        "rows": {
+            row.name: {
+                "title": row.title,
+                "kind": row.kind,
+                "exam": read(out / row.name / "exam.json"),
+                "training": training(out / row.name / "train"),
+                "speed": speed.get(row.name, {}),
+            }
+            for row in rows
+        },
+    }
+
+
+def training(run: Path) -> dict[str, Any]:
+    """From a run's log: the losses at each step that was logged, and where it was made with."""
+    lines = read_log(run / "log.jsonl")
+    steps = {line["step"]: line for line in lines if line["kind"] == "train"}  # of a step done twice the last counts
+    starts = read(run / "meta.json")
+    curves = {name: [line[name] for line in steps.values()] for name in ("ce", "bce", "dice")}
+    return {"step": list(steps), **curves, "revision": starts[-1]["revision"]}
+
+
+def tables(results: dict[str, Any]) -> str:
+    """All tables, in Markdown."""
+    rows = results["rows"]
+    systems = {name: row for name, row in rows.items() if row["kind"] == SYSTEM}
+    ablation = {name: row for name, row in rows.items() if row["kind"] == ABLATION}
+    parts = ["### Every system on everything", table(systems, MAIN), "### Class lists", table(systems, LIST_FIGURES)]
+    if ablation and "lasagna" in rows:
+        full = {"lasagna": {**rows["lasagna"], "title": "all three strategies"}}
+        parts += ["### LaSagnA's three strategies", table({**full, **ablation}, LIST_FIGURES)]
+    parts += ["### The other benchmarks", table(systems, others(systems), turned=True)]
+    return "\n\n".join(parts) + "\n"
+
+
+def others(systems: dict[str, dict[str, Any]]) -> list[Column]:
+    """Columns for what was asked beside the main table."""
+    shown = {(column.part, column.suite) for column in MAIN}
+    columns = []
+    for suite, figures in next(iter(systems.values()), {"exam": {}})["exam"].get("own", {}).items():
+        if ("own", suite) in shown:
+            continue
+        metrics = next((names for sign, names in TELLING.items() if sign in figures), ("gIoU",))
+        columns += [Column(f"{suite.split('|')[0]} {metric}", "own", suite, metric) for metric in metrics]
+    return columns
+
+
+def table(rows: dict[str, dict[str, Any]], columns: Sequence[Column], *, turned: bool = False) -> str:
+    """Rows by title; the best of a column in bold (of times the least), where any differ. turned: columns as rows."""
+    best = {column: winner(rows, column) for column in columns}
+    cells = [[marked(column.cell(row), best[column]) for column in columns] for row in rows.values()]
+    left, above = [row["title"] for row in rows.values()], [column.title for column in columns]
+    if turned:
+        left, above, cells = above, left, list(zip(*cells, strict=True))
+    lines = [
+        ["", *above],
+        ["---", *["---:"] * len(above)],
+        *([name, *line] for name, line in zip(left, cells, strict=True)),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def marked(cell: str, best: str | None) -> str:
+    return f"**{cell}**" if cell == best else cell
+
+
+def winner(rows: dict[str, dict[str, Any]], column: Column) -> str | None:
+    """The best cell of a column as it is shown; None where all are alike."""
+    found = [(value, column.cell(row)) for row in rows.values() if (value := column.value(row)) is not None]
+    if len({cell for _, cell in found}) < 2:
+        return None
+    return (min if column.part == SPEED else max)(found)[1]
+
+
+def update(page: Path, results: dict[str, Any], pictures: Sequence[Path]) -> None:
+    """Puts tables and pictures between the two marks of a page; what is around them stays as somebody wrote it."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Five papers in miniature\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{page} lacks the lines {BEGIN} and {END}: put them where the tables shall stand")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    names = [f"miniature_{picture.name}" for picture in pictures]
+    for picture, name in zip(pictures, names, strict=True):
+        shutil.copy(picture, page.parent / name)
+    settings = " ".join(f"--{name} {value}" for name, value in results["settings"].items())
+    shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in names)
+    middle = f"\n\nMade with `{settings}`.\n\n{tables(results)}\n{shown}\n\n"
+    page.write_text(f"{before}{BEGIN}{middle}{END}{after}", encoding="utf-8")
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))

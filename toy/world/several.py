@@ -1,0 +1,113 @@
+"""Phrases that fit several objects of a scene, or none: what several things share, and what is not true of any."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+
+from toy.world.expressions import Expression
+from toy.world.scene import COLORS, OBJECTS, Scene
+from toy.world.words import NUMBERS, by_class, plural, shows_color
+
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+@dataclass(frozen=True)
+class FalsePremise:
+    """A phrase that fits nothing, and the true expression that it was made from."""
+
+    text: str
+    truth: Expression
+
+
+def several(scene: Scene) -> list[Expression]:
+    """All plain phrases that name two or more objects; `targets` holds every one of them."""
+    found = {item.text: item for make in (_classes, _colors, _pairs) for item in make(scene)}
+    return list(found.values())
+
+
+def false_premises(scene: Scene, items: list[Expression], rng: np.random.Generator) -> list[FalsePremise]:
+    """True expressions of the scene with the class, the colour or the side changed, so that they fit nothing."""
+    found: dict[str, FalsePremise] = {}
+    for item in items:
+        for change in (_other_class, _other_color, _other_side):
+            if text := change(scene, item, rng):
+                found.setdefault(text, FalsePremise(text, item))
+    return list(found.values())
+
+
+def absent(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Phrases about one object of a class that is not in the picture, in random order."""
+    texts = []
+    for name in _shuffled(_missing(scene), rng):
+        color = list(COLORS)[rng.integers(len(COLORS))]
+        texts.append(name if name == "person" or rng.random() < 0.5 else f"{color} {name}")
+    return texts
+
+
+def none_of_several(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Phrases of the forms of `several` that fit nothing, in random order."""
+    names = _shuffled(_missing(scene), rng)
+    unused = [color for color in COLORS if all(thing.color != color for thing in scene.things)]
+    texts = [f"all {color} things" for color in unused]
+    texts += [f"all {plural(name)}" for name in names[:3]] + [f"the {NUMBERS[2]} {plural(name)}" for name in names[3:5]]
+    texts += [f"the {one} and the {other}" for one, other in pairwise(names[:4])]
+    return _shuffled(texts, rng)
+
+
+def _classes(scene: Scene) -> Iterator[Expression]:
+    for name, ids in by_class(scene).items():
+        if len(ids) > 1 and name in OBJECTS:
+            yield Expression(f"all {plural(name)}", tuple(ids), "class")
+            yield Expression(f"the {NUMBERS[len(ids)]} {plural(name)}", tuple(ids), "class")
+
+
+def _colors(scene: Scene) -> Iterator[Expression]:
+    """A colour is plain when everything of it shows it, and nobody merely wears it."""
+    for color in COLORS:
+        ids = [index for index, thing in enumerate(scene.things) if thing.color == color]
+        things = [scene.things[index] for index in ids]
+        if len(ids) > 1 and all(shows_color(thing) and thing.name != "person" for thing in things):
+            yield Expression(f"all {color} things", tuple(ids), "color")
+
+
+def _pairs(scene: Scene) -> Iterator[Expression]:
+    """Two objects of different classes, each by its class alone."""
+    single = [(name, ids[0]) for name, ids in by_class(scene).items() if len(ids) == 1 and name in OBJECTS]
+    for (one, first), (other, second) in combinations(single, 2):
+        yield Expression(f"the {one} and the {other}", (first, second), "pair")
+
+
+def _other_class(scene: Scene, item: Expression, rng: np.random.Generator) -> str | None:
+    name = scene.things[item.targets[0]].name
+    names = [other for other in _missing(scene) if other != "person"]
+    if name == "person" or not names or item.kind not in ("attribute", "relation"):
+        return None
+    return re.sub(rf"\b{name}\b", names[rng.integers(len(names))], item.text, count=1)
+
+
+def _other_color(scene: Scene, item: Expression, rng: np.random.Generator) -> str | None:
+    thing = scene.things[item.targets[0]]
+    taken = {other.color for other in scene.things if other.name == thing.name}
+    colors = [color for color in COLORS if color not in taken]
+    if thing.color not in item.text.split() or not colors:
+        return None
+    return re.sub(rf"\b{thing.color}\b", colors[rng.integers(len(colors))], item.text, count=1)
+
+
+def _other_side(scene: Scene, item: Expression, rng: np.random.Generator) -> str | None:
+    """Only of a class that is there once: another one could well be on the other side."""
+    side = next((words for words in OPPOSITES if f" {words} " in item.text), None)
+    if item.kind != "relation" or side is None or len(by_class(scene)[scene.things[item.targets[0]].name]) > 1:
+        return None
+    return item.text.replace(side, OPPOSITES[side])
+
+
+def _missing(scene: Scene) -> list[str]:
+    return [name for name in OBJECTS if name not in by_class(scene)]
+
+
+def _shuffled(items: list[str], rng: np.random.Generator) -> list[str]:
+    return [items[i] for i in rng.permutation(len(items))]
