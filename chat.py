@@ -109,7 +109,7 @@ def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder
     for query, reply in zip(queries, replies, strict=True):
         report["answers"].append({"question": query.question, "text": reply.text, "finished": reply.finished})
         for claim in reply.claims:
-            name = claim.phrase or (query.asked[0] if len(query.asked) == 1 else "")
+            name = claim.phrase or (query.phrases[0] if len(query.phrases) == 1 else "")
             if claim.mask is None:
                 report["absent"] += [name] * bool(name)  # who refuses without a name has said it in words
                 continue
@@ -118,7 +118,12 @@ def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder
             Image.fromarray(mask.astype(np.uint8) * 255).save(file)
             colour = colour_of(len(layers))
             size = {"area": int(mask.sum()), "share": float(mask.mean())}
-            entry = {"name": name, "instead": claim.instead, "colour": "#" + bytes(colour).hex(), "file": str(file)}
+            entry = {
+                "name": name,
+                "instead": claim.is_substitute,
+                "colour": "#" + bytes(colour).hex(),
+                "file": str(file),
+            }
             report["masks"].append({**entry, **size})
             layers.append(Layer(mask, name, colour))
     report["overlay"] = str(folder / f"{stem}_overlay.png")

@@ -17,9 +17,9 @@ from dataclasses import replace
 from model.checkpoints.files import read_tensors
 from model.checkpoints.load import dtype_of
 from model.checkpoints.save import check_target, read_from, save_folder, save_original
-from model.finetune.trainable import from_training_file, load_drawn, load_trainable, merge_lora
+from model.finetune.trainable import from_training_file, load_frozen_head, load_trainable, merge_lora
 from systems.assistant import Assistant, build, load
-from systems.base import taking
+from systems.base import systems_accepting
 from utils.config import Recipe, load_recipe
 from utils.flags import resolve
 from utils.log import log, setup_logging
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     log.info("reading %s", args.run or args.weight)
     if args.run and flags:
         parser.error(f"a run folder knows how it was trained; not understood: {' '.join(flags)}")
-    recipe = load_recipe(args.run) if args.run else resolve(flags, taking)
+    recipe = load_recipe(args.run) if args.run else resolve(flags, systems_accepting)
     check_target(args.save_path, [args.run or args.weight, *read_from(recipe.model)], overwrite=args.overwrite)
     assistant = load_run(args.run, args.tag) if args.run else load_file(args.weight, recipe)
     precision = args.precision or assistant.recipe.model.precision
@@ -74,7 +74,7 @@ def load_file(weight: str, recipe: Recipe) -> Assistant:
     assistant = build(with_precision(recipe, "fp32"), device="cpu")
     tensors = read_tensors(weight)
     load_trainable(assistant.model, from_training_file(assistant.model, tensors))
-    load_drawn(assistant.model, tensors)
+    load_frozen_head(assistant.model, tensors)
     merge_lora(assistant.model)
     assistant.model.requires_grad_(False).eval()
     return replace(assistant, recipe=recipe)

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.collate import Maker
+from data.collate import SampleBuilder
 from data.mixture import Mixture, Stream
-from data.readers.index import keep_indexes
+from data.readers.index import set_index_folder
 from evaluation.metrics.scorers import SCORERS
 from evaluation.protocols import protocol_named
 from evaluation.report.examples import sample_grid
@@ -29,14 +29,14 @@ from evaluation.runner import as_table, evaluate, source_options, summary
 from evaluation.suites import find_suites
 from model.losses import objective
 from systems.assistant import Assistant, build, load
-from systems.base import taking
+from systems.base import systems_accepting
 from training.checkpoint import Checkpoints, TrainState, restore
 from training.engine import Engine, check_settings
-from training.loss_guard import Guard
+from training.loss_guard import LossGuard
 from training.meters import Meters, Progress
 from training.run import Run, Stop, open_run, with_epochs
 from utils import dist
-from utils.config import Recipe, SetConfig
+from utils.config import DatasetConfig, Recipe
 from utils.flags import resolve
 from utils.log import RunLog, import_wandb, log, setup_logging
 from utils.registry import unknown
@@ -44,12 +44,12 @@ from utils.registry import unknown
 
 def main(argv: list[str] | None = None) -> None:
     try:
-        recipe = resolve(sys.argv[1:] if argv is None else argv, taking)
+        recipe = resolve(sys.argv[1:] if argv is None else argv, systems_accepting)
         check_settings(recipe.train)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"train_ds.py: {error}") from None
     setup_logging(dist.is_main())
-    keep_indexes(recipe.data.index_dir)
+    set_index_folder(recipe.data.index_dir)
     check_suites(recipe)
     if recipe.run.wandb:
         import_wandb()
@@ -72,7 +72,7 @@ def train(assistant: Assistant, run: Run) -> None:
     state = run.begin(recipe, checkpoints, state, mixture.parts)
     meters = Meters()
     meters.restore(state.meters)
-    guard = Guard(settings.on_bad_loss)
+    guard = LossGuard(settings.on_bad_loss)
 
     leave = False
     with ExitStack() as stack:
@@ -91,7 +91,7 @@ def train(assistant: Assistant, run: Run) -> None:
                 state.samples += settings.batch_size * state.processes
                 seed_chance(settings.seed, step, part * state.processes + dist.rank())
                 losses = objective(engine(batch), batch, recipe.loss)
-                if not guard.passes(losses, batch, state):
+                if not guard.accepts(losses, batch, state):
                     continue
                 engine.backward(losses.total)
                 engine.step()
@@ -107,7 +107,7 @@ def train(assistant: Assistant, run: Run) -> None:
                 skipped = {"skipped": state.skipped} if state.skipped else {}
                 run_log.write("train", state.step, {**means, "lr": rate, "grad_norm": engine.grad_norm, **skipped})
             if leave or epoch_ends or (settings.save_steps and state.step % settings.save_steps == 0):
-                state.meters = dist.gather(meters.state())
+                state.meters = dist.all_gather(meters.state())
                 run_log.sync()
                 checkpoints.save(engine, state)
             if leave:
@@ -123,7 +123,7 @@ def train(assistant: Assistant, run: Run) -> None:
 def finish(assistant: Assistant, engine: Engine, recipe: Recipe, state: TrainState, run_log: RunLog) -> None:
     """Scores the final suites, where the recipe has some."""
     if recipe.eval.final_eval and recipe.eval.final_suites:
-        with engine.whole():
+        with engine.gathered():
             run_log.write("final", state.step, score(assistant, recipe, recipe.eval.final_suites))
 
 
@@ -135,7 +135,7 @@ def owed(state: TrainState) -> tuple[str, ...]:
 
 def training_mixture(assistant: Assistant, recipe: Recipe) -> Mixture:
     """What is trained on, in the system's words and the model's views."""
-    maker = Maker(
+    maker = SampleBuilder(
         assistant.system.task,
         assistant.encoder,
         assistant.views,
@@ -183,7 +183,7 @@ def validate(
     state.validated, best = state.step, recipe.eval.no_eval or not recipe.eval.suites
     out = recipe.run.folder / "validation"
     if not best and (epoch == recipe.train.epochs or epoch % recipe.eval.every_epochs == 0):
-        with engine.whole():
+        with engine.gathered():
             scores = score(assistant, recipe, recipe.eval.suites, out=out)
         run_log.write("val", state.step, scores)
         if recipe.eval.pictures and dist.is_main():
@@ -234,11 +234,11 @@ def suites_of(recipe: Recipe) -> tuple[str, ...]:
     return (*(() if recipe.eval.no_eval and not recipe.eval.eval_only else recipe.eval.suites), *final)
 
 
-def held_out(recipe: Recipe) -> list[SetConfig]:
+def held_out(recipe: Recipe) -> list[DatasetConfig]:
     """The evaluation splits of the recipe, as sources; `data.exclude_val: eval_suites` keeps their pictures out."""
     names = (*recipe.eval.suites, *recipe.eval.final_suites)
     chosen = find_suites(names, recipe.eval.custom) if names else []
-    return [SetConfig(suite.source or suite.name, options=suite.options) for suite in chosen]
+    return [DatasetConfig(suite.source or suite.name, options=suite.options) for suite in chosen]
 
 
 def check_suites(recipe: Recipe) -> None:

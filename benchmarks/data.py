@@ -24,10 +24,10 @@ import cv2
 import numpy as np
 import torch
 
-from data.collate import Maker, Sample, collate, draw_masks
+from data.collate import Sample, SampleBuilder, collate, rasterize_masks
 from data.encode import Encoder
 from data.mixture import Mixture, Stream
-from data.readers.index import keep_indexes
+from data.readers.index import set_index_folder
 from data.tokens import load_tokenizer
 from data.types import Record
 from data.views import ClipView, SamView, Views, read_image
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     recipe = read(args)
-    keep_indexes(recipe.data.index_dir)
+    set_index_folder(recipe.data.index_dir)
     mixture = build_mixture(recipe, args)
     for warm in (True, False):
         clock = Clock()
@@ -106,7 +106,7 @@ def build_mixture(recipe: Recipe, args: argparse.Namespace) -> Mixture:
     tokenizer = load_tokenizer(args.tokenizer, system.tokens, 10**9, **choices)
     encoder = Encoder(tokenizer, system.tokens, recipe.model.conv_type, image_tokens=(args.clip_size // PATCH) ** 2)
     views = Views(ClipView(args.clip_size), SamView(recipe.model.image_size or SAM_SIDE))
-    return Mixture.build(recipe.data, Maker(system.task, encoder, views), seed=recipe.train.seed)
+    return Mixture.build(recipe.data, SampleBuilder(system.task, encoder, views), seed=recipe.train.seed)
 
 
 def piece_by_piece(mixture: Mixture, index: int, clock: Clock, args: argparse.Namespace) -> int:
@@ -122,7 +122,7 @@ def piece_by_piece(mixture: Mixture, index: int, clock: Clock, args: argparse.Na
     pixels = clock("language-side view", maker.views.language, image)
     seg_pixels, geometry = clock("mask-side view", maker.views.seg, image)
     holes = [hole for row in rows for hole in row.holes]
-    masks = clock("masks", draw_masks, record, holes, geometry.original)
+    masks = clock("masks", rasterize_masks, record, holes, geometry.original)
     sample = Sample(str(record.image), pixels, seg_pixels, geometry, rows, masks)
     clock("batch", collate, [sample], maker.encoder.image_tokens)
     return image.shape[0] * image.shape[1]

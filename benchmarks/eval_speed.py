@@ -29,7 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.types import IMAGE_ID, Batch, Geometry
-from model.checkpoints.architecture import Plan
+from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble
 from model.heads.embedding_cache import EmbeddingCache, fingerprint
 from model.seg_model import Answer, SegModel
@@ -210,7 +210,7 @@ def build(args: argparse.Namespace) -> SegModel:
     return model
 
 
-def plan(args: argparse.Namespace) -> Plan:
+def plan(args: argparse.Namespace) -> Architecture:
     """LLaMA, CLIP and SAM of the sizes asked for."""
     grid = round(args.image_tokens**0.5)
     language = {
@@ -248,7 +248,7 @@ def plan(args: argparse.Namespace) -> Plan:
         "prompt_encoder_config": {"hidden_size": 256, "image_size": args.sam_side, "patch_size": 16},
         "mask_decoder_config": {"hidden_size": 256},
     }
-    return Plan(language, tower, projector_depth=2, feature_layer=-2, head="sam", head_config=sam)
+    return Architecture(language, tower, projector_depth=2, feature_layer=-2, head="sam", head_config=sam)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 
 from data.types import IGNORE_ID, Batch
-from model.heads.chunked_attention import StripAttention
+from model.heads.chunked_attention import ChunkedGlobalAttention
 from model.losses import COUNT_EPS, text_loss
 from model.seg_model import SegModel
 from utils.config import LossConfig
@@ -27,9 +27,9 @@ LADDER = ("vision_once", "packed_rows", "supervised_logits", "encoder_strips")  
 def take_apart(model: SegModel, on: Collection[str]) -> None:
     """Undoes what a model has that is not on."""
     model.vlm.pack_rows = "packed_rows" in on
-    model.head.redraw = len(on) > len(LADDER)
+    model.head.checkpoint_decoder = len(on) > len(LADDER)
     for layer in model.head.encoder.layers if "encoder_strips" not in on else ():
-        if isinstance(layer.attn, StripAttention):
+        if isinstance(layer.attn, ChunkedGlobalAttention):
             layer.attn.__class__ = SamVisionSdpaAttention  # the same weights
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
-from model.checkpoints.architecture import Plan
+from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble, dtype_of
 from model.seg_model import SegModel
 
@@ -98,7 +98,7 @@ def dialogues(shape: Shape, image_tokens: int, *, pictures: int, each: int, mask
     )
 
 
-def _plan(shape: Shape) -> Plan:
+def _plan(shape: Shape) -> Architecture:
     language = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "intermediate_size": shape.inner}
     language |= {"num_hidden_layers": shape.layers, "num_attention_heads": shape.heads}
     tower = {"hidden_size": shape.tower_width, "intermediate_size": 4 * shape.tower_width, "patch_size": 14}
@@ -110,4 +110,4 @@ def _plan(shape: Shape) -> Plan:
     decoder = {"hidden_size": shape.prompt, "mlp_dim": 8 * shape.prompt, "num_attention_heads": 8}
     sam = {"vision_config": encoder | {"initializer_range": 0.02}, "prompt_encoder_config": prompt}
     sam |= {"mask_decoder_config": decoder | {"iou_head_hidden_dim": shape.prompt}}
-    return Plan(language, tower | {"image_size": shape.tower_side}, 2, -2, "sam", sam)
+    return Architecture(language, tower | {"image_size": shape.tower_side}, 2, -2, "sam", sam)

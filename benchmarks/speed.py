@@ -39,7 +39,7 @@ from benchmarks.shapes import SHAPES, build, dialogues
 from data.types import Batch
 from model.checkpoints.load import DTYPES
 from model.finetune.trainable import prepare_training
-from model.heads.embedding_cache import keep_embeddings
+from model.heads.embedding_cache import attach_cache
 from model.losses import objective
 from model.seg_model import SegModel
 from utils.config import CacheConfig, LoraConfig, LossConfig, ModelConfig
@@ -120,7 +120,7 @@ def measure(on: Sequence[str], args: argparse.Namespace, folder: str) -> dict[st
     )
     take_apart(model, on)
     if CACHED in on:
-        keep_embeddings(model.head, CacheConfig(folder, max_gib=1.0))
+        attach_cache(model.head, CacheConfig(folder, max_gib=1.0))
     batch = dialogues(shape, model.vlm.image_tokens, pictures=args.pictures, each=args.dialogues)
     batch = batch.to(device, DTYPES[args.precision])
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.sources import Source, build_source
 from data.sources.base import EmptySplit, image_paths
-from utils.config import SetConfig
+from utils.config import DatasetConfig
 from utils.log import log
 from utils.registry import unknown
 
@@ -64,7 +64,7 @@ class Blocklist:
     splits: tuple[str, ...] = ()
 
     @classmethod
-    def build(cls, rule: str, root: Path, suites: Sequence[SetConfig] = ()) -> Blocklist:
+    def build(cls, rule: str, root: Path, suites: Sequence[DatasetConfig] = ()) -> Blocklist:
         """The blocklist of a recipe. `suites`: the sources that it is evaluated on.
 
         Splits of the rule that `root` does not hold are left out with a warning; none at all is an error, as is a

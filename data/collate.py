@@ -42,7 +42,7 @@ class Task(Protocol):
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]: ...
 
 
-class Maker:
+class SampleBuilder:
     """Makes samples: words from the task, ids from the encoder, pictures from the views, masks from the record.
 
     ignore_region: carry the record's ignored pixels. drop_long_rows: leave a row out that does not fit, and note it,
@@ -64,15 +64,15 @@ class Maker:
         self.ignore_region = ignore_region
         self.drop_long_rows = drop_long_rows
 
-    def make_sample(self, record: Record, rng: np.random.Generator) -> Sample:
+    def build(self, record: Record, rng: np.random.Generator) -> Sample:
         """A training sample. Errors name the picture: NothingToAsk, SequenceTooLong, other ValueErrors, OSErrors."""
         dialogues = self.task.converse(record, rng)
         if not dialogues:
             raise NothingToAsk(f"{record.image}: nothing to ask about it")
         rows, skipped = self._rows(record, dialogues)
-        sample = look(record.image, self.views)
+        sample = load_views(record.image, self.views)
         sample.rows, sample.skipped = rows, skipped
-        sample.masks = draw_masks(record, [hole for row in rows for hole in row.holes], sample.geometry.original)
+        sample.masks = rasterize_masks(record, [hole for row in rows for hole in row.holes], sample.geometry.original)
         if self.ignore_region and record.ignore is not None:
             sample.ignore = torch.from_numpy(draw_ignored(record, sample.geometry.original))
         return sample
@@ -91,18 +91,18 @@ class Maker:
         return rows, skipped
 
 
-def look(path: str | Path, views: Views) -> Sample:
+def load_views(path: str | Path, views: Views) -> Sample:
     """The picture of a file in both views, without rows or masks; enough for generation."""
-    return look_at(read_image(path), views, str(path))
+    return make_views(read_image(path), views, str(path))
 
 
-def look_at(image: np.ndarray, views: Views, name: str) -> Sample:
+def make_views(image: np.ndarray, views: Views, name: str) -> Sample:
     """An (H, W, 3) uint8 RGB picture in both views."""
     seg_pixels, geometry = views.seg(image) if views.seg else (None, views.language.geometry(*image.shape[:2]))
     return Sample(name, views.language(image), seg_pixels, geometry)
 
 
-def draw_masks(record: Record, targets: Sequence[int], shape: tuple[int, int]) -> Tensor:
+def rasterize_masks(record: Record, targets: Sequence[int], shape: tuple[int, int]) -> Tensor:
     """(N, H, W) float32 in {0, 1}: the masks of these targets of a picture of `shape`, each drawn once."""
     drawn = {}
     for index in targets:

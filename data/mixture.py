@@ -17,12 +17,12 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from data.blocklist import Blocklist
-from data.collate import Maker, NothingToAsk, Sample, collate
+from data.collate import NothingToAsk, Sample, SampleBuilder, collate
 from data.readers.index import keeping_faults
 from data.sources import Source, build_source
 from data.sources.base import image_paths
 from data.types import Batch
-from utils.config import DataConfig, SetConfig
+from utils.config import DataConfig, DatasetConfig
 from utils.log import log
 from utils.registry import unknown
 
@@ -113,7 +113,7 @@ class Mixture(Dataset):
     def __init__(
         self,
         parts: Sequence[Part],
-        maker: Maker,
+        maker: SampleBuilder,
         *,
         seed: int = 0,
         on_bad_sample: str = "raise",
@@ -140,7 +140,9 @@ class Mixture(Dataset):
         self.on_bad_sample = on_bad_sample
 
     @classmethod
-    def build(cls, data: DataConfig, maker: Maker, *, seed: int = 0, held_out: Sequence[SetConfig] = ()) -> Mixture:
+    def build(
+        cls, data: DataConfig, maker: SampleBuilder, *, seed: int = 0, held_out: Sequence[DatasetConfig] = ()
+    ) -> Mixture:
         """The mixture of a recipe. `held_out`: the sources that it is evaluated on, for `data.exclude_val`."""
         root = Path(data.dataset_dir)
         blocklist = Blocklist.build(data.exclude_val, root, held_out)
@@ -162,9 +164,9 @@ class Mixture(Dataset):
         return sum(len(part.records) for part in self.parts)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.draw(index)
+        return self.sample(index)
 
-    def draw(self, index: int) -> Sample:
+    def sample(self, index: int) -> Sample:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index,)))
         skipped: list[str] = []
         family = None
@@ -172,7 +174,7 @@ class Mixture(Dataset):
             part, position = self.pick(index, rng, family)
             family = part.family
             try:
-                sample = self.maker.make_sample(part.source[position], rng)
+                sample = self.maker.build(part.source[position], rng)
             except NothingToAsk as error:
                 skipped.append(f"{part.name}: {error}")
             except MISTAKES:

@@ -85,7 +85,7 @@ class Record:
     kind: str
     targets: tuple[Target, ...] = ()
     vocabulary: tuple[str, ...] = ()
-    asked: tuple[Dialogue, ...] = ()
+    dialogues: tuple[Dialogue, ...] = ()
     ignore: MaskFn | None = None
     accepted: tuple[tuple[str, ...], ...] = ()
     vocabulary_aliases: tuple[tuple[str, ...], ...] = ()
@@ -99,9 +99,9 @@ class Query:
     """
 
     question: str
-    forced: Script
+    reference_answer: Script
     targets: tuple[int, ...] = ()
-    asked: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Claim:
 
     phrase: str
     mask: int | None
-    withheld: int | None = None
-    instead: bool = False
+    withheld_mask: int | None = None
+    is_substitute: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,10 @@ from evaluation.metrics.scorers import SCORERS
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS
 from evaluation.wrappers import Grouped, PresentOnly
 
-DECIDED = ("generalised", "generalised_apart")  # metrics of forced answers in which the model decides what is there
+TWO_PASS_METRICS = (
+    "generalised",
+    "generalised_apart",
+)  # metrics of forced answers in which the model decides what is there
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,14 @@ class Suite:
         }
 
     @property
-    def forced(self) -> str:
+    def teacher_forced_protocol(self) -> str:
         """The protocol that "teacher_forced" means here; as published, two passes decide on absence."""
-        return TWO_PASS if self.metric in DECIDED else FORCED
+        return TWO_PASS if self.metric in TWO_PASS_METRICS else FORCED
 
     @property
     def protocols(self) -> str:
         """The default, and what stands for the published way of giving the answer."""
-        return f"{GENERATED}, {self.forced}"
+        return f"{GENERATED}, {self.teacher_forced_protocol}"
 
     @property
     def set(self) -> str:

@@ -28,10 +28,10 @@ from utils.plain import parse_json, read_mapping
 
 LEFT_OUT = "left_out"  # among the counts of a picture that was not asked about: why
 APART = ("data", "batch_size")  # settings that shards of one evaluation may differ in
-Line = dict[str, Any]
+Prediction = dict[str, Any]
 
 
-class Journal:
+class PredictionFile:
     """The predictions of one suite in a folder; without a folder nothing is read or written."""
 
     def __init__(self, folder: Path | None, suite: str):
@@ -41,7 +41,7 @@ class Journal:
 
     def begin(
         self, settings: dict[str, Any], batches: Sequence[Sequence[int]], *, resume: bool
-    ) -> tuple[list[Line], list[Sequence[int]]]:
+    ) -> tuple[list[Prediction], list[Sequence[int]]]:
         """Opens the file of this process; to be called on all of them at once.
 
         Returns the lines of an earlier run with the same settings (main process only), and the batches still to do.
@@ -49,7 +49,7 @@ class Journal:
         """
         if self.folder is None:
             return [], list(batches)
-        kept: dict[int, Line] = {}
+        kept: dict[int, Prediction] = {}
         settings = json.loads(json.dumps(settings, default=str))  # as they will be read back
         if dist.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -59,20 +59,20 @@ class Journal:
         self._file = self._part(dist.rank()).open("a", encoding="utf-8")
         return list(kept.values()), [batch for batch in batches if batch[0] not in done]
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> PredictionFile:
         return self
 
     def __exit__(self, *_) -> None:
         if self._file:
             self._file.close()
 
-    def write(self, line: Line) -> None:
+    def write(self, line: Prediction) -> None:
         """To be called from one thread, which need not be the one that opened it."""
         if self._file:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
-    def _recover(self, settings: dict[str, Any], batches: Sequence[Sequence[int]]) -> dict[int, Line]:
+    def _recover(self, settings: dict[str, Any], batches: Sequence[Sequence[int]]) -> dict[int, Prediction]:
         """Earlier lines by index. Those made otherwise, or of pictures not asked for now, are set aside, not lost.
 
         Pictures that were left out are looked at again: their files may have been mended.
@@ -105,7 +105,7 @@ class Journal:
             shutil.copy2(path, f"{path}{ending}")
         return ending
 
-    def _rewrite(self, kept: dict[int, Line], settings: dict[str, Any]) -> None:
+    def _rewrite(self, kept: dict[int, Prediction], settings: dict[str, Any]) -> None:
         """One file of whole lines; at no time are there fewer of them on disk than before."""
         fresh = self.folder / f"{self.stem}.tmp"
         with fresh.open("w", encoding="utf-8") as file:
@@ -131,7 +131,7 @@ class Journal:
         return sorted(path for path in self.folder.iterdir() if name.fullmatch(path.name))
 
 
-def read_lines(path: Path) -> Iterator[Line]:
+def read_lines(path: Path) -> Iterator[Prediction]:
     """The predictions in a file. A last line cut off by a crash is left out; other damage is an error."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, 1):
@@ -145,12 +145,12 @@ def read_lines(path: Path) -> Iterator[Line]:
             yield check_line(line, f"{path}, line {number}")
 
 
-def predictions(paths: Iterable[str | Path]) -> dict[str, list[Line]]:
+def predictions(paths: Iterable[str | Path]) -> dict[str, list[Prediction]]:
     """Suite -> lines of these files, and of all `*.jsonl` in these folders; a picture found twice counts once.
 
     Raises for files of different protocols, weights or data: their figures must not be mixed.
     """
-    found: dict[str, dict[int, Line]] = {}
+    found: dict[str, dict[int, Prediction]] = {}
     for path in map(Path, paths):
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not files:
@@ -163,7 +163,7 @@ def predictions(paths: Iterable[str | Path]) -> dict[str, list[Line]]:
                     if len(found_here) > 1:
                         raise ValueError(f"{file}: {line['suite']} in several {key}s: {', '.join(sorted(found_here))}")
                 lines[line["index"]] = line
-    made_with(paths)  # raises
+    settings_of(paths)  # raises
     return {suite: list(lines.values()) for suite, lines in found.items()}
 
 
@@ -172,7 +172,7 @@ def prediction(query: Query, reply: Reply) -> dict[str, Any]:
     masks = (reply.masks > 0).to(torch.uint8).cpu().numpy()
     return {
         "question": query.question,
-        "asked": list(query.asked),
+        "asked": list(query.phrases),
         "targets": list(query.targets),
         "text": reply.text,
         "claims": [[claim.phrase, claim.mask] for claim in reply.claims],
@@ -182,7 +182,7 @@ def prediction(query: Query, reply: Reply) -> dict[str, Any]:
     }
 
 
-def made_with(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
+def settings_of(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
     """Suite -> the settings that its predictions, in these files or folders, were made with; {} where none are kept.
 
     Raises for a suite whose predictions here and there were made with other weights or data.

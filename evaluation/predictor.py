@@ -27,7 +27,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.collate import Sample, look_at
+from data.collate import Sample, make_views
 from data.types import IMAGE_PLACEHOLDER, Query, Record, Target
 from data.views import read_image
 from evaluation.metrics.matching import Names, assign_claims, read_list
@@ -40,7 +40,7 @@ NO_FILE = Path("picture")  # stands for the file of a picture that has none
 
 
 @dataclass(frozen=True)
-class Thing:
+class Segment:
     """One thing that was asked for, or that an answer speaks of. Without a mask it is not there, says the model."""
 
     phrase: str
@@ -54,11 +54,11 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Said:
+class ChatAnswer:
     """The answer to a question in free words. `finished`: it ended by itself, not at the token limit."""
 
     text: str
-    things: list[Thing] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
     finished: bool = True
 
 
@@ -75,24 +75,24 @@ class Predictor:
         device="cuda", checkpoint="last", system="lisa", model={"precision": "bf16"}."""
         return cls(load(path, **how), max_new_tokens=max_new_tokens)
 
-    def __call__(self, picture: Picture, phrases: Sequence[str]) -> list[Thing]:
+    def __call__(self, picture: Picture, phrases: Sequence[str]) -> list[Segment]:
         """One thing a phrase, in order."""
         return self.batch([picture], [phrases])[0]
 
-    def batch(self, pictures: Sequence[Picture], phrases: Sequence[Sequence[str]]) -> list[list[Thing]]:
+    def batch(self, pictures: Sequence[Picture], phrases: Sequence[Sequence[str]]) -> list[list[Segment]]:
         """`phrases[b]` about `pictures[b]`, all in one batch."""
         queries = [self._phrase_queries(group) for group in phrases]
         found = []
         for group, asked, replies in zip(phrases, queries, self.replies(pictures, queries), strict=True):
-            things: list[Thing] = []
+            things: list[Segment] = []
             for query, reply in zip(asked, replies, strict=True):
-                names = group[len(things) : len(things) + len(query.asked)]
-                for name, claim in zip(names, assign_claims(reply.claims, query.asked), strict=True):
+                names = group[len(things) : len(things) + len(query.phrases)]
+                for name, claim in zip(names, assign_claims(reply.claims, query.phrases), strict=True):
                     things.append(_thing(name, reply.masks, claim.mask if claim else None, reply.text))
             found.append(things)
         return found
 
-    def classes(self, picture: Picture, names: Sequence[str]) -> list[Thing]:
+    def classes(self, picture: Picture, names: Sequence[str]) -> list[Segment]:
         """One thing a class of the list, in order; of several masks of a class the highest logits count."""
         if not names or any(not name.strip() for name in names):
             raise ValueError(f"classes need at least one name and no empty one, not {list(names)}")
@@ -100,9 +100,9 @@ class Predictor:
         (replies,) = self.replies([picture], [queries])
         known, masks, texts = Names(names), {}, {}
         for query, reply in zip(queries, replies, strict=True):
-            for index in (known.exact(name) for name in query.asked):
+            for index in (known.exact(name) for name in query.phrases):
                 texts[index] = reply.text
-            for index, number in read_list(reply.claims, query.asked, known).masks:
+            for index, number in read_list(reply.claims, query.phrases, known).masks:
                 new = reply.masks[number]
                 masks[index] = torch.maximum(masks[index], new) if index in masks else new
         return [
@@ -110,11 +110,11 @@ class Predictor:
             for index, name in enumerate(names)
         ]
 
-    def ask(self, picture: Picture, question: str) -> Said:
+    def ask(self, picture: Picture, question: str) -> ChatAnswer:
         """Free words, put behind the picture as they are."""
         ((reply,),) = self.replies([picture], [[free_query(question)]])
         things = [_thing(claim.phrase, reply.masks, claim.mask, reply.text) for claim in reply.claims]
-        return Said(reply.text, things, reply.finished)
+        return ChatAnswer(reply.text, things, reply.finished)
 
     def replies(self, pictures: Sequence[Picture], queries: Sequence[Sequence[Query]]) -> list[list[Reply]]:
         """The bare answers to `queries[b]` about `pictures[b]`; each picture is encoded once."""
@@ -135,14 +135,14 @@ class Predictor:
 
     def _look(self, picture: Picture) -> Sample:
         if isinstance(picture, (str, Path)):
-            return look_at(read_image(picture), self.assistant.views, str(picture))
+            return make_views(read_image(picture), self.assistant.views, str(picture))
         if isinstance(picture, Image.Image):
             PIXELS.check(picture.width * picture.height, f"a picture of {picture.width} x {picture.height}")
             picture = as_rgb(ImageOps.exif_transpose(picture))
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise ValueError(f"a picture is (H, W, 3) uint8, not {picture.shape} {picture.dtype}")
         PIXELS.check(picture.shape[0] * picture.shape[1], f"a picture of shape {picture.shape}")
-        return look_at(picture, self.assistant.views, str(NO_FILE))
+        return make_views(picture, self.assistant.views, str(NO_FILE))
 
 
 def as_rgb(picture: Image.Image) -> np.ndarray:
@@ -168,10 +168,10 @@ def free_query(question: str) -> Query:
     return Query(f"{IMAGE_PLACEHOLDER}\n{question.strip()}", ())
 
 
-def _thing(phrase: str, masks: Tensor | Sequence[Tensor], index: int | None, text: str) -> Thing:
+def _thing(phrase: str, masks: Tensor | Sequence[Tensor], index: int | None, text: str) -> Segment:
     if index is None:
-        return Thing(phrase, None, None, text)
+        return Segment(phrase, None, None, text)
     logits = masks[index]
     inside = logits > 0
     score = float(logits[inside].sigmoid().mean()) if bool(inside.any()) else 0.0
-    return Thing(phrase, inside.cpu().numpy(), score, text)
+    return Segment(phrase, inside.cpu().numpy(), score, text)

@@ -85,12 +85,14 @@ def teacher_forced(
     assistant: Assistant, samples: Sequence[Sample], queries: Sequence[Sequence[Query]], max_new_tokens: int = 0
 ) -> list[list[Reply]]:
     """The answer is given, with its mask tokens, and only the masks are the model's (`max_new_tokens` has no say)."""
-    rows = [[assistant.encoder.encode((Turn(q.question, q.forced),)) for q in group] for group in queries]
-    masks = _force(assistant, samples, rows).masks
+    rows = [[assistant.encoder.encode((Turn(q.question, q.reference_answer),)) for q in group] for group in queries]
+    masks = _teacher_force(assistant, samples, rows).masks
     replies = []
     for group, picture in zip(rows, masks, strict=True):
         parts = picture.split([len(row.holes) for row in group])
-        replies.append([_reply(assistant, _given(row), part, True) for row, part in zip(group, parts, strict=True)])
+        replies.append(
+            [_reply(assistant, _reference_reply(row), part, True) for row, part in zip(group, parts, strict=True)]
+        )
     return replies
 
 
@@ -114,17 +116,17 @@ def two_pass(
     """
     first, second = [], []
     for group in queries:
-        first.append([assistant.encoder.encode((Turn(q.question, q.forced),)) for q in group])
-        second.append([assistant.encoder.encode((Turn(q.question, all_accepted(q.forced)),)) for q in group])
+        first.append([assistant.encoder.encode((Turn(q.question, q.reference_answer),)) for q in group])
+        second.append([assistant.encoder.encode((Turn(q.question, all_accepted(q.reference_answer)),)) for q in group])
     rows = [[*map(_without_masks, given), *filled] for given, filled in zip(first, second, strict=True)]
-    output = _force(assistant, samples, rows)
-    pieces = iter(output.token_logits.split([len(_given(row)) for group in rows for row in group]))
+    output = _teacher_force(assistant, samples, rows)
+    pieces = iter(output.token_logits.split([len(_reference_reply(row)) for group in rows for row in group]))
     logits = [[next(pieces) for _ in group] for group in rows]
     replies = []
     for given, filled, scores, picture in zip(first, second, logits, output.masks, strict=True):
         parts = picture.split([len(row.holes) for row in filled])
         each = zip(given, filled, scores[: len(given)], parts, strict=True)
-        replies.append([_decided_reply(assistant, *one) for one in each])
+        replies.append([_reply_after_decisions(assistant, *one) for one in each])
     return replies
 
 
@@ -148,19 +150,21 @@ def decide(assistant: Assistant, given: list[int], logits: Tensor) -> tuple[list
     return likelier, published
 
 
-def decided(claims: Sequence[Claim], accepted: Sequence[bool]) -> tuple[Claim, ...]:
+def apply_decisions(claims: Sequence[Claim], accepted: Sequence[bool]) -> tuple[Claim, ...]:
     """The claims with the k-th mask withheld where it was not accepted."""
     return tuple(
-        claim if claim.mask is None or accepted[claim.mask] else replace(claim, mask=None, withheld=claim.mask)
+        claim if claim.mask is None or accepted[claim.mask] else replace(claim, mask=None, withheld_mask=claim.mask)
         for claim in claims
     )
 
 
-def _decided_reply(assistant: Assistant, given: Encoded, filled: Encoded, logits: Tensor, masks: Tensor) -> Reply:
-    claims = _reply(assistant, _given(filled), masks, True).claims
-    likelier, published = decide(assistant, _given(given), logits)
-    text = decode(_given(given), assistant.tokenizer)
-    return Reply(text, decided(claims, likelier), masks, released=decided(claims, published))
+def _reply_after_decisions(
+    assistant: Assistant, given: Encoded, filled: Encoded, logits: Tensor, masks: Tensor
+) -> Reply:
+    claims = _reply(assistant, _reference_reply(filled), masks, True).claims
+    likelier, published = decide(assistant, _reference_reply(given), logits)
+    text = decode(_reference_reply(given), assistant.tokenizer)
+    return Reply(text, apply_decisions(claims, likelier), masks, released=apply_decisions(claims, published))
 
 
 def _without_masks(row: Encoded) -> Encoded:
@@ -168,7 +172,7 @@ def _without_masks(row: Encoded) -> Encoded:
     return replace(row, holes=(), mask_positions=())
 
 
-def _force(assistant: Assistant, samples: Sequence[Sample], rows: Sequence[list[Encoded]]) -> SegOutput:
+def _teacher_force(assistant: Assistant, samples: Sequence[Sample], rows: Sequence[list[Encoded]]) -> SegOutput:
     """The model's output on given rows; `rows[b]` are about `samples[b]`."""
     forced = []
     for sample, group in zip(samples, rows, strict=True):
@@ -180,7 +184,7 @@ def _force(assistant: Assistant, samples: Sequence[Sample], rows: Sequence[list[
     return assistant.model(_place(batch, assistant))
 
 
-def _given(row: Encoded) -> list[int]:
+def _reference_reply(row: Encoded) -> list[int]:
     """The ids of a row's answer."""
     return [token for token in row.labels if token != IGNORE_ID]
 

@@ -15,7 +15,7 @@ REFUSING = ("generalised", "generalised_apart", "premise")  # metrics that ask f
 def questions(record: Record, system: System) -> list[Query]:
     """The system's questions about a record; those of a data set without masks are asked as they stand."""
     if record.kind == "vqa":
-        return [Query(dialogue[0].question, dialogue[0].answer) for dialogue in record.asked]
+        return [Query(dialogue[0].question, dialogue[0].answer) for dialogue in record.dialogues]
     return system.task.queries(record)
 
 
@@ -37,7 +37,7 @@ def _notes(suite: Suite, system: System, protocol: str, record: Record) -> Itera
         yield "the true answer is given, which leaves nothing to decide; --protocol generate has the missing figures"
     if record.kind == "classes" and number > 1:
         yield f"{system.name} is asked for the {len(record.vocabulary)} classes in {number} questions, not in one list"
-    if record.kind == "multi" and number > len(record.asked):
+    if record.kind == "multi" and number > len(record.dialogues):
         yield f"{system.name} is asked for each target alone, by its name, not for several in one answer"
-    if record.kind == "multi" and number < len(record.asked):
+    if record.kind == "multi" and number < len(record.dialogues):
         yield f"{system.name} is asked for all targets of a picture at once, by their names"

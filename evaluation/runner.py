@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.collate import NothingToAsk, Sample, draw_ignored, draw_target, look
+from data.collate import NothingToAsk, Sample, draw_ignored, draw_target, load_views
 from data.mixture import MISTAKES, ON_BAD_SAMPLE, SHOWN
 from data.sources import Source
 from data.sources.base import first_of
@@ -25,10 +25,10 @@ from evaluation.identity import NotNumbers
 from evaluation.metrics.counts import STANDARD
 from evaluation.metrics.scorers import SCORERS, is_present
 from evaluation.prediction_schema import reading
-from evaluation.predictions import LEFT_OUT, Journal, Line, made_with, prediction, predictions
+from evaluation.predictions import LEFT_OUT, Prediction, PredictionFile, prediction, predictions, settings_of
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
 from evaluation.questions import notes, questions
-from evaluation.report.markdown import as_markdown, between, number
+from evaluation.report.markdown import as_markdown, format_interval, format_value
 from evaluation.suites import find_suites
 from systems.assistant import Assistant
 from utils import dist
@@ -53,7 +53,7 @@ class BrokenSuite(ValueError):
 
 
 @dataclass(frozen=True)
-class Item:
+class EvalItem:
     """A picture ready to be asked about: facts, questions, views. left_out: why it cannot be, and then nothing else."""
 
     index: int
@@ -107,7 +107,10 @@ def evaluate(
         for suite in find_suites(suites, custom):
             try:
                 options = source_options(assistant.recipe, suite, classes)
-                source, how = suite.open(root, options), suite.forced if protocol == FORCED else protocol
+                source, how = (
+                    suite.open(root, options),
+                    suite.teacher_forced_protocol if protocol == FORCED else protocol,
+                )
                 done = first_of(source, partial(notes, suite, assistant.system, how)) or []
                 settings = {**known, **identity.of_data(suite, source, root, options)} if folder else {}
             except (OSError, ValueError) as error:
@@ -116,10 +119,10 @@ def evaluate(
                 continue
             for note in done:
                 log.info("%s: %s", suite.name, note)
-            run = Run(
+            run = SuiteEvaluation(
                 assistant, suite, source, how, protocol_named(how), batch_size, max_new_tokens, workers, done, skip
             )
-            journal = Journal(folder / "predictions" if folder else None, suite.name)
+            journal = PredictionFile(folder / "predictions" if folder else None, suite.name)
             try:
                 results["suites"][suite.name] = run(limit, journal, settings, resume=resume)
             except BrokenSuite as error:
@@ -142,12 +145,12 @@ def write_results(results: dict[str, Any], folder: Path) -> None:
 def rescore(paths: Sequence[str | Path]) -> dict[str, Any]:
     """The results of files (or folders) of predictions, every metric and variant, without model or data."""
     suites, found = {}, predictions(paths)
-    settings = made_with(paths)
+    settings = settings_of(paths)
     for name, lines in found.items():
         if (metric := lines[0]["metric"]) not in SCORERS:
             raise ValueError(f"{name}: {unknown('metric', metric, SCORERS)}")
         with reading(name):
-            score = Score(metric)
+            score = SuiteScore(metric)
             for line in lines:
                 score.add(line)
             suites[name] = score.result(lines[0]["protocol"], settings.get(name, {}).get("records", 0))
@@ -172,10 +175,10 @@ def as_table(results: dict[str, Any]) -> str:
     lines = [f"{'suite':<{wide}}{'metric':<18}{'variant':<13}{'protocol':<16}{'value':>8}  pictures  95 % interval"]
     for name, suite in results["suites"].items():
         for figure in suite["figures"]:
-            value = number(figure["value"])
+            value = format_value(figure["value"])
             lines.append(
                 f"{name:<{wide}}{figure['metric']:<18}{figure['variant']:<13}{figure['protocol']:<16}{value:>8}"
-                f"  {suite['pictures']:<8}  {between(figure)}".rstrip()
+                f"  {suite['pictures']:<8}  {format_interval(figure)}".rstrip()
             )
         lines += [f"  {name}: {note}" for note in suite["notes"]]
         troubles = {key: suite[key] for key in ("left_out", "parse_failures", "unfinished") if suite[key]}
@@ -202,7 +205,7 @@ def source_options(recipe: Recipe, suite: Suite, classes: str | None = None) -> 
 
 
 @dataclass
-class Run:
+class SuiteEvaluation:
     """One suite on this process."""
 
     assistant: Assistant
@@ -216,9 +219,11 @@ class Run:
     notes: list[str]
     skip: bool  # a bad record is left out and counted; else it ends the suite
 
-    def __call__(self, limit: int, journal: Journal, settings: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+    def __call__(
+        self, limit: int, journal: PredictionFile, settings: dict[str, Any], *, resume: bool
+    ) -> dict[str, Any]:
         """Answers, counts and writes this process's share; returns the figures of all shares together."""
-        score, number = Score(self.suite.metric), min(limit or len(self.source), len(self.source))
+        score, number = SuiteScore(self.suite.metric), min(limit or len(self.source), len(self.source))
         batches = [range(number)[start : start + self.batch_size] for start in range(0, number, self.batch_size)]
         settings = {
             **settings,
@@ -233,7 +238,7 @@ class Run:
             for line in kept:
                 score.add(line)
 
-            def finish(answered: tuple[Item, list[Reply], float]) -> None:
+            def finish(answered: tuple[EvalItem, list[Reply], float]) -> None:
                 line = self._line(*answered)
                 score.add(line)
                 journal.write(line)
@@ -241,10 +246,10 @@ class Run:
                     log.warning("%s: left out: %s", self.suite.name, why)
 
             try:
-                behind(finish, self._answers(open_batches[dist.rank() :: dist.world_size()]))
+                run_in_background(finish, self._answers(open_batches[dist.rank() :: dist.world_size()]))
             except (OSError, ValueError) as error:
                 score.broken = str(error)  # the other processes are told when they are done
-        score, *others = dist.gather(score)
+        score, *others = dist.all_gather(score)
         for other in others:
             score.merge(other)
         if score.broken:
@@ -258,11 +263,11 @@ class Run:
             )
         return score.result(self.protocol, len(self.source))
 
-    def _answers(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Item, list[Reply], float]]:
+    def _answers(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[EvalItem, list[Reply], float]]:
         """Each picture with the answers about it and the seconds they took, in order."""
         total = sum(map(len, batches))
         with tqdm(total=total, desc=self.suite.name, disable=not dist.is_main(), leave=False) as bar:
-            for batch in ahead(self._load, batches, self.workers):
+            for batch in prefetch(self._load, batches, self.workers):
                 items = [item for item in batch if not item.left_out]
                 yield from ((item, [], 0.0) for item in batch if item.left_out)
                 started = time.monotonic()
@@ -273,23 +278,23 @@ class Run:
                     yield item, mine, seconds
                 bar.update(len(batch))
 
-    def _load(self, indices: Sequence[int]) -> list[Item]:
+    def _load(self, indices: Sequence[int]) -> list[EvalItem]:
         return [self._read(index) for index in indices]
 
-    def _read(self, index: int) -> Item:
+    def _read(self, index: int) -> EvalItem:
         """A picture with its questions. All that can be wrong with the data shows here, before the model answers."""
         try:
             record = self.source[index]
             queries = questions(record, self.assistant.system)
             if not queries:
                 raise NothingToAsk(f"{record.image}: {self.assistant.system.name} asks nothing about it")
-            item = Item(index, record, queries, look(record.image, self.assistant.views))
+            item = EvalItem(index, record, queries, load_views(record.image, self.assistant.views))
             for target in {target for query in queries for target in query.targets if is_present(record, target)}:
                 draw_target(record, target, item.sample.geometry.original)
             draw_ignored(record, item.sample.geometry.original)
             return item
         except NothingToAsk as error:
-            return Item(index, left_out=str(error))
+            return EvalItem(index, left_out=str(error))
         except MISTAKES:
             raise
         except Exception as error:  # a damaged file raises what its reader happens to raise
@@ -297,9 +302,9 @@ class Run:
             why = f"record {index}: {error if told else f'{type(error).__name__}: {error}'}"
             if not self.skip:
                 raise BrokenSuite(f"{why} (on_bad_sample: skip leaves it out and counts it)") from error
-            return Item(index, left_out=why)
+            return EvalItem(index, left_out=why)
 
-    def _line(self, item: Item, replies: list[Reply], seconds: float) -> Line:
+    def _line(self, item: EvalItem, replies: list[Reply], seconds: float) -> Prediction:
         if item.left_out:
             counts = {LEFT_OUT: item.left_out, "unmatched": 0}
         else:
@@ -319,7 +324,7 @@ class Run:
             "answers": [prediction(query, reply) for query, reply in zip(item.queries, replies, strict=True)],
         }
 
-    def _check_masks(self, item: Item, replies: list[Reply]) -> None:
+    def _check_masks(self, item: EvalItem, replies: list[Reply]) -> None:
         for query, reply in zip(item.queries, replies, strict=True):
             if reply.masks.isnan().any():
                 raise NotNumbers(
@@ -328,7 +333,7 @@ class Run:
                 )
 
 
-class Score:
+class SuiteScore:
     """The figures of one suite from lines of predictions, and what a run went through to make them."""
 
     def __init__(self, metric: str):
@@ -342,7 +347,7 @@ class Score:
         self.broken = ""  # what was wrong with the data, where that ended it
         self.left_out: dict[int, str] = {}  # pictures that are not scored, and why
 
-    def add(self, line: Line) -> None:
+    def add(self, line: Prediction) -> None:
         if LEFT_OUT in line["counts"]:
             self.left_out[line["index"]] = line["counts"][LEFT_OUT]
             return
@@ -355,7 +360,7 @@ class Score:
         self.seconds += line["seconds"]
         self.notes = line.get("notes", self.notes)
 
-    def merge(self, other: Score) -> None:
+    def merge(self, other: SuiteScore) -> None:
         self.scorer.merge(other.scorer)
         for name in ("pictures", "queries", "parse_failures", "unfinished", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -384,7 +389,7 @@ class Score:
         }
 
 
-def behind(function: Callable[[Any], None], items: Iterable[Any]) -> None:
+def run_in_background(function: Callable[[Any], None], items: Iterable[Any]) -> None:
     """Calls it with each item in a thread, in order, while the next is made; at most WAITING wait.
 
     What was made before an error, on either side, is still dealt with; then the error is raised.
@@ -399,7 +404,7 @@ def behind(function: Callable[[Any], None], items: Iterable[Any]) -> None:
             future.result()
 
 
-def ahead(function: Any, items: Iterable[Any], workers: int) -> Iterator[Any]:
+def prefetch(function: Any, items: Iterable[Any], workers: int) -> Iterator[Any]:
     """`map` whose next results are made in threads meanwhile; without workers, when asked."""
     if workers < 1:
         yield from map(function, items)

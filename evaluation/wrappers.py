@@ -63,7 +63,7 @@ class Grouped:
             stop = min(start + next(sizes), len(record.targets))
             groups.append((Turn("", tuple(map(Mask, range(start, stop)))),))
             start = stop
-        return replace(record, kind="multi", asked=tuple(groups))
+        return replace(record, kind="multi", dialogues=tuple(groups))
 
     def image_paths(self) -> list[str]:
         return image_paths(self.source)

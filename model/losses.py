@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from data.types import Batch
 from model.fused_losses import bce_and_dice, cross_entropy
 from model.seg_model import SegOutput
-from utils.batching import together
+from utils.batching import map_batched
 from utils.config import LossConfig
 from utils.registry import unknown
 
@@ -134,7 +134,7 @@ def _truth(output: SegOutput, batch: Batch, config: LossConfig) -> tuple[list[Te
     sizes = [masks.shape[1:] for masks in output.masks]
     pairs = zip(ignored, sizes, strict=True)
     ignored = [None if mask is None else _shares(mask[None].float(), size)[0] > 0 for mask, size in pairs]
-    return together(_shares, truth, sizes), ignored
+    return map_batched(_shares, truth, sizes), ignored
 
 
 def _shares(masks: Tensor, size: torch.Size) -> Tensor:

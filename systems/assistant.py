@@ -18,7 +18,7 @@ from model.checkpoints.files import read_tensors
 from model.checkpoints.load import build_model, fetch, load_folder, views_for
 from model.finetune.quantize import quantize
 from model.finetune.trainable import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
-from model.heads.embedding_cache import keep_embeddings
+from model.heads.embedding_cache import attach_cache
 from model.seg_model import SegModel
 from model.vlm.prefix_packing import can_pack
 from systems.base import SYSTEMS, System, build_system
@@ -58,7 +58,7 @@ def build(recipe: Recipe, device: torch.device | str | None = None, trainable: b
     if trainable:
         prepare_training(model, recipe.model, seed=recipe.train.seed)
         # ZeRO-3 gathers weights with all processes at every pass, and pieces differ in number from one to the next
-        model.head.redraw = model.head.redraw and recipe.train.zero_stage != 3
+        model.head.checkpoint_decoder = model.head.checkpoint_decoder and recipe.train.zero_stage != 3
         model.full_masks = recipe.loss.mask_size == "full"
     else:
         model.requires_grad_(False).eval()
@@ -227,5 +227,5 @@ def _assemble(
     model.vlm.pack_rows = can_pack(recipe.model.pack_rows, model.vlm.language.config._attn_implementation)
     model.to(device if device is not None else dist.device())
     if recipe.model.embedding_cache:
-        keep_embeddings(model.head, recipe.model.embedding_cache)
+        attach_cache(model.head, recipe.model.embedding_cache)
     return Assistant(system, tokenizer, model, views_for(model), encoder, recipe)

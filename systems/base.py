@@ -81,7 +81,7 @@ def build_system(name: str, options: dict[str, Any] | None = None) -> System:
     return SYSTEMS[name](**(options or {}))
 
 
-def taking(options: dict[str, Any], flags: Iterable[str] = ()) -> list[str]:
+def systems_accepting(options: dict[str, Any], flags: Iterable[str] = ()) -> list[str]:
     """The systems that accept these options and flags, the original first: which paper a command line means."""
     names, owners = [], {flag: name for name in SYSTEMS for flag in build_system(name).flags}
     for name in sorted(SYSTEMS, key=lambda name: name != ORIGINAL):
@@ -112,7 +112,7 @@ class Wording:
     name: str
     lists: dict[str, tuple[str, ...]]
 
-    def draw(self, key: str, rng: np.random.Generator) -> str:
+    def sample(self, key: str, rng: np.random.Generator) -> str:
         templates = self.lists[key]
         return templates[rng.integers(len(templates))]
 
@@ -168,16 +168,16 @@ def fill_answer(template: str, hole: Mask | Refuse) -> Script:
     return tuple(part for part in (before, hole, after) if part != "")
 
 
-def compose(template: str, **slots: str | Script) -> Script:
+def fill_template(template: str, **slots: str | Script) -> Script:
     """A template of several slots, filled with words or with pieces of answers."""
     script: list[str | Mask | Refuse] = []
     for text, name, _, _ in string.Formatter().parse(template):
         filled = slots[name] if name else ""
         script += [text, *([filled] if isinstance(filled, str) else filled)]
-    return joined(script)
+    return merge_text(script)
 
 
-def before_mask(template: str) -> str:
+def pattern_before_mask(template: str) -> str:
     """A regular expression of the words before a template's mask, its slots as named groups."""
     clause, pattern, seen = template.partition("{mask")[0].strip(" :"), "", set()
     for text, name, _, _ in string.Formatter().parse(clause):
@@ -187,7 +187,7 @@ def before_mask(template: str) -> str:
     return pattern
 
 
-def joined(parts: Iterable[str | Mask | Refuse]) -> Script:
+def merge_text(parts: Iterable[str | Mask | Refuse]) -> Script:
     """Neighbouring texts become one, empty ones go."""
     script: list[str | Mask | Refuse] = []
     for part in parts:
@@ -198,7 +198,7 @@ def joined(parts: Iterable[str | Mask | Refuse]) -> Script:
     return tuple(script)
 
 
-def choose(items: Sequence[Item], number: int, rng: np.random.Generator) -> list[Item]:
+def sample_items(items: Sequence[Item], number: int, rng: np.random.Generator) -> list[Item]:
     """`number` of the items without replacement in random order; all of them in their own order where not more."""
     if len(items) <= number:
         return list(items)
@@ -209,7 +209,7 @@ def shuffled(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:
     return [items[index] for index in rng.permutation(len(items))]
 
 
-def called(target: Target, rng: np.random.Generator) -> str:
+def random_name(target: Target, rng: np.random.Generator) -> str:
     """Any of the target's names: half the time a part is "the wheel of the car", else "car wheel" (lisa.md 4.3)."""
     names = (target.phrase, *target.aliases)
     return names[rng.integers(len(names))] if target.aliases else target.phrase

@@ -20,16 +20,16 @@ from systems.base import (
     System,
     Wording,
     about_picture,
-    before_mask,
-    called,
-    choose,
-    compose,
-    joined,
+    fill_template,
     label_set,
     load_wording,
     make_options,
+    merge_text,
     one_of,
+    pattern_before_mask,
+    random_name,
     read_claims,
+    sample_items,
 )
 from systems.single import REASONING, SLOTS, SingleTarget
 from utils.masks import EmptyMask
@@ -97,7 +97,7 @@ class GsvaTask:
         """Reasoning as published: the answer is the mask without a full stop."""
         if record.kind not in REASONING:
             return self.lists.queries(record)
-        return [replace(query, forced=query.forced[:1]) for query in self.single.queries(record)]
+        return [replace(query, reference_answer=query.reference_answer[:1]) for query in self.single.queries(record)]
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ class PhraseList:
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         """One dialogue about a sample of the targets. None where all of them are absent, unless they are to train."""
-        chosen = choose(range(len(record.targets)), self.options.num_classes_per_sample, rng)
+        chosen = sample_items(range(len(record.targets)), self.options.num_classes_per_sample, rng)
         holes = [self._hole(record, index) for index in chosen]
         accepted = any(isinstance(hole, Mask) for hole in holes)
         if not holes or (not accepted and self.options.all_absent == "skip"):
             return []
-        names = [clean(called(record.targets[index], rng)) for index in chosen]
-        question = self.wording.draw("list", rng).format(list=SEPARATOR.join(names).lower())
+        names = [clean(random_name(record.targets[index], rng)) for index in chosen]
+        question = self.wording.sample("list", rng).format(list=SEPARATOR.join(names).lower())
         style = int(rng.integers(len(self.wording.lists["start"])))
         start, part = (self.wording.lists[key][style] for key in ("start", "part"))
         separator = SEPARATORS.get(record.kind, SEPARATOR)
@@ -140,9 +140,9 @@ class PhraseList:
         holes = [self._hole(record, index) for index in targets]
         return Query(
             question=about_picture(self.prompt.format(list=SEPARATOR.join(names))),
-            forced=answer_of(self.start, self.part, SEPARATOR, names, holes),
+            reference_answer=answer_of(self.start, self.part, SEPARATOR, names, holes),
             targets=tuple(index for index in targets if index >= 0),
-            asked=tuple(names),
+            phrases=tuple(names),
         )
 
     def _hole(self, record: Record, index: int) -> Mask | Refuse:
@@ -170,14 +170,14 @@ def answer_of(start: str, part: str, separator: str, names: Sequence[str], holes
     """`start`, the parts in the order of the names, a full stop; neighbouring texts are joined."""
     script: list[str | Mask | Refuse] = [start]
     for position, (name, hole) in enumerate(zip(names, holes, strict=True)):
-        script += [separator if position else "", *compose(part, phrase=name, mask=(hole,))]
-    return joined([*script, "."])
+        script += [separator if position else "", *fill_template(part, phrase=name, mask=(hole,))]
+    return merge_text([*script, "."])
 
 
 def read_list(text: str, wording: Wording, tokens: TokenSpec = TOKENS) -> list[Claim]:
     """Each mask and refusal with the name before it, freed of the words that the templates put around names."""
     starts = sorted({*wording.lists["start"], LIST_START}, key=len, reverse=True)
-    patterns = map(before_mask, wording.lists["part"])
+    patterns = map(pattern_before_mask, wording.lists["part"])
     lead = re.compile(r"\s*(?:" + "|".join(map(re.escape, starts)) + r")?\s*")
     around = sorted(patterns, key=len, reverse=True)
     return [replace(claim, phrase=_name(claim.phrase, lead, around)) for claim in read_claims(text, tokens)]

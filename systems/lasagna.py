@@ -26,12 +26,12 @@ from systems.base import (
     System,
     Wording,
     about_picture,
-    choose,
     label_set,
     load_wording,
     make_options,
     one_of,
     read_claims,
+    sample_items,
     shuffled,
 )
 from systems.single import SLOTS, SingleTarget
@@ -151,7 +151,7 @@ class ClassList:
         order = [name for name in asked if name in answered]
         if not self.options.order_following:
             order = shuffled(order, rng)
-        template = self.wording.draw(self.format.questions, rng)
+        template = self.wording.sample(self.format.questions, rng)
         return [(Turn(self._question(template, asked), self._answer(order, present)),)]
 
     def queries(self, record: Record) -> list[Query]:
@@ -162,9 +162,9 @@ class ClassList:
         return [
             Query(
                 question=self._question(self.format.prompt, piece),
-                forced=self._answer(piece, present),
+                reference_answer=self._answer(piece, present),
                 targets=tuple(present[name] for name in piece if name in present),
-                asked=tuple(piece),
+                phrases=tuple(piece),
             )
             for piece in pieces
         ]
@@ -201,5 +201,5 @@ def sample_classes(names: list[str], present: dict[str, int], size: int, rng: np
     if len(names) < size:
         return names
     if len(here) >= size:
-        return choose(here, max(1, size // 2), rng) + choose(absent, size // 4, rng)
-    return here + choose(absent, size - len(here), rng)
+        return sample_items(here, max(1, size // 2), rng) + sample_items(absent, size // 4, rng)
+    return here + sample_items(absent, size - len(here), rng)

@@ -20,15 +20,15 @@ from systems.base import (
     Wording,
     about_picture,
     asked_as,
-    before_mask,
-    called,
-    choose,
-    compose,
-    joined,
+    fill_template,
     load_wording,
     make_options,
+    merge_text,
     one_of,
+    pattern_before_mask,
+    random_name,
     read_claims,
+    sample_items,
     shuffled,
 )
 from systems.single import PHRASE_PROMPT, SENTENCE_PROMPT, SLOTS, SingleTarget, class_queries
@@ -76,7 +76,7 @@ def pixellm(**values: Any) -> System:
     names = tuple(f"[SEG{i}]" for i in range(options.seg_token_num * options.image_feature_scale_num))
     tokens = TokenSpec(added=names, mask=names)
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
-    task = PixelTask(options, single, Shipped(wording, options.questions_per_picture), wording)
+    task = PixelTask(options, single, DatasetQuestions(wording, options.questions_per_picture), wording)
     return System(
         "pixellm",
         tokens,
@@ -105,7 +105,7 @@ class PixelTask:
 
     options: Options
     single: SingleTarget
-    shipped: Shipped
+    shipped: DatasetQuestions
     wording: Wording
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
@@ -113,7 +113,7 @@ class PixelTask:
             return self.shipped.converse(record, rng)
         if record.kind in (*REASONING, "vqa"):
             return self.single.converse(record, rng)
-        return [(self._several(record, indices, rng),) for indices in self._dealt(record, rng)]
+        return [(self._multi_target(record, indices, rng),) for indices in self._split_into_questions(record, rng)]
 
     def queries(self, record: Record) -> list[Query]:
         """The published prompts (pixellm.md 3.1); of several suffixes for shipped questions the first."""
@@ -122,43 +122,46 @@ class PixelTask:
         if record.kind == "multi":
             return self.shipped.queries(record)
         if record.kind == "refer" and self.options.eval_targets:
-            return self._several_queries(record)
+            return self._multi_target_queries(record)
         return self.single.queries(record)
 
-    def _dealt(self, record: Record, rng: np.random.Generator) -> list[list[int]]:
+    def _split_into_questions(self, record: Record, rng: np.random.Generator) -> list[list[int]]:
         """Present targets, dealt to the questions: one to each, the rest to any that has room (pixellm.md 3.3)."""
         questions, room = self.options.num_classes_per_sample, self.options.num_classes_per_question
         present = [index for index, target in enumerate(record.targets) if target.mask is not None]
-        items = shuffled(choose(present, questions * room, rng), rng)
+        items = shuffled(sample_items(present, questions * room, rng), rng)
         hands = [[item] for item in items[:questions]]
         for item in items[questions:]:
             free = [hand for hand in hands if len(hand) < room]
             free[rng.integers(len(free))].append(item)
         return hands
 
-    def _several(self, record: Record, indices: Sequence[int], rng: np.random.Generator) -> Turn:
-        names = [called(record.targets[index], rng).strip() for index in indices]
+    def _multi_target(self, record: Record, indices: Sequence[int], rng: np.random.Generator) -> Turn:
+        names = [random_name(record.targets[index], rng).strip() for index in indices]
         holes = [Mask(index) for index in indices]
-        listing = "".join(listed(names)).lower()
-        question = about_picture(self.wording.draw("phrase", rng).format(phrase=listing))
+        listing = "".join(enumerate_with_and(names)).lower()
+        question = about_picture(self.wording.sample("phrase", rng).format(phrase=listing))
         if len(holes) == 1:
-            return Turn(question, compose(self.wording.draw("answer", rng), mask=holes))
+            return Turn(question, fill_template(self.wording.sample("answer", rng), mask=holes))
         if rng.random() < 0.5:
-            return Turn(question, one_by_one(self.wording.draw("each", rng), names, holes))
-        return Turn(question, compose(self.wording.draw("together", rng), phrases=listing, masks=listed(holes)))
+            return Turn(question, one_by_one(self.wording.sample("each", rng), names, holes))
+        return Turn(
+            question,
+            fill_template(self.wording.sample("together", rng), phrases=listing, masks=enumerate_with_and(holes)),
+        )
 
-    def _several_queries(self, record: Record) -> list[Query]:
+    def _multi_target_queries(self, record: Record) -> list[Query]:
         """Consecutive expressions in groups of the sizes asked, as in multi-RefCOCO (pixellm.md 6.2)."""
         queries, start, sizes = [], 0, cycle(self.options.eval_targets)
         while start < len(record.targets):
             targets = range(start, min(start + next(sizes), len(record.targets)))
-            queries.append(several_query(record, targets))
+            queries.append(multi_target_query(record, targets))
             start = targets.stop
         return queries
 
 
 @dataclass(frozen=True)
-class Shipped:
+class DatasetQuestions:
     """Questions that come with the dataset, each about several targets (pixellm.md 3.4).
 
     at_most: a picture, 0: all. questions, prompt: the list of the wording, and the evaluation question.
@@ -170,57 +173,61 @@ class Shipped:
     prompt: str = SENTENCE_PROMPT.lstrip(" ")
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
-        chosen = choose(record.asked, self.at_most or len(record.asked), rng)
+        chosen = sample_items(record.dialogues, self.at_most or len(record.dialogues), rng)
         return [(self._turn(record, turn, rng),) for (turn,) in chosen]
 
     def queries(self, record: Record) -> list[Query]:
         """The dataset's questions; forced: its answer, or its masks alone where it has no text."""
-        return [self._query(record, turn) for (turn,) in record.asked]
+        return [self._query(record, turn) for (turn,) in record.dialogues]
 
     def _turn(self, record: Record, turn: Turn, rng: np.random.Generator) -> Turn:
         """Where the dataset has no text to answer with, the targets are named."""
-        question = about_picture(self.wording.draw(self.questions, rng).format(sentence=turn.question))
+        question = about_picture(self.wording.sample(self.questions, rng).format(sentence=turn.question))
         if any(isinstance(part, str) for part in turn.answer):
             return Turn(question, turn.answer)
         targets = [record.targets[hole.target] for hole in turn.answer]
         names = [t.aliases[0] if t.aliases and rng.random() >= RENAMED else t.phrase for t in targets]
         if "together_named" not in self.wording.lists or rng.random() < 0.5:
-            return Turn(question, one_by_one(self.wording.draw("each_named", rng), names, turn.answer))
-        template = self.wording.draw("together_named", rng)
-        return Turn(question, compose(template, phrases=", ".join(names).lower(), masks=listed(turn.answer)))
+            return Turn(question, one_by_one(self.wording.sample("each_named", rng), names, turn.answer))
+        template = self.wording.sample("together_named", rng)
+        return Turn(
+            question, fill_template(template, phrases=", ".join(names).lower(), masks=enumerate_with_and(turn.answer))
+        )
 
     def _query(self, record: Record, turn: Turn) -> Query:
         targets = tuple(part.target for part in turn.answer if isinstance(part, Mask))
         if not turn.question:
-            return several_query(record, targets)
+            return multi_target_query(record, targets)
         worded = any(isinstance(part, str) for part in turn.answer)
-        forced = turn.answer if worded else joined([*listed(turn.answer), "."])
+        forced = turn.answer if worded else merge_text([*enumerate_with_and(turn.answer), "."])
         asked = tuple(record.targets[index].phrase for index in targets)
         return Query(about_picture(self.prompt.format(turn.question)), forced, targets, asked)
 
 
-def several_query(record: Record, targets: Sequence[int]) -> Query:
+def multi_target_query(record: Record, targets: Sequence[int]) -> Query:
     """The phrase prompt about several targets, by their names; of several the forced answer ends in a full stop."""
     names = tuple(asked_as(record, record.targets[index].phrase) for index in targets)
     end = (".",) if len(targets) > 1 else ()  # as released
-    question = about_picture(PHRASE_PROMPT.format("".join(listed(names))))
-    return Query(question, joined([*listed([Mask(index) for index in targets]), *end]), tuple(targets), names)
+    question = about_picture(PHRASE_PROMPT.format("".join(enumerate_with_and(names))))
+    return Query(
+        question, merge_text([*enumerate_with_and([Mask(index) for index in targets]), *end]), tuple(targets), names
+    )
 
 
 def one_by_one(template: str, names: Sequence[str], holes: Sequence[Mask]) -> Script:
     """One template for all: every target gets its clause."""
     clause = template.removesuffix(".")
-    clauses = [compose(clause, phrase=name, mask=(hole,)) for name, hole in zip(names, holes, strict=True)]
-    return joined([*listed(clauses), "."])
+    clauses = [fill_template(clause, phrase=name, mask=(hole,)) for name, hole in zip(names, holes, strict=True)]
+    return merge_text([*enumerate_with_and(clauses), "."])
 
 
-def listed(parts: Sequence[Any]) -> Script:
+def enumerate_with_and(parts: Sequence[Any]) -> Script:
     """`a, b and c` of words, holes or pieces of answers."""
     script: list[Any] = []
     for index, part in enumerate(parts):
         script.append("" if not index else " and " if index == len(parts) - 1 else ", ")
         script += part if isinstance(part, tuple) else (part,)
-    return joined(script)
+    return merge_text(script)
 
 
 def read(text: str, tokens: TokenSpec, wording: Wording) -> list[Claim]:
@@ -236,7 +243,7 @@ def read(text: str, tokens: TokenSpec, wording: Wording) -> list[Claim]:
 
 def _patterns(wording: Wording, key: str, slot: str) -> list[str]:
     """What stands before a mask in the templates of a list that name something there, the longest first."""
-    clauses = {before_mask(template) for name in (key, f"{key}_named") for template in wording.lists[name]}
+    clauses = {pattern_before_mask(template) for name in (key, f"{key}_named") for template in wording.lists[name]}
     return [f"(?:and )?{clause}" for clause in sorted(clauses, key=len, reverse=True) if f"<{slot}>" in clause]
 
 

@@ -21,15 +21,15 @@ from systems.base import (
     about_picture,
     absent_classes,
     asked_as,
-    called,
-    choose,
-    compose,
     fill_answer,
+    fill_template,
     label_set,
     load_wording,
     make_options,
     one_of,
+    random_name,
     read_claims,
+    sample_items,
 )
 from systems.single import PHRASE_PROMPT, REASONING, SENTENCE_PROMPT, is_sentence
 
@@ -104,13 +104,15 @@ class SesameTask:
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         if record.kind == "vqa":
-            return list(record.asked)
+            return list(record.dialogues)
         if record.kind == "classes":
             return self._classes(record, rng)
         targets = range(len(record.targets))
         if record.kind in REASONING:
             targets = self._premise(record, rng)
-        return [self._about(record, index, rng) for index in choose(targets, self.options.num_classes_per_sample, rng)]
+        return [
+            self._about(record, index, rng) for index in sample_items(targets, self.options.num_classes_per_sample, rng)
+        ]
 
     def queries(self, record: Record) -> list[Query]:
         """One query a target, or a class of the label set. Forced: the mask, or the denial of what is not there."""
@@ -132,14 +134,14 @@ class SesameTask:
         denied = chance < options.false_denial
         corrected = not denied and chance < options.false_denial + options.false_correction
         present = [index for index, target in enumerate(record.targets) if target.mask is not None]
-        here = choose(present, options.num_classes_per_sample, rng)
-        absent = choose(absent_classes(record), len(here), rng)
-        names = {index: called(record.targets[index], rng).lower() for index in here}
+        here = sample_items(present, options.num_classes_per_sample, rng)
+        absent = sample_items(absent_classes(record), len(here), rng)
+        names = {index: random_name(record.targets[index], rng).lower() for index in here}
         if not absent or not (denied or corrected):
             return [self._dialogue("phrase", names[i], self._confirm(names[i], i, rng), rng) for i in here]
         dialogues = []
         for target, index in zip(absent, here, strict=False):  # fewer questions where fewer classes are absent
-            wrong = called(target, rng).lower()
+            wrong = random_name(target, rng).lower()
             instead, meant = (names[index], index) if corrected else (None, None)
             dialogues.append(self._dialogue("phrase", wrong, self._deny(wrong, ABSENT, instead, meant, rng), rng))
         return dialogues
@@ -149,7 +151,7 @@ class SesameTask:
         true = [index for index, target in enumerate(record.targets) if target.mask is not None]
         false = [index for index in range(len(record.targets)) if index not in true]
         asked_false = bool(false) and (not true or rng.random() < self.options.false_reason)
-        return choose(false, len(true) or len(false), rng) if asked_false else true
+        return sample_items(false, len(true) or len(false), rng) if asked_false else true
 
     def _about(self, record: Record, index: int, rng: np.random.Generator) -> Dialogue:
         """A question about one target and its answer: confirmed, denied, or corrected."""
@@ -158,7 +160,7 @@ class SesameTask:
         if target.mask is None:
             answer = self._refuse(record, index, text.strip(), rng)
         elif reasoning:
-            answer = fill_answer(self.wording.draw("answer", rng), Mask(index))
+            answer = fill_answer(self.wording.sample("answer", rng), Mask(index))
         else:
             answer = self._confirm(text.strip(), index, rng)
         return self._dialogue(list_name, text, answer, rng)
@@ -173,19 +175,19 @@ class SesameTask:
         return target.phrase if own_words else target.phrase.lower(), "phrase"
 
     def _dialogue(self, list_name: str, text: str, answer: Script, rng: np.random.Generator) -> Dialogue:
-        question = self.wording.draw(list_name, rng).format(**{list_name: text})
+        question = self.wording.sample(list_name, rng).format(**{list_name: text})
         return (Turn(about_picture(question), answer),)
 
     def _confirm(self, name: str, index: int, rng: np.random.Generator) -> Script:
-        return compose(self.wording.draw("confirm", rng), phrase=name, mask=(Mask(index),))
+        return fill_template(self.wording.sample("confirm", rng), phrase=name, mask=(Mask(index),))
 
     def _refuse(self, record: Record, index: int, text: str, rng: np.random.Generator) -> Script:
         """What the dataset says to a false question, or a denial of ours."""
         correction, hole = record.targets[index].correction, Refuse(index)
         if record.kind not in REASONING:
-            return self._deny(text, hole, correction, meant_by(record, correction), rng)
+            return self._deny(text, hole, correction, substitute_name(record, correction), rng)
         if correction:
-            return compose(self.wording.draw("told", rng), answer=correction, refuse=(hole,))
+            return fill_template(self.wording.sample("told", rng), answer=correction, refuse=(hole,))
         return self._deny(text, hole, None, None, rng)
 
     def _deny(
@@ -194,16 +196,16 @@ class SesameTask:
         """Words, and where the wording has it a refusal; with `segment_correction` also the mask of target `meant`."""
         slots = {"phrase": name, "refuse": (hole,)}
         if instead is None:
-            return compose(self.wording.draw("deny", rng), **slots)
+            return fill_template(self.wording.sample("deny", rng), **slots)
         slots["instead"] = instead.lower()
         if self.options.segment_correction and meant is not None:
-            return compose(self.wording.draw("correct_and_mask", rng), **slots, mask=(Mask(meant),))
-        return compose(self.wording.draw("correct", rng), **slots)
+            return fill_template(self.wording.sample("correct_and_mask", rng), **slots, mask=(Mask(meant),))
+        return fill_template(self.wording.sample("correct", rng), **slots)
 
     def _query(self, record: Record, target: Target, targets: tuple[int, ...]) -> Query:
         phrase = target.phrase.strip()
         hole = Refuse(targets[0]) if targets else ABSENT
-        denial = compose(self.wording.lists["deny"][0], phrase=phrase.lower(), refuse=(hole,))
+        denial = fill_template(self.wording.lists["deny"][0], phrase=phrase.lower(), refuse=(hole,))
         forced = denial if target.mask is None else (Mask(targets[0]), ".")
         return Query(about_picture(self._prompt(record, target)), forced, targets, (phrase,))
 
@@ -219,7 +221,7 @@ class SesameTask:
         return chosen.format(**{list_name: text.strip()})
 
 
-def meant_by(record: Record, correction: str | None) -> int | None:
+def substitute_name(record: Record, correction: str | None) -> int | None:
     """The target that a correction names, where the record has it with a mask."""
     name = (correction or "").strip().lower()
     there = (i for i, t in enumerate(record.targets) if t.mask is not None and t.phrase.strip().lower() == name)

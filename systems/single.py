@@ -13,10 +13,10 @@ from systems.base import (
     Wording,
     about_picture,
     asked_as,
-    called,
-    choose,
     fill_answer,
     label_set,
+    random_name,
+    sample_items,
 )
 
 SLOTS = {"phrase": "phrase", "sentence": "sentence", "explain": "", "answer": "mask"}
@@ -44,17 +44,17 @@ class SingleTarget:
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         if record.kind == "vqa":
-            return list(record.asked)
+            return list(record.dialogues)
         present = [index for index, target in enumerate(record.targets) if target.mask is not None]
         answered = self._style(record, rng)
         explanation = explanation_of(record)
         dialogues = []
-        for index in choose(present, self.at_most, rng):
-            target, answer = record.targets[index], fill_answer(self.wording.draw("answer", rng), Mask(index))
+        for index in sample_items(present, self.at_most, rng):
+            target, answer = record.targets[index], fill_answer(self.wording.sample("answer", rng), Mask(index))
             if answered == "plain":
                 turn = Turn(about_picture(self._question(record, target, rng)), answer)
             elif answered == "explained":
-                question = about_picture(f"{target.phrase} {self.wording.draw('explain', rng)}")
+                question = about_picture(f"{target.phrase} {self.wording.sample('explain', rng)}")
                 turn = Turn(question, (*answer, f" {explanation}"))
             else:
                 turn = Turn(about_picture(target.phrase), (explanation,))
@@ -77,8 +77,8 @@ class SingleTarget:
     def _question(self, record: Record, target: Target, rng: np.random.Generator) -> str:
         """Sentences as they are; phrases lower-cased, without outer blanks but in reasoning data (lisa.md 4.4, 4.6)."""
         if is_sentence(record, target):
-            return self.wording.draw("sentence", rng).format(sentence=target.phrase)
-        template, phrase = self.wording.draw("phrase", rng), called(target, rng).lower()
+            return self.wording.sample("sentence", rng).format(sentence=target.phrase)
+        template, phrase = self.wording.sample("phrase", rng), random_name(target, rng).lower()
         return template.format(phrase=phrase if record.kind in REASONING else phrase.strip())
 
 
@@ -89,9 +89,9 @@ def is_sentence(record: Record, target: Target) -> bool:
 
 def explanation_of(record: Record) -> str:
     """The explanation that the dataset ships for a reasoning picture, "" where there is none."""
-    if record.kind not in REASONING or not record.asked:
+    if record.kind not in REASONING or not record.dialogues:
         return ""
-    words = "".join(part for part in record.asked[0][-1].answer if isinstance(part, str))
+    words = "".join(part for part in record.dialogues[0][-1].answer if isinstance(part, str))
     return words if words.strip() else ""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, Query, Record
 from systems import gsva, lasagna, pixellm, sesame
-from systems.base import SYSTEMS, SegTask, System, Wording, before_mask, load_wording, make_options
+from systems.base import SYSTEMS, SegTask, System, Wording, load_wording, make_options, pattern_before_mask
 from systems.single import REASONING, SLOTS, SingleTarget, explanation_of
 
 TOKENS = TokenSpec(("[SEG]", "[REJ]", "<semantic>", "<cat_start>", "<cat_end>"), ("[SEG]",), "[REJ]")
@@ -72,7 +72,7 @@ def unified(**values: Any) -> System:
         phrases=gsva.PhraseList(_list_options(options), wording, prompt=LIST_PROMPT, start="Sure, "),
         premise=sesame.SesameTask(_premise_options(options), wording),
         reasons=SingleTarget(wording, options.num_classes_per_sample, options.explanatory),
-        shipped=pixellm.Shipped(wording, options.questions_per_picture, "several", SEVERAL_PROMPT),
+        shipped=pixellm.DatasetQuestions(wording, options.questions_per_picture, "several", SEVERAL_PROMPT),
     )
     return System("unified", TOKENS, task, "sam", partial(read, wording=wording))
 
@@ -98,13 +98,13 @@ class UnifiedTask:
     phrases: gsva.PhraseList
     premise: sesame.SesameTask
     reasons: SingleTarget
-    shipped: pixellm.Shipped
+    shipped: pixellm.DatasetQuestions
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         return self._part(record, rng).converse(record, rng)
 
     def queries(self, record: Record) -> list[Query]:
-        named = record.kind == "multi" and not any(turn.question for (turn,) in record.asked)
+        named = record.kind == "multi" and not any(turn.question for (turn,) in record.dialogues)
         if record.kind == "refer" or named:
             return (self.premise if self.options.phrases_per_query == 1 else self.phrases).queries(record)
         return {"classes": self.classes, "multi": self.shipped}.get(record.kind, self.premise).queries(record)
@@ -127,11 +127,13 @@ def read(text: str, wording: Wording) -> list[Claim]:
     claims = [replace(claim, phrase=claim.phrase.removeprefix("and ")) for claim in claims]
     if not claims or claims[0].phrase or claims[0].mask is not None:
         return claims
-    return claims[:1] + [replace(claim, phrase=_offered(claim.phrase, wording), instead=True) for claim in claims[1:]]
+    return claims[:1] + [
+        replace(claim, phrase=_is_offer(claim.phrase, wording), is_substitute=True) for claim in claims[1:]
+    ]
 
 
-def _offered(words: str, wording: Wording) -> str:
+def _is_offer(words: str, wording: Wording) -> str:
     """The name in a correction, or all its words where they are none of ours."""
     behind = [template.partition("{refuse}")[2].strip(" .") for template in wording.lists["correct_and_mask"]]
-    matches = (re.fullmatch(before_mask(clause), words) for clause in behind)
+    matches = (re.fullmatch(pattern_before_mask(clause), words) for clause in behind)
     return next((match["instead"] for match in matches if match), words)

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from utils.config import MixConfig, ModelConfig, Recipe, SetConfig, load_recipe
+from utils.config import DatasetConfig, ModelConfig, Recipe, TaskConfig, load_recipe
 from utils.log import log
 from utils.plain import leaves
 
@@ -55,9 +55,9 @@ def check_options(folder: Path, recipe: Recipe, given: Collection[str]) -> None:
             )
 
 
-def _inside(task: MixConfig, dropped: list[str]) -> MixConfig:
+def _inside(task: TaskConfig, dropped: list[str]) -> TaskConfig:
     """The task without options that leave, which are noted in `dropped`."""
-    sets: list[SetConfig] = []
+    sets: list[DatasetConfig] = []
     for part in task.sets:
         kept = {key: value for key, value in part.options.items() if not leaves(value)}
         dropped += [f"{key} of {part.source}" for key in part.options if key not in kept]

@@ -9,10 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from data.types import IGNORE_ID, Batch
-from model.checkpoints.architecture import Plan
+from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble
 from model.finetune.trainable import prepare_training
-from model.heads.base import REDRAWN_AT_ONCE
+from model.heads.base import CHECKPOINTED_AT_ONCE
 from model.losses import objective
 from model.seg_model import SegModel
 from tests.tiny_model import EOS, LANGUAGE, PLAN, SAM, TOWER, tiny_batch
@@ -34,7 +34,7 @@ def _plain_linears(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
 
 
-def prepared(attention: str, checkpointing: bool, precision: torch.dtype, plan: Plan = WIDE) -> SegModel:
+def prepared(attention: str, checkpointing: bool, precision: torch.dtype, plan: Architecture = WIDE) -> SegModel:
     """With gradients, as after a first step."""
     model = assemble(plan, attention).to(precision)
     lora = LoraConfig(r=4, alpha=8, dropout=0.0)
@@ -83,7 +83,7 @@ def measured(model: SegModel, batch: Batch) -> int:
     ],
 )
 def test_peak_is_that_of_the_real_step(attention, checkpointing, precision, monkeypatch):
-    monkeypatch.setitem(REDRAWN_AT_ONCE, "meta", REDRAWN_AT_ONCE["cpu"])
+    monkeypatch.setitem(CHECKPOINTED_AT_ONCE, "meta", CHECKPOINTED_AT_ONCE["cpu"])
     torch.manual_seed(0)
     model = prepared(attention, checkpointing, precision)
     batch = long_batch(precision)

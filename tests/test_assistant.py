@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.collate import collate, look
+from data.collate import collate, load_views
 from data.tokens import mask_ids
 from data.types import Turn
 from model.checkpoints.save import save_folder
@@ -53,7 +53,7 @@ def run(tmp_path_factory):
 
 def logits(assistant) -> torch.Tensor:
     """Text logits of a fixed row about a fixed picture."""
-    sample = look(OWN / "lasagna" / "image0.png", assistant.views)
+    sample = load_views(OWN / "lasagna" / "image0.png", assistant.views)
     sample.rows = [assistant.encoder.encode((Turn(QUESTION, ANSWER),))]
     sample.masks = torch.zeros(0, *sample.geometry.original)
     batch = collate([sample], assistant.model.vlm.image_tokens).to("cpu", assistant.model.dtype)
@@ -188,4 +188,7 @@ def test_processes_that_share_weights_draw_masks_in_one_piece():
     """Under ZeRO-3 every pass is a collective; dialogues, and so pieces, differ in number between processes."""
     for stage, redraw in ((2, True), (3, False)):
         given = recipe()
-        assert build(replace(given, train=replace(given.train, zero_stage=stage)), "cpu").model.head.redraw == redraw
+        assert (
+            build(replace(given, train=replace(given.train, zero_stage=stage)), "cpu").model.head.checkpoint_decoder
+            == redraw
+        )

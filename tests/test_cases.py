@@ -69,7 +69,7 @@ def test_training_stops_there_or_draws_it(case):
     def draw() -> None:
         mixture = Mixture.build(recipe.data, Rehearsal.of(recipe).maker)
         for index in range(12):
-            assert mixture.draw(index).rows
+            assert mixture.sample(index).rows
 
     if WANTED[name] is None:
         draw()

@@ -120,7 +120,7 @@ def test_weights_are_whole_while_evaluating_and_divided_again_after():
     other = run(engine(recipe(2)), range(4))
     assert run(divided, range(2)) == pytest.approx(other[:4], rel=1e-6)
     assert divided.module.hidden.weight.numel() == 0
-    with divided.whole():
+    with divided.gathered():
         assert divided.module.hidden.weight.shape == (16, 16)
         with torch.no_grad():
             divided.module.eval()

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder, SamVisionSdpaAttention
 
-from model.heads.chunked_attention import StripAttention, attend_in_strips
+from model.heads.chunked_attention import ChunkedGlobalAttention, use_chunked_attention
 
 
 def encoder(kind: str = "sdpa") -> SamVisionEncoder:
@@ -36,12 +36,14 @@ def test_strips_give_what_the_whole_gives(monkeypatch, elements):
     """One row at a time, five and a rest, all at once."""
     monkeypatch.setattr("model.heads.chunked_attention.CPU_STRIP", elements)
     whole, strips = encoder(), encoder()
-    attend_in_strips(strips)
-    assert [type(layer.attn) for layer in strips.layers] == [SamVisionSdpaAttention, StripAttention]
+    use_chunked_attention(strips)
+    assert [type(layer.attn) for layer in strips.layers] == [SamVisionSdpaAttention, ChunkedGlobalAttention]
     strips.load_state_dict(whole.state_dict())
     calls = []
-    draw = StripAttention._attend
-    monkeypatch.setattr(StripAttention, "_attend", staticmethod(lambda *a: calls.append(a[0].shape[2]) or draw(*a)))
+    draw = ChunkedGlobalAttention._attend
+    monkeypatch.setattr(
+        ChunkedGlobalAttention, "_attend", staticmethod(lambda *a: calls.append(a[0].shape[2]) or draw(*a))
+    )
     pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(
@@ -69,7 +71,7 @@ def test_the_bias_never_exists_whole(monkeypatch):
     for strips in (False, True):
         made = encoder()
         if strips:
-            attend_in_strips(made)
+            use_chunked_attention(made)
         with torch.no_grad(), Sizes() as sizes:
             made(torch.randn(1, 3, 48, 48))
         largest.append(max(sizes.seen))
@@ -78,5 +80,5 @@ def test_the_bias_never_exists_whole(monkeypatch):
 
 def test_eager_attention_stays_as_it_is():
     made = encoder("eager")
-    attend_in_strips(made)
-    assert not any(isinstance(layer.attn, StripAttention) for layer in made.layers)
+    use_chunked_attention(made)
+    assert not any(isinstance(layer.attn, ChunkedGlobalAttention) for layer in made.layers)

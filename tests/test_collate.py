@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import collate as module
-from data.collate import Maker, NothingToAsk, Sample, collate, collate_prompts, draw_masks, look
+from data.collate import NothingToAsk, Sample, SampleBuilder, collate, collate_prompts, load_views, rasterize_masks
 from data.encode import Encoded, Encoder, SequenceTooLong
 from data.tokens import TokenSpec, load_tokenizer, mask_ids
 from data.types import IGNORE_ID, IMAGE_ID, Geometry, Mask, Record, Target, Turn
@@ -52,7 +52,7 @@ def record(tmp_path):
 
 
 def maker(task, max_length=0, **options):
-    return Maker(task, Encoder(TOKENIZER, SPEC, max_length=max_length, image_tokens=PATCHES), VIEWS, **options)
+    return SampleBuilder(task, Encoder(TOKENIZER, SPEC, max_length=max_length, image_tokens=PATCHES), VIEWS, **options)
 
 
 RNG = np.random.default_rng(0)
@@ -60,7 +60,7 @@ RNG = np.random.default_rng(0)
 
 def test_masks_follow_the_holes_of_the_rows(record):
     order = [2, 0, 2, 1]
-    sample = maker(Phrases(order)).make_sample(record, RNG)
+    sample = maker(Phrases(order)).build(record, RNG)
     assert [hole for row in sample.rows for hole in row.holes] == order
     assert sample.masks.dtype == torch.float32
     assert np.array_equal(sample.masks.numpy(), np.stack([stripe(i) for i in order]))
@@ -74,14 +74,14 @@ def test_only_named_masks_are_drawn_once_and_the_picture_is_read_once(record, mo
     reader = module.read_image
     monkeypatch.setattr(module, "read_image", lambda path: read.append(path) or reader(path))
     task = Phrases([3, 1, 3])
-    maker(task).make_sample(Record(record.image, "refer", targets), RNG)
+    maker(task).build(Record(record.image, "refer", targets), RNG)
     assert sorted(drawn) == [1, 3] and read == [record.image]
 
 
 def test_the_ignore_region_comes_along_when_wanted(record):
     task = Phrases()
     plain = Record(record.image, "refer", record.targets)
-    samples = [maker(task, ignore_region=True).make_sample(each, RNG) for each in (record, plain)]
+    samples = [maker(task, ignore_region=True).build(each, RNG) for each in (record, plain)]
     batch = collate(samples, PATCHES)
     assert np.array_equal(batch.ignore[0].numpy(), stripe(39)) and batch.ignore[1] is None
     moved = batch.to("cpu", torch.bfloat16)
@@ -90,40 +90,40 @@ def test_the_ignore_region_comes_along_when_wanted(record):
 
 def test_overlapping_parts_count_once(record):
     twice = Record(record.image, "refer", (Target("a", lambda: stripe(0).astype(np.uint8) * 2),))
-    assert draw_masks(twice, [0], SHAPE).max() == 1
+    assert rasterize_masks(twice, [0], SHAPE).max() == 1
 
 
 def test_a_mask_of_another_size_names_the_file_and_both_sizes(record):
     wrong = Record(record.image, "refer", (Target("red car", lambda: stripe(0, (40, 30))),))
     with pytest.raises(ValueError, match=r"scene.png: the mask of 'red car' is \(40, 30\), .*\(30, 40\)"):
-        maker(Phrases()).make_sample(wrong, RNG)
+        maker(Phrases()).build(wrong, RNG)
 
 
 def test_a_mask_of_an_absent_target_is_an_error(record):
     with pytest.raises(ValueError, match=r"scene.png: .*mask for 'unicorn', which is absent"):
-        maker(Phrases()).make_sample(Record(record.image, "refer", (Target("unicorn", None),)), RNG)
+        maker(Phrases()).build(Record(record.image, "refer", (Target("unicorn", None),)), RNG)
 
 
 def test_errors_of_the_encoder_name_the_picture(record):
     with pytest.raises(ValueError, match=r"scene.png: .*'\[SEG\]'.*may not be typed"):
-        maker(Phrases(words="[SEG] {}")).make_sample(record, RNG)
+        maker(Phrases(words="[SEG] {}")).build(record, RNG)
     with pytest.raises(NothingToAsk, match=r"scene.png: nothing to ask"):
-        maker(Phrases([])).make_sample(record, RNG)
+        maker(Phrases([])).build(record, RNG)
 
 
 def test_a_row_that_is_too_long_is_left_out_whole_only_when_allowed(record):
     long = Target("a " * 40 + "thing", partial(stripe, 1))
     mixed = Record(record.image, "refer", (record.targets[0], long, record.targets[2]))
-    limit = len(maker(Phrases([0])).make_sample(mixed, RNG).rows[0].ids) - 1 + PATCHES
+    limit = len(maker(Phrases([0])).build(mixed, RNG).rows[0].ids) - 1 + PATCHES
     with pytest.raises(SequenceTooLong, match=r"scene.png: .*model_max_length"):
-        maker(Phrases(), limit).make_sample(mixed, RNG)
-    sample = maker(Phrases(), limit, drop_long_rows=True).make_sample(mixed, RNG)
+        maker(Phrases(), limit).build(mixed, RNG)
+    sample = maker(Phrases(), limit, drop_long_rows=True).build(mixed, RNG)
     assert [row.holes for row in sample.rows] == [(0,), (2,)]
     assert np.array_equal(sample.masks.numpy(), np.stack([stripe(0), stripe(2)]))
     assert len(sample.skipped) == 1 and "scene.png" in sample.skipped[0]
     assert collate([sample], PATCHES).skipped == sample.skipped
     with pytest.raises(SequenceTooLong):
-        maker(Phrases([1]), limit, drop_long_rows=True).make_sample(mixed, RNG)
+        maker(Phrases([1]), limit, drop_long_rows=True).build(mixed, RNG)
 
 
 def test_what_is_cut_off_rows_is_counted(record):
@@ -134,9 +134,9 @@ def test_what_is_cut_off_rows_is_counted(record):
             words = ("", " since it is long", " for it is the one that you see at the left")
             return [(Turn("<image>\nWhere?", (Mask(i), ".", text)),) for i, text in enumerate(words)]
 
-    lengths = [len(row.ids) for row in maker(Explained()).make_sample(record, RNG).rows]
+    lengths = [len(row.ids) for row in maker(Explained()).build(record, RNG).rows]
     encoder = Encoder(TOKENIZER, SPEC, max_length=lengths[0] + 1 + PATCHES - 1, image_tokens=PATCHES, long_rows="cut")
-    sample = Maker(Explained(), encoder, VIEWS).make_sample(record, RNG)
+    sample = SampleBuilder(Explained(), encoder, VIEWS).build(record, RNG)
     assert [row.cut for row in sample.rows] == [0, lengths[1] - lengths[0] - 1, lengths[2] - lengths[0] - 1]
     batch = collate([sample, sample], PATCHES)
     assert batch.cut_rows == 4 and batch.cut_tokens == 2 * sum(row.cut for row in sample.rows)
@@ -147,7 +147,7 @@ def test_a_limit_without_room_for_words_is_refused_with_the_published_meaning():
     """SESAME's 512 counts 256 positions for a picture of 576 (sesame.md 5.2)."""
     encoder = Encoder(TOKENIZER, SPEC, max_length=512, image_tokens=576, long_rows="cut")
     with pytest.raises(ValueError, match=r"model_max_length 512 leaves no room .* 576 .* model_max_length 832 here"):
-        Maker(Phrases(), encoder, VIEWS)
+        SampleBuilder(Phrases(), encoder, VIEWS)
 
 
 # --- batches
@@ -200,8 +200,8 @@ def test_expansion_keeps_every_token_and_every_position(pictures, patches, width
 @pytest.mark.parametrize("spec", [SPEC, SIX])
 def test_positions_point_at_the_states_that_predict_the_mask_tokens(record, spec):
     tokenizer = load_tokenizer(OWN / "lisa", spec)
-    full = Maker(Phrases([1, 0]), Encoder(tokenizer, spec, image_tokens=9), VIEWS)
-    batch = collate([full.make_sample(record, RNG)] * 2, 9)
+    full = SampleBuilder(Phrases([1, 0]), Encoder(tokenizer, spec, image_tokens=9), VIEWS)
+    batch = collate([full.build(record, RNG)] * 2, 9)
     group = mask_ids(tokenizer, spec)
     assert batch.mask_positions.shape == (4, len(group)) and batch.mask_rows.tolist() == [0, 1, 2, 3]
     predicted = batch.ids[batch.mask_rows[:, None], batch.mask_positions + 1]
@@ -233,7 +233,7 @@ def test_masks_and_holes_must_agree():
 
 def test_prompts_are_padded_on_the_left(record):
     encoder = Encoder(TOKENIZER, SPEC, image_tokens=PATCHES)
-    sample = look(record.image, VIEWS)
+    sample = load_views(record.image, VIEWS)
     prompts = [
         [encoder.prompt("<image>\nHi"), encoder.prompt("<image>\nWhere is the thing?")],
         [encoder.prompt("<image>")],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.report.draw import OPACITY, Layer, Panel, colour_of, grid, outline, overlay, with_legend, wrapped
+from evaluation.report.draw import OPACITY, Layer, Panel, colour_of, grid, outline, overlay, with_legend, wrap_text
 from evaluation.report.draw import _font as font
 
 GREY = np.full((40, 60, 3), 100, np.uint8)
@@ -67,7 +67,7 @@ def test_bad_input_is_refused():
 
 def test_long_answers_are_wrapped_without_losing_a_letter():
     text = "<semantic>Segment this image. " + "".join(f"traffic light{n}<ins>tree<no_ins>" for n in range(8))
-    lines = wrapped(text, 200)
+    lines = wrap_text(text, 200)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert max(font().getlength(line) for line in lines) <= 200
-    assert wrapped(text, 60, most=3)[-1] == "[...]"
+    assert wrap_text(text, 60, most=3)[-1] == "[...]"

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from model.heads.embedding_cache import CHECKSUM, GIB, EmbeddingCache, keep_embeddings
+from model.heads.embedding_cache import CHECKSUM, GIB, EmbeddingCache, attach_cache
 from model.heads.pixel import PixelHead
 from systems.assistant import build, load
 from tests.tiny_assistant import GOLDEN
@@ -30,7 +30,7 @@ def test_a_model_answers_from_kept_embeddings_as_from_its_encoder(tmp_path):
     model, batch = tiny_model().requires_grad_(False), tiny_batch()
     with torch.no_grad():
         plain = model(batch).masks
-        keep_embeddings(model.head, CacheConfig(str(tmp_path)))
+        attach_cache(model.head, CacheConfig(str(tmp_path)))
         first = model(batch).masks
         calls = []
         model.head.encoder.register_forward_hook(lambda *_: calls.append(1))
@@ -125,9 +125,9 @@ def test_a_full_disk_costs_a_warning_not_the_run(tmp_path):
 def test_it_is_refused_where_embeddings_change(tmp_path):
     settings = CacheConfig(str(tmp_path))
     with pytest.raises(ValueError, match="the picture encoder trains"):
-        keep_embeddings(tiny_model().head, settings)
+        attach_cache(tiny_model().head, settings)
     with pytest.raises(ValueError, match="no picture encoder of its own"):
-        keep_embeddings(PixelHead.__new__(PixelHead), settings)
+        attach_cache(PixelHead.__new__(PixelHead), settings)
     with pytest.raises(ValueError, match=r"max_gib must be above 0"):
         EmbeddingCache(tmp_path, 0, WEIGHTS)
     (tmp_path / "file").write_text("")

@@ -18,7 +18,7 @@ from evaluation.suites import find_suites
 RECORD = Record(
     Path("x.jpg"),
     "vqa",
-    asked=((Turn("<image>\nHow many?", ("two",)),), (Turn("<image>\nIs it?", ("yes",)),)),
+    dialogues=((Turn("<image>\nHow many?", ("two",)),), (Turn("<image>\nIs it?", ("yes",)),)),
     accepted=(("two", "a couple"), ("yes",)),
 )
 
@@ -70,8 +70,8 @@ def test_the_file_gives_a_record_a_picture_with_all_accepted_answers(tmp_path):
     file.write_text(json.dumps(entries))
     record = find_suites(["vqa"])[0].open(tmp_path)[0]
     assert record.accepted == (("two", "2"), ("yes",)) and not record.targets
-    assert record.asked[0][0].question == "<image>\nHow many?\nAnswer the question using a single word or phrase."
-    assert build_source("vqa", tmp_path, hint="")[0].asked[1] == (Turn("<image>\nIs it?", ("yes",)),)
+    assert record.dialogues[0][0].question == "<image>\nHow many?\nAnswer the question using a single word or phrase."
+    assert build_source("vqa", tmp_path, hint="")[0].dialogues[1] == (Turn("<image>\nIs it?", ("yes",)),)
     for entry, message in (
         ({"image": "a.png", "question": "How?"}, "entry 0: give answer or answers"),
         ({"image": "a.png", "question": "How?", "answers": []}, "entry 0: answers must be a list of one or more"),

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import systems  # noqa: F401  (registers the systems)
-from systems.base import taking
+from systems.base import systems_accepting
 from utils.config import Recipe, load_recipe, to_dict
 from utils.flags import CONFIGS, FLAGS, markdown, mix, resolve
 
@@ -37,7 +37,7 @@ SESAME_TRAIN = (
 
 
 def recipe(line: str, said: list | None = None) -> Recipe:
-    return resolve(shlex.split(line), taking, say=(said if said is not None else []).append)
+    return resolve(shlex.split(line), systems_accepting, say=(said if said is not None else []).append)
 
 
 def tasks(found: Recipe) -> dict:

@@ -7,7 +7,7 @@ import torch
 from transformers import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamAttention, SamTwoWayTransformer
 
-from model.heads.folded_attention import FewPrompts, fold_prompts
+from model.heads.folded_attention import FoldedCrossAttention, use_folded_attention
 
 CONFIG = SamMaskDecoderConfig(hidden_size=32, mlp_dim=16, num_attention_heads=4)
 
@@ -22,7 +22,7 @@ def drawn(module: torch.nn.Module) -> torch.nn.Module:
 @pytest.mark.parametrize(("asking", "asked"), [(6, 40), (40, 6), (6, 6)])
 def test_both_directions_equal_the_released_attention(asking, asked):
     released = drawn(SamAttention(CONFIG))
-    folded = FewPrompts(CONFIG)
+    folded = FoldedCrossAttention(CONFIG)
     folded.load_state_dict(released.state_dict())
     query, key, value = torch.randn(3, 1, asking, 32), torch.randn(3, 1, asked, 32), torch.randn(3, 1, asked, 32)
     with torch.no_grad():
@@ -33,7 +33,7 @@ def test_both_directions_equal_the_released_attention(asking, asked):
 
 
 def test_a_whole_transformer_keeps_its_names_and_its_results():
-    released, folded = drawn(SamTwoWayTransformer(CONFIG)), fold_prompts(SamTwoWayTransformer(CONFIG))
+    released, folded = drawn(SamTwoWayTransformer(CONFIG)), use_folded_attention(SamTwoWayTransformer(CONFIG))
     folded.load_state_dict(released.state_dict())
     given = {
         "point_embeddings": torch.randn(2, 1, 6, 32),

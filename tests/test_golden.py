@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.collate import collate, collate_prompts, look
+from data.collate import collate, collate_prompts, load_views
 from data.tokens import decode, mask_ids
 from data.types import Dialogue
 from model.checkpoints.layouts import published_table
@@ -66,7 +66,7 @@ class Case:
         """The pictures of the record with their conversations, as training would see them."""
         samples = []
         for index, conversations in enumerate(self.dialogues):
-            sample = look(self.folder / f"image{index}.png", self.assistant.views)
+            sample = load_views(self.folder / f"image{index}.png", self.assistant.views)
             sample.rows = list(map(self.assistant.encoder, conversations))
             truth = torch.from_numpy(self.record[f"gt{index}"]).float()
             holes = [hole for row in sample.rows for hole in row.holes]
@@ -121,7 +121,7 @@ def test_pictures_are_prepared_as_published(case):
     if not {"clip0", "clip_sum0"} & case.record.keys():
         pytest.skip("the record has the sizes alone")
     for index in range(len(case.dialogues)):
-        sample = look(case.folder / f"image{index}.png", case.assistant.views)
+        sample = load_views(case.folder / f"image{index}.png", case.assistant.views)
         if (
             "clip_sum0" in case.record
         ):  # a padded view, and no other; of the second picture the record has the place alone
@@ -174,7 +174,7 @@ def test_gradient_norms(case, trained):
     table = published_table(
         HEADS[case.assistant.system.head].NAMES, projector_depth=case.assistant.model.plan.projector_depth
     )
-    norms = {table.theirs(name): gradient.norm().item() for name, gradient in trained[2].items()}
+    norms = {table.to_layout(name): gradient.norm().item() for name, gradient in trained[2].items()}
     counted = {name: norm for name, norm in recorded.items() if norm > 1e-6}
     assert len(counted) > 100
     assert {name: norms[name] for name in counted} == pytest.approx(counted, rel=1e-3)
@@ -191,7 +191,9 @@ def test_generated_ids_and_masks(case):
     conv_type = told.get("conv_type", case.told.get("conv_type", "llava_v1"))
     question, history = open_prompt(told["prompt"], assistant.system.tokens, conv_type)
     assert assistant.encoder.prompt(question, history) == prompt
-    batch = collate_prompts([look(case.folder / "image0.png", assistant.views)], [[prompt]], model.vlm.image_tokens)
+    batch = collate_prompts(
+        [load_views(case.folder / "image0.png", assistant.views)], [[prompt]], model.vlm.image_tokens
+    )
     head, row = model.vlm.language.lm_head.weight.data, told["lm_head_row"]
     plain = head[row].clone()
     head[row] = (plain * told["lm_head_row_scale"]).bfloat16().float()  # so that random weights emit the mask token

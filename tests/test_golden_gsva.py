@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.collate import collate, look
+from data.collate import collate, load_views
 from data.types import Dialogue, Mask, Query
-from evaluation.protocols import FORCED, PROTOCOLS, TWO_PASS, all_accepted, decided
+from evaluation.protocols import FORCED, PROTOCOLS, TWO_PASS, all_accepted, apply_decisions
 from model.checkpoints.files import read_tensors
 from systems.assistant import load
 from tests.records import GOLDEN, OWN, names, read_dialogues, read_record, record_folder
@@ -49,7 +49,7 @@ def conversations(assistant, folder) -> list[list[Dialogue]]:
 
 
 def samples_of(assistant, folder, conversations) -> list:
-    return [look(folder / f"image{index}.png", assistant.views) for index in range(len(conversations))]
+    return [load_views(folder / f"image{index}.png", assistant.views) for index in range(len(conversations))]
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +110,8 @@ def test_decisions_of_the_published_rule(assistant, folder, asked, record):
 def test_a_withheld_mask_is_that_of_its_slot(assistant, asked):
     reply = PROTOCOLS[TWO_PASS](assistant, *asked)[0][0]
     accepted = [claim for claim in reply.claims if claim.mask is not None]
-    claims = decided(accepted, [False] * len(reply.claims))
-    assert all(claim.mask is None and claim.withheld is not None for claim in claims)
+    claims = apply_decisions(accepted, [False] * len(reply.claims))
+    assert all(claim.mask is None and claim.withheld_mask is not None for claim in claims)
 
 
 def write_release(folder: Path, source: Path = OWN / "gsva", *, factors: bool = True) -> tuple[Path, Path]:

@@ -26,10 +26,10 @@ from systems.weights_recipe import recipe_in
 from tests.tiny_assistant import GOLDEN, tiny
 from utils.config import (
     CacheConfig,
-    MixConfig,
+    DatasetConfig,
     Recipe,
-    SetConfig,
     SuiteConfig,
+    TaskConfig,
     TowerConfig,
     from_dict,
     load_recipe,
@@ -75,13 +75,13 @@ def test_a_recipe_sets_no_path_outside_its_folder(folder, tmp_path):
         tower=TowerConfig(preprocessor=str(away / "p.json")),
         allow_missing=True,
     )
-    part = SetConfig("ade20k", 1.0, {"classes": "/etc/passwd", "ignore_unknown": True})
+    part = DatasetConfig("ade20k", 1.0, {"classes": "/etc/passwd", "ignore_unknown": True})
     data = replace(
         recipe.data,
         dataset_dir=str(away),
         index_dir=str(away),
         mixture=(
-            MixConfig("sem_seg", (SetConfig("ade20k", 1.0, {"classes": "/etc/passwd", "ignore_unknown": True}),)),
+            TaskConfig("sem_seg", (DatasetConfig("ade20k", 1.0, {"classes": "/etc/passwd", "ignore_unknown": True}),)),
         ),
     )
     custom = (SuiteConfig("evil", "coco", "semantic", {"annotations": "/etc/x.json", "images": "../.."}),)

@@ -21,7 +21,7 @@ from data.readers.digest import annotation_digest, digests
 from data.sources import build_source
 from evaluation import identity
 from evaluation.identity import NotNumbers, check_finite
-from evaluation.predictions import Journal
+from evaluation.predictions import PredictionFile
 from evaluation.protocols import FORCED
 from evaluation.runner import evaluate, rescore
 from evaluation.suites import find_suites, own_suites
@@ -304,8 +304,8 @@ def test_a_journal_reads_back_what_it_was_given(tmp_path):
     settings = {"groups": (6, 5), "data": Path("x")}
     line = {"suite": "x", "metric": "overlap", "index": 0, "protocol": "p", "counts": {"unmatched": 0}, "answers": []}
     line |= {"image": "a.jpg", "seconds": 0.5}
-    with Journal(tmp_path, "x") as journal:
+    with PredictionFile(tmp_path, "x") as journal:
         journal.begin(settings, [[0]], resume=True)
         journal.write(line)
-    with Journal(tmp_path, "x") as journal:
+    with PredictionFile(tmp_path, "x") as journal:
         assert journal.begin(settings, [[0]], resume=True) == ([line], [])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from data.readers import index
 from data.readers import json_stream as stream
-from data.readers.index import ENDS, HOME, META, ROWS, keep_indexes
-from data.sources.base import Rows, image_paths, indexed, read_entries
+from data.readers.index import ENDS, HOME, META, ROWS, set_index_folder
+from data.sources.base import Rows, image_paths, indexed_rows, read_entries
 
 CALLS = "calls.txt"  # every parse adds a line beside its file
 VALUES = st.recursive(
@@ -46,7 +46,7 @@ def root(tmp_path, monkeypatch):
 
 
 def open_index(root, *options):
-    return indexed(root, parse, [root / "notes.json"], *options, picture="file_name")
+    return indexed_rows(root, parse, [root / "notes.json"], *options, picture="file_name")
 
 
 def parses(root):
@@ -65,7 +65,7 @@ def folders(root):
 def test_rows_are_what_was_put_in_in_memory_and_on_disk(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("rows")
     (folder / "x").touch()
-    for rows in (Rows(values), indexed(folder, lambda path: values, [folder / "x"])):
+    for rows in (Rows(values), indexed_rows(folder, lambda path: values, [folder / "x"])):
         assert list(rows) == values and len(rows) == len(values)
         assert list(pickle.loads(pickle.dumps(rows))) == values
         with pytest.raises(IndexError, match=f"row {len(values)} of {len(values)}"):
@@ -94,7 +94,7 @@ def mapped_kilobytes(folder):
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
 def test_what_was_read_does_not_stay_resident(root, monkeypatch):
     monkeypatch.setattr(index, "GIVE_BACK", 16)
-    rows = indexed(root, lambda path: ("x" * 200_000 for _ in range(100)), [root / "notes.json"])
+    rows = indexed_rows(root, lambda path: ("x" * 200_000 for _ in range(100)), [root / "notes.json"])
     assert all(len(row) == 200_000 for row in rows)
     assert mapped_kilobytes(rows.folder) < 16 * 400 < 100 * 200
 
@@ -122,7 +122,7 @@ def test_a_changed_file_is_parsed_anew_and_replaces_the_old_index(root):
 def test_options_and_parsers_have_indexes_of_their_own(root):
     assert open_index(root, "train")[0]["extra"] == ["train"]
     assert open_index(root, "val")[0]["extra"] == ["val"]
-    assert indexed(root, other_parse, [root / "notes.json"])[0] == {"file_name": "other"}
+    assert indexed_rows(root, other_parse, [root / "notes.json"])[0] == {"file_name": "other"}
     assert open_index(root, other_parse)[0]["file_name"] == "ä b.jpg"  # functions are told by name and text
     assert len(folders(root)) == 4
 
@@ -193,7 +193,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_makes_an_index(r
 @pytest.mark.parametrize("chooser", ["environment", "recipe"])
 def test_environment_and_recipe_choose_the_place(root, tmp_path, monkeypatch, chooser):
     monkeypatch.setenv(HOME, str(tmp_path / ("fast disk" if chooser == "environment" else "slow disk")))
-    keep_indexes(None if chooser == "environment" else str(tmp_path / "fast disk"))
+    set_index_folder(None if chooser == "environment" else str(tmp_path / "fast disk"))
     open_index(root), open_index(root)
     assert parses(root) == 1 and not (root / ".index").exists()
     assert len(list((tmp_path / "fast disk").glob("*/*/" + ROWS))) == 1

@@ -509,7 +509,7 @@ def test_an_entry_that_is_no_dialogue_costs_only_itself(tmp_path, entry):
     path.write_text(json.dumps([entry, *json.loads(path.read_text())]))
     with keeping_faults():
         source = build_source("llava_instruct_150k", root)
-    assert source[1].asked[0][0].answer == ("A box.",)
+    assert source[1].dialogues[0][0].answer == ("A box.",)
     with pytest.raises(ValueError, match="entry 0"):
         source[0]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.collate import Maker
+from data.collate import SampleBuilder
 from data.mixture import Mixture, Part
 from data.types import Record, Target
 from data.views import ClipView, SamView, Views, read_image
@@ -56,10 +56,10 @@ class Fails:
         return np.ones(messy.SIZE, bool)
 
 
-def maker(tmp_path) -> Maker:
+def maker(tmp_path) -> SampleBuilder:
     path = messy.recipe(tmp_path / "r.yaml", ["jsonl"])
     made = Rehearsal.of(load_recipe(path)).maker
-    return Maker(made.task, made.encoder, Views(ClipView(16), SamView(16)))
+    return SampleBuilder(made.task, made.encoder, Views(ClipView(16), SamView(16)))
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -75,14 +75,14 @@ def maker(tmp_path) -> Maker:
 def test_any_error_of_one_record_is_skipped_counted_and_named(tmp_path, error, late):
     source = Fails(tmp_path, error, late)
     mixture = Mixture([Part("set a", source)], maker(tmp_path), on_bad_sample="skip")
-    messages = [message for index in range(8) for message in mixture.draw(index).skipped]
+    messages = [message for index in range(8) for message in mixture.sample(index).skipped]
     assert messages and all("set a, record 1" in message for message in messages)
     if not isinstance(error, (ValueError, OSError)):
         assert all("1.jpg" in message and type(error).__name__ in message for message in messages)
     strict = Mixture([Part("set a", source)], maker(tmp_path))
     with pytest.raises(type(error)) as caught:
         for index in range(8):
-            strict.draw(index)
+            strict.sample(index)
     assert "record 1 of set a" in caught.value.__notes__[-1]
 
 
@@ -93,7 +93,7 @@ def test_a_bad_entry_of_a_file_is_skipped_and_counted(tmp_path):
         Mixture.build(data, maker(tmp_path))
     data = from_dict(DataConfig, {**vars(data), "on_bad_sample": "skip"})
     mixture = Mixture.build(data, maker(tmp_path))
-    skipped = [message for index in range(12) for message in mixture.draw(index).skipped]
+    skipped = [message for index in range(12) for message in mixture.sample(index).skipped]
     assert skipped and all("q.jsonl: line 1: phrase must be text" in message for message in skipped)
 
 
@@ -239,12 +239,12 @@ def test_a_perfect_answer_is_read_whole_whatever_marks_names_have(form):
     system = build_system("lasagna", {"tokens": form})
     targets = tuple(Target(name, lambda: np.ones((2, 2), bool)) for name in NAMES[:4])
     (query,) = system.task.queries(Record(messy.ROOT, "classes", targets, tuple(NAMES[:4])))
-    text = "".join(part if isinstance(part, str) else "".join(system.tokens.mask) for part in query.forced)
+    text = "".join(part if isinstance(part, str) else "".join(system.tokens.mask) for part in query.reference_answer)
     names = Names(NAMES[:4])
-    reading = read_list(system.read(text), query.asked, names)
+    reading = read_list(system.read(text), query.phrases, names)
     assert reading.masks == ((0, 0), (1, 1), (2, 2), (3, 3)) and reading.unmatched == 0
     claims = list(reversed(system.read(text)))
-    assert [claim.mask for claim in assign_claims(claims, query.asked)] == [0, 1, 2, 3]
+    assert [claim.mask for claim in assign_claims(claims, query.phrases)] == [0, 1, 2, 3]
 
 
 def test_a_name_with_a_mark_beside_one_without():

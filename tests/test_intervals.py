@@ -7,13 +7,13 @@ import pytest
 
 from evaluation import catalog  # noqa: F401  (it registers all metrics)
 from evaluation.metrics.counts import RELEASED, STANDARD
-from evaluation.metrics.intervals import Interval, intervals, quotient, share_intervals
+from evaluation.metrics.intervals import Interval, intervals, quotient, ratio_intervals
 from evaluation.metrics.no_target import PremiseScorer
 from evaluation.metrics.scorers import SCORERS, OverlapScorer
 
 
 def interval(parts, wholes) -> Interval | None:
-    return share_intervals({"x": (np.asarray(parts), np.asarray(wholes))})["x"]
+    return ratio_intervals({"x": (np.asarray(parts), np.asarray(wholes))})["x"]
 
 
 def test_interval_of_a_share_is_that_of_the_binomial():

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import test_sem
-from data.collate import NothingToAsk, draw_masks, look
+from data.collate import NothingToAsk, load_views, rasterize_masks
 from data.sources import build_source
 from data.types import Claim, Mask, Query, Record, Refuse, Target
 from evaluation.metrics.counts import Overlaps
@@ -27,7 +27,7 @@ from evaluation.runner import as_table, evaluate, rescore
 from systems.base import SYSTEMS, ReleasedTruth, build_system
 from tests.tiny_assistant import tiny
 from utils.config import EvalConfig, from_dict
-from utils.masks import EmptyMask, Once, polygons_to_mask
+from utils.masks import CachedMask, EmptyMask, polygons_to_mask
 
 SIDE = 16
 FIRST = [0, 0, 7, 0, 7, 7, 0, 7]  # two polygons of one object, which share a quarter of each
@@ -53,13 +53,13 @@ def square(size: int) -> np.ndarray:
 
 def test_an_empty_mask_of_a_present_thing_is_an_error_in_training_that_names_picture_phrase_and_annotation():
     where = "instances.json: annotation 7"
-    record = Record(Path("a.jpg"), "refer", (Target("cup", Once(nothing, where)), Target("pan", nothing)))
+    record = Record(Path("a.jpg"), "refer", (Target("cup", CachedMask(nothing, where)), Target("pan", nothing)))
     with pytest.raises(EmptyMask, match=rf"a.jpg: the mask of 'cup' has no pixel.*\({where}\)"):
-        draw_masks(record, [0], (SIDE, SIDE))
+        rasterize_masks(record, [0], (SIDE, SIDE))
     with pytest.raises(
         EmptyMask, match=r"a.jpg: the mask of 'pan' has no pixel, although the data say that it is there$"
     ):
-        draw_masks(record, [1], (SIDE, SIDE))
+        rasterize_masks(record, [1], (SIDE, SIDE))
 
 
 @pytest.mark.parametrize("metric", ["overlap", "generalised", "generalised_apart", "premise", "matched"])
@@ -314,7 +314,7 @@ def test_the_recipe_says_what_a_bad_sample_means_unless_told(assistant, tmp_path
 def test_a_record_that_cannot_be_read_is_the_same_whatever_its_reader_raises(assistant, tmp_path, damage, monkeypatch):
     root = own(tmp_path, [GOOD, {**GOOD, "image": "b.jpg"}])
     if damage is None:
-        monkeypatch.setattr("evaluation.runner.look", partial(odd_reader, look=look))
+        monkeypatch.setattr("evaluation.runner.look", partial(odd_reader, look=load_views))
     else:
         (root / "b.jpg").write_bytes(damage)
     assert "record 1" in run(assistant, root)["missing"]["mine"] and "b.jpg" in run(assistant, root)["missing"]["mine"]

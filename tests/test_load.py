@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from data.tokens import TokenSpec, load_tokenizer
-from model.checkpoints.architecture import Plan
+from model.checkpoints.architecture import Architecture
 from model.checkpoints.files import read_tensors, write_tensors
 from model.checkpoints.layouts import published_table
 from model.checkpoints.load import assemble, build_model, dtype_of, fetch, load_folder, resolve_attention, views_for
@@ -260,13 +260,13 @@ def test_published_7b_names_and_shapes():
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     vision = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120}
     sam = {"vision_config": vision | {"global_attn_indexes": [7, 15, 23, 31]}}
-    plan = Plan(
+    plan = Architecture(
         language | {"num_attention_heads": 32}, tower | {"image_size": 224, "patch_size": 14}, 1, -2, "sam", sam
     )
     with torch.device("meta"):
         model = assemble(plan)
     table = published_table(HEADS["sam"].NAMES, projector_depth=1)
-    shapes = {table.theirs(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {table.to_layout(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: shape for name, shape in shapes.items() if "vision_tower" not in name}
     assert len(shapes) == 923 - 32
     sizes = {

@@ -5,7 +5,7 @@ import torch
 
 from model.losses import Losses
 from training.checkpoint import TrainState
-from training.loss_guard import IN_A_ROW, Guard
+from training.loss_guard import IN_A_ROW, LossGuard
 
 
 def losses(value: float) -> Losses:
@@ -18,26 +18,26 @@ BATCH = type("Named", (), {"names": ["a.jpg", "b.jpg"]})()
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_the_run_stops_and_names_the_pictures(value):
-    guard = Guard("stop")
-    assert guard.passes(losses(1.0), BATCH, TrainState())
+    guard = LossGuard("stop")
+    assert guard.accepts(losses(1.0), BATCH, TrainState())
     with pytest.raises(FloatingPointError, match=r"step 8: the loss is (nan|-?inf) .*ce 1\.5.*a\.jpg.*b\.jpg.*skip"):
-        guard.passes(losses(value), BATCH, TrainState(step=7))
+        guard.accepts(losses(value), BATCH, TrainState(step=7))
 
 
 def test_or_goes_on_and_counts(caplog):
-    guard, state = Guard("skip"), TrainState(step=7)
-    assert [guard.passes(losses(value), BATCH, state) for value in (float("nan"), 1.0, float("inf"))] == [0, 1, 0]
+    guard, state = LossGuard("skip"), TrainState(step=7)
+    assert [guard.accepts(losses(value), BATCH, state) for value in (float("nan"), 1.0, float("inf"))] == [0, 1, 0]
     assert state.skipped == 2
     assert "left out: step 8: the loss is nan" in caplog.text and "a.jpg" in caplog.text
 
 
 def test_but_not_for_ever():
-    guard, state = Guard("skip"), TrainState()
+    guard, state = LossGuard("skip"), TrainState()
     for _ in range(2):  # a good one between starts the count again
         for _ in range(IN_A_ROW - 1):
-            assert not guard.passes(losses(float("nan")), BATCH, state)
-        assert guard.passes(losses(1.0), BATCH, state)
+            assert not guard.accepts(losses(float("nan")), BATCH, state)
+        assert guard.accepts(losses(1.0), BATCH, state)
     for _ in range(IN_A_ROW - 1):
-        guard.passes(losses(float("nan")), BATCH, state)
+        guard.accepts(losses(float("nan")), BATCH, state)
     with pytest.raises(FloatingPointError, match=r"the 10th in a row: the weights have probably diverged"):
-        guard.passes(losses(float("nan")), BATCH, state)
+        guard.accepts(losses(float("nan")), BATCH, state)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from utils.masks import Once, encode_rle, paint_shapes, polygons_to_mask, rle_to_mask, segmentation_to_mask
+from utils.masks import CachedMask, encode_rle, paint_shapes, polygons_to_mask, rle_to_mask, segmentation_to_mask
 from utils.safe_pickle import load_plain
 
 SIZE = (10, 12)
@@ -226,7 +226,7 @@ def test_bad_shapes_are_refused(points):
 
 def test_once_draws_once():
     calls = []
-    once = Once(lambda: calls.append(1) or np.ones(SIZE, bool))
+    once = CachedMask(lambda: calls.append(1) or np.ones(SIZE, bool))
     assert once() is once() and len(calls) == 1
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import merge_lora_weights_and_save_hf_model as program
 import train_ds
-from data.collate import Maker, collate
+from data.collate import SampleBuilder, collate
 from data.sources import build_source
 from model.checkpoints.layouts import published_table
 from model.heads import HEADS
@@ -43,8 +43,8 @@ def truth(run):
 def answers(assistant: Assistant) -> torch.Tensor:
     """Token logits and mask logits of one picture, teacher forced, in one row."""
     source = build_source("ReasonSeg|val", assistant.recipe.data.dataset_dir)
-    maker = Maker(assistant.system.task, assistant.encoder, assistant.views)
-    sample = maker.make_sample(source[0], np.random.default_rng(0))
+    maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views)
+    sample = maker.build(source[0], np.random.default_rng(0))
     output = assistant.model(collate([sample], assistant.model.vlm.image_tokens))
     return torch.cat([output.token_logits.flatten(), *(masks.flatten() for masks in output.masks)])
 
@@ -87,7 +87,7 @@ def test_one_file_of_whole_weights(run, truth, tmp_path, wrapped):
     weights = load_file(run / "checkpoints" / "step_4" / "trainable.safetensors")
     if wrapped:
         table = published_table(HEADS["sam"].NAMES, 1)
-        weights = {f"base_model.model.{table.theirs(name)}": value for name, value in weights.items()}
+        weights = {f"base_model.model.{table.to_layout(name)}": value for name, value in weights.items()}
     torch.save(weights, tmp_path / "pytorch_model.bin")
     recipe = run / "recipe.yaml"
     merge("--weight", tmp_path / "pytorch_model.bin", "--config", recipe, "--save_path", tmp_path / "merged")

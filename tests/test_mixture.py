@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.blocklist import Blocklist, picture_key
-from data.collate import Maker, NothingToAsk
+from data.collate import NothingToAsk, SampleBuilder
 from data.encode import Encoder, SequenceTooLong
 from data.mixture import DRAWS, Mixture, Part, Stream
 from data.sources import SOURCES, build_source
@@ -28,8 +28,8 @@ from data.tokens import TokenSpec, load_tokenizer
 from data.types import Mask, Record, Target, Turn
 from data.views import ClipView, SamView, Views
 from tests.records import OWN
-from utils.config import DataConfig, MixConfig, SetConfig, from_dict
-from utils.masks import EmptyMask, Once
+from utils.config import DataConfig, DatasetConfig, TaskConfig, from_dict
+from utils.masks import CachedMask, EmptyMask
 
 SPEC = TokenSpec(("[SEG]",), ("[SEG]",))
 SHAPE = (12, 16)
@@ -77,7 +77,7 @@ class Chance:
 @pytest.fixture(scope="module")
 def maker():
     encoder = Encoder(load_tokenizer(OWN / "lisa", SPEC), SPEC, image_tokens=PATCHES)
-    return Maker(Chance(), encoder, Views(ClipView(8), SamView(16)))
+    return SampleBuilder(Chance(), encoder, Views(ClipView(8), SamView(16)))
 
 
 @pytest.fixture
@@ -98,12 +98,12 @@ def same(one, two):
 
 
 def test_a_draw_depends_on_seed_and_number_only(mixture):
-    forward = [mixture.draw(i) for i in range(8)]
-    backward = [mixture.draw(i) for i in reversed(range(8))][::-1]
+    forward = [mixture.sample(i) for i in range(8)]
+    backward = [mixture.sample(i) for i in reversed(range(8))][::-1]
     assert [s.name for s in forward] == [s.name for s in backward]
     assert [s.rows for s in forward] == [s.rows for s in backward]
     other = Mixture(mixture.parts, mixture.maker, seed=6)
-    assert [s.name for s in forward] != [other.draw(i).name for i in range(8)]
+    assert [s.name for s in forward] != [other.sample(i).name for i in range(8)]
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -178,7 +178,7 @@ def test_nested_rates_then_uniform_records():
     )
     mixture = Mixture.build(data, Names(), seed=1)
     draws = 4000
-    seen = [mixture.draw(index).name for index in range(draws)]
+    seen = [mixture.sample(index).name for index in range(draws)]
     expected = {"a": 9 / 24, "b": 9 / 24, "c": 2 / 12, "d": 1 / 12}
     for name, share in expected.items():
         for record in range(3):
@@ -206,7 +206,7 @@ def test_what_cannot_be_used_is_replaced_in_its_own_family(sampling):
     ]
     data = from_dict(DataConfig, {"mixture": mixture, "on_bad_sample": "skip", "sampling": sampling})
     drawn = Mixture.build(data, Fussy(), seed=2)
-    samples = [drawn.draw(index) for index in range(83 * 60)]
+    samples = [drawn.sample(index) for index in range(83 * 60)]
     counts = Counter(Path(sample.name).parts[0] for sample in samples)
     wanted = (
         {"good": 9 / 16, "vqa": 3 / 16, "more": 4 / 16} if sampling == "rates" else {"good": 33 / 83, "vqa": 20 / 83}
@@ -234,15 +234,15 @@ def test_an_epoch_visits_every_record_once(seed, sizes, epoch):
     mixture = Mixture(parts, Names(), seed=seed, sampling="once")
     total = sum(sizes)
     assert mixture.pictures == total
-    seen = [mixture.draw(index).name for index in range(epoch * total, (epoch + 1) * total)]
+    seen = [mixture.sample(index).name for index in range(epoch * total, (epoch + 1) * total)]
     assert sorted(seen) == sorted(f"p{n}/{k}" for n, size in enumerate(sizes) for k in range(size))
 
 
 def test_epochs_are_shuffled_anew_and_repeatably():
     mixture, again = (Mixture([Part("a", Counted("a", 50))], Names(), seed=3, sampling="once") for _ in range(2))
-    first, second = ([mixture.draw(50 * epoch + place).name for place in range(50)] for epoch in range(2))
+    first, second = ([mixture.sample(50 * epoch + place).name for place in range(50)] for epoch in range(2))
     assert first != second and first != sorted(first)
-    assert [again.draw(index).name for index in reversed(range(100))][::-1] == first + second
+    assert [again.sample(index).name for index in reversed(range(100))][::-1] == first + second
 
 
 @pytest.mark.parametrize("workers", [0, 2, 4])
@@ -264,7 +264,7 @@ def test_processes_share_an_epoch(tmp_path, maker):
 
 def test_an_unusable_record_of_an_epoch_is_replaced_and_noted(tmp_path, maker):
     mixture = Mixture([Part("a", Pictures(tmp_path / "a", 4, empty=(1,)))], maker, sampling="once")
-    samples = [mixture.draw(index) for index in range(4)]
+    samples = [mixture.sample(index) for index in range(4)]
     assert {Path(sample.name).stem for sample in samples} == {"0", "2", "3"}
     skipped = [message for sample in samples for message in sample.skipped]
     assert any("1.png: nothing to ask" in message for message in skipped)
@@ -274,26 +274,26 @@ def test_an_unusable_record_of_an_epoch_is_replaced_and_noted(tmp_path, maker):
 
 
 def held(**values):
-    sets = values.pop("sets", (SetConfig("counted|train", options={"count": 6}),))
-    return DataConfig(mixture=(MixConfig("x", sets),), **values)
+    sets = values.pop("sets", (DatasetConfig("counted|train", options={"count": 6}),))
+    return DataConfig(mixture=(TaskConfig("x", sets),), **values)
 
 
 def test_pictures_of_the_suites_stay_out_and_are_counted(monkeypatch, caplog):
     paths = lambda self: [f"/d/{k:012d}.jpg" for k in range(self.count)]  # noqa: E731
     monkeypatch.setattr(Counted, "image_paths", paths, raising=False)
     monkeypatch.setattr(Counted, "__getitem__", lambda self, k: Record(Path(f"/d/{k:012d}.jpg"), "refer"))
-    suites = [SetConfig("counted|val")]  # pictures 0, 1 and 2
+    suites = [DatasetConfig("counted|val")]  # pictures 0, 1 and 2
 
     def seen(**values):
         mixture = Mixture.build(held(**values), Names(), held_out=suites)
-        return {int(Path(mixture.draw(index).name).stem) for index in range(100)}
+        return {int(Path(mixture.sample(index).name).stem) for index in range(100)}
 
     assert seen() == set(range(6))
     with caplog.at_level("INFO", logger="assistant"):
         assert seen(exclude_val="eval_suites") == {3, 4, 5} == seen(exclude_val="eval_suites", sampling="once")
     assert "counted|train trains without 3 of 6 pictures" in caplog.text
     with pytest.raises(ValueError, match="is empty without evaluated pictures"):
-        Mixture.build(held(exclude_val="eval_suites", sets=(SetConfig("counted"),)), Names(), held_out=suites)
+        Mixture.build(held(exclude_val="eval_suites", sets=(DatasetConfig("counted"),)), Names(), held_out=suites)
     with pytest.raises(ValueError, match=r"no data.exclude_val 'all'; have: .*refer_family"):
         seen(exclude_val="all")
 
@@ -369,7 +369,7 @@ def test_a_rule_without_any_of_its_sets_is_an_error(tmp_path):
 
 def test_a_record_with_nothing_to_ask_is_drawn_anew_and_noted(tmp_path, maker):
     mixture = Mixture([Part("a", Pictures(tmp_path / "a", 4, empty=(1,)))], maker)
-    samples = [mixture.draw(index) for index in range(30)]
+    samples = [mixture.sample(index) for index in range(30)]
     assert not any(sample.name.endswith("1.png") for sample in samples)
     skipped = [message for sample in samples for message in sample.skipped]
     assert skipped and all(m.startswith("a: ") and "1.png: nothing to ask" in m for m in skipped)
@@ -385,7 +385,7 @@ def test_a_bad_picture_stops_the_run_by_default(tmp_path, maker, workers):
 def test_an_error_tells_the_record_and_the_dataset(tmp_path, maker):
     mixture = Mixture([Part("set a", Pictures(tmp_path / "a", 1, broken=(0,)))], maker)
     with pytest.raises(OSError) as caught:
-        mixture.draw(3)
+        mixture.sample(3)
     assert caught.value.__notes__ == ["while making sample 3: record 0 of set a"]
 
 
@@ -404,13 +404,13 @@ def test_skipping_is_counted_and_reported(tmp_path, maker, caplog):
 def test_an_empty_mask_of_a_present_thing_is_a_bad_sample(tmp_path, maker):
     class Emptied(Pictures):
         def __getitem__(self, index):
-            nothing = Target("gone", Once(partial(np.zeros, SHAPE, bool), "instances.json: annotation 9"))
+            nothing = Target("gone", CachedMask(partial(np.zeros, SHAPE, bool), "instances.json: annotation 9"))
             return Record(self.paths[index], "refer", (nothing,)) if index == 1 else super().__getitem__(index)
 
     source = Emptied(tmp_path / "a", 3)
     with pytest.raises(EmptyMask, match=r"1\.png: the mask of 'gone' has no pixel.*instances.json: annotation 9"):
-        [Mixture([Part("a", source)], maker).draw(index) for index in range(20)]
-    samples = [Mixture([Part("a", source)], maker, on_bad_sample="skip").draw(index) for index in range(20)]
+        [Mixture([Part("a", source)], maker).sample(index) for index in range(20)]
+    samples = [Mixture([Part("a", source)], maker, on_bad_sample="skip").sample(index) for index in range(20)]
     assert any("a, record 1: " in message for sample in samples for message in sample.skipped)
     assert not any(sample.name.endswith("1.png") for sample in samples)
 
@@ -418,7 +418,7 @@ def test_an_empty_mask_of_a_present_thing_is_a_bad_sample(tmp_path, maker):
 def test_a_wholly_bad_dataset_does_not_hang(tmp_path, maker):
     mixture = Mixture([Part("a", Pictures(tmp_path / "a", 1, broken=(0,)))], maker, on_bad_sample="skip")
     with pytest.raises(RuntimeError, match=rf"{DRAWS} draws in a row gave no sample; the last: a, record 0: .*0.png"):
-        mixture.draw(0)
+        mixture.sample(0)
 
 
 def test_programming_errors_are_never_skipped(tmp_path, maker):
@@ -428,7 +428,7 @@ def test_programming_errors_are_never_skipped(tmp_path, maker):
 
     mixture = Mixture([Part("a", Wrong(tmp_path / "a", 1))], maker, on_bad_sample="skip")
     with pytest.raises(NameError):
-        mixture.draw(0)
+        mixture.sample(0)
 
 
 # --- workers
@@ -474,10 +474,10 @@ def test_bad_settings_are_refused(tmp_path, maker):
 
 
 def test_a_missing_or_empty_dataset_is_named_with_its_folder(tmp_path, maker):
-    data = DataConfig(str(tmp_path), (MixConfig("x", (SetConfig("counted", options={"count": 0}),)),))
+    data = DataConfig(str(tmp_path), (TaskConfig("x", (DatasetConfig("counted", options={"count": 0}),)),))
     with pytest.raises(ValueError, match=rf"x/counted \({tmp_path}\) is empty"):
         Mixture.build(data, maker)
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
-        Mixture.build(replace(data, mixture=(MixConfig("x", (SetConfig("ade20k"),)),)), maker)
+        Mixture.build(replace(data, mixture=(TaskConfig("x", (DatasetConfig("ade20k"),)),)), maker)
     with pytest.raises(KeyError, match="no source 'ade20'"):
-        Mixture.build(replace(data, mixture=(MixConfig("x", (SetConfig("ade20"),)),)), maker)
+        Mixture.build(replace(data, mixture=(TaskConfig("x", (DatasetConfig("ade20"),)),)), maker)

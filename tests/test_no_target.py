@@ -11,7 +11,7 @@ import torch
 from data.types import Claim, Mask, Query, Record, Refuse, Target
 from evaluation.metrics import no_target as absent  # noqa: F401  (it registers its scorers)
 from evaluation.metrics.scorers import SCORERS
-from evaluation.protocols import FORCED, GENERATED, TWO_PASS, Reply, all_accepted, decided
+from evaluation.protocols import FORCED, GENERATED, TWO_PASS, Reply, all_accepted, apply_decisions
 
 LEFT = np.zeros((4, 4), bool)
 LEFT[:, :2] = True
@@ -49,7 +49,7 @@ def test_generalised_right_and_wrong():
 
 def test_a_withheld_mask_is_credited_in_the_released_variant_alone():
     """gsva.md 6.3: a falsely rejected target keeps its overlap as released; the reference rule takes it away."""
-    claims = (Claim("car", None, withheld=0), Claim("dog", None, withheld=1), Claim("tree", 2))
+    claims = (Claim("car", None, withheld_mask=0), Claim("dog", None, withheld_mask=1), Claim("tree", 2))
     found = figures("generalised", Reply("", claims, logits(LEFT, LEFT, ~LEFT), released=claims), protocol=TWO_PASS)
     assert found["gIoU", "standard"] == pytest.approx(2 / 3) and found["cIoU", "standard"] == pytest.approx(8 / 16)
     assert found["gIoU", "as_released"] == pytest.approx(1, abs=1e-4)
@@ -59,7 +59,7 @@ def test_a_withheld_mask_is_credited_in_the_released_variant_alone():
 
 def test_both_decision_rules_stand_side_by_side():
     masks = logits(LEFT, LEFT, ~LEFT)
-    accepted, refused = Claim("dog", 1), Claim("dog", None, withheld=1)
+    accepted, refused = Claim("dog", 1), Claim("dog", None, withheld_mask=1)
     car, tree = Claim("car", 0), Claim("tree", 2)
     reply = Reply("", (car, accepted, tree), masks, released=(car, refused, tree))
     found = figures("generalised", reply, protocol=TWO_PASS)
@@ -98,5 +98,5 @@ def test_nothing_to_score_gives_no_figure():
 
 def test_slots_and_decisions():
     assert all_accepted(("a", Mask(0), "b", Refuse(1))) == ("a", Mask(0), "b", Mask(1))
-    claims = decided([Claim("a", 0), Claim("b", 1)], [True, False])
-    assert claims == (Claim("a", 0), Claim("b", None, withheld=1))
+    claims = apply_decisions([Claim("a", 0), Claim("b", 1)], [True, False])
+    assert claims == (Claim("a", 0), Claim("b", None, withheld_mask=1))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data.collate import look
+from data.collate import load_views
 from evaluation.predictor import free_query
 from evaluation.protocols import generate
 from systems.base import build_system
@@ -24,7 +24,7 @@ def masked():
 
 def answers(assistant, *queries) -> list[torch.Tensor]:
     """The masks of the answers to questions about one picture."""
-    sample = look(GOLDEN / "sesame" / "image0.png", assistant.views)
+    sample = load_views(GOLDEN / "sesame" / "image0.png", assistant.views)
     (replies,) = generate(assistant, [sample], [list(queries)], max_new_tokens=4)
     return [reply.masks for reply in replies]
 

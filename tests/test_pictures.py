@@ -15,7 +15,7 @@ from PIL import Image
 
 from data.sources.base import picture_size
 from data.sources.coco import read_segments
-from data.sources.semantic import paired, read_label_map
+from data.sources.semantic import pair_files, read_label_map
 from data.views import ClipView, PaddedView, SamView, read_image
 from utils.images import check_file, known_formats, opened
 
@@ -114,7 +114,7 @@ def test_folders_that_link_back_to_themselves_are_walked_once(tmp_path):
         (tmp_path / kind / "a" / "up").symlink_to("..")
         (tmp_path / kind / "a" / "here").symlink_to(".")
         (tmp_path / kind / "b").symlink_to("a")  # no loop: its files count
-    rows = paired(tmp_path / "images", tmp_path / "masks").rows
+    rows = pair_files(tmp_path / "images", tmp_path / "masks").rows
     assert [rows[index] for index in range(len(rows))] == [["a/x.jpg", "a/x.png"], ["b/x.jpg", "b/x.png"]]
 
 

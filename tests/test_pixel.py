@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from data.collate import collate_prompts, look
+from data.collate import collate_prompts, load_views
 from data.tokens import TokenSpec, load_tokenizer, mask_ids
 from data.types import IMAGE_ID
-from model.checkpoints.architecture import Plan
+from model.checkpoints.architecture import Architecture
 from model.checkpoints.files import read_tensors, write_tensors
 from model.checkpoints.layouts import published_table
 from model.checkpoints.load import assemble, build_model, load_folder, views_for
 from model.checkpoints.save import save_folder, save_original
-from model.finetune.trainable import from_training_file, load_drawn, mark_trainable, trainable_names
-from model.heads import HEADS, Host
+from model.finetune.trainable import from_training_file, load_frozen_head, mark_trainable, trainable_names
+from model.heads import HEADS, HeadContext
 from model.vlm.tower import resize_positions
 from systems.assistant import load
 from tests.records import OWN
@@ -77,11 +77,11 @@ def build(folder: Path, **changes):
 def test_equal_tokens_fuse_to_one_half(assistant):
     """pixellm.md 0: the constant is 1/6, so a level's three equal tokens give half of one."""
     vector = torch.randn(2, 1, 32)
-    fused = assistant.model.head.fused(vector.expand(-1, 6, -1))
+    fused = assistant.model.head.fuse_levels(vector.expand(-1, 6, -1))
     torch.testing.assert_close(fused, 0.5 * vector.expand(-1, 2, -1))
     one = torch.zeros(1, 6, 1, dtype=torch.bfloat16)
     one[0, 0] = 1
-    assert assistant.model.head.fused(one)[0, :, 0].tolist() == [0.1669921875, 0.0]
+    assert assistant.model.head.fuse_levels(one)[0, :, 0].tolist() == [0.1669921875, 0.0]
 
 
 @pytest.mark.parametrize("number", [3, 0])
@@ -119,7 +119,10 @@ def write_eagerly(assistant, batch):
 def test_cached_masks_equal_teacher_forced_ones_on_a_padded_picture(assistant):
     """The image mask stays in force, and positions count on, in every cached step (pixellm.md 1.5)."""
     model = assistant.model
-    sample, prompt = look(GOLDEN / "image0.png", assistant.views), assistant.encoder.prompt("<image>\nWhat is it?")
+    sample, prompt = (
+        load_views(GOLDEN / "image0.png", assistant.views),
+        assistant.encoder.prompt("<image>\nWhat is it?"),
+    )
     assert sample.geometry.resized == (358, 448)
     answer = write_eagerly(assistant, collate_prompts([sample], [[prompt]], model.vlm.image_tokens))
     assert len(answer.masks) == 2, "a broken group is no mask"
@@ -136,7 +139,7 @@ def test_cached_masks_equal_teacher_forced_ones_on_a_padded_picture(assistant):
 def test_padding_reaches_no_word(assistant):
     """What stands deep in the padding changes no other state of the tower, and none of the language model's text."""
     model = assistant.model
-    sample = look(GOLDEN / "image0.png", assistant.views)
+    sample = load_views(GOLDEN / "image0.png", assistant.views)
     batch = collate_prompts([sample], [[assistant.encoder.prompt("<image>\nWhat is it?")]], model.vlm.image_tokens)
     changed = batch.pixels.clone()
     changed[:, :, 14 * 27 :] = 5.0  # 358 rows of picture: 26 rows of patches, 13 of tokens
@@ -237,7 +240,7 @@ def test_a_training_file_brings_the_frozen_part_of_the_head(base, published):
     mark_trainable(model, config)
     file = {f"base_model.model.{name}": tensor for name, tensor in published.items()}
     assert from_training_file(model, file).keys() == set(trainable_names(model))
-    load_drawn(model, file)
+    load_frozen_head(model, file)
     for ours, theirs in (
         ("neck.0.weight", "image_feature_neck.0.weight"),
         ("fine_positions.positional_embedding", "mask_decoder.pe1.positional_encoding_gaussian_matrix"),
@@ -273,8 +276,8 @@ def test_published_names_and_shapes(width, inner, layers, heads):
     """The 241 weights of the published checkpoints beside LLaMA's (pixellm.md 7.3), without their memory."""
     language = {"vocab_size": 32009, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    config = HEADS["pixel"].plan({}, {}, Host(1024, 24, width, 6))
-    plan = Plan(
+    config = HEADS["pixel"].plan({}, {}, HeadContext(1024, 24, width, 6))
+    plan = Architecture(
         language | {"num_attention_heads": heads},
         tower | {"image_size": 448, "patch_size": 14},
         2,
@@ -282,12 +285,12 @@ def test_published_names_and_shapes(width, inner, layers, heads):
         "pixel",
         config,
         projector_width=2 * width,
-        sight={"pool": 2},
+        tower_input={"pool": 2},
     )
     with torch.device("meta"):
         model = assemble(plan)
     table = published_table(HEADS["pixel"].NAMES, projector_depth=2)
-    shapes = {table.theirs(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {table.to_layout(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     language_names = {name for name in shapes if name.startswith(("model.layers.", "model.norm."))}
     own = {n: s for n, s in shapes.items() if n not in language_names and "vision_tower" not in n}
     assert len(language_names) == 9 * layers + 1

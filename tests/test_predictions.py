@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import test_sem
-from evaluation.predictions import Journal
+from evaluation.predictions import PredictionFile
 from evaluation.protocols import FORCED
 from evaluation.runner import evaluate, rescore
 from model.heads.embedding_cache import fingerprint
@@ -184,7 +184,7 @@ def test_damaged_files_are_refused_by_line(assistant, world, tmp_path):
 
 
 def test_without_a_folder_nothing_is_written():
-    with Journal(None, "x") as journal:
+    with PredictionFile(None, "x") as journal:
         assert journal.begin({}, [[0, 1], [2]], resume=True) == ([], [[0, 1], [2]])
         journal.write({})
 

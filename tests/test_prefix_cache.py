@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from data.types import IMAGE_ID, Geometry
-from model.checkpoints.architecture import Plan
-from model.heads import HEADS, Host
-from model.vlm.prefix_cache import split_shared
+from model.checkpoints.architecture import Architecture
+from model.heads import HEADS, HeadContext
+from model.vlm.prefix_cache import split_prefix
 from tests.tiny_model import EOS, LANGUAGE, PLAN, SEG, SIDE, TOWER, tiny_batch, tiny_model
 
 IMAGE = [IMAGE_ID] * 4
@@ -18,7 +18,7 @@ PIXEL = {"width": 16, "mlp_dim": 16, "decoder_heads": 2}
 LEAD = [1, 5, 6, 7, 8, *IMAGE, 9]
 
 
-def talkative(plan: Plan = PLAN):
+def talkative(plan: Architecture = PLAN):
     """Random weights that write mask tokens among others, and end answers at different lengths."""
     model = tiny_model(seed=5, plan=plan).requires_grad_(False)
     model.vlm.language.lm_head.weight[SEG] *= 2.5
@@ -92,7 +92,7 @@ def test_so_they_are_with_fewer_key_heads_and_another_attention(attention):
 
 
 def test_so_they_are_with_the_pixel_head():
-    config = HEADS["pixel"].plan({}, {"levels": (-2, -3), **PIXEL}, Host(TOWER["hidden_size"], 3, 16, 2))
+    config = HEADS["pixel"].plan({}, {"levels": (-2, -3), **PIXEL}, HeadContext(TOWER["hidden_size"], 3, 16, 2))
     model = talkative(replace(PLAN, head="pixel", head_config=config))
     model.vlm.language.lm_head.weight[SEG] *= 2  # two in a row make a mask
     compare(model, many(), mask_ids=(SEG, SEG))
@@ -143,13 +143,13 @@ def test_split_keeps_a_last_token_and_marks_padding():
     length = 6
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
     attention = ids != 0
-    split = split_shared(ids, attention, torch.tensor([0, 0, 2, 3]))
-    assert split.lead.tolist() == [0, 2, 3] and split.of_row.tolist() == [0, 0, 1, 2]
+    split = split_prefix(ids, attention, torch.tensor([0, 0, 2, 3]))
+    assert split.first_row.tolist() == [0, 2, 3] and split.of_row.tolist() == [0, 0, 1, 2]
     assert split.real.tolist() == [[True, True], [False, True], [True, True]]
-    begun = [ids[row, columns].tolist() for row, columns in zip(split.lead, split.columns, strict=True)]
+    begun = [ids[row, columns].tolist() for row, columns in zip(split.first_row, split.columns, strict=True)]
     assert begun[0] == [1, 2] and begun[1][1] == 1 and begun[2] == [1, 2]
-    assert split.ends.tolist() == [[False, False, True], [True] * 3, [False, False, True], [False, False, True]]
-    assert split_shared(ids[1:], attention[1:], torch.tensor([0, 1, 2])) is None
+    assert split.suffix.tolist() == [[False, False, True], [True] * 3, [False, False, True], [False, False, True]]
+    assert split_prefix(ids[1:], attention[1:], torch.tensor([0, 1, 2])) is None
     assert (
-        split_shared(torch.tensor([[1, 2], [3, 2]]), torch.ones(2, 2, dtype=torch.bool), torch.zeros(2).long()) is None
+        split_prefix(torch.tensor([[1, 2], [3, 2]]), torch.ones(2, 2, dtype=torch.bool), torch.zeros(2).long()) is None
     )

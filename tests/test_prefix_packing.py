@@ -117,7 +117,7 @@ def test_dialogues_do_not_see_each_other():
     assert packing.source.shape == (3, 18)
     assert torch.equal(packing.scatter(packing.gather(batch.ids[..., None].double()))[batch.attention][:, 0].long(),
                        batch.ids[batch.attention])  # fmt: skip
-    seen = packing.seen[0]
+    seen = packing.visible[0]
     assert seen[:7].equal(torch.ones(7, 18, dtype=torch.bool).tril())
     first, second = packing.place[0, 9], packing.place[1, 9]
     assert seen[first].sum() == 10
@@ -147,10 +147,10 @@ def test_pictures_share_sequences(most, shape):
     slots = packing.place.masked_fill(~batch.attention, -1)
     for row, (ids, image) in enumerate(ROWS):
         last = int(slots[row].max())
-        assert int(packing.seen.flatten(0, 1)[last].sum()) == len(ids), "its beginning and itself"
+        assert int(packing.visible.flatten(0, 1)[last].sum()) == len(ids), "its beginning and itself"
         strangers = slots[batch.row_image != image].unique()[1:]
         inside = strangers[strangers // shape[1] == last // shape[1]] % shape[1]
-        assert not packing.seen.flatten(0, 1)[last][inside].any()
+        assert not packing.visible.flatten(0, 1)[last][inside].any()
     results = []
     for packed in (False, True):
         model = assemble(PLAN).double().train()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.checkpoints.architecture import Plan
-from model.checkpoints.layouts import Report, reading_table, to_ours
+from model.checkpoints.architecture import Architecture
+from model.checkpoints.layouts import Report, reading_table, to_model_names
 from model.checkpoints.load import assemble
 from model.checkpoints.lora_file import merge_factors
 from model.heads import HEADS
@@ -58,7 +58,7 @@ def test_every_published_weight_has_a_home(name):
     wide, inner, layers, heads = SIZES[size]
     language = {"vocab_size": rows, "hidden_size": wide, "intermediate_size": inner, "num_hidden_layers": layers}
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    plan = Plan(
+    plan = Architecture(
         language | {"num_attention_heads": heads},
         tower | {"image_size": pixels, "patch_size": 14},
         projector,
@@ -70,7 +70,7 @@ def test_every_published_weight_has_a_home(name):
     with torch.device("meta"):
         model = assemble(plan)
         file = {key: torch.empty(shape) for key, shape in published(size, rows, projector, rank).items()}
-        found = to_ours(merge_factors(file, alpha=16), reading_table(HEADS["sam"].NAMES), report)
+        found = to_model_names(merge_factors(file, alpha=16), reading_table(HEADS["sam"].NAMES), report)
     own = {key: value.shape for key, value in model.state_dict().items()}
     own = {key: shape for key, shape in own.items() if not key.startswith(("head.", "vlm.tower."))}
     assert {key: value.shape for key, value in found.items()} == own

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from evaluation.metrics.counts import RELEASED, STANDARD, Overlaps, overlap
-from evaluation.metrics.no_target import SEEN, ApartScorer, PremiseScorer, see, similarity
-from evaluation.metrics.ratios import overlap_shares
+from evaluation.metrics.no_target import SEEN, PremiseScorer, RefZomScorer, see, similarity
+from evaluation.metrics.ratios import overlap_ratios
 from evaluation.metrics.scorers import OverlapScorer, SemanticScorer
 
 MASK = arrays(bool, (2, 3), elements=st.booleans()) | st.just(np.zeros((2, 3), bool)) | st.just(np.ones((2, 3), bool))
@@ -60,7 +60,7 @@ def share(part: float, whole: float) -> float | None:
 def test_presence_and_overlaps_against_loops_over_pixels(pictures):
     rows, expected = rows_of(pictures), slow(pictures)
     counts = {"rows": {STANDARD: [row for picture in rows for row in picture], RELEASED: []}, "forced": False}
-    premise, apart = PremiseScorer(), ApartScorer()
+    premise, apart = PremiseScorer(), RefZomScorer()
     premise.add({**counts, "said": []})
     apart.add(counts)
     found = {f.metric: f.value for f in (*apart.figures(), *premise.figures()) if f.variant == STANDARD}
@@ -73,7 +73,7 @@ def test_presence_and_overlaps_against_loops_over_pixels(pictures):
 @given(PICTURES)
 def test_the_numbers_of_all_pictures_add_up_to_the_figures(pictures):
     rows = rows_of(pictures)
-    sums = {name: (part.sum(), whole.sum()) for name, (part, whole) in overlap_shares(rows).items()}
+    sums = {name: (part.sum(), whole.sum()) for name, (part, whole) in overlap_ratios(rows).items()}
     scorer, premise = OverlapScorer(), PremiseScorer()
     for picture in rows:
         scorer.add({"kind": "refer", "overlaps": picture})

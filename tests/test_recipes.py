@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.collate import Maker, collate
+from data.collate import SampleBuilder, collate
 from data.mixture import Mixture
 from data.sources import SOURCES
 from data.templates import template
@@ -21,7 +21,7 @@ from evaluation.metrics.scorers import SCORERS
 from evaluation.suites import find_suites
 from model.losses import objective
 from systems.assistant import build
-from systems.base import SYSTEMS, build_system, taking
+from systems.base import SYSTEMS, build_system, systems_accepting
 from tests.tiny_assistant import GOLDEN, toy_world
 from utils.config import Recipe, load_recipe
 from utils.flags import resolve
@@ -76,11 +76,11 @@ def test_published_recipes_have_the_published_names(path):
 def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
     recipe = on_toy_weights(load_recipe(path), world)
     assistant = build(recipe, device="cpu")
-    maker = Maker(assistant.system.task, assistant.encoder, assistant.views, drop_long_rows=True)
+    maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views, drop_long_rows=True)
     samples = []
     for task in recipe.data.mixture:
         one = replace(recipe.data, mixture=(replace(task, rate=1.0),), on_bad_sample="skip")  # also one at rate 0
-        samples.append(Mixture.build(one, maker, seed=1).draw(0))
+        samples.append(Mixture.build(one, maker, seed=1).sample(0))
     for sample in samples:
         batch = collate([sample], assistant.model.vlm.image_tokens)
         losses = objective(assistant.model(batch), batch, recipe.loss)
@@ -145,7 +145,7 @@ def test_every_training_script_starts_its_recipe(path, tmp_path):
     words = run(["bash", path, *given, "13b", "--lr", "1e-4"], check=True).stdout.split()
     config = words[words.index("--config") + 1]
     assert config == f"configs/{path.stem.removeprefix('train_')}_13b.yaml" and (ROOT / config).is_file()
-    recipe = resolve(words[1:], taking)
+    recipe = resolve(words[1:], systems_accepting)
     assert (recipe.model.version, recipe.data.dataset_dir, recipe.train.lr) == ("base", "data", 1e-4)
     assert recipe.model.vision_pretrained == ("sam.pth" if "sam.pth" in given else None)
     assert "7b.yaml" in run(["bash", path, *given], check=True).stdout

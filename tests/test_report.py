@@ -18,7 +18,7 @@ from PIL import Image
 from evaluation.report.examples import best_and_worst, examples, query_ious
 from evaluation.report.html import presence, write_report
 from evaluation.report.published import SEEN, published
-from evaluation.runner import Score
+from evaluation.runner import SuiteScore
 from evaluation.suites import SUITES
 from utils.masks import encode_rle
 
@@ -69,7 +69,7 @@ def write(lines: dict[str, list[dict]], folder: Path) -> Path:
 def results(lines: dict[str, list[dict]]) -> dict:
     suites = {}
     for name, metric in (("refcoco|unc|val", "overlap"), ("ade20k|val", "semantic")):
-        score = Score(metric)
+        score = SuiteScore(metric)
         for entry in lines[name]:
             score.add(entry)
         suites[name] = score.result("generate")
@@ -133,7 +133,7 @@ def test_published_numbers_are_of_known_suites_and_in_range():
 
 def test_published_metrics_are_those_that_the_suites_measure():
     for suite, models in published().items():
-        score = Score(SUITES[suite].metric)
+        score = SuiteScore(SUITES[suite].metric)
         measured = {figure["metric"] for figure in score.result("generate")["figures"]} | {"N-acc", "T-acc"}
         named = {metric.removesuffix("_short").removesuffix("_long") for p in models for metric in p.values}
         assert named <= measured, suite

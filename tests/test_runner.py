@@ -19,7 +19,7 @@ from data.types import Claim, Mask, Query, Record, Target
 from evaluation.metrics.counts import RELEASED, STANDARD
 from evaluation.metrics.scorers import SCORERS, OverlapScorer, SemanticScorer
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS, Reply
-from evaluation.runner import Score, as_table, behind, evaluate, source_options, summary
+from evaluation.runner import SuiteScore, as_table, evaluate, run_in_background, source_options, summary
 from evaluation.suites import find_suites
 from tests.tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
 from utils.config import Recipe, from_dict
@@ -299,7 +299,7 @@ def test_each_class_of_a_list_that_is_in_the_picture_is_a_query_for_overlaps():
 
 
 def test_failures_are_counted():
-    score = Score("overlap")
+    score = SuiteScore("overlap")
     answers = [{"finished": False, "unread": 2}, {"finished": True, "unread": 0}]
     score.add({"answers": answers, "counts": {"unmatched": 3, "kind": "refer", "overlaps": []}, "seconds": 0.5})
     assert (score.pictures, score.queries, score.parse_failures, score.unfinished) == (1, 2, 5, 1)
@@ -322,7 +322,7 @@ def test_work_behind_goes_on_beside_in_order_and_is_finished_before_an_error_is_
             raise ValueError("thirteen")
         done.append(item)
 
-    behind(note, range(10))
+    run_in_background(note, range(10))
     assert done == list(range(10)) and len(threads) == 1 and threading.get_ident() not in threads
 
     def made():
@@ -330,10 +330,10 @@ def test_work_behind_goes_on_beside_in_order_and_is_finished_before_an_error_is_
         raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError, match="no more"):
-        behind(note, made())
+        run_in_background(note, made())
     assert done == list(range(13))  # nothing that was made is lost
     with pytest.raises(ValueError, match="thirteen"):
-        behind(note, range(13, 100))
+        run_in_background(note, range(13, 100))
     assert len(done) < 20  # and nothing more is made for long
 
 

@@ -156,7 +156,7 @@ def test_names_go_both_ways(pair):
     theirs, _ = pair
     table = NameTable(SAM_NAMES)
     names = [name for name in theirs.state_dict() if not name.startswith("pixel_")]
-    assert [table.theirs(table.ours(name)) for name in names] == names
+    assert [table.to_layout(table.to_model(name)) for name in names] == names
 
 
 @pytest.mark.parametrize(

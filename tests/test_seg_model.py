@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.types import IMAGE_ID
-from model.heads.base import REDRAWN_AT_ONCE
+from model.heads.base import CHECKPOINTED_AT_ONCE
 from model.losses import objective
 from model.seg_model import find_groups
 from tests.tiny_model import EOS, PLAN, SEG, tiny_batch, tiny_model
@@ -172,11 +172,11 @@ def test_checkpointed_gradients_are_the_plain_ones():
 
 
 def test_masks_drawn_again_have_the_same_gradients(monkeypatch):
-    monkeypatch.setitem(REDRAWN_AT_ONCE, "cpu", 2)  # of three: in two pieces
+    monkeypatch.setitem(CHECKPOINTED_AT_ONCE, "cpu", 2)  # of three: in two pieces
     gradients, drawn = [], []
     for redraw in (False, True):
         model = tiny_model().train()
-        model.head.redraw = redraw
+        model.head.checkpoint_decoder = redraw
         model.head.decoder.register_forward_pre_hook(lambda *_, r=redraw: drawn.append(r))
         batch = tiny_batch()
         objective(model(batch), batch, LossConfig()).total.backward()

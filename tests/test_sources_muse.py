@@ -47,7 +47,7 @@ def test_text_answers_become_scripts_and_objects_targets(tmp_path):
     write(tmp_path, two)
     record = build_source("muse", tmp_path)[0]
     assert record.kind == "multi" and not record.vocabulary
-    ((first,), (second,)) = record.asked
+    ((first,), (second,)) = record.dialogues
     assert (first.question, first.answer) == ("where?", ("a ", Mask(0), " and {b} ", Mask(1), ".")), "other braces stay"
     assert (second.question, second.answer) == ("what {x}?", (Mask(2),))
     assert [(t.phrase, t.aliases) for t in record.targets] == [
@@ -75,7 +75,7 @@ def test_names_of_categories_are_plain_or_as_published(tmp_path):
 @pytest.mark.parametrize("texts", [None, (None,)])
 def test_without_text_an_answer_is_its_holes(tmp_path, texts):
     write(tmp_path, entry(texts=texts))
-    assert build_source("muse", tmp_path)[0].asked[0][0].answer == (Mask(0), Mask(1))
+    assert build_source("muse", tmp_path)[0].dialogues[0][0].answer == (Mask(0), Mask(1))
 
 
 @pytest.mark.parametrize("file", ["muse/muse_{}.json", "muse_{}.json", "muse/MUSE_{}.json", "MUSE_{}.json"])
@@ -104,7 +104,7 @@ def test_what_cannot_be_asked_is_left_out_and_said(tmp_path, caplog):
     empty = entry(answers=((),), texts=("none",))
     write(tmp_path, uneven, nothing, empty, {**nothing, "questions": None}, entry())
     source = build_source("muse", tmp_path)
-    assert [len(source[i].asked) for i in range(len(source))] == [1, 1]
+    assert [len(source[i].dialogues) for i in range(len(source))] == [1, 1]
     assert "left out 3 pictures without a question, 1 uneven answers" in caplog.text
 
 

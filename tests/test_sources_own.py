@@ -122,7 +122,7 @@ def test_queries_give_masks_in_every_form(tmp_path):
         {**PHRASE, "phrase": "a dog", "polygons": None},
     )
     source = opened(tmp_path)
-    assert len(source) == 1 and source[0].kind == "refer" and source[0].asked == ()
+    assert len(source) == 1 and source[0].kind == "refer" and source[0].dialogues == ()
     expected = {"the cup": 25, "Die Tür": 12, "runs": 4, "file": int((labels > 0).sum())}
     assert sums(source[0]) == {**expected, "the blue cup": None, "a dog": None}
     assert [target.correction for target in source[0].targets[-2:]] == ["the red cup", None]
@@ -144,9 +144,9 @@ def test_questions_and_explanations_are_records_of_their_own(tmp_path):
         ("refer", ["the cup"]), ("reason", ["What holds tea?"]), ("reason", ["What holds tea?", "What barks?"]),
         ("phrase", ["thing for tea"]),
     ]  # fmt: skip
-    ((turn,),) = source[1].asked
+    ((turn,),) = source[1].dialogues
     assert (turn.question, turn.answer) == ("What holds tea?", ("The cup does.",))
-    assert source[2].asked == () and source[2].targets[1].correction == "There is no dog."
+    assert source[2].dialogues == () and source[2].targets[1].correction == "There is no dog."
 
 
 def test_pictures_may_be_elsewhere(tmp_path):

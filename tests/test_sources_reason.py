@@ -34,7 +34,7 @@ def put(root: Path, stem="a", split="train", base="reason_seg/ReasonSeg", encodi
 def test_every_text_has_the_same_mask(tmp_path, base):
     put(tmp_path, base=base)
     record = build_source("ReasonSeg|train", tmp_path)[0]
-    assert record.kind == "reason" and record.asked == () and record.image.name == "a.jpg"
+    assert record.kind == "reason" and record.dialogues == () and record.image.name == "a.jpg"
     assert [target.phrase for target in record.targets] == ["What swims here?", "the swimmer"]
     assert record.targets[0].mask is record.targets[1].mask
     expected = np.zeros(SIZE, bool)
@@ -102,15 +102,15 @@ def test_cp1252_is_the_second_try(tmp_path):
 def test_explanations_come_as_dialogues(tmp_path):
     put(tmp_path)
     put(tmp_path, "b")
-    assert build_source("ReasonSeg", tmp_path, explanations=None)[0].asked == ()
+    assert build_source("ReasonSeg", tmp_path, explanations=None)[0].dialogues == ()
     with pytest.raises(FileNotFoundError, match=r"(?s)explanations of ReasonSeg.*explanatory/train.json"):
         build_source("ReasonSeg", tmp_path, explanations=True)
     path = tmp_path / "reason_seg/ReasonSeg/explanatory/train.json"
     path.parent.mkdir()
     path.write_text(json.dumps([{"image": "b.jpg", "query": "What swims?", "outputs": "A fish swims."}]))
     source = build_source("ReasonSeg", tmp_path)
-    assert source[0].asked == () and source[1].asked == ((Turn("What swims?", ("A fish swims.",)),),)
-    assert build_source("ReasonSeg", tmp_path, explanations=False)[1].asked == ()
+    assert source[0].dialogues == () and source[1].dialogues == ((Turn("What swims?", ("A fish swims.",)),),)
+    assert build_source("ReasonSeg", tmp_path, explanations=False)[1].dialogues == ()
 
 
 def test_the_mask_has_the_size_of_the_turned_picture(tmp_path):
@@ -191,7 +191,7 @@ def test_vqa_keeps_every_round_and_moves_the_picture_to_the_front(tmp_path):
     source = build_source("llava_instruct_150k", tmp_path)
     record = source[0]
     assert len(source) == 1 and record.kind == "vqa" and record.targets == ()
-    assert record.asked == ((Turn("<image>\nWhat is it?", (" A cat. ",)), Turn("Sure? ", ("Yes.",))),)
+    assert record.dialogues == ((Turn("<image>\nWhat is it?", (" A cat. ",)), Turn("Sure? ", ("Yes.",))),)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_vqa_keeps_every_round_and_moves_the_picture_to_the_front(tmp_path):
 def test_a_bad_dialogue_names_its_entry_and_spares_the_others(tmp_path, bad, error, says):
     put_vqa(tmp_path, [entry("q", "a"), bad])
     source = build_source("llava_instruct_150k", tmp_path)
-    assert source[0].asked
+    assert source[0].dialogues
     with pytest.raises(error, match=says):
         source[1]
 

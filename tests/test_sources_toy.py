@@ -94,7 +94,7 @@ def test_the_sources_read_the_toy_world(root, name):
             assert not any((t.mask() & record.ignore()).any() for t in record.targets if t.mask)
         assert record.kind == "vqa" or record.targets or name in SOMETIMES_EMPTY
         assert bool(record.vocabulary) == (record.kind == "classes") == (name in CLASSES)
-    assert drawn or source[0].asked[0][0].question.startswith("<image>\n")
+    assert drawn or source[0].dialogues[0][0].question.startswith("<image>\n")
     assert bool(absent) == (name in SEVERAL)
     assert image_paths(source) == [str(source[index].image) for index in range(len(source))]
 
@@ -108,7 +108,7 @@ def test_the_classes_of_a_picture_do_not_overlap(root, name):
 
 def test_explained_pictures_carry_their_explanation(root):
     source = build_source("ReasonSeg|train", root, explanations=True)
-    explained = [source[i].asked[0][0] for i in range(len(source)) if source[i].asked]
+    explained = [source[i].dialogues[0][0] for i in range(len(source)) if source[i].dialogues]
     assert explained and all(turn.question and turn.answer[0] for turn in explained)
 
 
@@ -141,9 +141,9 @@ def test_every_hole_of_an_answer_has_its_object(root, split):
     texts = 0
     for index in range(len(source)):
         record = source[index]
-        holes = [part.target for dialogue in record.asked for part in dialogue[0].answer if isinstance(part, Mask)]
+        holes = [part.target for dialogue in record.dialogues for part in dialogue[0].answer if isinstance(part, Mask)]
         assert holes == list(range(len(record.targets))), "in the order of the answers"
-        for script in (dialogue[0].answer for dialogue in record.asked):
+        for script in (dialogue[0].answer for dialogue in record.dialogues):
             count = sum(isinstance(part, Mask) for part in script)
             assert count <= 3 if split == "test_few" else count > 3 if split == "test_many" else count > 1
             for before, hole in pairwise(script):

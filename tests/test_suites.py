@@ -114,7 +114,7 @@ def test_own_suites_stand_beside_the_catalog_and_state_their_options():
     (suite,) = find_suites(["mine|val"], own)
     assert (suite.metric, suite.base, suite.options) == ("overlap", "jsonl", {"file": "a.jsonl"})
     assert "mine|val" in table(own) and "mine|val" not in table()
-    assert find_suites(["mine|val"], custom({**MINE, "metric": "generalised"}))[0].forced == "two_pass"
+    assert find_suites(["mine|val"], custom({**MINE, "metric": "generalised"}))[0].teacher_forced_protocol == "two_pass"
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_consecutive_expressions_are_asked_together():
     """pixellm.md 12, check 10: 17 expressions are 6, 5, 4 and 2."""
     record = Record(Path("x.jpg"), "refer", tuple(Target(f"{k}", None) for k in range(17)))
     grouped = Grouped([record], SUITES["multirefcoco|unc|val"].groups)[0]
-    sizes = [len(turn.answer) for (turn,) in grouped.asked]
+    sizes = [len(turn.answer) for (turn,) in grouped.dialogues]
     assert grouped.kind == "multi" and sizes == [6, 5, 4, 2]
-    assert [hole.target for (turn,) in grouped.asked for hole in turn.answer] == list(range(17))
+    assert [hole.target for (turn,) in grouped.dialogues for hole in turn.answer] == list(range(17))
 
 
 def test_the_list_has_a_line_for_every_suite():

@@ -101,32 +101,36 @@ def test_the_published_prompt_to_the_letter():
     assert query.question == (
         "<image>\n What are red car, a dog, tall tree, no such thingin this image? Please output segmentation masks."
     )
-    text = "".join(part if isinstance(part, str) else f"<{type(part).__name__} {part.target}>" for part in query.forced)
+    text = "".join(
+        part if isinstance(part, str) else f"<{type(part).__name__} {part.target}>" for part in query.reference_answer
+    )
     assert text == "Sure,red car:<Mask 0>, a dog:<Mask 1>, tall tree:<Mask 2>, no such thing:<Refuse 3>."
-    assert query.asked == ("red car", "a dog", "tall tree", "no such thing") and query.targets == (0, 1, 2, 3)
+    assert query.phrases == ("red car", "a dog", "tall tree", "no such thing") and query.targets == (0, 1, 2, 3)
 
 
 def test_the_published_reasoning_prompts():
     task = build_system("gsva").task
     (query,) = task.queries(record("reason", names=("What swims?",)))
-    assert query.question == "<image>\n What swims? Please output segmentation mask." and query.forced == (Mask(0),)
+    assert query.question == "<image>\n What swims? Please output segmentation mask." and query.reference_answer == (
+        Mask(0),
+    )
     (query,) = task.queries(record("phrase", names=("The swimmer",)))
     assert query.question == "<image>\n What is The swimmer in this image? Please output segmentation mask."
-    assert query.forced == (Mask(0),)
+    assert query.reference_answer == (Mask(0),)
 
 
 def test_phrases_may_be_asked_in_pieces():
     queries = build_system("gsva", {"phrases_per_query": 2}).task.queries(record())
     assert [query.targets for query in queries] == [(0, 1), (2, 3), (4,)]
-    assert queries[1].asked == ("tall tree", "no such thing")
-    assert [type(part) for part in queries[1].forced] == [str, Mask, str, Refuse, str]
+    assert queries[1].phrases == ("tall tree", "no such thing")
+    assert [type(part) for part in queries[1].reference_answer] == [str, Mask, str, Refuse, str]
 
 
 def test_a_label_set_is_asked_whole():
     classes = record("classes", absent=(), names=("sea",), vocabulary=("sky", "sea", "road"))
     (query,) = build_system("gsva").task.queries(classes)
-    assert query.asked == ("sky", "sea", "road") and query.targets == (0,)
-    assert [part for part in query.forced if not isinstance(part, str)] == [Refuse(-1), Mask(0), Refuse(-1)]
+    assert query.phrases == ("sky", "sea", "road") and query.targets == (0,)
+    assert [part for part in query.reference_answer if not isinstance(part, str)] == [Refuse(-1), Mask(0), Refuse(-1)]
 
 
 def test_reading_frees_names_of_the_words_around_them():

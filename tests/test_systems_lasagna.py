@@ -163,7 +163,7 @@ def test_paper_tokens_write_the_papers_notation():
     assert {name for name, _ in answered(dialogue)} == {"sky", "wall", "dog"}
     (query,) = system.task.queries(record)
     assert query.question == "<image>\nCan you segment the sky, wall, dog in this image?"
-    assert query.forced == ("sky", Mask(0), ", wall", Mask(1), ", dog", ABSENT)
+    assert query.reference_answer == ("sky", Mask(0), ", wall", Mask(1), ", dog", ABSENT)
 
 
 def test_released_tokens_in_their_published_order():
@@ -177,14 +177,14 @@ def test_semantic_prompt_is_the_published_one():
     record = picture(("Wall", "traffic light", "sky"), (2, 0))
     (query,) = build_system("lasagna").task.queries(record)
     assert query.question == "<image>\n<semantic>Segment this image.<cat_start> wall, traffic light, sky <cat_end>"
-    assert query.forced == ("wall", Mask(1), "traffic light", ABSENT, "sky", Mask(0))
-    assert (query.targets, query.asked) == ((1, 0), ("wall", "traffic light", "sky"))
+    assert query.reference_answer == ("wall", Mask(1), "traffic light", ABSENT, "sky", Mask(0))
+    assert (query.targets, query.phrases) == ((1, 0), ("wall", "traffic light", "sky"))
 
 
 def test_chunked_queries_cover_the_label_set_once_in_order():
     queries = build_system("lasagna", {"classes_per_query": 40}).task.queries(picture())
-    assert [len(query.asked) for query in queries] == [40, 40, 40, 30]
-    assert tuple(itertools.chain(*(query.asked for query in queries))) == ADE
+    assert [len(query.phrases) for query in queries] == [40, 40, 40, 30]
+    assert tuple(itertools.chain(*(query.phrases for query in queries))) == ADE
     assert [query.targets for query in queries] == [(0,), (2,), (), (1,)]
 
 
@@ -197,12 +197,12 @@ def test_refer_and_reason_are_single_target_conversations():
         (hole,) = (part for part in turn.answer if isinstance(part, Mask))
         assert record.targets[hole.target].phrase.lower() in turn.question
     query = system.task.queries(record)[4]
-    assert query.forced == (Mask(4), ".") and query.targets == (4,)
+    assert query.reference_answer == (Mask(4), ".") and query.targets == (4,)
 
 
 def test_dialogues_of_a_dataset_pass_unchanged():
     rounds = (Turn("<image>\nHow many?", ("Two.",)), Turn("Sure?", ("Yes.",)))
-    record = Record(Path("a.jpg"), "vqa", asked=(rounds,))
+    record = Record(Path("a.jpg"), "vqa", dialogues=(rounds,))
     assert build_system("lasagna").task.converse(record, np.random.default_rng(0)) == [rounds]
 
 
@@ -235,9 +235,9 @@ def test_reading_undoes_writing(form):
     tokens = system.tokens
     (query,) = system.task.queries(picture())
     render = {Mask: tokens.mask[0], Refuse: tokens.refuse}
-    text = "".join(part if isinstance(part, str) else render[type(part)] for part in query.forced)
+    text = "".join(part if isinstance(part, str) else render[type(part)] for part in query.reference_answer)
     claims = system.read(text)
-    assert tuple(claim.phrase for claim in claims) == query.asked
+    assert tuple(claim.phrase for claim in claims) == query.phrases
     assert [claim.mask for claim in claims if claim.mask is not None] == [0, 1, 2]
 
 

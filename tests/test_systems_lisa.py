@@ -85,14 +85,14 @@ def test_evaluation_prompts_are_the_published_ones():
     task = build_system("lisa").task
     first, second = task.queries(record("refer", "the left man ", "a dog"))
     assert first.question == "<image>\n What is the left man in this image? Please output segmentation mask."
-    assert first.forced == (Mask(0), ".") and second.forced == (Mask(1), ".")
+    assert first.reference_answer == (Mask(0), ".") and second.reference_answer == (Mask(1), ".")
     sentence, _ = task.queries(record("reason", "What swims?", "Which one lives in water?"))
     assert sentence.question == "<image>\n What swims? Please output segmentation mask."
 
 
 def test_a_label_set_is_asked_class_by_class():
     queries = build_system("lisa").task.queries(record("classes", "Sky", vocabulary=("wall", "Sky")))
-    assert [query.asked for query in queries] == [("wall",), ("sky",)]
+    assert [query.phrases for query in queries] == [("wall",), ("sky",)]
     assert [query.targets for query in queries] == [(), (0,)]
     assert queries[1].question == "<image>\n What is sky in this image? Please output segmentation mask."
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data.types import IMAGE_PLACEHOLDER, Mask, Record, Target, Turn
-from systems.base import build_system, load_wording, taking
-from systems.pixellm import LISTS, RENAMED, listed
+from systems.base import build_system, load_wording, systems_accepting
+from systems.pixellm import LISTS, RENAMED, enumerate_with_and
 from utils.config import TowerConfig, load_recipe
 from utils.flags import resolve
 
@@ -61,7 +61,7 @@ def test_targets_are_dealt_to_the_questions():
         shares.update(all_dealt)
         for (turn,), indices in zip(dialogues, dealt, strict=True):
             question = turn.question.removeprefix(f"{IMAGE_PLACEHOLDER}\n")
-            assert "".join(listed([names[i] for i in indices])) in question
+            assert "".join(enumerate_with_and([names[i] for i in indices])) in question
     assert max(shares.values()) < 1.3 * min(shares.values())
     for count in (1, 2, 4, 5, 7):
         sizes = [
@@ -88,8 +88,8 @@ def test_several_targets_are_answered_apart_or_together():
         ((turn,),) = converse(record("refer", "Red Cat", "dog", "tree"), seed, num_classes_per_sample=1)
         names = [["Red Cat", "dog", "tree"][index] for index in holes(turn)]
         clauses = [c.removesuffix(".") for c in wording.lists["each"]]
-        each = {"".join(listed([c.format(phrase=n, mask="*") for n in names])) + "." for c in clauses}
-        listing = "".join(listed(names)).lower()
+        each = {"".join(enumerate_with_and([c.format(phrase=n, mask="*") for n in names])) + "." for c in clauses}
+        listing = "".join(enumerate_with_and(names)).lower()
         whole = {t.format(phrases=listing, masks="*, * and *") for t in wording.lists["together"]}
         assert text(turn) in each | whole and listing in turn.question
         apart, together = apart + (text(turn) in each), together + (text(turn) in whole)
@@ -156,12 +156,12 @@ def test_evaluation_prompts_are_the_published_ones():
     task = build_system("pixellm").task
     (query,) = task.queries(record("refer", " red dog"))
     assert query.question == "<image>\n What is red dog in this image? Please output segmentation mask."
-    assert query.forced == (Mask(0), ".")
+    assert query.reference_answer == (Mask(0), ".")
     (query,) = task.queries(record("multi", "a", "b", asked=[(Turn("Where?", (Mask(0), Mask(1))),)]))
     assert query.question == "<image>\nWhere? Please output segmentation mask."
-    assert query.targets == (0, 1) and query.forced == (Mask(0), " and ", Mask(1), ".")
+    assert query.targets == (0, 1) and query.reference_answer == (Mask(0), " and ", Mask(1), ".")
     present, absent = task.queries(record("classes", "sky", vocabulary=("sky", "sea")))
-    assert present.targets == (0,) and absent.targets == () and absent.forced == (Mask(-1), ".")
+    assert present.targets == (0,) and absent.targets == () and absent.reference_answer == (Mask(-1), ".")
 
 
 def test_multi_refcoco_groups():
@@ -171,8 +171,8 @@ def test_multi_refcoco_groups():
     queries = task.queries(record("refer", *names))
     assert [len(query.targets) for query in queries] == [6, 5, 4, 2]
     assert "What is e0, e1, e2, e3, e4 and e5 in this image?" in queries[0].question
-    assert "".join(p if isinstance(p, str) else "*" for p in queries[0].forced) == "*, *, *, *, * and *."
-    assert task.queries(record("refer", *names[:7]))[1].forced == (Mask(6),)
+    assert "".join(p if isinstance(p, str) else "*" for p in queries[0].reference_answer) == "*, *, *, *, * and *."
+    assert task.queries(record("refer", *names[:7]))[1].reference_answer == (Mask(6),)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -206,7 +206,7 @@ def test_tokens_and_ranges():
 
 def test_the_published_command_line():
     said = []
-    found = resolve(shlex.split(README), taking, say=said.append)
+    found = resolve(shlex.split(README), systems_accepting, say=said.append)
     assert found.system == "pixellm" and found.options["use_expand_question_list"] is True
     assert found.model.vision_tower == "CLIP" and found.model.vision_pretrained is None
     tower = TowerConfig(448, True, "sam", 2, "released", f"{CONFIGS}/preprocessor_448.json", True, True)
@@ -219,7 +219,7 @@ def test_the_published_command_line():
         "--separate_mm_projector",
     ]
     line = f"{README} --weight=pytorch_model.bin --eval_only --val_dataset='refcoco|unc|val||refcoco|unc|testA'"
-    found = resolve(shlex.split(line), taking, say=said.append)
+    found = resolve(shlex.split(line), systems_accepting, say=said.append)
     assert found.model.weight == "pytorch_model.bin" and found.eval.eval_only
     assert found.eval.suites == ("refcoco|unc|val", "refcoco|unc|testA")
 

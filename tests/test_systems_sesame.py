@@ -210,8 +210,8 @@ def test_evaluation_questions_are_fixed_by_seed_picture_and_phrase():
 
 def test_forced_answers_tell_the_truth():
     true, false = build_system("sesame").task.queries(record(TRUE, DENIED))
-    assert true.forced == (Mask(0), ".") and true.targets == (0,)
-    assert false.forced == ("There is no blue dog in this picture.",) and false.targets == (1,)
+    assert true.reference_answer == (Mask(0), ".") and true.targets == (0,)
+    assert false.reference_answer == ("There is no blue dog in this picture.",) and false.targets == (1,)
     queries = build_system("sesame").task.queries(record(TRUE, kind="classes", vocabulary=("sky", "red car")))
     assert [query.targets for query in queries] == [(), (0,)]
 

@@ -33,10 +33,10 @@ RECORDS = {
     "classes": record("classes", RED, SKY, vocabulary=("tree", "sky", "sea", "red car", "road")),
     "refer": record("refer", RED, GONE, SKY, WRONG),
     "reason": record("reason", Target("What drives?", RED.mask), Target("What flies?", None, "Nothing flies here.")),
-    "explained": record("reason", Target("What drives?", RED.mask), asked=(WHY,)),
+    "explained": record("reason", Target("What drives?", RED.mask), dialogues=(WHY,)),
     "phrase": record("phrase", Target("the thing with wheels", RED.mask), Target("the thing with wings", None, "No.")),
-    "multi": record("multi", RED, SKY, asked=(QUESTION, WORDED)),
-    "vqa": record("vqa", asked=(TALK,)),
+    "multi": record("multi", RED, SKY, dialogues=(QUESTION, WORDED)),
+    "vqa": record("vqa", dialogues=(TALK,)),
 }
 SYSTEM = build_system("unified")
 
@@ -82,8 +82,8 @@ def test_every_answer_is_read_as_it_was_meant(name, seed):
             range(sum(c.mask is not None for c in claims))
         )
         opened = isinstance(turn.answer[0], Refuse)
-        assert [claim.instead for claim in claims] == [opened and index > 0 for index in range(len(claims))]
-        assert all(claim.phrase in ("red car", "sky") for claim in claims if claim.instead)
+        assert [claim.is_substitute for claim in claims] == [opened and index > 0 for index in range(len(claims))]
+        assert all(claim.phrase in ("red car", "sky") for claim in claims if claim.is_substitute)
 
 
 def test_what_is_asked_about_one_thing_is_answered_verdict_first():
@@ -106,7 +106,7 @@ def test_a_correction_segments_what_was_meant():
                 texts.add(spoken(turn))
     assert texts == {"[REJ]. There is no blue car here, but there is red car: [SEG]."}
     refused, offered = SYSTEM.read(texts.pop())
-    assert refused == Claim("", None) and offered == Claim("red car", 0, instead=True)
+    assert refused == Claim("", None) and offered == Claim("red car", 0, is_substitute=True)
     assert assign_claims([refused, offered], ["blue car"]) == [refused], (
         "what is offered is no answer to what was asked"
     )
@@ -175,12 +175,12 @@ def test_evaluation_asks_in_trained_words():
 
 def test_forced_answers_do_not_give_a_verdict_away():
     there, gone, *_ = SYSTEM.task.queries(RECORDS["refer"])
-    assert there.forced[0] == Mask(0) and gone.forced[0] == Refuse(1)
-    assert query("classes").forced == (
+    assert there.reference_answer[0] == Mask(0) and gone.reference_answer[0] == Refuse(1)
+    assert query("classes").reference_answer == (
         "tree", Refuse(-1), "sky", Mask(1), "sea", Refuse(-1), "red car", Mask(0), "road", Refuse(-1)
     )  # fmt: skip
     (together,) = build_system("unified", {"phrases_per_query": 0}).task.queries(RECORDS["refer"])
-    assert [part for part in together.forced if isinstance(part, str)] == [
+    assert [part for part in together.reference_answer if isinstance(part, str)] == [
         "Sure, red car:", ", blue dog:", ", sky:", ", blue car:", "."
     ]  # fmt: skip
 
@@ -191,12 +191,12 @@ def test_the_true_answer_scores_as_true(name, together):
     """Every target of a query gets its claim back from the forced answer: its mask, or its refusal."""
     one = RECORDS[name]
     for asked in build_system("unified", {"phrases_per_query": together}).task.queries(one):
-        claims = SYSTEM.read(spoken(Turn("", asked.forced)))
+        claims = SYSTEM.read(spoken(Turn("", asked.reference_answer)))
         if name == "classes":
-            reading = read_list(claims, asked.asked, Names(one.vocabulary))
+            reading = read_list(claims, asked.phrases, Names(one.vocabulary))
             assert {index for index, _ in reading.masks} == {1, 3} and not reading.unmatched
             continue
-        for target, claim in zip(asked.targets, assign_claims(claims, asked.asked), strict=True):
+        for target, claim in zip(asked.targets, assign_claims(claims, asked.phrases), strict=True):
             assert claim is not None and (claim.mask is None) == (one.targets[target].mask is None)
 
 

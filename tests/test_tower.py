@@ -14,13 +14,13 @@ from data.types import Geometry
 from data.views import SAM_MEAN, SAM_STD, ClipView, PaddedView, SamView
 from model.vlm.tower import (
     POSITIONS,
-    Sight,
+    TowerInput,
     fit_tower,
-    is_told,
-    published,
+    published_fields,
+    representable,
     resize_positions,
-    sight_of,
-    view_of,
+    tower_input,
+    tower_view,
     write_view,
 )
 from tests.tiny_model import tiny_model
@@ -64,12 +64,12 @@ def test_correct_positions_keep_the_class_token(table):
 def test_only_a_table_of_the_native_grid_is_resized(table):
     sizes = {"image_size": 336, "patch_size": 14}
     tensors = {POSITIONS: table}
-    assert fit_tower(sizes, tensors, Sight(size=448))["image_size"] == 448
+    assert fit_tower(sizes, tensors, TowerInput(size=448))["image_size"] == 448
     assert len(tensors[POSITIONS]) == 1025
     resized = tensors[POSITIONS]
-    fit_tower(sizes, tensors, Sight(size=448))
+    fit_tower(sizes, tensors, TowerInput(size=448))
     assert tensors[POSITIONS] is resized
-    for sight in (Sight(size=450), Sight(size=448, pool=3)):
+    for sight in (TowerInput(size=450), TowerInput(size=448, pool=3)):
         with pytest.raises(ValueError, match="does not divide"):
             fit_tower(sizes, tensors, sight)
 
@@ -100,46 +100,53 @@ def test_pooling_is_the_bilinear_halving_of_the_release():
 
 def test_what_a_published_config_tells():
     values = {"resize_vision_tower": True, "resize_vision_tower_size": 448, "pad_train_clip_images": True}
-    sight = sight_of(values, TowerConfig())
-    assert sight == Sight(size=448, pad=True, stats="sam", pool=2)
-    assert published(sight) == values and is_told(sight)
-    assert sight_of({}, TowerConfig()) == Sight() and published(Sight()) == {} and is_told(Sight())
-    assert not is_told(Sight(pad=True, stats="tower")) and not is_told(Sight(pool=2))
-    assert sight_of(values, TowerConfig(size=336, stats="tower")) == Sight(336, True, "tower", 2)
+    sight = tower_input(values, TowerConfig())
+    assert sight == TowerInput(size=448, pad=True, stats="sam", pool=2)
+    assert published_fields(sight) == values and representable(sight)
+    assert (
+        tower_input({}, TowerConfig()) == TowerInput()
+        and published_fields(TowerInput()) == {}
+        and representable(TowerInput())
+    )
+    assert not representable(TowerInput(pad=True, stats="tower")) and not representable(TowerInput(pool=2))
+    assert tower_input(values, TowerConfig(size=336, stats="tower")) == TowerInput(336, True, "tower", 2)
 
 
 def test_the_preprocessor_file_says_the_size():
     asked = TowerConfig(preprocessor=str(PREPROCESSOR))
-    assert sight_of({}, asked).size == SIDE
-    assert view_of("nowhere", SIDE, Sight(SIDE, pad=True), str(PREPROCESSOR)) == PaddedView(SIDE)
-    assert view_of("nowhere", SIDE, Sight(SIDE), str(PREPROCESSOR)) == ClipView(SIDE)
+    assert tower_input({}, asked).size == SIDE
+    assert tower_view("nowhere", SIDE, TowerInput(SIDE, pad=True), str(PREPROCESSOR)) == PaddedView(SIDE)
+    assert tower_view("nowhere", SIDE, TowerInput(SIDE), str(PREPROCESSOR)) == ClipView(SIDE)
     with pytest.raises(ValueError, match=r"size is 512.*is for 448"):
-        sight_of({}, TowerConfig(size=512, preprocessor=str(PREPROCESSOR)))
+        tower_input({}, TowerConfig(size=512, preprocessor=str(PREPROCESSOR)))
     with pytest.raises(FileNotFoundError, match="no file nothing"):
-        sight_of({}, TowerConfig(preprocessor="nothing.json"))
+        tower_input({}, TowerConfig(preprocessor="nothing.json"))
 
 
 def test_wrong_choices_are_named():
     with pytest.raises(ValueError, match=r"no model\.tower\.stats 'clip'.*sam"):
-        Sight(stats="clip")
+        TowerInput(stats="clip")
     with pytest.raises(ValueError, match=r"no model\.tower\.positions 'bicubic'.*correct"):
-        Sight(positions="bicubic")
+        TowerInput(positions="bicubic")
 
 
 def test_views_are_written_and_read_back(tmp_path):
-    padded = view_of(tmp_path, 64, Sight(64, pad=True, stats="tower"))
+    padded = tower_view(tmp_path, 64, TowerInput(64, pad=True, stats="tower"))
     write_view(tmp_path, padded)
     told = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert told["size"] == {"longest_edge": 64} and not told["do_center_crop"]
-    again = view_of(tmp_path, 64, Sight(64, pad=True, stats="tower"))
+    again = tower_view(tmp_path, 64, TowerInput(64, pad=True, stats="tower"))
     np.testing.assert_allclose([*again.mean, *again.std], [*padded.mean, *padded.std])
     write_view(tmp_path / "clip", ClipView(64))
-    assert view_of(tmp_path / "clip", 64, Sight()) == ClipView(64)
+    assert tower_view(tmp_path / "clip", 64, TowerInput()) == ClipView(64)
 
 
 def test_padded_views_normalise_by_the_choice():
     image = np.full((16, 32, 3), 100, np.uint8)
-    sam, own = view_of("nowhere", 32, Sight(32, pad=True)), view_of("nowhere", 32, Sight(32, pad=True, stats="tower"))
+    sam, own = (
+        tower_view("nowhere", 32, TowerInput(32, pad=True)),
+        tower_view("nowhere", 32, TowerInput(32, pad=True, stats="tower")),
+    )
     assert torch.equal(sam(image), SamView(32)(image)[0]) and not sam(image)[:, 16:].any()
     assert sam(image)[0, 0, 0] == pytest.approx((100 - SAM_MEAN[0]) / SAM_STD[0], rel=1e-6)
     expected = torch.from_numpy(np.asarray(ClipView(32)(np.full((32, 32, 3), 100, np.uint8))))[:, 0, 0]

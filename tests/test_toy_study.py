@@ -62,18 +62,18 @@ def test_lists_hold_what_is_there_and_so_many_absent(absent, number):
     record = Record(Path("a.jpg"), "classes", there, vocabulary=names)
     lasagna, lisa = (build_system(name).task for name in ("lasagna", "lisa"))
     (query,) = Listed(lasagna, absent).queries(record)
-    assert len(query.asked) == number and {"car", "tree"} <= set(query.asked)
-    assert [name for name in names if name in query.asked] == list(query.asked)
+    assert len(query.phrases) == number and {"car", "tree"} <= set(query.phrases)
+    assert [name for name in names if name in query.phrases] == list(query.phrases)
     one_by_one = Listed(lisa, absent).queries(record)
-    assert [one.asked[0] for one in one_by_one] == list(query.asked)  # every system is asked the same
+    assert [one.phrases[0] for one in one_by_one] == list(query.phrases)  # every system is asked the same
 
 
 def test_multi_target_questions_are_asked_once_for_all_targets():
     targets = tuple(Target(name, lambda: None) for name in ("cup", "spoon", "pot"))
     turns = [Turn("what is on the table?", (Mask(2), Mask(0))), Turn("where is the spoon?", ("it: ", Mask(1)))]
-    record = Record(Path("a.jpg"), "multi", targets, asked=tuple((turn,) for turn in turns))
+    record = Record(Path("a.jpg"), "multi", targets, dialogues=tuple((turn,) for turn in turns))
     first, second = AsShipped().queries(record)
-    assert first.targets == (2, 0) and first.asked == ("pot", "cup") and "what is on the table?" in first.question
+    assert first.targets == (2, 0) and first.phrases == ("pot", "cup") and "what is on the table?" in first.question
     assert second.targets == (1,)
 
 

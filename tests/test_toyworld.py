@@ -318,7 +318,7 @@ def test_reason_and_vqa_are_read_by_the_real_loaders(root: Path):
         records = [source[index] for index in range(len(source))]
         assert all(record.targets[0].mask().any() for record in records)
     vqa = build_source("llava_instruct_150k", root)
-    turns = [turn for index in range(len(vqa)) for dialogue in vqa[index].asked for turn in dialogue]
+    turns = [turn for index in range(len(vqa)) for dialogue in vqa[index].dialogues for turn in dialogue]
     assert len(turns) > len(vqa) > 0
 
 

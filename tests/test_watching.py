@@ -306,7 +306,7 @@ class TestCurves:
         curves = plot_run.read_curves(self.run(tmp_path / "a", [4.0, 2.0, 3.0]))
         assert curves["train/loss"] == ([1, 2, 3], [4.0, 2.0, 3.0])
         assert curves["val/ReasonSeg|val/gIoU"] == ([3], [0.25])
-        assert plot_run.smoothed([4.0, 2.0, 3.0], 2) == [4.0, 3.0, 2.5] and plot_run.smoothed([1.0, 5.0], 1) == [1, 5]
+        assert plot_run.smooth([4.0, 2.0, 3.0], 2) == [4.0, 3.0, 2.5] and plot_run.smooth([1.0, 5.0], 1) == [1, 5]
 
     def test_several_runs_share_a_picture(self, tmp_path):
         runs = [self.run(tmp_path / "a", [4.0, 2.0, 3.0]), self.run(tmp_path / "b", [5.0, 1.0])]

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from data.types import Mask, Record, Refuse, Target, Turn
-from systems.base import SYSTEMS, WORDING, Wording, before_mask, build_system, load_wording
+from systems.base import SYSTEMS, WORDING, Wording, build_system, load_wording, pattern_before_mask
 from systems.gsva import answer_of
 from systems.pixellm import LISTS
 from systems.single import SLOTS
@@ -190,7 +190,7 @@ def test_answers_that_name_a_thing_twice_are_read_back(tmp_path):
     group = "".join(system.tokens.mask)
     claims = system.read(f"red cat, yes, red cat is {group} and dog, yes, dog is {group}.")
     assert [(claim.phrase, claim.mask) for claim in claims] == [("red cat", 0), ("dog", 1)]
-    assert re.fullmatch(before_mask("{phrase}, yes, {phrase} is {mask}"), "red cat, yes, a dog is") is None
+    assert re.fullmatch(pattern_before_mask("{phrase}, yes, {phrase} is {mask}"), "red cat, yes, a dog is") is None
 
 
 def test_braces_in_a_phrase_are_words():
@@ -256,4 +256,4 @@ def test_reasoning_texts_and_explanations_are_trained_with_their_outer_blanks():
 
 def test_wording_draws_every_template():
     words = Wording("mine", {"a": ("x", "y", "z")})
-    assert {words.draw("a", np.random.default_rng(seed)) for seed in range(30)} == {"x", "y", "z"}
+    assert {words.sample("a", np.random.default_rng(seed)) for seed in range(30)} == {"x", "y", "z"}

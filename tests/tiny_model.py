@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
-from model.checkpoints.architecture import Plan
+from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble
 from model.seg_model import SegModel
 
@@ -50,10 +50,10 @@ SAM = {
         "layer_norm_eps": 1e-5,
     },
 }
-PLAN = Plan(LANGUAGE, TOWER, projector_depth=2, feature_layer=-2, head="sam", head_config=SAM)
+PLAN = Architecture(LANGUAGE, TOWER, projector_depth=2, feature_layer=-2, head="sam", head_config=SAM)
 
 
-def tiny_model(seed: int = 0, plan: Plan = PLAN) -> SegModel:
+def tiny_model(seed: int = 0, plan: Architecture = PLAN) -> SegModel:
     """Evaluation mode, float32; weights of a size that lets every part matter."""
     model = assemble(plan).eval()
     generator = torch.Generator().manual_seed(seed)

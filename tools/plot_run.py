@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         runs = {name: read_curves(path) for name, path in labels(args.runs).items()}
-        keys = chosen(args.keys, list(dict.fromkeys(key for curves in runs.values() for key in curves)))
+        keys = select_keys(args.keys, list(dict.fromkeys(key for curves in runs.values() for key in curves)))
     except (OSError, ValueError) as error:
         raise SystemExit(f"plot_run.py: {error}") from None
     draw(runs, keys, args.smooth, args.out)
@@ -80,7 +80,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     return curves
 
 
-def chosen(keys: Sequence[str] | None, there: Sequence[str]) -> list[str]:
+def select_keys(keys: Sequence[str] | None, there: Sequence[str]) -> list[str]:
     """Full names of what to draw, in the order asked; a key without numbers raises and lists what there is."""
     if keys is None:
         usual = [f"train/{name}" for name in USUAL if f"train/{name}" in there]
@@ -94,7 +94,7 @@ def chosen(keys: Sequence[str] | None, there: Sequence[str]) -> list[str]:
     return found
 
 
-def smoothed(values: Sequence[float], window: int) -> list[float]:
+def smooth(values: Sequence[float], window: int) -> list[float]:
     """The mean of each value and up to `window` - 1 before it."""
     parts = (values[max(0, end - window) : end] for end in range(1, len(values) + 1))
     return [math.fsum(part) / len(part) for part in parts]
@@ -116,7 +116,7 @@ def draw(runs: dict[str, dict[str, Curve]], keys: Sequence[str], window: int, ou
             mark = "o" if len(steps) < 30 else None
             if wide > 1:
                 axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-            axis.plot(steps, smoothed(values, wide), color=colour, linewidth=1.6, marker=mark, markersize=3)
+            axis.plot(steps, smooth(values, wide), color=colour, linewidth=1.6, marker=mark, markersize=3)
         axis.set_title(key.removeprefix("train/"), fontsize=10)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=8)

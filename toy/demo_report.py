@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from data.collate import look
+from data.collate import load_views
 from evaluation.protocols import GENERATED, generate
 from evaluation.report.draw import Panel, grid
 from evaluation.report.panels import panel
@@ -99,7 +99,7 @@ def panels(assistant: Assistant, name: str, dataset_dir: str, max_new_tokens: in
         record = source[index % len(source)]
         queries = assistant.system.task.queries(record)
         queries = queries if record.kind == "classes" else queries[:1]
-        (replies,) = generate(assistant, [look(record.image, assistant.views)], [queries], max_new_tokens)
+        (replies,) = generate(assistant, [load_views(record.image, assistant.views)], [queries], max_new_tokens)
         shown.append(panel(record, queries, replies))
     return shown
 

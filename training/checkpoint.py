@@ -61,10 +61,10 @@ class TrainState:
 
     @classmethod
     def begin(cls, recipe: Recipe) -> TrainState:
-        return cls(processes=dist.world_size(), pictures=pictures_a_step(recipe.train, dist.world_size()))
+        return cls(processes=dist.world_size(), pictures=global_batch_size(recipe.train, dist.world_size()))
 
 
-def pictures_a_step(train: TrainConfig, processes: int) -> int:
+def global_batch_size(train: TrainConfig, processes: int) -> int:
     return train.batch_size * train.grad_accumulation_steps * processes
 
 

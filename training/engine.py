@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.optimizer_state import MOMENTS, WEIGHT, Trained
+from training.optimizer_state import MOMENTS, WEIGHT, TrainedParameters
 from utils import dist
 from utils.config import Recipe, TrainConfig
 from utils.log import log
@@ -73,7 +73,7 @@ class Engine:
         return None if norm is None else float(norm)
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered(self) -> Iterator[None]:
         """All weights on every process, for evaluation: each goes through as many forward passes as its own share of
         the questions takes, where under ZeRO-3 every pass of a layer is one that all processes make together."""
         if self.engine.zero_optimization_stage() < 3:
@@ -93,19 +93,19 @@ class Engine:
     def gather(self, kind: str) -> dict[str, Tensor]:
         """The whole trained weights ("weight") or moments of a kind in fp32, by name, on the CPU of the main process;
         the others get {}. Every process has to call it."""
-        return Trained(self.engine).gather(kind)
+        return TrainedParameters(self.engine).gather(kind)
 
     def counters(self) -> dict[str, Any]:
         """What else a resumed run needs: updates made, place in the schedule, loss scale."""
         scaler = getattr(self.engine.optimizer, "loss_scaler", None)
         plain = {} if scaler is None else {name: value for name, value in vars(scaler).items() if _is_plain(value)}
         schedule = self.engine.lr_scheduler.last_batch_iteration
-        return {"updates": Trained(self.engine).steps, "schedule": schedule, "loss_scale": plain}
+        return {"updates": TrainedParameters(self.engine).steps, "schedule": schedule, "loss_scale": plain}
 
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], counters: Mapping[str, Any]) -> None:
         """Goes on from what `gather` gave, by kind, and `counters`, whatever ZeRO stage and number of processes they
         come from. Every process has to call it with the same."""
-        trained = Trained(self.engine)
+        trained = TrainedParameters(self.engine)
         if counters["updates"]:
             trained.begin(counters["updates"])
         for kind in (WEIGHT, *(MOMENTS if counters["updates"] else ())):

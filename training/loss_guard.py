@@ -13,7 +13,7 @@ from utils.log import log
 IN_A_ROW = 10  # micro-batches without a usable loss after which the weights, not the pictures, are to blame
 
 
-class Guard:
+class LossGuard:
     """Looks at each micro-batch before its gradients count. All processes get one answer.
 
     on_bad_loss: `stop` or `skip`, as the recipe's train section has it.
@@ -22,14 +22,14 @@ class Guard:
     def __init__(self, on_bad_loss: str):
         self.skips, self.in_a_row = on_bad_loss == "skip", 0
 
-    def passes(self, losses: Losses, batch: Batch, state: TrainState) -> bool:
+    def accepts(self, losses: Losses, batch: Batch, state: TrainState) -> bool:
         """Whether every process may go on with its loss. Else, where the recipe says so, the micro-batch is counted
         as skipped by all of them; or this raises."""
         fine = bool(torch.isfinite(losses.total))
         if not dist.any_process(not fine):
             self.in_a_row = 0
             return True
-        words = "; ".join(filter(None, dist.gather("" if fine else describe(losses, batch))))
+        words = "; ".join(filter(None, dist.all_gather("" if fine else describe(losses, batch))))
         words = f"step {state.step + 1}: {words}"
         self.in_a_row += 1
         if not self.skips:

@@ -70,8 +70,10 @@ class Meters:
         """
         if self.sums is None:
             return {}
-        *sums, weight, earlier = dist.total(torch.cat([self.sums, self.sums.new_full((1,), self.earlier)])).tolist()
-        counts = dist.total(torch.tensor(list(self.counts.values()))).tolist()
+        *sums, weight, earlier = dist.all_reduce_sum(
+            torch.cat([self.sums, self.sums.new_full((1,), self.earlier)])
+        ).tolist()
+        counts = dist.all_reduce_sum(torch.tensor(list(self.counts.values()))).tolist()
         seconds = max(time.perf_counter() - self.since, 1e-9)
         values = {name: value / weight for name, value in zip(self.names, sums, strict=True)}
         values |= {SPEED: (weight - earlier) / seconds, WAIT: self.waited / seconds, **peak_memory(dist.device())}

@@ -17,7 +17,7 @@ from utils import dist
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # kinds of tensors that a trained parameter has
 
 
-class Trained:
+class TrainedParameters:
     """The trained parameters of a DeepSpeed engine with AdamW inside. Every process calls everything."""
 
     def __init__(self, engine: Any):

@@ -23,7 +23,7 @@ from utils.log import log
 
 RECIPE = "recipe.yaml"
 
-BYTES_A_WEIGHT = 12  # of a checkpoint: the weight and two Adam moments, in fp32
+BYTES_PER_WEIGHT = 12  # of a checkpoint: the weight and two Adam moments, in fp32
 STEPS_PER_EPOCH = 500  # as released
 
 
@@ -127,7 +127,7 @@ class Run:
     def checkpoints(self, model: nn.Module) -> Checkpoints:
         """The folder's checkpoints; raises where there is no room for one of the model's trained weights."""
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        size = BYTES_A_WEIGHT * trained
+        size = BYTES_PER_WEIGHT * trained
         dist.on_main(lambda: check_writable(self.recipe.run.folder, size))
         return checkpoints_of(self.recipe, size)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def together(work: Callable[[Tensor, Hashable], Tensor], values: Sequence[Tensor], keys: Sequence[Hashable]) -> list:
+def map_batched(work: Callable[[Tensor, Hashable], Tensor], values: Sequence[Tensor], keys: Sequence[Hashable]) -> list:
     """[work(value, key), ...] for tensors (N, ...), with one call for all that have the same key and shape."""
     groups = defaultdict(list)
     for index, (value, key) in enumerate(zip(values, keys, strict=True)):

@@ -99,7 +99,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class SetConfig:
+class DatasetConfig:
     """One dataset of a task: a name in SOURCES with its rate inside the task and its own options."""
 
     source: str
@@ -108,11 +108,11 @@ class SetConfig:
 
 
 @dataclass(frozen=True)
-class MixConfig:
+class TaskConfig:
     """One task of the mixture (sem_seg, refer_seg, vqa, reason_seg, or any name) with its rate and its sets."""
 
     task: str
-    sets: tuple[SetConfig, ...]
+    sets: tuple[DatasetConfig, ...]
     rate: float = within(1.0, 0)
 
 
@@ -133,7 +133,7 @@ class SuiteConfig:
 @dataclass(frozen=True)
 class DataConfig:
     dataset_dir: str = "./dataset"
-    mixture: tuple[MixConfig, ...] = ()
+    mixture: tuple[TaskConfig, ...] = ()
     on_bad_sample: str = "raise"  # raise | skip (skipped ones are counted and reported)
     long_rows: str = "error"  # beyond model_max_length: error | cut (as most released) | cut_rounds | keep (LaSagnA)
     workers: int = within(4, 0)
@@ -286,7 +286,7 @@ def _cast(value: Any, kind: Any, where: str) -> Any:
     if origin is dict or kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
-        if kind is SetConfig and isinstance(value, str):  # `- ade20k` is short for `- {source: ade20k}`
+        if kind is DatasetConfig and isinstance(value, str):  # `- ade20k` is short for `- {source: ade20k}`
             value = {"source": value}
         return value if isinstance(value, kind) else from_dict(kind, value, where)
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):

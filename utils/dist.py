@@ -87,7 +87,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def gather(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """Every process's (picklable) value, in rank order, on every process."""
     if world_size() == 1:
         return [value]
@@ -123,7 +123,7 @@ def on_main(action: Callable[[], Any]) -> Any:
     return result
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum of a tensor over all processes."""
     if world_size() > 1:
         values = values.to(device(), copy=True)
@@ -133,4 +133,4 @@ def total(values: Tensor) -> Tensor:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is set on some process; all of them get the same answer."""
-    return flag if world_size() == 1 else bool(total(torch.tensor(float(flag))).item() > 0)
+    return flag if world_size() == 1 else bool(all_reduce_sum(torch.tensor(float(flag))).item() > 0)

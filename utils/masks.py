@@ -77,7 +77,7 @@ def paint_shapes(shapes: Sequence[tuple[Sequence[Sequence[float]], int]], size: 
     return painted
 
 
-class Once:
+class CachedMask:
     """Draws at the first call and keeps the mask: targets of one picture that share a mask share this.
 
     where: the annotation file and the entry that it comes from, for messages about the mask.

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.sources.base import field, read_entries, shortened
 from utils.limits import PIXELS
-from utils.masks import EmptyMask, Once, Size, as_flat, segmentation_to_mask
+from utils.masks import CachedMask, EmptyMask, Size, as_flat, segmentation_to_mask
 
 ABOUT_BOXES = ("refuse", "draw")  # what an annotation with nothing but a box is
 CORNERS = 3  # a polygon has at least this many
@@ -193,7 +193,7 @@ def size_of(image: dict[str, Any], where: str) -> Size:
     return size[0], size[1]
 
 
-def released_mask(segmentations: list[Any], size: Size, where: str) -> Once | None:
+def released_mask(segmentations: list[Any], size: Size, where: str) -> CachedMask | None:
     """The mask as readers have it that sum an object's parts (lisa.md 4.4), which may leave nothing of it; None where
     no annotation has several parts."""
     if not any(isinstance(shape, list) and len(shape) > 1 for shape in segmentations):
@@ -202,10 +202,10 @@ def released_mask(segmentations: list[Any], size: Size, where: str) -> Once | No
     def summed() -> np.ndarray:
         return np.logical_or.reduce([segmentation_to_mask(shape, size, "exclude") for shape in segmentations])
 
-    return Once(summed, where)
+    return CachedMask(summed, where)
 
 
-def draw(segmentations: list[Any], size: Size, overlap: str, where: str) -> np.ndarray:
+def rasterize(segmentations: list[Any], size: Size, overlap: str, where: str) -> np.ndarray:
     """(H, W) bool, the union of the annotations' masks; errors get the file and the entry.
 
     A mask without a pixel is an error: what is there covers something, and what is not there has no annotation.

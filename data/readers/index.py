@@ -140,7 +140,7 @@ class Rows:
         return _mapped, (self.folder,)
 
 
-def indexed(
+def indexed_rows(
     root: Path,
     parse: Callable[..., Iterable[Any]],
     files: Sequence[Path],
@@ -189,7 +189,7 @@ def _indexed(
     return Rows(parse(*files, *options), picture)
 
 
-def keep_indexes(folder: str | None) -> None:
+def set_index_folder(folder: str | None) -> None:
     """From here on, in this process and those it starts, indexes are kept below `folder`; None changes nothing."""
     if folder is not None:
         os.environ[HOME] = str(Path(folder).absolute())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
-from data.readers.index import Fault, Rows, attempt, indexed  # noqa: F401  (part of what a source file imports from here)
+from data.readers.index import Fault, Rows, attempt, indexed_rows  # noqa: F401  (part of what a source file imports from here)
 from data.readers.json_stream import read_entries  # noqa: F401
 from data.types import Record
 from utils.images import opened

@@ -10,12 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from data.readers.coco_file import ABOUT_BOXES, CocoFile, draw, id_of, is_crowd, outline, read_coco, shape_of, size_of
-from data.sources.base import SOURCES, attempt, choice, field, indexed, name_of, picture, read_entries
+from data.readers.coco_file import (
+    ABOUT_BOXES,
+    CocoFile,
+    id_of,
+    is_crowd,
+    outline,
+    rasterize,
+    read_coco,
+    shape_of,
+    size_of,
+)
+from data.sources.base import SOURCES, attempt, choice, field, indexed_rows, name_of, picture, read_entries
 from data.sources.semantic import Classes, class_names
 from data.types import MaskFn, Record, Target
 from utils.images import opened
-from utils.masks import Once, Size
+from utils.masks import CachedMask, Size
 from utils.registry import unknown
 
 SUFFIX = re.compile("(-(merged|other|stuff))+$")  # of COCO's panoptic classes
@@ -58,13 +68,15 @@ class Coco:
                 "options single and absent of coco need serve: refer; a class list names absent ones itself"
             )
         self._single, self._absent = single, absent
-        self.files = (existing(root, annotations, "annotations of coco"),)
-        self._folder = existing(root, images, "images of coco")
+        self.files = (existing_file(root, annotations, "annotations of coco"),)
+        self._folder = existing_file(root, images, "images of coco")
         self._png = root / panoptic if panoptic else self.files[0].with_suffix("")
-        self.vocabulary = kept(tuple(dict.fromkeys(indexed(root, categories, self.files))), classes, root)
+        self.vocabulary = select_categories(
+            tuple(dict.fromkeys(indexed_rows(root, categories, self.files))), classes, root
+        )
         empty_too = serve == "classes" or absent > 0
         options = list(self.vocabulary), empty_too, boxes
-        self._rows = indexed(root, parse, self.files, *options, picture="file_name")
+        self._rows = indexed_rows(root, parse, self.files, *options, picture="file_name")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -112,18 +124,18 @@ class Coco:
         if row["png"] is None:
             return lambda shapes: _drawn(shapes, size, f"{where}: {_numbers(shapes)}")
         path = picture(self._png, row["png"], where, "segment map")
-        segments = Once(partial(read_segments, path, size))
+        segments = CachedMask(partial(read_segments, path, size))
         return lambda shapes: partial(among, segments, tuple(shape[1] for shape in shapes), path)
 
 
-def existing(root: Path, name: str, what: str) -> Path:
+def existing_file(root: Path, name: str, what: str) -> Path:
     """A file or folder given in the recipe, below the dataset folder or absolute."""
     if not (root / name).exists():
         raise FileNotFoundError(f"{what}: there is no {root / name}")
     return root / name
 
 
-def kept(names: tuple[str, ...], classes: Classes, root: Path) -> tuple[str, ...]:
+def select_categories(names: tuple[str, ...], classes: Classes, root: Path) -> tuple[str, ...]:
     """The names that the option `classes` leaves, in their order."""
     if classes is None:
         return names
@@ -176,7 +188,7 @@ def read_segments(path: Path, size: Size) -> np.ndarray:
     return colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
 
 
-def among(segments: Once, numbers: tuple[int, ...], path: Path) -> np.ndarray:
+def among(segments: CachedMask, numbers: tuple[int, ...], path: Path) -> np.ndarray:
     """(H, W) bool, where these segments are."""
     mask = np.isin(segments(), numbers)
     if not mask.any():
@@ -206,8 +218,8 @@ def _name(category: dict[str, Any], path: Path, panoptic: bool) -> str:
     return SUFFIX.sub("", name) if panoptic else name
 
 
-def _drawn(shapes: list[Any], size: Size, where: str) -> Once:
-    return Once(partial(draw, [shape[2] for shape in shapes], size, "union", where), where)
+def _drawn(shapes: list[Any], size: Size, where: str) -> CachedMask:
+    return CachedMask(partial(rasterize, [shape[2] for shape in shapes], size, "union", where), where)
 
 
 def _numbers(shapes: list[Any]) -> str:

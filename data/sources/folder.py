@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from data.sources.base import SOURCES, locate
-from data.sources.semantic import Classes, LabelMaps, Pairs, Table, paired, read_label_map, selected, values_in
+from data.sources.semantic import (
+    Classes,
+    LabelMaps,
+    Pairs,
+    Table,
+    pair_files,
+    read_label_map,
+    select_classes,
+    values_in,
+)
 from utils.text import read_text
 
 NUMBERED = re.compile(r"([+-]?\d+)\s*:\s*(.+)")
@@ -28,7 +37,7 @@ def folder(
     images, maps, names = locate(root, f"folder {folder}", (*places, str(base / "classes.txt")))
     entries, numbered = read_classes(names)
     void = UNLABELLED - {value for value, _ in entries}
-    pairs, hint = paired(images, maps), ""
+    pairs, hint = pair_files(images, maps), ""
     if not numbered:
         hint = f". The names in {names} have no numbers, so they count from 0: {_two_ways(entries)}"
     if not numbered and len(entries) == 1:
@@ -37,7 +46,7 @@ def folder(
         _refuse_binary(
             pairs, maps, f" ({names}): {_two_ways(entries)}; the option ignore_unknown takes them as they are"
         )
-    table = selected(Table.of(entries, void), classes, root)
+    table = select_classes(Table.of(entries, void), classes, root)
     return LabelMaps(pairs, (images, maps), table, ignore_unknown, hint)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from data.readers.coco_file import draw
-from data.sources.base import KINDS, SOURCES, Fault, attempt, indexed, misfit, picture, picture_size, shortened
-from data.sources.coco import existing
+from data.readers.coco_file import rasterize
+from data.sources.base import KINDS, SOURCES, Fault, attempt, indexed_rows, misfit, picture, picture_size, shortened
+from data.sources.coco import existing_file
 from data.sources.semantic import read_label_map
 from data.types import Record, Target, Turn
-from utils.masks import EmptyMask, Once
+from utils.masks import CachedMask, EmptyMask
 from utils.plain import parse_json
 from utils.text import read_text
 
@@ -34,9 +34,9 @@ class JsonLines:
     """
 
     def __init__(self, root: Path, file: str, images: str | None = None):
-        self.files = (existing(root, file, "file of jsonl"),)
-        self._folder = existing(root, images, "images of jsonl") if images else self.files[0].parent
-        self._rows = indexed(root, parse, self.files, picture="image")
+        self.files = (existing_file(root, file, "file of jsonl"),)
+        self._folder = existing_file(root, images, "images of jsonl") if images else self.files[0].parent
+        self._rows = indexed_rows(root, parse, self.files, picture="image")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -48,10 +48,10 @@ class JsonLines:
         targets = []
         for line, text, kind, shape, correction in row["queries"]:
             place = f"{self.files[0]}: line {line}"
-            mask = Once(partial(self._mask, image, kind, shape, place), place)
+            mask = CachedMask(partial(self._mask, image, kind, shape, place), place)
             targets.append(Target(text, None if shape is None else mask, correction))
         asked = ((Turn(targets[0].phrase, (row["explanation"],)),),) if row["explanation"] else ()
-        return Record(image, row["kind"], tuple(targets), asked=asked)
+        return Record(image, row["kind"], tuple(targets), dialogues=asked)
 
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
@@ -63,7 +63,7 @@ class JsonLines:
     def _mask(self, image: Path, kind: str, shape: Any, where: str) -> np.ndarray:
         size = picture_size(image)
         if kind != "mask":
-            return draw([shape], size, "union", where)
+            return rasterize([shape], size, "union", where)
         path = picture(self._folder, shape, where, "mask")
         mask = read_label_map(path) > 0
         if mask.shape != size:

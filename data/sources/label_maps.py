@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.sources.base import SOURCES, choice, field, locate, name_of, read_json
-from data.sources.semantic import Classes, LabelMaps, Table, paired, selected, shipped_labels
+from data.sources.semantic import Classes, LabelMaps, Table, pair_files, select_classes, shipped_labels
 from utils.log import log
 
 TRAINING = {"train": "training", "val": "validation"}
@@ -26,8 +26,8 @@ def ade20k(root: Path, split: str = "train", classes: Classes = None, ignore_unk
         f"ade20k {split}",
         *((f"{base}/images/{folder}", f"{base}/annotations/{folder}") for base in ("ade20k", "ADEChallengeData2016")),
     )
-    table = selected(Table.of(shipped_labels("ade20k"), void={0}), classes, root)
-    return LabelMaps(paired(images, maps), (images, maps), table, ignore_unknown)
+    table = select_classes(Table.of(shipped_labels("ade20k"), void={0}), classes, root)
+    return LabelMaps(pair_files(images, maps), (images, maps), table, ignore_unknown)
 
 
 @SOURCES.register("cocostuff")
@@ -54,8 +54,8 @@ def cocostuff(
     else:
         void = {255} | {value for value, name in shipped_labels("cocostuff") if "-" in name}
         entries = [(value, name) for value, name in shipped_labels("cocostuff") if value not in void]
-    names = selected(Table.of(entries, void), classes, root)
-    return LabelMaps(paired(images, maps), (images, maps), names, ignore_unknown)
+    names = select_classes(Table.of(entries, void), classes, root)
+    return LabelMaps(pair_files(images, maps), (images, maps), names, ignore_unknown)
 
 
 @SOURCES.register("cityscapes")
@@ -64,8 +64,8 @@ def cityscapes(root: Path, split: str = "train", classes: Classes = None, ignore
     choice("split of cityscapes", split, ("train", "val"))
     places = (f"cityscapes/leftImg8bit/{split}", f"cityscapes/gtFine/{split}")
     images, maps = locate(root, f"cityscapes {split}", places)
-    table = selected(Table.of(shipped_labels("cityscapes"), CITYSCAPES_VOID), classes, root)
-    pairs = paired(images, maps, picture_end="_leftImg8bit", map_end="_gtFine_labelIds")
+    table = select_classes(Table.of(shipped_labels("cityscapes"), CITYSCAPES_VOID), classes, root)
+    pairs = pair_files(images, maps, picture_end="_leftImg8bit", map_end="_gtFine_labelIds")
     return LabelMaps(pairs, (images, maps), table, ignore_unknown)
 
 
@@ -98,8 +98,8 @@ def mapillary(
     unlabeled = choice("unlabeled of mapillary", unlabeled or ("ignore" if old else "class"), ("class", "ignore"))
     asked = [(value, name) for value, name in enumerate(names) if name != "unlabeled" or unlabeled == "class"]
     void = set(range(len(names))) - {value for value, _ in asked} | ({255} if old else set())
-    table = selected(Table.of(asked, void), classes, root)
-    return LabelMaps(paired(images, maps), (images, maps), table, ignore_unknown)
+    table = select_classes(Table.of(asked, void), classes, root)
+    return LabelMaps(pair_files(images, maps), (images, maps), table, ignore_unknown)
 
 
 def _mapillary_places(folder: str, version: str) -> Iterator[tuple[str, str, str]]:

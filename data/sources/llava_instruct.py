@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import SOURCES, attempt, field, indexed, locate, picture, read_json, shortened
+from data.sources.base import SOURCES, attempt, field, indexed_rows, locate, picture, read_json, shortened
 from data.types import IMAGE_PLACEHOLDER, Dialogue, Record, Turn
 
 
@@ -20,7 +20,7 @@ class LlavaInstruct:
             raise ValueError(f"llava_instruct_150k has no split {split!r}; have: train")
         self.files = (self._file,) = locate(root, "llava_instruct_150k", ("llava_dataset/llava_instruct_150k.json",))
         (self._folder,) = locate(root, "pictures of llava_instruct_150k", ("coco/train2017",))
-        self._rows = indexed(root, parse, self.files, picture=1)
+        self._rows = indexed_rows(root, parse, self.files, picture=1)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -28,7 +28,7 @@ class LlavaInstruct:
     def __getitem__(self, index: int) -> Record:
         name, image, rounds = self._rows[index]
         where = f"{self._file}: entry {index} (id {name})"
-        return Record(picture(self._folder, image, where), "vqa", asked=(dialogue(rounds, where),))
+        return Record(picture(self._folder, image, where), "vqa", dialogues=(dialogue(rounds, where),))
 
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]

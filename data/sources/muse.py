@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.readers.coco_file import draw, size_of
+from data.readers.coco_file import rasterize, size_of
 from data.sources.base import (
     SOURCES,
     Fault,
     attempt,
     choice,
     field,
-    indexed,
+    indexed_rows,
     inside,
     locate,
     of_kind,
@@ -23,7 +23,7 @@ from data.sources.base import (
     spoken,
 )
 from data.types import Dialogue, Mask, Record, Script, Target, Turn
-from utils.masks import Once
+from utils.masks import CachedMask
 
 PLACEHOLDER = "{seg}"
 NAMES = ("plain", "published")
@@ -48,7 +48,7 @@ class Muse:
         places = [(f"{base}{name}_{stem}.json",) for base in ("muse/", "", "MUSE/") for name in ("muse", "MUSE")]
         self.files = tuple(locate(root, f"muse {split}", *places))
         self._folders = [root / base for base in FOLDERS]
-        self._rows = indexed(root, parse, self.files, plain, picture="file_name")
+        self._rows = indexed_rows(root, parse, self.files, plain, picture="file_name")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -62,13 +62,13 @@ class Muse:
             first = len(targets)
             for place, (names, segmentation) in enumerate(objects):
                 origin = f"{where}: question {number}: answer {place}"
-                mask = Once(partial(draw, [segmentation], tuple(row["size"]), "union", origin), origin)
+                mask = CachedMask(partial(rasterize, [segmentation], tuple(row["size"]), "union", origin), origin)
                 targets.append(Target(names[0], mask, aliases=tuple(names[1:])))
             asked.append((Turn(question, answer(text, range(first, len(targets)))),))
         image = self._found(row["file_name"], where)
         if not image.is_file():
             raise FileNotFoundError(f"{where}: no picture {row['file_name']} in {', '.join(map(str, self._folders))}")
-        return Record(image, "multi", tuple(targets), asked=tuple(asked))
+        return Record(image, "multi", tuple(targets), dialogues=tuple(asked))
 
     def image_paths(self) -> list[str]:
         return [str(self._found(name, self.files[0].name)) for name in self._rows.pictures()]

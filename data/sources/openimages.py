@@ -15,7 +15,7 @@ from data.sources.base import (
     Fault,
     attempt,
     choice,
-    indexed,
+    indexed_rows,
     locate,
     name_of,
     of_kind,
@@ -26,7 +26,7 @@ from data.sources.base import (
 from data.sources.semantic import read_label_map
 from data.types import Record, Target
 from utils.log import log
-from utils.masks import Once
+from utils.masks import CachedMask
 
 HOME = "OpenImageV6"
 SPLITS = ("train", "validation", "test")
@@ -48,8 +48,8 @@ class OpenImages:
         self._folder, self._masks = locate(
             root, f"pictures and masks of openimage {split}", (f"{HOME}/folder_{split}", f"{HOME}/{split}-masks")
         )
-        self._rows = indexed(root, parse, self.files, picture="file_name")
-        self.vocabulary = tuple(indexed(root, categories, self.files))
+        self._rows = indexed_rows(root, parse, self.files, picture="file_name")
+        self.vocabulary = tuple(indexed_rows(root, categories, self.files))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,7 +61,7 @@ class OpenImages:
         targets = []
         for name, files in row["classes"].items():
             paths = tuple(picture(self._masks, file, f"{where}: class {name!r}", "mask") for file in files)
-            targets.append(Target(name, Once(partial(joined, paths, image), f"{where}: class {name!r}")))
+            targets.append(Target(name, CachedMask(partial(joint_phrase, paths, image), f"{where}: class {name!r}")))
         return Record(image, "classes", tuple(targets), self.vocabulary)
 
     def annotation_paths(self) -> list[Path]:
@@ -74,7 +74,7 @@ class OpenImages:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]
 
 
-def joined(paths: tuple[Path, ...], image: Path) -> np.ndarray:
+def joint_phrase(paths: tuple[Path, ...], image: Path) -> np.ndarray:
     """(H, W) bool of the picture's size: where any of the mask files is not zero."""
     height, width = picture_size(image)
     mask = np.zeros((height, width), bool)

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.readers.coco_file import CocoFile, draw, outline, read_coco, shape_of, size_of
-from data.sources.base import SOURCES, attempt, choice, field, indexed, locate, name_of, picture, read_entries
+from data.readers.coco_file import CocoFile, outline, rasterize, read_coco, shape_of, size_of
+from data.sources.base import SOURCES, attempt, choice, field, indexed_rows, locate, name_of, picture, read_entries
 from data.types import Record, Target
-from utils.masks import Once
+from utils.masks import CachedMask
 
 SPLITS = ("train", "val", "test")
 INSTANCES = ("union", "separate")
@@ -28,8 +28,8 @@ class Parts:
         self._union = choice("instances of a part set", instances, INSTANCES) == "union"
         self._names = choice("names of a part set", names, NAMES)
         self._folder, self.files = folder, (file,)
-        self._rows = indexed(root, parse, self.files, picture="file_name")
-        names = {self._phrase(*row): self._alias(*row) for row in indexed(root, categories, self.files)}
+        self._rows = indexed_rows(root, parse, self.files, picture="file_name")
+        names = {self._phrase(*row): self._alias(*row) for row in indexed_rows(root, categories, self.files)}
         self.vocabulary, self._aliases = tuple(names), tuple(names.values())
 
     def __len__(self) -> int:
@@ -44,7 +44,9 @@ class Parts:
         targets = []
         for (phrase, aliases, *_), members in groups.items():
             where = f"{self.files[0]}: annotation {', '.join(str(number) for number, _ in members)}"
-            mask = Once(partial(draw, [shape for _, shape in members], tuple(row["size"]), "union", where), where)
+            mask = CachedMask(
+                partial(rasterize, [shape for _, shape in members], tuple(row["size"]), "union", where), where
+            )
             targets.append(Target(phrase, mask, aliases=aliases))
         image = picture(self._folder, row["file_name"], f"{self.files[0]}: image {row['image_id']}")
         return Record(image, "classes", tuple(targets), self.vocabulary, vocabulary_aliases=self._aliases)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data.sources.base import SOURCES, Rows, choice, locate
-from data.sources.semantic import Classes, LabelMaps, Pairs, Table, selected, shipped_labels
+from data.sources.semantic import Classes, LabelMaps, Pairs, Table, select_classes, shipped_labels
 from utils.text import read_text
 
 VOID = frozenset({0, 255})  # background, which no list names, and borders
@@ -26,8 +26,8 @@ def _set(name: str) -> Callable[..., LabelMaps]:
             for base in ("VOCdevkit/", "")
         ]
         images, maps, file = locate(root, f"{name} {split}", *places)
-        table = selected(Table.of(shipped_labels(name), VOID), classes, root)
-        return LabelMaps(listed(images, maps, file), (images, maps), table, ignore_unknown)
+        table = select_classes(Table.of(shipped_labels(name), VOID), classes, root)
+        return LabelMaps(read_split(images, maps, file), (images, maps), table, ignore_unknown)
 
     return build
 
@@ -36,7 +36,7 @@ for _name in SETS:
     SOURCES.register(_name)(_set(_name))
 
 
-def listed(images: Path, maps: Path, file: Path) -> Pairs:
+def read_split(images: Path, maps: Path, file: Path) -> Pairs:
     """[picture, label map] of every name in a list of a split; a name without its files is an error."""
     stems = read_text(file).split()
     rows = [[f"{stem}.jpg", f"{stem}.png"] for stem in stems]

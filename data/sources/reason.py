@@ -26,7 +26,7 @@ from data.sources.base import (
 from data.sources.false_premise import truth
 from data.types import Record, Target, Turn
 from utils.images import opened
-from utils.masks import Once, Size, paint_shapes
+from utils.masks import CachedMask, Size, paint_shapes
 
 TARGET, IGNORED = 1, 255
 TEXTS = ("all", "first", "pair")
@@ -69,8 +69,8 @@ class ReasonSeg:
     def __getitem__(self, index: int) -> Record:
         image, path = self._files[index]
         entry = read_json(path, ENCODINGS)
-        painted = Once(partial(paint, field(entry, "shapes", str(path), list), picture_size(image), path))
-        mask = Once(partial(_equals, painted, TARGET), f"{path}: shapes")
+        painted = CachedMask(partial(paint, field(entry, "shapes", str(path), list), picture_size(image), path))
+        mask = CachedMask(partial(_equals, painted, TARGET), f"{path}: shapes")
         true, false = [Target(text, mask) for text in _texts(entry, path)], _false_premises(entry, path)
         if self._paired and not false:
             raise ValueError(
@@ -81,7 +81,7 @@ class ReasonSeg:
             image,
             "reason" if _is_sentence(entry, path) else "phrase",
             (*true[: self._at_most], *false[: self._at_most]),
-            asked=self._explained.get(image.name, ()),
+            dialogues=self._explained.get(image.name, ()),
             ignore=partial(_equals, painted, IGNORED),
         )
 
@@ -203,5 +203,5 @@ def _false_premises(entry: dict[str, Any], path: Path) -> list[Target]:
     return found
 
 
-def _equals(painted: Once, value: int) -> np.ndarray:
+def _equals(painted: CachedMask, value: int) -> np.ndarray:
     return painted() == value

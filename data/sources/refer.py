@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.readers.coco_file import Table, by_id, draw, id_of, released_mask, size_of, whole_polygons
+from data.readers.coco_file import Table, by_id, id_of, rasterize, released_mask, size_of, whole_polygons
 from data.sources.base import (
     SOURCES,
     EmptySplit,
@@ -16,13 +16,13 @@ from data.sources.base import (
     attempt,
     choice,
     field,
-    indexed,
+    indexed_rows,
     locate,
     picture,
     read_json,
 )
 from data.types import Record, Target
-from utils.masks import OVERLAPS, Once
+from utils.masks import OVERLAPS, CachedMask
 from utils.safe_pickle import load_plain
 
 FOLDERS = ("refer_seg/", "", "refer/")  # the level is there for training and missing for the released evaluation
@@ -39,7 +39,9 @@ SPLITS: dict[str, Callable[[str], bool]] = {
     "testB": lambda split: "B" in split,
     "testC": lambda split: "C" in split,
 }
-Said = Callable[[dict[str, Any], str], tuple[bool, str | None]]  # (sentence, where) -> (is it there, what is instead)
+Sentence = Callable[
+    [dict[str, Any], str], tuple[bool, str | None]
+]  # (sentence, where) -> (is it there, what is instead)
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,7 @@ class Refer:
         files: tuple[tuple[str, str], ...],
         images: tuple[tuple[str], ...] = COCO_2014,
         overlap: str = "union",
-        said: Said | None = None,
+        said: Sentence | None = None,
         bad_polygons: str = "raise",
     ):
         choice(f"split of {name}", split, SPLITS)
@@ -69,7 +71,7 @@ class Refer:
         self.files = self._refs, self._instances = tuple(locate(root, name, *files))
         (self._folder,) = locate(root, f"pictures of {name}", *images)
         options = split, said, bad_polygons == "drop"
-        self._rows = indexed(root, parse, self.files, *options, picture="file_name")
+        self._rows = indexed_rows(root, parse, self.files, *options, picture="file_name")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -80,7 +82,7 @@ class Refer:
         for ref in row["refs"]:
             where = f"{self._instances}: annotation {', '.join(map(str, ref['ann_ids']))} (ref {ref['ref_id']})"
             shapes, size = ref["segmentations"], tuple(row["size"])
-            mask = Once(partial(draw, shapes, size, self._overlap, where), where)
+            mask = CachedMask(partial(rasterize, shapes, size, self._overlap, where), where)
             summed = released_mask(shapes, size, where) if self._overlap == "union" else None
             for text, there, correction in ref["sentences"]:
                 target = (
@@ -128,7 +130,7 @@ def refcocog(root: Path, split: str = "train", split_by: str = "umd", overlap: s
 
 
 def parse(
-    refs_path: Path, instances_path: Path, split: str, said: Said | None, drop_bad_polygons: bool
+    refs_path: Path, instances_path: Path, split: str, said: Sentence | None, drop_bad_polygons: bool
 ) -> Iterator[Any]:
     """A row a picture of the split, in the order of the refs file; both files must agree."""
     refs = _chosen(load_plain(refs_path) if refs_path.suffix == ".p" else read_json(refs_path), refs_path, split)
@@ -163,7 +165,7 @@ def _row(number: Any, image: dict[str, Any], refs: list[dict[str, Any]], where: 
     return {"image_id": number, "file_name": name, "size": size, "refs": refs}
 
 
-def _ref(ref: dict[str, Any], where: str, annotations: Table, images: Table, said: Said | None) -> dict[str, Any]:
+def _ref(ref: dict[str, Any], where: str, annotations: Table, images: Table, said: Sentence | None) -> dict[str, Any]:
     """What is kept of a ref, with the id of its picture, which must be that of its annotations."""
     number = images.key(field(ref, "image_id", where), "image", where)
     numbers = [annotations.key(value, "annotation", where) for value in annotation_ids(ref, where)]
@@ -191,7 +193,7 @@ def annotation_ids(ref: dict[str, Any], where: str) -> list[int]:
     return numbers
 
 
-def _sentence(sentence: Any, has_annotation: bool, said: Said | None, where: str) -> tuple[str, bool, str | None]:
+def _sentence(sentence: Any, has_annotation: bool, said: Sentence | None, where: str) -> tuple[str, bool, str | None]:
     """(text, is it there, correction)."""
     text = field(sentence, "sent", where)
     if not isinstance(text, str):

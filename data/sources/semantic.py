@@ -101,7 +101,7 @@ def shipped_labels(name: str) -> list[tuple[int, str]]:
     return [(int(value), rest) for value, _, rest in (line.partition(" ") for line in lines)]
 
 
-def selected(table: Table, classes: Classes, root: Path) -> Table:
+def select_classes(table: Table, classes: Classes, root: Path) -> Table:
     """The table cut down to `classes`; a file is looked for below the dataset folder, then the working folder."""
     if classes is None:
         return table
@@ -138,7 +138,7 @@ class Pairs:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
-def paired(images: Path, maps: Path, picture_end: str = "", map_end: str = "") -> Pairs:
+def pair_files(images: Path, maps: Path, picture_end: str = "", map_end: str = "") -> Pairs:
     """Every label map with its picture, by stem and subfolder.
 
     A map without a picture is an error, and so are two files of one name where one is needed. Pictures without a map,

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import SOURCES, Fault, attempt, field, indexed, locate, picture, read_json, shortened
-from data.sources.coco import existing
+from data.sources.base import SOURCES, Fault, attempt, field, indexed_rows, locate, picture, read_json, shortened
+from data.sources.coco import existing_file
 from data.types import IMAGE_PLACEHOLDER, Record, Turn
 
 HINT = "Answer the question using a single word or phrase."  # as LLaVA-1.5 asks for short answers
@@ -26,11 +26,13 @@ class ShortAnswers:
     def __init__(
         self, root: Path, split: str = "val", file: str | None = None, images: str | None = None, hint: str = HINT
     ):
-        found = [existing(root, file, "file of vqa")] if file else locate(root, f"vqa {split}", (f"vqa/{split}.json",))
+        found = (
+            [existing_file(root, file, "file of vqa")] if file else locate(root, f"vqa {split}", (f"vqa/{split}.json",))
+        )
         self.files = tuple(found)
-        self._folder = existing(root, images, "images of vqa") if images else self.files[0].parent
+        self._folder = existing_file(root, images, "images of vqa") if images else self.files[0].parent
         self._hint = f"\n{hint}" if hint else ""
-        self._rows = indexed(root, parse, self.files, picture="image")
+        self._rows = indexed_rows(root, parse, self.files, picture="image")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -42,7 +44,7 @@ class ShortAnswers:
             (Turn(f"{IMAGE_PLACEHOLDER}\n{question}{self._hint}", (answers[0],)),)
             for _, question, answers in row["entries"]
         )
-        return Record(image, "vqa", asked=asked, accepted=tuple(tuple(answers) for *_, answers in row["entries"]))
+        return Record(image, "vqa", dialogues=asked, accepted=tuple(tuple(answers) for *_, answers in row["entries"]))
 
     def image_paths(self) -> list[str]:
         return [f"{self._folder}/{name}" for name in self._rows.pictures()]

@@ -10,9 +10,9 @@ import numpy as np
 
 from data.types import Query, Record
 from evaluation.metrics.counts import STANDARD, Figure, ratio
-from evaluation.metrics.intervals import share_intervals
+from evaluation.metrics.intervals import ratio_intervals
 from evaluation.metrics.matching import without_tokens
-from evaluation.metrics.ratios import stacked, summed
+from evaluation.metrics.ratios import stack_ratios, sum_ratios
 from evaluation.metrics.scorers import AS_LISA, SCORERS, with_intervals
 from evaluation.protocols import GENERATED, Reply
 from systems.base import ReleasedTruth
@@ -60,10 +60,10 @@ class ExactScorer:
         """A given answer is no figure of what the model knows."""
         if self.forced:
             return [Figure("exact_match", STANDARD, None)]
-        rows, picture = stacked(self.pictures, 2)
-        share = summed(picture, rows[:, 0], np.ones(len(rows)), len(self.pictures))
+        rows, picture = stack_ratios(self.pictures, 2)
+        share = sum_ratios(picture, rows[:, 0], np.ones(len(rows)), len(self.pictures))
         figure = Figure("exact_match", STANDARD, ratio(int(rows[:, 0].sum()), len(rows)))
-        return with_intervals([figure], share_intervals({"exact_match": share}))
+        return with_intervals([figure], ratio_intervals({"exact_match": share}))
 
     def details(self) -> dict[str, Any]:
         """How many of the answers draw a mask that nobody asked for."""

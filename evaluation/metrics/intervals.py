@@ -8,7 +8,7 @@ import numpy as np
 
 DRAWS, AT_ONCE, LEVEL = 1000, 50, 0.95
 Interval = tuple[float, float]
-Share = tuple[np.ndarray, np.ndarray]  # (N,) what counts of each picture, (N,) of how much
+Ratio = tuple[np.ndarray, np.ndarray]  # (N,) what counts of each picture, (N,) of how much
 
 
 def intervals(columns: np.ndarray, read: Callable[[np.ndarray], np.ndarray], *, seed: int = 0) -> list[Interval | None]:
@@ -33,7 +33,7 @@ def intervals(columns: np.ndarray, read: Callable[[np.ndarray], np.ndarray], *, 
     return [_percentiles(column) for column in np.concatenate(values).T]
 
 
-def share_intervals(shares: Mapping[str, Share]) -> dict[str, Interval | None]:
+def ratio_intervals(shares: Mapping[str, Ratio]) -> dict[str, Interval | None]:
     """Intervals of sum(parts) / sum(wholes) for each named share."""
     if not shares:
         return {}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from data.types import Query, Record
 from evaluation.metrics.counts import CIOU_EPS, LISA_EPS, RELEASED, STANDARD, Figure, Overlap, mean, overlap, ratio
-from evaluation.metrics.intervals import Share, share_intervals
-from evaluation.metrics.ratios import overlap_shares
+from evaluation.metrics.intervals import Ratio, ratio_intervals
+from evaluation.metrics.ratios import overlap_ratios
 from evaluation.metrics.scorers import AS_LISA, SCORERS, ignored_pixels, is_present, true_mask, with_intervals
 from evaluation.protocols import FORCED, Reply
 from systems.base import ReleasedTruth
@@ -84,7 +84,7 @@ class MatchedScorer:
             Figure("cIoU", STANDARD, ratio(hits, union)),
             Figure("union_gIoU", STANDARD, mean([_iou(row) for row in unions])),
         ]
-        figures = with_intervals(figures, share_intervals(self._shares()))
+        figures = with_intervals(figures, ratio_intervals(self._shares()))
         if not pairs:
             return figures
         seen_unions = [seen if kind == EXTRA else row.union for kind, row, seen in pairs]
@@ -102,14 +102,14 @@ class MatchedScorer:
         kinds = [kind for kind, _, _ in chain.from_iterable(self.pairs)]
         return {f"masks_{kind}": kinds.count(kind) for kind in (BOTH, MISSED, EXTRA)}
 
-    def _shares(self) -> dict[str, Share]:
+    def _shares(self) -> dict[str, Ratio]:
         """A miss or an extra has no intersection; its IoU is 0 even where it is empty, which a union of 1 says."""
         rows = [[(*row[:1], max(row.union, kind != BOTH), *row[2:]) for kind, row, _ in pairs] for pairs in self.pairs]
-        counts = overlap_shares([[row for _, row, _ in pairs] for pairs in self.pairs])
+        counts = overlap_ratios([[row for _, row, _ in pairs] for pairs in self.pairs])
         return {
-            "gIoU": overlap_shares(rows)["gIoU"],
+            "gIoU": overlap_ratios(rows)["gIoU"],
             "cIoU": counts["cIoU"],
-            "union_gIoU": overlap_shares(self.unions)["gIoU"],
+            "union_gIoU": overlap_ratios(self.unions)["gIoU"],
         }
 
 

@@ -106,4 +106,4 @@ def assign_claims(claims: Sequence[Claim], asked: Sequence[str]) -> list[Claim |
 
 def about_asked(claims: Sequence[Claim]) -> list[Claim]:
     """Without what an answer offers in the place of what it refuses."""
-    return [claim for claim in claims if not claim.instead]
+    return [claim for claim in claims if not claim.is_substitute]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from data.types import Claim, Query, Record
 from evaluation.metrics.counts import RELEASED, STANDARD, Figure, Overlap, Overlaps, mean, overlap, ratio
-from evaluation.metrics.intervals import share_intervals
+from evaluation.metrics.intervals import ratio_intervals
 from evaluation.metrics.matching import assign_claims, without_tokens
-from evaluation.metrics.ratios import overlap_shares, stacked, summed
+from evaluation.metrics.ratios import overlap_ratios, stack_ratios, sum_ratios
 from evaluation.metrics.scorers import AS_LISA, SCORERS, ignored_pixels, is_present, true_mask, with_intervals
 from evaluation.protocols import FORCED, Reply
 from systems.base import ReleasedTruth
@@ -26,7 +26,7 @@ SEEN = ("See", "See_precision", "See_recall", "See_absent", "See_F1")
 CHRF_SCORER = CHRF()
 
 
-class AbsentScorer:
+class NoTargetBase:
     """One row of pixel counts a phrase, in two variants.
 
     standard: a rejected phrase has no mask. as_released: the published decision rule counts where the protocol has one,
@@ -52,16 +52,16 @@ class AbsentScorer:
         rows: dict[str, list[list[int]]] = {STANDARD: [], RELEASED: []}
         ignore = ignored_pixels(record, replies[0])
         for query, reply in zip(queries, replies, strict=True):
-            if len(query.targets) != len(query.asked):
-                raise ValueError(f"{record.image}: {query.question!r} asks {len(query.asked)} of {query.targets}")
-            honest = assign_claims(reply.claims, query.asked)
-            published = honest if reply.released is None else assign_claims(reply.released, query.asked)
+            if len(query.targets) != len(query.phrases):
+                raise ValueError(f"{record.image}: {query.question!r} asks {len(query.phrases)} of {query.targets}")
+            honest = assign_claims(reply.claims, query.phrases)
+            published = honest if reply.released is None else assign_claims(reply.released, query.phrases)
             for target, claim, other in zip(query.targets, honest, published, strict=True):
                 truth = true_mask(record, target, reply.masks.shape[-2:]).to(reply.masks.device)
                 if ignore is not None and is_present(record, target) and not (truth & ~ignore).any():
                     continue
                 rows[STANDARD].append(_row(reply, claim, claim and claim.mask, truth, ignore))
-                kept = None if other is None else other.withheld if other.mask is None else other.mask
+                kept = None if other is None else other.withheld_mask if other.mask is None else other.mask
                 rows[RELEASED].append(_row(reply, other, kept, truth, ignore))
         return {"rows": rows, "forced": protocol == FORCED, "unmatched": 0}
 
@@ -72,7 +72,7 @@ class AbsentScorer:
             for row in rows:
                 self.rows[variant].add(row)
 
-    def merge(self, other: AbsentScorer) -> None:
+    def merge(self, other: NoTargetBase) -> None:
         self.forced |= other.forced
         self.pictures += other.pictures
         for variant, rows in other.rows.items():
@@ -80,7 +80,7 @@ class AbsentScorer:
 
     def figures(self) -> list[Figure]:
         """With intervals of the standard variant."""
-        return with_intervals(self._figures(), share_intervals(overlap_shares(self.pictures)))
+        return with_intervals(self._figures(), ratio_intervals(overlap_ratios(self.pictures)))
 
     def _figures(self) -> list[Figure]:
         raise NotImplementedError
@@ -92,7 +92,7 @@ class AbsentScorer:
 
 
 @SCORERS.register("generalised")
-class GeneralisedScorer(AbsentScorer):
+class NoTargetScorer(NoTargetBase):
     """gRefCOCO (gsva.md 6.3). standard: the reference program's rules; nothing there and no mask is an IoU of 1."""
 
     COUNT_FALSE_MASKS = True  # as released: the mask of an absent phrase enters the union of cIoU
@@ -111,7 +111,7 @@ class GeneralisedScorer(AbsentScorer):
 
 
 @SCORERS.register("generalised_apart")
-class ApartScorer(GeneralisedScorer):
+class RefZomScorer(NoTargetScorer):
     """Ref-ZOM: overlaps over what is there, rejections apart (gsva.md 6.3)."""
 
     COUNT_FALSE_MASKS = False
@@ -130,7 +130,7 @@ class ApartScorer(GeneralisedScorer):
 
 
 @SCORERS.register("premise")
-class PremiseScorer(AbsentScorer):
+class PremiseScorer(NoTargetBase):
     """True and false premises (sesame.md 6.2). See: said to be there exactly when it is. Segment: cIoU over all.
 
     See goes by the flags, not by pixels: what the data say of the phrase, and whether the answer has a mask for it; an
@@ -155,14 +155,14 @@ class PremiseScorer(AbsentScorer):
     ) -> dict[str, Any]:
         said, seen = [], []
         for query, reply in zip(queries, replies, strict=True):
-            for index, claim in zip(query.targets, assign_claims(reply.claims, query.asked), strict=True):
+            for index, claim in zip(query.targets, assign_claims(reply.claims, query.phrases), strict=True):
                 drawn = claim is not None and claim.mask is not None and bool((reply.masks[claim.mask] > 0).any())
                 seen.append([int(is_present(record, index)), int(drawn)])
             target = record.targets[query.targets[0]] if len(query.targets) == 1 else None
             if target is not None and target.mask is None and target.correction:
                 refused = all(claim.mask is None for claim in reply.claims)
                 said.append([similarity(reply.text, target.correction), int(refused)])
-        return {**AbsentScorer.count(record, queries, replies, protocol), "seen": seen, "said": said}
+        return {**NoTargetBase.count(record, queries, replies, protocol), "seen": seen, "said": said}
 
     def add(self, counts: dict[str, Any]) -> None:
         super().add(counts)
@@ -183,17 +183,17 @@ class PremiseScorer(AbsentScorer):
         """Those of what is said about what is there have intervals of their own."""
         found = {} if self.forced else see(Overlaps(list(chain.from_iterable(self.seen))))
         seen = [Figure(name, STANDARD, found.get(name)) for name in SEEN]
-        seen = with_intervals(seen, share_intervals(overlap_shares(self.seen)))
+        seen = with_intervals(seen, ratio_intervals(overlap_ratios(self.seen)))
         if self.forced or not any(self.said):
             return [*seen, *super().figures()]
-        rows, picture = stacked(self.said, 2)
+        rows, picture = stack_ratios(self.said, 2)
         chrf, refused = rows.T
         said = {"Say": (chrf, np.ones(len(rows))), "Say_refused": (chrf * refused, refused)}
-        shares = {name: summed(picture, *share, len(self.said)) for name, share in said.items()}
+        shares = {name: sum_ratios(picture, *share, len(self.said)) for name, share in said.items()}
         spoken = [
             Figure(name, STANDARD, ratio(math.fsum(part), math.fsum(whole))) for name, (part, whole) in said.items()
         ]
-        return [*seen, *super().figures(), *with_intervals(spoken, share_intervals(shares))]
+        return [*seen, *super().figures(), *with_intervals(spoken, ratio_intervals(shares))]
 
     def _figures(self) -> list[Figure]:
         rows, released = self.rows[STANDARD], self.rows[RELEASED]

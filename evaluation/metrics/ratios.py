@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from evaluation.metrics.counts import PRECISIONS, Overlap
-from evaluation.metrics.intervals import Share
+from evaluation.metrics.intervals import Ratio
 
 
-def overlap_shares(pictures: Sequence[Sequence[Sequence[int]]]) -> dict[str, Share]:
+def overlap_ratios(pictures: Sequence[Sequence[Sequence[int]]]) -> dict[str, Ratio]:
     """Every figure that rows of `Overlap` give, by name; `pictures[n]` holds the rows of one picture's queries."""
-    rows, picture = stacked(pictures, len(Overlap._fields))
+    rows, picture = stack_ratios(pictures, len(Overlap._fields))
     intersection, union, truth, predicted, rejected = rows.T
     every, there = np.ones(len(rows), bool), truth > 0
     iou = np.divide(intersection, union, out=np.ones(len(rows)), where=union > 0)
@@ -33,16 +33,16 @@ def overlap_shares(pictures: Sequence[Sequence[Sequence[int]]]) -> dict[str, Sha
         "See_F1": (2 * (said & there), said.astype(int) + there),
         **{f"Pr@{level}": (there & (intersection >= level * union), there) for level in PRECISIONS},
     }
-    return {name: summed(picture, part, whole, len(pictures)) for name, (part, whole) in named.items()}
+    return {name: sum_ratios(picture, part, whole, len(pictures)) for name, (part, whole) in named.items()}
 
 
-def stacked(pictures: Sequence[Sequence[Sequence[float]]], width: int) -> tuple[np.ndarray, np.ndarray]:
+def stack_ratios(pictures: Sequence[Sequence[Sequence[float]]], width: int) -> tuple[np.ndarray, np.ndarray]:
     """(R, width) rows of all pictures, and (R,) the picture of each."""
     rows = np.array([row for picture in pictures for row in picture]).reshape(-1, width)
     return rows, np.repeat(np.arange(len(pictures)), np.array([len(picture) for picture in pictures], dtype=int))
 
 
-def summed(picture: np.ndarray, part: np.ndarray, whole: np.ndarray, pictures: int) -> Share:
+def sum_ratios(picture: np.ndarray, part: np.ndarray, whole: np.ndarray, pictures: int) -> Ratio:
     """Both numbers of each picture, from those of its rows."""
     part, whole = (np.bincount(picture, weights=values, minlength=pictures) for values in (part, whole))
     return part, whole

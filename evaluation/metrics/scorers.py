@@ -27,9 +27,9 @@ from evaluation.metrics.counts import (
     overlap,
     presence_cells,
 )
-from evaluation.metrics.intervals import Interval, intervals, quotient, share_intervals
+from evaluation.metrics.intervals import Interval, intervals, quotient, ratio_intervals
 from evaluation.metrics.matching import Names, assign, read_list
-from evaluation.metrics.ratios import overlap_shares
+from evaluation.metrics.ratios import overlap_ratios
 from evaluation.protocols import FORCED, Reply
 from systems.base import ReleasedTruth
 from utils.registry import Registry
@@ -81,7 +81,7 @@ class SemanticScorer:
             "presence": None,
         }
         if protocol != FORCED:
-            asked = {names.exact(name) for query in queries for name in query.asked}
+            asked = {names.exact(name) for query in queries for name in query.phrases}
             counts["presence"] = presence_cells(asked, set(in_picture(record, names)), {index for index, _ in exact})
         return counts
 
@@ -155,7 +155,7 @@ class SemanticScorer:
         shares = (
             {} if self.forced else {"present_accuracy": (here_right, here), "absent_accuracy": (absent_right, absent)}
         )
-        return {**dict(zip(("mIoU", "pixel_accuracy", "fwIoU"), found, strict=True)), **share_intervals(shares)}
+        return {**dict(zip(("mIoU", "pixel_accuracy", "fwIoU"), found, strict=True)), **ratio_intervals(shares)}
 
 
 @SCORERS.register("overlap")
@@ -190,7 +190,7 @@ class OverlapScorer:
         ignore = ignored_pixels(record, replies[0])
         for query, reply in zip(queries, replies, strict=True):
             targets = asked_targets(record, query)
-            for target, mask in zip(targets, assign(reply.claims, query.asked), strict=True):
+            for target, mask in zip(targets, assign(reply.claims, query.phrases), strict=True):
                 if target is None:
                     continue
                 predicted = reply.masks[mask] > 0 if mask is not None else _empty(shape, device)
@@ -245,7 +245,7 @@ class OverlapScorer:
         return {"by_kind": parts, **found}
 
     def _intervals(self, kinds: Sequence[str]) -> dict[str, Interval | None]:
-        return share_intervals(overlap_shares([rows for kind, rows in self.pictures if kind in kinds]))
+        return ratio_intervals(overlap_ratios([rows for kind, rows in self.pictures if kind in kinds]))
 
 
 def with_intervals(figures: Sequence[Figure], found: Mapping[str, Interval | None]) -> list[Figure]:
@@ -297,7 +297,7 @@ def read_masks(
     """(class, logits) pairs of all answers about a picture, in their order, and the number of claims that name none."""
     pairs, unmatched = [], 0
     for query, reply in zip(queries, replies, strict=True):
-        reading = read_list(reply.claims, query.asked, names, fuzzy=fuzzy)
+        reading = read_list(reply.claims, query.phrases, names, fuzzy=fuzzy)
         pairs += [(index, reply.masks[mask]) for index, mask in reading.masks]
         unmatched += reading.unmatched
     return pairs, unmatched
@@ -323,9 +323,9 @@ def asked_targets(record: Record, query: Query) -> Sequence[int | None]:
     if record.kind == "classes":
         names = Names(record.vocabulary)
         here = in_picture(record, names)
-        return [here.get(names.exact(name)) for name in query.asked]
-    if len(query.targets) != len(query.asked):
-        raise ValueError(f"{record.image}: {query.question!r} asks {len(query.asked)} of {query.targets}")
+        return [here.get(names.exact(name)) for name in query.phrases]
+    if len(query.targets) != len(query.phrases):
+        raise ValueError(f"{record.image}: {query.question!r} asks {len(query.phrases)} of {query.targets}")
     return query.targets
 
 

@@ -95,22 +95,22 @@ def grid(panels: Sequence[Panel], side: int = 260) -> np.ndarray:
         raise ValueError("a grid needs at least one panel")
     rows = [_title(side, ("input", "question and answer", "predicted", "true"))]
     for panel in panels:
-        image = scaled(panel.image, side)
+        image = scale_image(panel.image, side)
         shown = [image, _words(panel, side)]
         for layers in (panel.predicted, panel.true):
-            fitted = [Layer(scaled_mask(layer.mask, image.shape[:2]), layer.name, layer.colour) for layer in layers]
+            fitted = [Layer(scale_mask(layer.mask, image.shape[:2]), layer.name, layer.colour) for layer in layers]
             shown.append(with_legend(image, fitted))
         rows.append(_side_by_side(shown))
     return np.concatenate(rows)
 
 
-def scaled(image: np.ndarray, side: int) -> np.ndarray:
+def scale_image(image: np.ndarray, side: int) -> np.ndarray:
     """The picture (H, W, 3), `side` wide."""
     size = (side, max(1, round(image.shape[0] * side / image.shape[1])))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def scaled_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def scale_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A (H, W) bool mask at another size."""
     return np.asarray(Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST))
 
@@ -119,7 +119,7 @@ def _words(panel: Panel, width: int) -> np.ndarray:
     """Question, answer and note, wrapped; as high as they need."""
     parts = [(panel.question, (90, 90, 90)), (panel.answer, INK), (panel.note, (160, 60, 0))]
     room = width - 2 * MARGIN
-    lines = [(line, ink) for text, ink in parts if text for line in [*wrapped(text, room), ""]]
+    lines = [(line, ink) for text, ink in parts if text for line in [*wrap_text(text, room), ""]]
     page = Image.new("RGB", (width, LINE * len(lines) + 2 * MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
     for number, (line, ink) in enumerate(lines):
@@ -127,7 +127,7 @@ def _words(panel: Panel, width: int) -> np.ndarray:
     return np.asarray(page)
 
 
-def wrapped(text: str, width: float, most: int = 14) -> list[str]:
+def wrap_text(text: str, width: float, most: int = 14) -> list[str]:
     """Lines of at most `width` pixels, broken at blanks and behind tokens such as <ins>; beyond `most` lines: dots."""
     lines = [""]
     for piece in re.findall(r"[^\s>]*>\s*|[^\s>]+\s*", text.strip()):

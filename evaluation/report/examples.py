@@ -14,7 +14,7 @@ from data.types import IMAGE_PLACEHOLDER
 from data.views import read_image
 from evaluation.metrics.counts import STANDARD
 from evaluation.metrics.matched import BOTH
-from evaluation.predictions import LEFT_OUT, Line, made_with, predictions
+from evaluation.predictions import LEFT_OUT, Prediction, predictions, settings_of
 from evaluation.report.draw import Layer, Panel, colour_of, grid
 from evaluation.report.panels import replay
 from evaluation.suites import find_suites
@@ -32,12 +32,12 @@ class Example:
     None, and `trouble` says why."""
 
     iou: float
-    line: Line
+    line: Prediction
     panel: Panel | None
     trouble: str = ""
 
 
-def query_ious(line: Line) -> list[float]:
+def query_ious(line: Prediction) -> list[float]:
     """IoU of each phrase or object of a picture (one that is missed or too much: 0); of a class list the share of right
     pixels. Nothing there and nothing predicted is 1. [] where no masks are counted."""
     counts = line["counts"]
@@ -49,7 +49,7 @@ def query_ious(line: Line) -> list[float]:
     return [_iou(row) for row in counts.get("overlaps") or counts.get("rows", {}).get(STANDARD) or []]
 
 
-def best_and_worst(lines: Sequence[Line], number: int) -> tuple[list[Line], list[Line]]:
+def best_and_worst(lines: Sequence[Prediction], number: int) -> tuple[list[Prediction], list[Prediction]]:
     """Up to `number` pictures each, best first and worst first; none is in both."""
     scored = [line for line in lines if query_ious(line)]
     ranked = sorted(scored, key=lambda line: (np.mean(query_ious(line)), line["index"]))
@@ -58,7 +58,7 @@ def best_and_worst(lines: Sequence[Line], number: int) -> tuple[list[Line], list
 
 
 def examples(
-    lines: Sequence[Line],
+    lines: Sequence[Prediction],
     settings: dict[str, Any] | None,
     custom: Sequence[SuiteConfig] = (),
     pictures: Sequence[Path] = EVERYWHERE,
@@ -67,7 +67,7 @@ def examples(
 
     pictures: the folders below which pictures and data may be read; a file of predictions may name any path.
     """
-    source = reopened(settings, custom, pictures) if settings and lines else None
+    source = reopen_sources(settings, custom, pictures) if settings and lines else None
     return [_example(line, source, pictures) for line in lines]
 
 
@@ -77,11 +77,11 @@ def sample_grid(folder: Path, how: EvalConfig) -> np.ndarray:
     name = find_suites(how.suites, how.custom)[0].name
     answered = (line for line in predictions([folder])[name] if LEFT_OUT not in line["counts"])
     lines = sorted(answered, key=lambda line: line["index"])[: how.pictures]
-    shown = examples(lines, made_with([folder]).get(name), how.custom, EVERYWHERE)
+    shown = examples(lines, settings_of([folder]).get(name), how.custom, EVERYWHERE)
     return grid([example.panel for example in shown if example.panel])
 
 
-def reopened(
+def reopen_sources(
     settings: dict[str, Any], custom: Sequence[SuiteConfig] = (), pictures: Sequence[Path] = EVERYWHERE
 ) -> Source | None:
     """The data that predictions were made on; None where they are gone, are others now, or are not below `pictures`."""
@@ -105,7 +105,7 @@ def allowed(path: str | Path, folders: Sequence[Path]) -> bool:
     return any(place.absolute().is_relative_to(top) for top in tops)
 
 
-def _example(line: Line, source: Source | None, pictures: Sequence[Path]) -> Example:
+def _example(line: Prediction, source: Source | None, pictures: Sequence[Path]) -> Example:
     iou, known = float(np.mean(query_ious(line) or [0.0])), all("targets" in one for one in line["answers"])
     try:
         masks = sum(len(one["masks"]) for one in line["answers"])
@@ -120,7 +120,7 @@ def _example(line: Line, source: Source | None, pictures: Sequence[Path]) -> Exa
         return Example(iou, line, None, str(error))
 
 
-def _predicted_only(line: Line) -> Panel:
+def _predicted_only(line: Prediction) -> Panel:
     image, layers, colours = read_image(line["image"]), [], {}
     for answer in line["answers"]:
         named = {mask: phrase for phrase, mask in answer["claims"] if mask is not None}

@@ -15,8 +15,8 @@ from PIL import Image
 from data.types import IMAGE_PLACEHOLDER
 from evaluation.metrics.counts import RELEASED, STANDARD
 from evaluation.prediction_schema import reading
-from evaluation.predictions import Line, made_with, predictions
-from evaluation.report.draw import Layer, Panel, overlay, scaled, scaled_mask
+from evaluation.predictions import Prediction, predictions, settings_of
+from evaluation.report.draw import Layer, Panel, overlay, scale_image, scale_mask
 from evaluation.report.examples import EVERYWHERE, Example, best_and_worst, examples, query_ious
 from evaluation.report.published import SEEN, Published, published
 from evaluation.suites import SUITES
@@ -46,7 +46,9 @@ def write_report(
     Everything in a file of predictions is somebody else's text: it is escaped, and the page may load nothing.
     """
     suites = results["suites"]
-    settings = {name: one for name, one in made_with(paths).items() if name in suites}  # others may be left from before
+    settings = {
+        name: one for name, one in settings_of(paths).items() if name in suites
+    }  # others may be left from before
     lines = predictions(paths) if suites else {}
     sections = []
     for name, suite in suites.items():
@@ -110,7 +112,8 @@ def overview(suites: dict[str, Any]) -> str:
             beside = f"{best.values[metric]:.1f}<small>{esc(best.model)}, {esc(best.protocol)}</small>" if best else ""
             rows.append(
                 f'<tr data-suite="{esc(name)}" data-group="{group_of(name)}"><td><a href="#{esc(name)}">{esc(name)}</a>'
-                f'<td>{esc(metric)}<td>{esc(figure["protocol"])}<td class="n">{measured(figure)}<td class="n">{beside}'
+                f'<td>{esc(metric)}<td>{esc(figure["protocol"])}<td class="n">{measured_figures(figure)}'
+                f'<td class="n">{beside}'
                 f'<td class="n">{suite["pictures"]}<td class="n">{suite["queries"]}'
                 f'<td class="n">{suite["parse_failures"]}<td class="n">{suite["unfinished"]}'
             )
@@ -119,7 +122,10 @@ def overview(suites: dict[str, Any]) -> str:
 
 
 def shown_of(
-    lines: Sequence[Line], settings: dict[str, Any] | None, custom: Sequence[SuiteConfig], pictures: Sequence[Path]
+    lines: Sequence[Prediction],
+    settings: dict[str, Any] | None,
+    custom: Sequence[SuiteConfig],
+    pictures: Sequence[Path],
 ) -> tuple[list[Example], list[Example]]:
     """The best pictures of a suite and the worst."""
     best, worst = best_and_worst(lines, SHOWN)
@@ -128,7 +134,7 @@ def shown_of(
 
 
 def section(
-    name: str, suite: dict[str, Any], lines: Sequence[Line], best: Sequence[Example], worst: Sequence[Example]
+    name: str, suite: dict[str, Any], lines: Sequence[Prediction], best: Sequence[Example], worst: Sequence[Example]
 ) -> str:
     """Everything about one suite."""
     counted = "Pictures by share of right pixels" if "class_iou" in suite else "Phrases or objects by IoU"
@@ -161,7 +167,7 @@ def comparison(suite: dict[str, Any], known: Sequence[Published]) -> str:
     rows = []
     for variant, figures in own.items():
         if figures:
-            cells = "".join(f'<td class="n">{measured(figures[m]) if m in figures else ""}' for m in metrics)
+            cells = "".join(f'<td class="n">{measured_figures(figures[m]) if m in figures else ""}' for m in metrics)
             label = "standard" if variant == STANDARD else "as released"
             rows.append(f'<tr class="own"><td>measured<td><td>{esc(protocol)}<td>{label}{cells}')
     for model in known:
@@ -185,7 +191,7 @@ def histogram(title: str, values: Sequence[float]) -> str:
     return card(title, f'<div class="histogram">{bars}</div>')
 
 
-def presence(lines: Sequence[Line]) -> list[int] | None:
+def presence(lines: Sequence[Prediction]) -> list[int] | None:
     """Present and given a mask, present, absent and given none, absent; None where answers were forced, or where
     nothing asked for was absent."""
     cells = [line["counts"]["presence"] for line in lines if line["counts"].get("presence")]
@@ -260,14 +266,14 @@ def legend(panel: Panel) -> str:
 
 def inline(image: np.ndarray, layers: Sequence[Layer], alt: str) -> str:
     """The picture with its masks, inside the page."""
-    small = scaled(image, min(WIDTH, image.shape[1]))
-    fitted = [Layer(scaled_mask(layer.mask, small.shape[:2]), layer.name, layer.colour) for layer in layers]
+    small = scale_image(image, min(WIDTH, image.shape[1]))
+    fitted = [Layer(scale_mask(layer.mask, small.shape[:2]), layer.name, layer.colour) for layer in layers]
     file = io.BytesIO()
     Image.fromarray(overlay(small, fitted)).save(file, "JPEG", quality=85)
     return f'<img alt="{alt} masks" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
-def failures(lines: Sequence[Line]) -> str:
+def failures(lines: Sequence[Prediction]) -> str:
     """Answers that were cut off, or claim what is not there or was not asked; the first ones."""
     rows = []
     for line in lines:
@@ -298,7 +304,7 @@ def card(title: str, content: str, kind: str = "") -> str:
     return f'<div class="card {kind}"><h3>{title}</h3><div class="wide">{content}</div></div>'
 
 
-def measured(figure: dict[str, Any]) -> str:
+def measured_figures(figure: dict[str, Any]) -> str:
     """A figure in per cent, with its interval below."""
     if figure["value"] is None:
         return "-"

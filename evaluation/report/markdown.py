@@ -13,7 +13,13 @@ def as_markdown(results: dict[str, Any]) -> str:
         failed = f"answers that could not be read: {suite['parse_failures']}, cut off: {suite['unfinished']}"
         rows = ["| metric | variant | protocol | value | 95 % interval |", "| --- | --- | --- | ---: | --- |"]
         for figure in suite["figures"]:
-            words = (figure["metric"], figure["variant"], figure["protocol"], number(figure["value"]), between(figure))
+            words = (
+                figure["metric"],
+                figure["variant"],
+                figure["protocol"],
+                format_value(figure["value"]),
+                format_interval(figure),
+            )
             rows.append("| " + " | ".join(map(in_cell, words)) + " |")
         done = "".join(f" {plain(note[0].upper() + note[1:])}." for note in suite["notes"])
         parts.append(f"## {plain(name)}\n\n{asked}; {failed}.{done}\n\n" + "\n".join(rows))
@@ -30,10 +36,10 @@ def in_cell(text: str) -> str:
     return plain(text).replace("|", "\\|")
 
 
-def number(value: float | None) -> str:
+def format_value(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def between(figure: dict[str, Any]) -> str:
+def format_interval(figure: dict[str, Any]) -> str:
     """The interval of a figure, "" where none is estimated."""
     return "{:.4f} to {:.4f}".format(*figure["interval"]) if figure["interval"] else ""

@@ -59,11 +59,11 @@ def class_layers(record: Record, queries: Sequence[Query], replies: Sequence[Rep
 def phrase_layers(record: Record, queries: Sequence[Query], replies: Sequence[Reply]) -> tuple[Layers, Layers, str]:
     """Predicted and true layers of phrases, one colour each, and their IoU."""
     predicted, true, notes = [], [], []
-    alone = sum(len(query.asked) for query in queries) == 1  # then the question says it all
+    alone = sum(len(query.phrases) for query in queries) == 1  # then the question says it all
     for query, reply in zip(queries, replies, strict=True):
         shape = tuple(reply.masks.shape[-2:])
-        found = assign(reply.claims, query.asked)
-        for phrase, target, mask in zip(query.asked, query.targets, found, strict=True):
+        found = assign(reply.claims, query.phrases)
+        for phrase, target, mask in zip(query.phrases, query.targets, found, strict=True):
             guess = _inside(reply.masks[mask]) if mask is not None else np.zeros(shape, bool)
             truth = true_mask(record, target, shape).numpy()
             name, colour = "" if alone else phrase, colour_of(len(true))
@@ -82,11 +82,11 @@ def several_layers(record: Record, queries: Sequence[Query], replies: Sequence[R
         truths = [true_mask(record, target, tuple(drawn.shape[-2:])) for target in query.targets]
         truth = torch.stack(truths) if truths else drawn[:0]
         pairs = dict(zip(*match(drawn, truth), strict=True))
-        colours = [seen.setdefault(phrase, colour_of(len(seen))) for phrase in query.asked]
-        true += [Layer(*one) for one in zip(truth.numpy(), query.asked, colours, strict=True)]
+        colours = [seen.setdefault(phrase, colour_of(len(seen))) for phrase in query.phrases]
+        true += [Layer(*one) for one in zip(truth.numpy(), query.phrases, colours, strict=True)]
         for index, mask in enumerate(drawn.numpy()):
             hit = pairs.get(index)
-            named = ("extra", EXTRA_COLOUR) if hit is None else (query.asked[hit], colours[hit])
+            named = ("extra", EXTRA_COLOUR) if hit is None else (query.phrases[hit], colours[hit])
             predicted.append(Layer(mask, *named))
             notes += [] if hit is None else [_iou(mask, truth[hit].numpy())]
         notes += ["missed"] * (len(truth) - len(pairs)) + ["extra"] * (len(drawn) - len(pairs))

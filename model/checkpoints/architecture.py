@@ -22,7 +22,7 @@ _LANGUAGE_KEYS += ("rope_theta", "rope_scaling", "rope_parameters", "attention_b
 
 
 @dataclass(frozen=True)
-class Plan:
+class Architecture:
     """All sizes: what `assemble` needs beside the weights."""
 
     language: dict[str, Any]
@@ -32,7 +32,7 @@ class Plan:
     head: str
     head_config: dict[str, Any]
     projector_width: int | None = None  # between its layers; None: the language model's
-    sight: dict[str, Any] = field(default_factory=dict)  # of the tower (model/tower.py)
+    tower_input: dict[str, Any] = field(default_factory=dict)  # of the tower (model/tower.py)
     tower_name: str | None = None  # where the tower came from, for folders that do not hold it
 
     def to_json(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Plan:
                 "head": self.head,
                 "head_config": self.head_config,
                 "projector_depth": self.projector_depth,
-                "sight": self.sight,
+                "sight": self.tower_input,
                 "tower_name": self.tower_name,
             },
         }

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from model.checkpoints.architecture import Plan
+from model.checkpoints.architecture import Architecture
 from utils.limits import VIEW
 from utils.registry import unknown
 
@@ -21,7 +21,7 @@ OTHERS = {"image_size", "global_attn_indexes", "levels", "layer_norm_eps", "trai
 PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")  # of a SAM
 
 
-def check_sizes(plan: Plan, tensors: Mapping[str, Tensor], where: str) -> None:
+def check_sizes(plan: Architecture, tensors: Mapping[str, Tensor], where: str) -> None:
     """Raises a ValueError where a width is larger than every side of the weights, or there are more layers than
     weights. What fits within these bounds costs next to nothing to lay out, and is then compared shape by shape."""
     widest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)

@@ -77,36 +77,36 @@ def published_table(head: list[Pair], projector_depth: int) -> NameTable:
     return NameTable([projector, tower, *under(head, "model.", "head."), _TEXT_MLP, *_LANGUAGE])
 
 
-def to_ours(tensors: dict[str, Tensor], table: NameTable, report: Report) -> dict[str, Tensor]:
+def to_model_names(tensors: dict[str, Tensor], table: NameTable, report: Report) -> dict[str, Tensor]:
     """Renames; what has no place goes to the report."""
     renamed = {}
     for name, tensor in tensors.items():
         plain = name.removeprefix(LORA_WRAPPER)
         if IGNORED.fullmatch(plain):
             report.ignored.append(name)
-        elif found := table.ours(plain):
+        elif found := table.to_model(plain):
             renamed[found] = tensor
         else:
             report.unexpected.append(name)
     return renamed
 
 
-def tower_to_ours(tensors: dict[str, Tensor], report: Report) -> dict[str, Tensor]:
+def tower_to_model_names(tensors: dict[str, Tensor], report: Report) -> dict[str, Tensor]:
     """Weights of a CLIP folder; its text side has no place here by nature."""
     rest = {name for name in tensors if _TOWER_REST.fullmatch(name)}
     report.ignored += sorted(rest)
-    return to_ours(
+    return to_model_names(
         {name: value for name, value in tensors.items() if name not in rest}, NameTable(_TOWER_FILES), report
     )
 
 
-def to_theirs(tensors: dict[str, Tensor], table: NameTable) -> dict[str, Tensor]:
+def to_layout_names(tensors: dict[str, Tensor], table: NameTable) -> dict[str, Tensor]:
     """Renames for writing. LoRA must be merged: no published layout has a place for it."""
     if lora := [name for name in tensors if ".lora_" in name or ".base_layer." in name]:
         raise ValueError(f"merge LoRA before writing a folder: {lora[0]} and {len(lora) - 1} more are not merged")
     renamed = {}
     for name, tensor in tensors.items():
-        theirs = table.theirs(name)
+        theirs = table.to_layout(name)
         if theirs is None:
             raise ValueError(f"this layout has no name for the weight {name}")
         renamed[theirs] = tensor

@@ -17,7 +17,7 @@ from data.tokens import TokenSpec, token_id
 from data.views import LanguageView, PaddedView, SamView, Views
 from model.checkpoints.architecture import (
     SECTION,
-    Plan,
+    Architecture,
     feature_layer,
     language_sizes,
     projector_depth,
@@ -28,12 +28,12 @@ from model.checkpoints.architecture import (
 )
 from model.checkpoints.bounds import check_sizes, laying_out
 from model.checkpoints.files import read_tensors
-from model.checkpoints.layouts import Report, reading_table, to_ours, tower_to_ours
+from model.checkpoints.layouts import Report, reading_table, to_model_names, tower_to_model_names
 from model.checkpoints.lora_file import merge_factors
-from model.heads import HEADS, Host
+from model.heads import HEADS, HeadContext
 from model.seg_model import SegModel, text_mlp
 from model.vlm.llava import Llava
-from model.vlm.tower import Sight, fit_tower, sight_of, view_of
+from model.vlm.tower import TowerInput, fit_tower, tower_input, tower_view
 from utils.config import ModelConfig
 from utils.log import log
 from utils.plain import leaves
@@ -64,14 +64,14 @@ def build_model(
         for step in (_add_head, _add_weight, _add_tower, _drop_projector):
             source = step(source, config)
         _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
-        plan = _plan(source, tokenizer, len(spec.mask))
+        plan = _architecture(source, tokenizer, len(spec.mask))
     check_sizes(plan, source.tensors, where)
     with torch.device("meta"), laying_out(where):
         model = assemble(plan, resolve_attention(config.attn_implementation, config.precision))
     model.plan, model.report, model.vlm.view = plan, source.report, source.view
     model.added_ids = [token_id(tokenizer, token) for token in spec.all_added]
     _check_sizes(model, config)
-    _draw_head(source, model, seed)
+    _init_head(source, model, seed)
     _fill(model, source, dtype_of(config.precision), generator, config.allow_missing)
     return model
 
@@ -97,7 +97,7 @@ def load_folder(
     return model
 
 
-def assemble(plan: Plan, attention: str = "sdpa") -> SegModel:
+def assemble(plan: Architecture, attention: str = "sdpa") -> SegModel:
     """An uninitialised model of these sizes."""
     head = HEADS[plan.head].build(plan.head_config, "eager" if attention == "eager" else "sdpa")
     vlm = Llava.build(
@@ -106,7 +106,7 @@ def assemble(plan: Plan, attention: str = "sdpa") -> SegModel:
         projector_depth=plan.projector_depth,
         projector_width=plan.projector_width,
         feature_layer=plan.feature_layer,
-        pool=plan.sight.get("pool", 1),
+        pool=plan.tower_input.get("pool", 1),
         attention=attention,
     )
     return SegModel(vlm, head, text_mlp(vlm.hidden_size, head.prompt_dim))
@@ -169,7 +169,7 @@ class _Source:
     report: Report
     finished: bool  # it holds a mask head: an assistant, not a base
     options: dict[str, Any]  # of the head
-    sight: Sight
+    tower_input: TowerInput
     tower: dict[str, Any] | None = None  # sizes
     tower_name: str | None = None
     view: LanguageView | None = None
@@ -184,12 +184,12 @@ class _Source:
 
 def _read(folder: Path, config: ModelConfig, head: str) -> _Source:
     values, report = read_config(folder), Report()
-    tensors = to_ours(read_tensors(folder), reading_table(HEADS[head].NAMES), report)
+    tensors = to_model_names(read_tensors(folder), reading_table(HEADS[head].NAMES), report)
     if _LM_HEAD not in tensors and _EMBED in tensors and values.get("text_config", values).get("tie_word_embeddings"):
         tensors[_LM_HEAD] = tensors[_EMBED].clone()
     finished = any(name.startswith("head.") for name in tensors)
     options = {"decoder_heads": config.decoder_heads, **config.head}
-    return _Source(folder, values, head, tensors, report, finished, options, sight_of(values, config.tower))
+    return _Source(folder, values, head, tensors, report, finished, options, tower_input(values, config.tower))
 
 
 def _add_head(source: _Source, config: ModelConfig) -> _Source:
@@ -222,7 +222,7 @@ def _add_weight(source: _Source, config: ModelConfig) -> _Source:
         merged = merge_factors(read_tensors(file), config.lora.alpha)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    source.tensors.update(to_ours(merged, reading_table(HEADS[source.head].NAMES), source.report))
+    source.tensors.update(to_model_names(merged, reading_table(HEADS[source.head].NAMES), source.report))
     source.finished, source.fresh, source.weight = True, [], file
     return source
 
@@ -233,10 +233,10 @@ def _add_tower(source: _Source, config: ModelConfig) -> _Source:
     source.tower_name = tower_name(source.values)
     folder = source.folder if "vision_config" in source.values and inside else _find_tower(source, config)
     if not inside:
-        source.tensors.update(tower_to_ours(read_tensors(folder), source.report))
+        source.tensors.update(tower_to_model_names(read_tensors(folder), source.report))
     values = source.values if folder == source.folder else read_config(folder)
-    source.tower = fit_tower(tower_sizes(values), source.tensors, source.sight)
-    source.view = view_of(folder, source.tower["image_size"], source.sight, config.tower.preprocessor)
+    source.tower = fit_tower(tower_sizes(values), source.tensors, source.tower_input)
+    source.view = tower_view(folder, source.tower["image_size"], source.tower_input, config.tower.preprocessor)
     return source
 
 
@@ -307,7 +307,7 @@ def _fit_vocabulary(
         source.tensors[name] = torch.cat([table[:size], new.to(table.dtype)]) if len(table) != size else table
 
 
-def _plan(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Plan:
+def _architecture(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Architecture:
     where = str(source.folder / "config.json")
     told = source.values.get(SECTION, {}).get("head_config") if source.finished else None
     if told is not None and not isinstance(told, dict):
@@ -315,8 +315,8 @@ def _plan(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: int) -> P
     parts = {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
     width = source.tensors[_EMBED].shape[1]
     new = "vlm.projector.0.weight" in source.fresh
-    host = Host(source.tower["hidden_size"], source.tower["num_hidden_layers"], width, tokens, told)
-    return Plan(
+    host = HeadContext(source.tower["hidden_size"], source.tower["num_hidden_layers"], width, tokens, told)
+    return Architecture(
         language=language_sizes(source.values, tokenizer, where),
         tower=source.tower,
         projector_depth=NEW_DEPTH if new else projector_depth(source.tensors, where),
@@ -324,12 +324,12 @@ def _plan(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: int) -> P
         feature_layer=feature_layer(source.values, where),
         head=source.head,
         head_config=HEADS[source.head].plan(parts, source.options, host),
-        sight=asdict(source.sight),
+        tower_input=asdict(source.tower_input),
         tower_name=source.tower_name,
     )
 
 
-def _draw_head(source: _Source, model: SegModel, seed: int) -> None:
+def _init_head(source: _Source, model: SegModel, seed: int) -> None:
     """A mask head that starts from no file, or what options add to a finished one, as its class draws it."""
     head = HEADS[source.head]
     absent = [name for name in model.state_dict() if name.startswith("head.") and name not in source.tensors]
@@ -374,13 +374,13 @@ def _fill(model: SegModel, source: _Source, dtype: torch.dtype, generator: torch
     if wrong:
         raise ValueError(f"{source.blamed}: shapes differ from the sizes in config.json: {'; '.join(wrong[:8])}")
     bound = 1 / math.sqrt(model.vlm.hidden_size)
-    state |= {name: _draw(name, tuple(wanted[name].shape), bound, generator) for name in absent}
+    state |= {name: _init_weight(name, tuple(wanted[name].shape), bound, generator) for name in absent}
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     model.vlm.reset_buffers()
     log.info("%s: %s", source.folder, report)
 
 
-def _draw(name: str, shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
+def _init_weight(name: str, shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
     """A new weight: the text MLP within `bound` as torch draws linears, normalisation as identity, others small."""
     if name.startswith("project."):
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -20,11 +20,11 @@ class NameTable:
         self._ours = [(_compile(theirs), _template(ours)) for theirs, ours in pairs]
         self._theirs = [(_compile(ours), _template(theirs)) for theirs, ours in pairs]
 
-    def ours(self, name: str) -> str | None:
+    def to_model(self, name: str) -> str | None:
         """Our name for theirs; None when no pattern matches."""
         return _apply(self._ours, name)
 
-    def theirs(self, name: str) -> str | None:
+    def to_layout(self, name: str) -> str | None:
         """Their name for ours; None when no pattern matches."""
         return _apply(self._theirs, name)
 

@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from data.pieces import STRIP
 from data.tokens import IMAGE_START, pieces_file
-from model.checkpoints.architecture import Plan
+from model.checkpoints.architecture import Architecture
 from model.checkpoints.files import write_tensors
-from model.checkpoints.layouts import folder_table, published_table, to_theirs
+from model.checkpoints.layouts import folder_table, published_table, to_layout_names
 from model.heads import HEADS
 from model.seg_model import SegModel
-from model.vlm.tower import Sight, is_told, published, write_view
+from model.vlm.tower import TowerInput, published_fields, representable, write_view
 from utils.config import ModelConfig, Recipe, save_recipe
 from utils.files import whole_folder
 
@@ -91,7 +91,7 @@ def save_folder(
     notes: file name -> values of further JSON files.
     """
     with _writing(folder, notes, overwrite) as draft:
-        write_tensors(to_theirs(model.state_dict(), folder_table()), draft)
+        write_tensors(to_layout_names(model.state_dict(), folder_table()), draft)
         _write_json(draft / "config.json", model.plan.to_json() | {"dtype": str(model.dtype).removeprefix("torch.")})
         write_view(draft, model.vlm.view)
         _write_tokenizer(draft, tokenizer)
@@ -113,16 +113,18 @@ def save_original(
     The tower's hub name goes into the config; one that is no hub name is written to a subfolder beside it.
     `architecture`: the class name in the config. The folder appears whole, as with `save_folder`.
     """
-    sight = Sight(**model.plan.sight)
-    if not is_told(replace(sight, positions="released")):
-        raise ValueError(f"the published layout cannot tell how this model's vision tower sees: {model.plan.sight}")
+    sight = TowerInput(**model.plan.tower_input)
+    if not representable(replace(sight, positions="released")):
+        raise ValueError(
+            f"the published layout cannot tell how this model's vision tower sees: {model.plan.tower_input}"
+        )
     with _writing(folder, notes, overwrite) as draft:
         _write_original(model, draft, tokenizer, architecture)
 
 
 def _write_original(model: SegModel, folder: Path, tokenizer: PreTrainedTokenizerBase, architecture: str) -> None:
-    plan, sight = model.plan, Sight(**model.plan.sight)
-    tensors = to_theirs(model.state_dict(), published_table(HEADS[plan.head].NAMES, plan.projector_depth))
+    plan, sight = model.plan, TowerInput(**model.plan.tower_input)
+    tensors = to_layout_names(model.state_dict(), published_table(HEADS[plan.head].NAMES, plan.projector_depth))
     tower = {name: tensors.pop(name) for name in list(tensors) if ".vision_tower." in name}
     write_tensors(tensors, folder, safe=False)
     name = plan.tower_name
@@ -143,7 +145,7 @@ def _write_original(model: SegModel, folder: Path, tokenizer: PreTrainedTokenize
     _write_old_tokenizer(folder, tokenizer)
 
 
-def _published_config(plan: Plan) -> dict[str, Any]:
+def _published_config(plan: Architecture) -> dict[str, Any]:
     """The flat `config.json` of lisa.md 7.3, as far as sizes go."""
     language = dict(plan.language)
     rope = language.pop("rope_parameters", {})
@@ -166,7 +168,7 @@ def _published_config(plan: Plan) -> dict[str, Any]:
         "freeze_mm_mlp_adapter": True,
         "pretrain_mm_mlp_adapter": None,
         "train_mask_decoder": True,
-        **published(Sight(**plan.sight)),
+        **published_fields(TowerInput(**plan.tower_input)),
     }
 
 

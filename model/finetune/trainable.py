@@ -32,7 +32,7 @@ def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> 
     speed_up(model, config)
     if config.gradient_checkpointing:
         model.vlm.checkpoint_gradients()
-    model.head.redraw = config.decoder_checkpointing
+    model.head.checkpoint_decoder = config.decoder_checkpointing
     log.info(describe(model))
     return model.train()
 
@@ -148,18 +148,18 @@ def from_training_file(model: SegModel, tensors: Mapping[str, Tensor]) -> dict[s
     Both our names and the original programs' (`base_model.model.*`, LoRA as `lora_A.default`) are read. The frozen
     rest is left out: it is the base's.
     """
-    table = reading_table(model.head.NAMES)
-    renamed = {table.ours(name.removeprefix(LORA_WRAPPER)): tensor for name, tensor in tensors.items()}
+    table = reading_table(model.head.WEIGHT_NAMES)
+    renamed = {table.to_model(name.removeprefix(LORA_WRAPPER)): tensor for name, tensor in tensors.items()}
     return {name: renamed[name] for name in trainable_names(model) if name in renamed}
 
 
-def load_drawn(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
+def load_frozen_head(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
     """The frozen part of a mask head that started from no file: no base has it, so a whole-model file must."""
-    if model.head.PRETRAINED:
+    if model.head.NEEDS_WEIGHTS:
         return
-    table, state = reading_table(model.head.NAMES), model.head.state_dict(prefix="head.")
+    table, state = reading_table(model.head.WEIGHT_NAMES), model.head.state_dict(prefix="head.")
     for name, tensor in tensors.items():
-        ours = table.ours(name.removeprefix(LORA_WRAPPER))
+        ours = table.to_model(name.removeprefix(LORA_WRAPPER))
         if ours in state:
             state[ours].copy_(tensor)
 

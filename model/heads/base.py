@@ -15,43 +15,43 @@ from torch.utils.checkpoint import checkpoint
 from data.types import Batch, Geometry
 from model.checkpoints.name_table import Pair
 from model.vlm.llava import Vision
-from utils.batching import together
+from utils.batching import map_batched
 from utils.registry import Registry
 
 HEADS = Registry("mask head")  # names to MaskHead classes
 Features = Any  # whatever `features` hands to `decode`
 QUERIES_AT_ONCE = {"cpu": 4, "cuda": 64}  # without gradients; each costs about a dozen copies of a picture embedding
-REDRAWN_AT_ONCE = {"cpu": 2, "cuda": 8, "meta": 8}  # in the backward pass, with twice that and more
+CHECKPOINTED_AT_ONCE = {"cpu": 2, "cuda": 8, "meta": 8}  # in the backward pass, with twice that and more
 
 
 @dataclass(frozen=True)
-class Host:
+class HeadContext:
     """What a head has to fit into."""
 
     tower_width: int
     tower_layers: int
     language_width: int
     tokens: int  # mask tokens of one mask
-    told: dict[str, Any] | None = None  # the head's configuration, where the folder's `config.json` has it
+    saved_config: dict[str, Any] | None = None  # the head's configuration, where the folder's `config.json` has it
 
 
 class MaskHead(Protocol):
     """A module with these members. Its weights are named `head.*` in a SegModel."""
 
-    NAMES: ClassVar[list[Pair]]  # published weight names (below `model.`) and ours (below `head.`)
-    PRETRAINED: ClassVar[bool]  # a new one starts from the weights of a file; else it is drawn
-    CHOSEN: ClassVar[tuple[str, ...]]  # weights that options add: drawn where a finished head has none
+    WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names (below `model.`) and ours (below `head.`)
+    NEEDS_WEIGHTS: ClassVar[bool]  # a new one starts from the weights of a file; else it is drawn
+    OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]]  # weights that options add: drawn where a finished head has none
     tokens: int  # K, mask tokens of one mask, as far as the head minds
     prompt_dim: int  # D, the width of a mask query
-    redraw: bool  # masks are drawn again in the backward pass, to save memory
+    checkpoint_decoder: bool  # masks are drawn again in the backward pass, to save memory
     view_size: int | None  # side of the mask-side view; None: the head uses the language-side features
 
     @classmethod
-    def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: Host) -> dict[str, Any]:
+    def config_for(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: HeadContext) -> dict[str, Any]:
         """The configuration (plain values) of a head with these weights; without any, of a new one."""
 
     @staticmethod
-    def read(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def read_weights(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Pretrained weights of such a head, under its own names, and `options` with what the file adds to them.
         Only where PRETRAINED."""
 
@@ -73,14 +73,14 @@ class MaskHead(Protocol):
         """The parts that train with `train_mask_decoder`; the rest is frozen."""
 
 
-def in_pieces(
-    draw: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor, redraw: bool = False
+def decode_in_chunks(
+    draw: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor, checkpoint_decoder: bool = False
 ) -> Tensor:
     """`draw(queries, query_image)` of all queries in one pass; without gradients of so many at once. redraw: with
     gradients, too, each piece drawn again in the backward pass, so that what drawing leaves is never kept."""
     size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE[queries.device.type]
-    if torch.is_grad_enabled() and redraw:
-        size = REDRAWN_AT_ONCE[queries.device.type]
+    if torch.is_grad_enabled() and checkpoint_decoder:
+        size = CHECKPOINTED_AT_ONCE[queries.device.type]
         # drawing has no chance in it; ZeRO-3 hands over weights of another shape the second time, whole or divided
         draw = partial(checkpoint, draw, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
     return torch.cat([draw(*piece) for piece in zip(queries.split(size), query_image.split(size), strict=True)])
@@ -106,7 +106,7 @@ def to_original(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
     return F.interpolate(logits, geometry.original, mode="bilinear", align_corners=False)[:, 0]
 
 
-def of_content(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
+def crop_padding(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
     """(N, h, w) logits of a padded square view of side `size` to float32 ones of the cells that show the picture."""
     rows, columns = (
         max(1, round(side * cells / size)) for side, cells in zip(geometry.resized, logits.shape[1:], strict=True)
@@ -114,11 +114,11 @@ def of_content(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
     return logits[:, :rows, :columns].float()
 
 
-def by_picture(
+def split_by_image(
     logits: Tensor, query_image: Tensor, geometry: Sequence[Geometry], sizes: Sequence[int], full: bool
 ) -> list[Tensor]:
     """(Q, h, w) logits of padded square views of these sides, in ascending order of picture, to B x (N_b, H_b, W_b):
     those of the pictures, or, not `full`, of the cells that show them. Pictures of one size go together."""
     parts = logits.split(torch.bincount(query_image, minlength=len(geometry)).tolist())
-    finish = to_original if full else of_content
-    return together(lambda part, key: finish(part, *key), parts, list(zip(geometry, sizes, strict=True)))
+    finish = to_original if full else crop_padding
+    return map_batched(lambda part, key: finish(part, *key), parts, list(zip(geometry, sizes, strict=True)))

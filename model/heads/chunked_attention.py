@@ -14,7 +14,7 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder, SamVisionSdpa
 CPU_STRIP, GPU_STRIP = 2**21, 2**26  # elements of the bias at once
 
 
-class StripAttention(SamVisionSdpaAttention):
+class ChunkedGlobalAttention(SamVisionSdpaAttention):
     """`SamVisionSdpaAttention` with the same weights."""
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, None]:
@@ -40,9 +40,9 @@ class StripAttention(SamVisionSdpaAttention):
         return F.scaled_dot_product_attention(query.flatten(2, 3), key, value, attn_mask=bias)
 
 
-def attend_in_strips(encoder: SamVisionEncoder) -> SamVisionEncoder:
+def use_chunked_attention(encoder: SamVisionEncoder) -> SamVisionEncoder:
     """Puts StripAttention into the layers that look at the whole picture. Before any weights are there."""
     for layer in encoder.layers:
         if layer.window_size == 0 and isinstance(layer.attn, SamVisionSdpaAttention):
-            layer.attn = StripAttention(encoder.config, 0)
+            layer.attn = ChunkedGlobalAttention(encoder.config, 0)
     return encoder

@@ -29,7 +29,7 @@ GIB = 2**30
 WEIGHTS_NAME = 16 * "[0-9a-f]"  # a fingerprint
 
 
-def keep_embeddings(head: nn.Module, settings: CacheConfig) -> None:
+def attach_cache(head: nn.Module, settings: CacheConfig) -> None:
     """Gives a mask head, its weights final and on their device, a cache of its encoder's embeddings."""
     if not hasattr(head, "cache"):
         raise ValueError("model.embedding_cache: this mask head has no picture encoder of its own; remove the setting")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamAttention, SamTwoWayTransformer
 
 
-class FewPrompts(SamAttention):
+class FoldedCrossAttention(SamAttention):
     """With the weights and the interface of SamAttention: (Q, 1, T or N, C) query, (Q, 1, N or T, C) key and value."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_similarity=None, **kwargs: Any) -> tuple:
@@ -48,10 +48,10 @@ class FewPrompts(SamAttention):
         return values.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
 
 
-def fold_prompts(transformer: SamTwoWayTransformer) -> SamTwoWayTransformer:
+def use_folded_attention(transformer: SamTwoWayTransformer) -> SamTwoWayTransformer:
     """Its attention between picture and prompts replaced; to be called before weights are loaded."""
     for layer in transformer.layers:
-        layer.cross_attn_token_to_image = FewPrompts(transformer.config)
-        layer.cross_attn_image_to_token = FewPrompts(transformer.config)
-    transformer.final_attn_token_to_image = FewPrompts(transformer.config)
+        layer.cross_attn_token_to_image = FoldedCrossAttention(transformer.config)
+        layer.cross_attn_image_to_token = FoldedCrossAttention(transformer.config)
+    transformer.final_attn_token_to_image = FoldedCrossAttention(transformer.config)
     return transformer

@@ -17,7 +17,7 @@ from transformers.models.sam.modeling_sam import SamLayerNorm, SamPositionalEmbe
 
 from data.types import Batch, Geometry
 from model.checkpoints.name_table import Pair, under
-from model.heads.base import HEADS, Host, by_picture, fourier_positions, in_pieces
+from model.heads.base import HEADS, HeadContext, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.pixel_decoder import PixelDecoder
 from model.heads.sam_weights import MLP_NAMES, SAM_NAMES
 from model.vlm.llava import Vision, mlp_projector
@@ -79,11 +79,11 @@ class PixelHead(nn.Module):
         self.register_parameter("balance", None)  # (L,) weights of levels
 
     @classmethod
-    def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: Host) -> dict[str, Any]:
+    def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: HeadContext) -> dict[str, Any]:
         chosen = _options(options)
         trained = chosen.fusion == "trained" or "fusion" in tensors
-        if host.told:
-            return {**host.told, "trained_fusion": trained}
+        if host.saved_config:
+            return {**host.saved_config, "trained_fusion": trained}
         if not all(-host.tower_layers - 1 <= level <= host.tower_layers for level in chosen.levels):
             raise ValueError(f"model.head.levels {chosen.levels}: the tower has {host.tower_layers} layers")
         if len(chosen.levels) not in (1, 2) or host.tokens % len(chosen.levels):
@@ -137,7 +137,7 @@ class PixelHead(nn.Module):
     ) -> list[Tensor]:
         """(Q, L * T, D) to B x (N_b, H_b, W_b) float32 logits."""
         logits = self._low_resolution(features, queries, query_image)
-        return by_picture(logits, query_image, geometry, [max(place.resized) for place in geometry], full)
+        return split_by_image(logits, query_image, geometry, [max(place.resized) for place in geometry], full)
 
     def _low_resolution(self, features: list[Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
         """(Q, L * T, D) to (Q, 4h, 4w) float32 logits."""
@@ -147,7 +147,7 @@ class PixelHead(nn.Module):
         positions = [fourier_positions(*pair) for pair in zip(embeddings, features, strict=True)]
         balance = queries.new_full((len(features),), 1 / len(features)) if self.balance is None else self.balance
         draw = partial(self._draw, features, positions, dense, balance.float())
-        return in_pieces(draw, self.fused(queries), query_image, self.redraw)
+        return decode_in_chunks(draw, self.fuse_levels(queries), query_image, self.redraw)
 
     def _draw(
         self,
@@ -167,7 +167,7 @@ class PixelHead(nn.Module):
         drawn = [F.interpolate(part[:, None].float(), size, mode="bilinear", align_corners=False) for part in drawn]
         return sum(weight * part for weight, part in zip(balance, drawn, strict=True))[:, 0]
 
-    def fused(self, queries: Tensor) -> Tensor:
+    def fuse_levels(self, queries: Tensor) -> Tensor:
         """(Q, L * T, D) to (Q, L, D): the tokens of each level, weighed. As released a weight is 1 / (L * T), so
         T equal tokens become 1 / L of one; rounded term by term in the type of the states."""
         groups = queries.unflatten(1, (len(self.levels), -1))

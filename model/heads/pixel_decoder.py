@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm, SamTwoWayTransformer
 
-from model.heads.folded_attention import fold_prompts
+from model.heads.folded_attention import use_folded_attention
 
 MASK_TOKENS = 4  # of which the first draws; the others, and the one for a score, stand beside it in attention
 NARROW = 8  # the features that a mask is drawn from have a width of 1 / NARROW
@@ -22,7 +22,7 @@ class PixelDecoder(nn.Module):
     def __init__(self, config: SamMaskDecoderConfig, levels: int):
         super().__init__()
         width = config.hidden_size
-        self.transformer = nn.ModuleList(fold_prompts(SamTwoWayTransformer(config)) for _ in range(levels))
+        self.transformer = nn.ModuleList(use_folded_attention(SamTwoWayTransformer(config)) for _ in range(levels))
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(MASK_TOKENS, width)
         self.level_embed = nn.Embedding(levels, width)

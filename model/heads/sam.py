@@ -16,10 +16,10 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 from data.types import Batch, Geometry
 from model.checkpoints.files import read_tensors
 from model.checkpoints.name_table import under
-from model.heads.base import HEADS, Host, by_picture, fourier_positions, in_pieces
-from model.heads.chunked_attention import attend_in_strips
+from model.heads.base import HEADS, HeadContext, decode_in_chunks, fourier_positions, split_by_image
+from model.heads.chunked_attention import use_chunked_attention
 from model.heads.embedding_cache import EmbeddingCache
-from model.heads.folded_attention import fold_prompts
+from model.heads.folded_attention import use_folded_attention
 from model.heads.sam_weights import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
 from model.vlm.llava import Vision
 from utils.config import from_dict
@@ -50,18 +50,20 @@ class SamHead(nn.Module):
         self.cache: EmbeddingCache | None = None  # of a frozen encoder's embeddings
 
     @classmethod
-    def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: Host | None = None) -> dict[str, Any]:
+    def plan(
+        cls, tensors: dict[str, Tensor], options: dict[str, Any], host: HeadContext | None = None
+    ) -> dict[str, Any]:
         chosen = from_dict(Options, options, "model.head")
-        return (host and host.told) or sam_sizes(tensors, chosen.decoder_heads)
+        return (host and host.saved_config) or sam_sizes(tensors, chosen.decoder_heads)
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> SamHead:
         sam = SamConfig(**config)
         for part in (sam, sam.vision_config, sam.mask_decoder_config):
             part._attn_implementation = attention
-        encoder = attend_in_strips(SamVisionEncoder(sam.vision_config))
+        encoder = use_chunked_attention(SamVisionEncoder(sam.vision_config))
         decoder = SamMaskDecoder(sam.mask_decoder_config)
-        fold_prompts(decoder.transformer)
+        use_folded_attention(decoder.transformer)
         return cls(encoder, SamPromptEncoder(sam), decoder)
 
     @staticmethod
@@ -100,8 +102,8 @@ class SamHead(nn.Module):
         # weights are read here, not where masks are drawn again: ZeRO-3 has them whole in the forward pass alone
         dense = self.prompts.no_mask_embed.weight.to(features.dtype)[:, :, None, None]  # (1, D, 1, 1)
         draw = partial(self._low_resolution, features, dense, self._positions(features))
-        logits = in_pieces(draw, queries.to(features.dtype), query_image, self.redraw)
-        return by_picture(logits, query_image, geometry, [self.view_size] * len(geometry), full)
+        logits = decode_in_chunks(draw, queries.to(features.dtype), query_image, self.redraw)
+        return split_by_image(logits, query_image, geometry, [self.view_size] * len(geometry), full)
 
     def _low_resolution(
         self, features: Tensor, dense: Tensor, positions: Tensor, queries: Tensor, query_image: Tensor

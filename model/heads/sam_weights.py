@@ -55,9 +55,9 @@ def rename_sam(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a SAM file or folder under our names; a name that is neither layout's raises."""
     hugging_face = any(name.startswith("vision_encoder.") for name in tensors)
     table = NameTable(_HUGGING_FACE if hugging_face else SAM_NAMES)
-    renamed = {table.ours(name): tensor for name, tensor in tensors.items()}
+    renamed = {table.to_model(name): tensor for name, tensor in tensors.items()}
     if None in renamed:
-        strange = [name for name in tensors if table.ours(name) is None]
+        strange = [name for name in tensors if table.to_model(name) is None]
         raise ValueError(f"not SAM weights: unexpected names {', '.join(strange[:5])}{' ...' if strange[5:] else ''}")
     return renamed
 

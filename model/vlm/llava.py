@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from data.types import IMAGE_ID, Geometry
 from data.views import ClipView, LanguageView
-from model.vlm.prefix_cache import Beginnings, Split, shared_attention, split_shared
+from model.vlm.prefix_cache import PrefixCache, PrefixSplit, shared_attention, split_prefix
 from model.vlm.prefix_packing import MASKED, Packing, pack
 
 
@@ -196,7 +196,7 @@ class Llava(nn.Module):
         cache = DynamicCache(config=self.language.config)
         embeds, positions = self.embed(ids, image_states, row_image), _positions(attention)
         seen = _with_images(attention, ids, image_attention, row_image)
-        split, begun = split_shared(ids, attention, row_image), None
+        split, begun = split_prefix(ids, attention, row_image), None
         if split is not None:
             begun, embeds, seen, positions = self._read_shared(split, embeds, seen, positions)
         tokens = ids.new_full((len(ids), max_new_tokens), eos)
@@ -222,21 +222,21 @@ class Llava(nn.Module):
         return Generated([_until(row, eos) for row in tokens[:, :step].tolist()], states[:, :step])
 
     def _read_shared(
-        self, split: Split, embeds: Tensor, seen: Tensor, positions: Tensor
-    ) -> tuple[Beginnings, Tensor, Tensor, Tensor]:
+        self, split: PrefixSplit, embeds: Tensor, seen: Tensor, positions: Tensor
+    ) -> tuple[PrefixCache, Tensor, Tensor, Tensor]:
         """Reads the shared beginnings; returns them with embeddings and positions of what is left of the rows, and
         what they see of both."""
-        lead, columns = split.lead, split.columns
+        lead, columns = split.first_row, split.columns
         visible = seen[lead[:, None], columns] & split.real
         cache = DynamicCache(config=self.language.config)
         self._continue(embeds[lead[:, None], columns], visible, positions[lead[:, None], columns], cache)
-        width = split.ends.shape[1]
-        own = seen[:, -width:] & split.ends
+        width = split.suffix.shape[1]
+        own = seen[:, -width:] & split.suffix
         both = torch.cat([visible[split.of_row], own], dim=1)
-        return Beginnings.of(cache, split.of_row), embeds[:, -width:], both, positions[:, -width:]
+        return PrefixCache.of(cache, split.of_row), embeds[:, -width:], both, positions[:, -width:]
 
     def _continue(
-        self, embeds: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache, begun: Beginnings | None = None
+        self, embeds: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache, begun: PrefixCache | None = None
     ) -> Tensor:
         """(R, L, H) states of the next L positions; `seen` (R, begun + cached + L) says which positions are keys."""
         given = {"inputs_embeds": embeds, "position_ids": positions, "past_key_values": cache, "use_cache": True}

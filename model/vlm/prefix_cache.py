@@ -14,20 +14,20 @@ ATTENTION = "shared_beginnings"  # the name of `attend` among transformers' atte
 
 
 @dataclass(frozen=True)
-class Split:
+class PrefixSplit:
     """Left-padded rows (R, L) as shared beginnings (B', P), left-padded, and the rows' own ends, the last S columns.
 
     `lead[b]` is a row that shows beginning b, `of_row[r]` the beginning of row r.
     """
 
-    lead: Tensor  # (B',) long
+    first_row: Tensor  # (B',) long
     of_row: Tensor  # (R,) long
     columns: Tensor  # (B', P) long: where beginning b stands in row lead[b]; clamped where there is padding
     real: Tensor  # (B', P) bool: not padding
-    ends: Tensor  # (R, S) bool: positions that are the row's own
+    suffix: Tensor  # (R, S) bool: positions that are the row's own
 
 
-def split_shared(ids: Tensor, attention: Tensor, row_image: Tensor) -> Split | None:
+def split_prefix(ids: Tensor, attention: Tensor, row_image: Tensor) -> PrefixSplit | None:
     """How to split prompts at what the rows of each picture share; None where no picture has several rows.
 
     Every row keeps at least its last token, whose state predicts the first new one.
@@ -52,11 +52,11 @@ def split_shared(ids: Tensor, attention: Tensor, row_image: Tensor) -> Split | N
     own = sizes - shared[of_row]
     widest = int(own.max())
     ends = steps[-widest:] >= (length - own)[:, None]
-    return Split(lead, of_row, columns.clamp(min=0), real, ends)
+    return PrefixSplit(lead, of_row, columns.clamp(min=0), real, ends)
 
 
 @dataclass(frozen=True)
-class Beginnings:
+class PrefixCache:
     """Keys and values (B', h, P, d) a layer of what the rows of B' pictures begin with: there once, however many rows
     go on from them. Rows of one picture stand together."""
 
@@ -66,11 +66,11 @@ class Beginnings:
     counts: list[int]  # rows of each beginning
 
     @classmethod
-    def of(cls, cache: DynamicCache, of_row: Tensor) -> Beginnings:
+    def of(cls, cache: DynamicCache, of_row: Tensor) -> PrefixCache:
         keys, values = ([getattr(layer, name) for layer in cache.layers] for name in ("keys", "values"))
         return cls(keys, values, of_row, _counts(of_row, len(keys[0])))
 
-    def __getitem__(self, rows: Tensor) -> Beginnings:
+    def __getitem__(self, rows: Tensor) -> PrefixCache:
         """For these rows only, in ascending order."""
         of_row = self.of_row[rows]
         return replace(self, of_row=of_row, counts=_counts(of_row, len(self.counts)))
@@ -103,7 +103,7 @@ def attend(
     attention_mask: Tensor,
     *,
     scaling: float,
-    beginnings: Beginnings,
+    beginnings: PrefixCache,
     **_,
 ) -> tuple[Tensor, None]:
     """Each row looks at its picture's beginning and at keys of its own, in one softmax.

@@ -25,7 +25,7 @@ class Packing:
     source: Tensor  # (G, M) which of the R * L positions stands in each slot
     place: Tensor  # (R, L) in which of the G * M slots each position stands; padding: where its row's last token does
     positions: Tensor  # (G, M) distance of each slot from the beginning of its row
-    seen: Tensor  # (G, M, M) bool: slots that a slot may attend to
+    visible: Tensor  # (G, M, M) bool: slots that a slot may attend to
 
     def gather(self, values: Tensor) -> Tensor:
         """(R, L, H) of positions to (G, M, H) of slots."""
@@ -37,7 +37,7 @@ class Packing:
 
     def mask(self, attention: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
         """(G, 1, M, M) for an attention of MASKED; (R, L) attention: positions that any other may look at."""
-        seen = (self.seen & attention.flatten()[self.source][:, None])[:, None]
+        seen = (self.visible & attention.flatten()[self.source][:, None])[:, None]
         if kind == "eager":  # adds its mask to the scores
             return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
         return seen

@@ -24,7 +24,7 @@ CHOICES = {"stats": ("sam", "tower"), "positions": ("released", "correct")}
 
 
 @dataclass(frozen=True)
-class Sight:
+class TowerInput:
     """A way of seeing, told by a folder's `config.json` and by the recipe (utils.config.TowerConfig has the words)."""
 
     size: int | None = None
@@ -43,25 +43,25 @@ class Sight:
             VIEW.check(value, f"model.tower.{name}")
 
 
-def sight_of(values: dict[str, Any], asked: TowerConfig) -> Sight:
+def tower_input(values: dict[str, Any], asked: TowerConfig) -> TowerInput:
     """What `config.json` (ours or a published one) tells, with what the recipe asks on top."""
     told = values.get(SECTION, {}).get("sight")
-    if told is not None and not (isinstance(told, dict) and told.keys() <= Sight.__dataclass_fields__.keys()):
-        have = ", ".join(Sight.__dataclass_fields__)
+    if told is not None and not (isinstance(told, dict) and told.keys() <= TowerInput.__dataclass_fields__.keys()):
+        have = ", ".join(TowerInput.__dataclass_fields__)
         raise ValueError(f"config.json: {SECTION}.sight must be a mapping with some of {have}, got {told!r}")
     if told is None:
         told = {"size": values.get("resize_vision_tower_size")} if values.get("resize_vision_tower") else {}
         told |= {"pad": True, "pool": 2} if values.get("pad_train_clip_images") else {}  # the release always does both
-    chosen = {name: getattr(asked, name) for name in Sight.__dataclass_fields__}
+    chosen = {name: getattr(asked, name) for name in TowerInput.__dataclass_fields__}
     if asked.preprocessor:
         side = ClipView.load(_file(asked.preprocessor)).size
         if asked.size not in (None, side):
             raise ValueError(f"model.tower.size is {asked.size}, {asked.preprocessor} is for {side}")
         chosen["size"] = side
-    return Sight(**{**told, **{name: value for name, value in chosen.items() if value is not None}})
+    return TowerInput(**{**told, **{name: value for name, value in chosen.items() if value is not None}})
 
 
-def published(sight: Sight) -> dict[str, Any]:
+def published_fields(sight: TowerInput) -> dict[str, Any]:
     """The same in a published `config.json`; nothing for a tower used as it was made."""
     values: dict[str, Any] = {}
     if sight.size:
@@ -69,12 +69,12 @@ def published(sight: Sight) -> dict[str, Any]:
     return values | ({"pad_train_clip_images": True} if sight.pad else {})
 
 
-def is_told(sight: Sight) -> bool:
+def representable(sight: TowerInput) -> bool:
     """Whether a published `config.json` can tell all of it."""
-    return sight == sight_of(published(sight), TowerConfig())
+    return sight == tower_input(published_fields(sight), TowerConfig())
 
 
-def fit_tower(sizes: dict[str, Any], tensors: dict[str, Tensor], sight: Sight) -> dict[str, Any]:
+def fit_tower(sizes: dict[str, Any], tensors: dict[str, Tensor], sight: TowerInput) -> dict[str, Any]:
     """The tower's sizes at the side that it shall see; a position table of the tower's own side is resized to it."""
     native, patch = sizes["image_size"] // sizes["patch_size"], sizes["patch_size"]
     size = sight.size or sizes["image_size"]
@@ -100,7 +100,7 @@ def resize_positions(table: Tensor, grid: int, how: str) -> Tensor:
     return torch.cat([cells, kept] if how == "released" else [kept, cells])
 
 
-def view_of(folder: str | Path, size: int, sight: Sight, preprocessor: str | None = None) -> LanguageView:
+def tower_view(folder: str | Path, size: int, sight: TowerInput, preprocessor: str | None = None) -> LanguageView:
     """What a tower of side `size` is shown. A padded view takes from the tower's own picture settings at most its
     mean and deviation; as released it takes SAM's (pixellm.md 1.3)."""
     own = ClipView.load(_file(preprocessor) if preprocessor else folder, size)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.readers.index import keep_indexes
+from data.readers.index import set_index_folder
 from data.templates import template
 from systems.base import SYSTEMS, build_system
 from tools.doctor.examine import WARNING, Report, examine
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"data_doctor.py: {args.recipe}: {error}", file=sys.stderr)
         return 2
     root = Path(recipe.data.dataset_dir)
-    keep_indexes(recipe.data.index_dir)
+    set_index_folder(recipe.data.index_dir)
     reports = [examine(need, root, rehearsal, None if args.full else args.check) for need in needs]
     look_at_overlap(reports, recipe, root)
     print(f"{args.recipe} on {root.resolve()}\n\n{as_table(reports)}\n")

@@ -167,7 +167,7 @@ def look_at_record(report: Report, index: int, rehearsal: Rehearsal) -> None:
             text = _said(error)
             report.note(FAULT, "broken items", f"record {index}: {text}", sort=VARYING.sub("*", text))
     else:
-        said = sum(len(dialogue) for dialogue in record.asked)
+        said = sum(len(dialogue) for dialogue in record.dialogues)
         report.targets += len(record.targets) or said
         report.kinds.add(record.kind)
         report.classes = max(report.classes, len(record.vocabulary))
@@ -189,7 +189,7 @@ def look_at_training(report: Report, record: Record, index: int, rehearsal: Rehe
     if not sound:
         return
     try:
-        sample = rehearsal.maker.make_sample(record, np.random.default_rng(index))
+        sample = rehearsal.maker.build(record, np.random.default_rng(index))
     except NothingToAsk as error:
         report.note(WARNING, "nothing to ask", str(error))
     else:

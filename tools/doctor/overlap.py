@@ -7,13 +7,13 @@ from pathlib import Path
 from data.blocklist import Blocklist, picture_key
 from tools.doctor.examine import FAULT, WARNING, Report
 from tools.doctor.plan import EVAL, TRAIN
-from utils.config import Recipe, SetConfig
+from utils.config import DatasetConfig, Recipe
 
 
 def look_at_overlap(reports: list[Report], recipe: Recipe, root: Path) -> None:
     """Adds to each training source what of it the rule leaves out and what is evaluated on all the same."""
     seen = [report for report in reports if report.pictures]
-    suites = [SetConfig(r.need.source, options=r.need.options) for r in seen if r.need.role == EVAL]
+    suites = [DatasetConfig(r.need.source, options=r.need.options) for r in seen if r.need.role == EVAL]
     evaluated = {r.need.label: {picture_key(path) for path in r.pictures} for r in seen if r.need.role == EVAL}
     trained = [report for report in seen if report.need.role == TRAIN]
     try:

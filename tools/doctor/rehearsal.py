@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import AddedToken
 
-from data.collate import Maker
+from data.collate import SampleBuilder
 from data.encode import Encoder
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Record
 from data.views import ClipView, SamView, Views
 from model.checkpoints.architecture import read_config, tower_sizes
-from model.vlm.tower import sight_of
+from model.vlm.tower import tower_input
 from systems.base import System, build_system
 from utils.config import ModelConfig, Recipe
 
@@ -44,7 +44,7 @@ class Rehearsal:
     """A recipe's system and the maker of its samples. unchecked: what cannot be looked at here, and why."""
 
     system: System
-    maker: Maker
+    maker: SampleBuilder
     unchecked: str = ""
 
     @classmethod
@@ -52,7 +52,7 @@ class Rehearsal:
         system = build_system(recipe.system, recipe.options)
         system = replace(system, tokens=replace(system.tokens, wrap_image=recipe.model.use_mm_start_end))
         encoder, unchecked = _encoder(system, recipe.model)
-        maker = Maker(
+        maker = SampleBuilder(
             system.task,
             encoder,
             Views(ClipView(), SamView(SIDE)),
@@ -67,7 +67,7 @@ def texts_of(record: Record) -> Iterator[str]:
     left out: they are trained on whole, and hold the picture's place."""
     for target in record.targets:
         yield from (target.phrase, *([target.correction] if target.correction else []), *target.aliases)
-    for turn in (turn for dialogue in record.asked for turn in dialogue) if record.kind != "vqa" else ():
+    for turn in (turn for dialogue in record.dialogues for turn in dialogue) if record.kind != "vqa" else ():
         yield from (turn.question, *(part for part in turn.answer if isinstance(part, str)))
 
 
@@ -89,7 +89,7 @@ def _image_tokens(folder: Path, config: ModelConfig) -> int:
     """Positions that a picture takes in a row, told by the tower's `config.json` where it is here."""
     try:
         values = read_config(folder)
-        sight = sight_of(values, config.tower)
+        sight = tower_input(values, config.tower)
         sizes = tower_sizes(values if "vision_config" in values else read_config(Path(config.vision_tower or "")))
         return ((sight.size or sizes["image_size"]) // sizes["patch_size"] // sight.pool) ** 2
     except (OSError, ValueError, KeyError, TypeError):

@@ -25,8 +25,8 @@ from model.seg_model import SegModel
 from model.vlm.prefix_packing import can_pack
 from systems.base import build_system
 from tools.memory.activation_memory import Footprint, footprint
-from tools.memory.released_sizes import known_plan
-from tools.memory.zero_memory import Counts, Held, count, held
+from tools.memory.released_sizes import released_architecture
+from tools.memory.zero_memory import DeviceMemory, ParameterCounts, count, device_memory
 from utils.config import Recipe, from_dict, load_yaml, override, to_dict
 from utils.log import log
 
@@ -59,7 +59,7 @@ class Load:
 class Need:
     """Of a recipe: numbers of weights, and the steps of one and of two pictures, from which those of more follow."""
 
-    counts: Counts
+    counts: ParameterCounts
     one: Footprint
     two: Footprint
 
@@ -128,7 +128,7 @@ def ghost(recipe: Recipe) -> SegModel:
     """The recipe's model prepared for training, all on meta, with gradients as they are after the first step."""
     system = build_system(recipe.system, recipe.options)
     added = len(system.tokens.all_added)
-    plan = known_plan(recipe.model, system.head, len(system.tokens.mask), added)
+    plan = released_architecture(recipe.model, system.head, len(system.tokens.mask), added)
     attention = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
         model = assemble(plan, attention).to(dtype_of(recipe.model.precision))
@@ -173,8 +173,8 @@ def batch_of(model: SegModel, recipe: Recipe, load: Load, pictures: int) -> Batc
     )
 
 
-def on_device(recipe: Recipe, need: Need, stage: int, gpus: int) -> Held:
-    return held(need.counts, stage, gpus, recipe.model.precision, recipe.train.offload)
+def on_device(recipe: Recipe, need: Need, stage: int, gpus: int) -> DeviceMemory:
+    return device_memory(need.counts, stage, gpus, recipe.model.precision, recipe.train.offload)
 
 
 def fits(recipe: Recipe, need: Need, gpus: int, room: int) -> bool:
@@ -182,7 +182,7 @@ def fits(recipe: Recipe, need: Need, gpus: int, room: int) -> bool:
     return on_device(recipe, need, recipe.train.zero_stage, gpus).peak(activations) <= room
 
 
-def largest(place: Held, need: Need, room: int) -> int:
+def largest(place: DeviceMemory, need: Need, room: int) -> int:
     """Pictures a device."""
     pictures = 0
     while pictures < SUFFICIENT and place.peak(need.activations(pictures + 1)) <= room:

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.architecture import SECTION, Plan, read_config, tower_sizes
-from model.heads import HEADS, Host
-from model.vlm.tower import fit_tower, sight_of
+from model.checkpoints.architecture import SECTION, Architecture, read_config, tower_sizes
+from model.heads import HEADS, HeadContext
+from model.vlm.tower import fit_tower, tower_input
 from utils.config import ModelConfig
 
 _LANGUAGE = {
@@ -26,7 +26,7 @@ VOCABULARY = 32000  # of LLaMA, before any token is added
 _LANGUAGE_KEYS = (*_LANGUAGE["7b"], "num_key_value_heads", "vocab_size")
 
 
-def known_plan(config: ModelConfig, head: str, mask_tokens: int, added: int) -> Plan:
+def released_architecture(config: ModelConfig, head: str, mask_tokens: int, added: int) -> Architecture:
     """The plan of a recipe's model, from `config.json` where `version` is a folder here, else from its name.
 
     head: a name in HEADS. added: tokens beyond the base's vocabulary. A SAM that is not named vit_b, vit_l or vit_h is
@@ -38,14 +38,14 @@ def known_plan(config: ModelConfig, head: str, mask_tokens: int, added: int) -> 
     language = {key: text[key] for key in _LANGUAGE_KEYS if text.get(key) is not None}
     language = language or {**_LANGUAGE["13b" if "13b" in config.version.lower() else "7b"], "vocab_size": VOCABULARY}
     language["vocab_size"] += added
-    sight = sight_of(values, config.tower)
+    sight = tower_input(values, config.tower)
     tower = fit_tower(_tower(values, config), {}, sight)
     told = values.get(SECTION, {}).get("head_config") or (_sam(config.vision_pretrained) if head == "sam" else None)
-    host = Host(
-        tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], tokens=mask_tokens, told=told
+    host = HeadContext(
+        tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], tokens=mask_tokens, saved_config=told
     )
     options = {"decoder_heads": config.decoder_heads, **config.head}
-    return Plan(
+    return Architecture(
         language=language,
         tower=tower,
         projector_depth=2 if config.tower.new_projector or "1.5" in config.version else 1,
@@ -53,7 +53,7 @@ def known_plan(config: ModelConfig, head: str, mask_tokens: int, added: int) -> 
         head=head,
         head_config=HEADS[head].plan({}, options, host),
         projector_width=2 * language["hidden_size"] if config.tower.new_projector else None,
-        sight=asdict(sight),
+        tower_input=asdict(sight),
     )
 
 

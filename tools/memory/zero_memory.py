@@ -15,7 +15,7 @@ FOUR_BITS = 0.5 + (1 + 4 / 256) / 64  # NF4 with a scale for each 64, itself in 
 
 
 @dataclass(frozen=True)
-class Counts:
+class ParameterCounts:
     """Numbers of weights."""
 
     trained: int
@@ -25,7 +25,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Held:
+class DeviceMemory:
     """Bytes on a device."""
 
     weights: int
@@ -39,24 +39,26 @@ class Held:
         return held + max(activations, self.update)
 
 
-def count(model: nn.Module, four_bit: bool = False) -> Counts:
+def count(model: nn.Module, four_bit: bool = False) -> ParameterCounts:
     """Of a model prepared for training; `four_bit` for the frozen linears of its language model's layers (QLoRA)."""
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = sum(weight.numel() for weight in model.parameters()) - trained
     if not four_bit:
-        return Counts(trained, frozen)
+        return ParameterCounts(trained, frozen)
     layers = model.vlm.language.model.layers.modules()
     packed = [part.weight for part in layers if isinstance(part, nn.Linear) and not part.weight.requires_grad]
     small = sum(weight.numel() for weight in packed)
-    return Counts(trained, frozen - small, small, max(weight.numel() for weight in packed))
+    return ParameterCounts(trained, frozen - small, small, max(weight.numel() for weight in packed))
 
 
-def bucket(counts: Counts) -> int:
+def bucket(counts: ParameterCounts) -> int:
     """Gradients that are reduced together."""
     return min(PUBLISHED_BUCKET, counts.trained)
 
 
-def held(counts: Counts, stage: int, devices: int, precision: str, offload: str = "none") -> Held:
+def device_memory(
+    counts: ParameterCounts, stage: int, devices: int, precision: str, offload: str = "none"
+) -> DeviceMemory:
     """stage: 0 to 3. offload: none, optimizer (its part is in the host's memory), or all (with it, weights in ZeRO-3).
 
     0 keeps all on each device; 1 divides the fp32 weights and the moments; 2 the gradients too; 3 the weights too,
@@ -71,7 +73,7 @@ def held(counts: Counts, stage: int, devices: int, precision: str, offload: str 
         buffers += min(LIVE_AT_ONCE * width, weights)
         weights = 0 if offload == "all" else int(weights * part)
     on_device = offload == "none"
-    return Held(
+    return DeviceMemory(
         weights=weights + int(counts.four_bit * FOUR_BITS) + counts.widest * width,
         gradients=int(counts.trained * width * (part if stage > 1 else 1)),
         optimizer=int(counts.trained * (master + MOMENTS) * share) if on_device else 0,

@@ -23,7 +23,10 @@ _UPSTREAM = NameTable(SAM_NAMES)
 def save_sam(sam: SamModel, out: Path) -> Path:
     """Write `sam` to <out>/sam_vit_toy.safetensors, under upstream's names; its Fourier matrix is there once."""
     tensors = {key: value for key, value in sam.state_dict().items() if not key.startswith("shared_image_embedding.")}
-    named = {_UPSTREAM.theirs(_PARTS.ours(key)): value.to(torch.float16).contiguous() for key, value in tensors.items()}
+    named = {
+        _UPSTREAM.to_layout(_PARTS.to_model(key)): value.to(torch.float16).contiguous()
+        for key, value in tensors.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     part = out / f"{SAM_FILE}.part"
     save_file(named, part)

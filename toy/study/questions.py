@@ -9,7 +9,7 @@ import numpy as np
 
 from data.types import Mask, Query, Record
 from systems.assistant import Assistant
-from systems.base import SegTask, about_picture, choose, label_set
+from systems.base import SegTask, about_picture, label_set, sample_items
 from systems.single import SENTENCE_PROMPT
 
 
@@ -27,7 +27,7 @@ class Listed:
         names, present = label_set(record)
         others = [name for name in names if name not in present]
         rng = np.random.default_rng(zlib.crc32(record.image.name.encode()))
-        asked = {*present, *choose(others, round(self.absent * len(present)), rng)}
+        asked = {*present, *sample_items(others, round(self.absent * len(present)), rng)}
         return self.task.queries(replace(record, vocabulary=tuple(name for name in names if name in asked)))
 
 
@@ -37,7 +37,7 @@ class AsShipped:
 
     def queries(self, record: Record) -> list[Query]:
         queries = []
-        for (turn,) in record.asked:
+        for (turn,) in record.dialogues:
             targets = tuple(part.target for part in turn.answer if isinstance(part, Mask))
             names = tuple(record.targets[index].phrase for index in targets)
             queries.append(Query(about_picture(SENTENCE_PROMPT.format(turn.question)), (), targets, names))

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.types import Claim, Record
 from evaluation.metrics.matching import assign_claims
-from evaluation.predictions import Line, predictions
-from evaluation.report.draw import Layer, with_legend, wrapped
+from evaluation.predictions import Prediction, predictions
+from evaluation.report.draw import Layer, with_legend, wrap_text
 from evaluation.report.panels import replay
 from evaluation.suites import find_suites
 from toy.study.exam import CLASSES
@@ -69,14 +69,14 @@ def open_record(dataset_dir: Path, shown: Shown, index: int) -> Record:
     return suite.open(dataset_dir, options)[index]
 
 
-def find(folder: Path, shown: Shown) -> Line | None:
+def find(folder: Path, shown: Shown) -> Prediction | None:
     """What a system answered about the picture, of few pictures about another; None where it was not asked."""
     file = folder / shown.part / "predictions" / f"{shown.suite.replace('|', '_')}.jsonl"
     lines = predictions([file])[shown.suite] if file.is_file() else []
     return lines[shown.index % len(lines)] if lines else None
 
 
-def about(line: Line, record: Record, shown: Shown) -> list[dict[str, Any]]:
+def about(line: Prediction, record: Record, shown: Shown) -> list[dict[str, Any]]:
     """The answers to be shown: all, or that about one phrase, with what else stood in the same answer left out."""
     if shown.absent is None:
         return line["answers"] if shown.number is None else [line["answers"][shown.number]]
@@ -115,7 +115,7 @@ def spoken(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def cell(image: np.ndarray, layers: Sequence[Layer], words: str, title: str) -> np.ndarray:
     """A title, the picture with masks and legend, and words below."""
     picture = Image.fromarray(with_legend(_grown(image), [_grown_layer(layer) for layer in layers]))
-    lines = wrapped(words.replace("]", "] "), SIDE - 2 * MARGIN)  # may break behind every token
+    lines = wrap_text(words.replace("]", "] "), SIDE - 2 * MARGIN)  # may break behind every token
     lines = lines if len(lines) <= LINES else [*lines[: LINES - 1], "[...]"]
     page = Image.new("RGB", (SIDE + MARGIN, LINE + picture.height + LINE * (len(lines) + 1)), (255, 255, 255))
     page.paste(picture, (0, LINE))
