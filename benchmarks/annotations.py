@@ -102,7 +102,7 @@ def with_workers(look_up: Callable[[int], int], pictures: int, workers: int, rea
     return {key: sum(entry[key] for entry in told) / workers for key in told[0]}
 
 
-def open_index(root: Path) -> Callable[[], tuple[Callable[[int], int], int]]:
+def indexed_rows(root: Path) -> Callable[[], tuple[Callable[[int], int], int]]:
     from data.sources import build_source
 
     def make() -> tuple[Callable[[int], int], int]:
@@ -125,7 +125,7 @@ def open_pycocotools(root: Path) -> Callable[[], tuple[Callable[[int], int], int
     return make
 
 
-OPEN = {"index": open_index, "pycocotools": open_pycocotools}
+OPEN = {"index": indexed_rows, "pycocotools": open_pycocotools}
 
 
 def memory() -> dict[str, float]:

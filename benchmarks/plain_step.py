@@ -18,6 +18,7 @@ from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 from data.types import IGNORE_ID, Batch
 from model.heads.chunked_attention import ChunkedGlobalAttention
 from model.losses import COUNT_EPS, text_loss
+from model.runtime import RuntimeOptions
 from model.seg_model import SegModel
 from utils.config import LossConfig
 
@@ -26,8 +27,7 @@ LADDER = ("vision_once", "packed_rows", "supervised_logits", "encoder_strips")  
 
 def take_apart(model: SegModel, on: Collection[str]) -> None:
     """Undoes what a model has that is not on."""
-    model.vlm.pack_rows = "packed_rows" in on
-    model.head.checkpoint_decoder = len(on) > len(LADDER)
+    model.configure(RuntimeOptions(pack_rows="packed_rows" in on, checkpoint_decoder=len(on) > len(LADDER)))
     for layer in model.head.encoder.layers if "encoder_strips" not in on else ():
         if isinstance(layer.attn, ChunkedGlobalAttention):
             layer.attn.__class__ = SamVisionSdpaAttention  # the same weights
@@ -40,7 +40,7 @@ def plain_loss(model: SegModel, batch: Batch, config: LossConfig, on: Collection
     once = "vision_once" in on
     vision = model.vlm.encode_images(batch.pixels if once else batch.pixels[batch.row_image])
     row_image = batch.row_image if once else torch.arange(len(batch.ids), device=batch.ids.device)
-    hidden = model.vlm(batch.ids, batch.attention, vision.states, row_image)
+    hidden = model.vlm(batch.ids, batch.attention, vision, row_image)
     ce = _text_loss(model, batch, hidden, on)
     states = hidden[batch.mask_rows[:, None], batch.mask_positions]
     query_image = batch.row_image[batch.mask_rows]

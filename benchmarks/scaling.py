@@ -32,6 +32,7 @@ from benchmarks.shapes import SHAPES, Shape, build, dialogues
 from data.types import Batch
 from model.finetune.trainable import prepare_training
 from model.losses import objective
+from model.runtime import RuntimeOptions
 from model.seg_model import SegModel
 from utils.config import LoraConfig, LossConfig, ModelConfig, Recipe, TrainConfig
 
@@ -148,7 +149,7 @@ def member(rank: int, world: int, port: int, args: argparse.Namespace, results: 
 
 def prepared(shape: Shape, asked: dict[str, int]) -> tuple[SegModel, Batch]:
     model = prepare_training(build(shape, "fp32", "sdpa", torch.device("cpu")), MODEL)
-    model.vlm.pack_rows = True
+    model.configure(RuntimeOptions(pack_rows=True, checkpoint_decoder=True))
     return model, dialogues(shape, model.vlm.image_tokens, pictures=1, **asked)
 
 

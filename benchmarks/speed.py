@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ from benchmarks.shapes import SHAPES, build, dialogues
 from data.types import Batch
 from model.checkpoints.load import DTYPES
 from model.finetune.trainable import prepare_training
-from model.heads.embedding_cache import attach_cache
 from model.losses import objective
 from model.seg_model import SegModel
 from utils.config import CacheConfig, LoraConfig, LossConfig, ModelConfig
@@ -120,7 +119,7 @@ def measure(on: Sequence[str], args: argparse.Namespace, folder: str) -> dict[st
     )
     take_apart(model, on)
     if CACHED in on:
-        attach_cache(model.head, CacheConfig(folder, max_gib=1.0))
+        model.head.use_cache(CacheConfig(folder, max_gib=1.0))
     batch = dialogues(shape, model.vlm.image_tokens, pictures=args.pictures, each=args.dialogues)
     batch = batch.to(device, DTYPES[args.precision])
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)
@@ -142,7 +141,7 @@ def measure(on: Sequence[str], args: argparse.Namespace, folder: str) -> dict[st
 
 def loss_of(model: SegModel, batch: Batch, on: Sequence[str]) -> Callable[[], Tensor]:
     config = LossConfig(mask_size="decoder" if DECODER_MASKS in on else "full")
-    model.full_masks = config.mask_size == "full"
+    model.configure(replace(model.runtime, full_size_masks=config.mask_size == "full"))
     if DEFAULTS in on:
         return lambda: objective(model(batch), batch, config).total
     return lambda: plain_loss(model, batch, config, on)

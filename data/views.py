@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +119,7 @@ class SamView:
 
 
 LanguageView = ClipView | PaddedView
+SegView = SamView
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Views:
     """What is made of one picture. seg None: the head reuses the language-side features, and their geometry."""
 
     language: LanguageView
-    seg: Callable[[np.ndarray], tuple[Tensor, Geometry]] | None
+    seg: SegView | None
 
 
 def _resized_part(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:

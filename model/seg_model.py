@@ -1,4 +1,4 @@
-"""The method in one module: a LLaVA writes, and the states that predict mask tokens prompt a mask head."""
+"""The method in one module: a vision-language model writes, the states that predict mask tokens prompt a mask head."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from data.types import IGNORE_ID, Batch
+from model.checkpoints.architecture import Architecture
+from model.checkpoints.layouts import Report
 from model.heads.base import Features, MaskHead
-from model.vlm.llava import Llava
+from model.runtime import RuntimeOptions
+from model.vlm.base import Vision, VisionLanguageModel
 
 
 @dataclass
 class SegOutput:
-    """S supervised positions over a vocabulary of V; N_b masks of picture b at its own size."""
+    """S supervised positions over a vocabulary of V; N_b masks of image b at its own size."""
 
     token_logits: Tensor  # (S, V)
     token_targets: Tensor  # (S,)
-    masks: list[Tensor]  # B x (N_b, H_b, W_b) float32 logits, > 0 is inside; smaller in training without `full_masks`
+    masks: list[Tensor]  # B x (N_b, H_b, W_b) float32 logits, > 0 is inside; at the decoder's size in training without
+    # RuntimeOptions.full_size_masks
 
 
 @dataclass
@@ -31,19 +35,38 @@ class Answer:
 
 
 class SegModel(nn.Module):
-    """vlm writes; `project` (the text MLP) turns states into mask prompts; `head` draws."""
+    """`vlm` writes; `project` (the text MLP) turns states into mask prompts; `head` decodes masks.
 
-    def __init__(self, vlm: Llava, head: MaskHead, project: nn.Module):
+    architecture: all sizes, for writing the model to a folder. added_ids: of the tokens that the system adds.
+    """
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        head: MaskHead,
+        project: nn.Sequential,
+        *,
+        architecture: Architecture | None = None,
+        added_ids: Sequence[int] = (),
+    ):
         super().__init__()
         self.vlm = vlm
         self.head = head
         self.project = project
-        self.full_masks = True  # in training; else masks come as the decoder gives them
-        self.added_ids: list[int] = []  # of the tokens that the system adds
+        self.architecture = architecture
+        self.added_ids = list(added_ids)
+        self.report = Report()  # how the weights on disk met the model, filled where they are loaded
+        self.runtime = RuntimeOptions()
+
+    def configure(self, runtime: RuntimeOptions) -> None:
+        """Sets how the model computes: the one place where a recipe's speed and memory switches arrive."""
+        self.runtime = runtime
+        self.vlm.set_packing(runtime.pack_rows, runtime.pack_length)
+        self.head.checkpoint_decoder = runtime.checkpoint_decoder
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations: pictures enter in it."""
+        """Of activations: pixels enter in it."""
         return self.project[0].weight.dtype
 
     @property
@@ -53,61 +76,71 @@ class SegModel(nn.Module):
     def forward(self, batch: Batch) -> SegOutput:
         """Teacher forcing: logits where labels are, a mask for each mask position."""
         vision = self.vlm.encode_images(batch.pixels, batch.geometry)
-        features = self.head.features(batch, vision)  # before the activations of the language model are there, too
-        image = vision.states, batch.row_image, vision.attention
-        hidden = self.vlm(batch.ids, batch.attention, *image)  # (R, L, H)
+        # first, so that the mask encoder's activations are gone before those of the language model are there, too
+        features = self.head.features(batch, vision)
+        hidden = self.vlm(batch.ids, batch.attention, vision, batch.row_image)  # (R, L, H)
+        # the state at position t predicts the token at t + 1: states and targets are shifted by one
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE_ID
         return SegOutput(
+            # the vocabulary is large and most positions are prompt: logits of supervised positions only
             token_logits=self.vlm.logits(hidden[:, :-1][supervised]),
             token_targets=targets[supervised],
-            masks=self._forced_masks(batch, features, hidden),
+            masks=self._teacher_forced_masks(batch, features, hidden),
         )
 
     @torch.no_grad()
     def generate(self, batch: Batch, *, max_new_tokens: int, mask_ids: Sequence[int], eos: int) -> list[Answer]:
-        """Greedy answers to left-padded prompts, one a row; each picture is encoded once, whatever its rows."""
+        """Greedy answers to left-padded prompts, one per row; each image is encoded once, whatever its rows."""
         if self.training:
             raise RuntimeError("generate needs model.eval(): gradient checkpointing would drop the cache")
         vision = self.vlm.encode_images(batch.pixels, batch.geometry)
-        image = vision.states, batch.row_image, vision.attention
-        written = self.vlm.generate(batch.ids, batch.attention, *image, max_new_tokens=max_new_tokens, eos=eos)
-        groups = [find_groups(ids, mask_ids) for ids in written.ids]
-        counts = [len(starts) for starts in groups]
-        if not sum(counts):
+        written = self.vlm.generate(
+            batch.ids, batch.attention, vision, batch.row_image, max_new_tokens=max_new_tokens, eos=eos
+        )
+        groups = [find_groups(ids, mask_ids) for ids in written.ids]  # per row: where its mask tokens begin
+        if not any(groups):
             return [Answer(ids, self._no_mask(batch, row)) for row, ids in enumerate(written.ids)]
-        states = torch.stack(
-            [
-                written.states[row, start : start + len(mask_ids)]
-                for row, starts in enumerate(groups)
-                for start in starts
-            ]
-        )  # (Q, K, H)
-        query_image = batch.row_image.repeat_interleave(torch.tensor(counts, device=states.device))
-        masks = self._decode(self.head.features(batch, vision), states, query_image, batch)
-        waiting = [iter(picture) for picture in masks]
+        masks = self._generated_masks(batch, vision, written.states, groups, len(mask_ids))
+        # masks come per image, in the order of its rows: deal them back to the rows
+        waiting = [iter(image_masks) for image_masks in masks]
         answers = []
         for row, ids in enumerate(written.ids):
-            mine = [next(waiting[int(batch.row_image[row])]) for _ in range(counts[row])]
-            answers.append(Answer(ids, torch.stack(mine) if mine else self._no_mask(batch, row)))
+            own = [next(waiting[int(batch.row_image[row])]) for _ in groups[row]]
+            answers.append(Answer(ids, torch.stack(own) if own else self._no_mask(batch, row)))
         return answers
 
-    def _forced_masks(self, batch: Batch, features: Features, hidden: Tensor) -> list[Tensor]:
-        """Masks of all mask positions. Without any, a dummy query is decoded and sliced off: every rank of a
-        distributed run must touch the same weights, or the gradient exchange hangs."""
+    def _generated_masks(
+        self, batch: Batch, vision: Vision, states: Tensor, groups: list[list[int]], tokens: int
+    ) -> list[Tensor]:
+        """Masks of generated answers, B x (N_b, H_b, W_b). `states[row, t]` is the state that predicted new token t, so
+        the K mask tokens that begin at t are prompted by the states t ... t + K - 1."""
+        queries = torch.stack(
+            [states[row, start : start + tokens] for row, starts in enumerate(groups) for start in starts]
+        )  # (Q, K, H)
+        counts = torch.tensor([len(starts) for starts in groups], device=states.device)
+        query_image = batch.row_image.repeat_interleave(counts)
+        return self._decode(self.head.features(batch, vision), queries, query_image, batch)
+
+    def _teacher_forced_masks(self, batch: Batch, features: Features, hidden: Tensor) -> list[Tensor]:
+        """Masks at all mask positions of the batch, B x (N_b, H_b, W_b)."""
         rows, positions = batch.mask_rows, batch.mask_positions
+        # A batch without masks decodes a dummy query and slices it off: every rank of a distributed run must touch the
+        # same weights, or the gradient exchange hangs.
         dummy = len(rows) == 0
         if dummy:
             rows, positions = rows.new_zeros(1), positions.new_zeros(1, self.head.tokens)
+        # The line of the method: `positions` hold t - 1 for a mask token at t, because the state at t - 1 predicts it.
+        # Training therefore prompts with the state that generation has when it decides to write the token.
         states = hidden[rows[:, None], positions]  # (Q, K, H)
-        full = self.full_masks or not self.training
+        full = self.runtime.full_size_masks or not self.training
         masks = self._decode(features, states, batch.row_image[rows], batch, full=full)
-        return [picture[:0] for picture in masks] if dummy else masks
+        return [image_masks[:0] for image_masks in masks] if dummy else masks
 
     def _decode(
         self, features: Features, states: Tensor, query_image: Tensor, batch: Batch, *, full: bool = True
     ) -> list[Tensor]:
-        """(Q, K, H) states of the language model to masks by picture."""
+        """(Q, K, H) states of the language model -> masks per image."""
         queries = self.project(states.to(self.dtype))
         return self.head.decode(features, queries, query_image, batch.geometry, full)
 
@@ -121,7 +154,7 @@ def text_mlp(width: int, out: int) -> nn.Sequential:
 
 
 def find_groups(ids: Sequence[int], group: Sequence[int]) -> list[int]:
-    """Where the whole `group` of mask tokens stands in `ids`; a part of one is no mask."""
+    """Where the complete `group` of mask tokens begins in `ids`; a part of one is no mask."""
     group, starts, index = list(group), [], 0
     while index + len(group) <= len(ids):
         found = list(ids[index : index + len(group)]) == group

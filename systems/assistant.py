@@ -18,7 +18,7 @@ from model.checkpoints.files import read_tensors
 from model.checkpoints.load import build_model, fetch, load_folder, views_for
 from model.finetune.quantize import quantize
 from model.finetune.trainable import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
-from model.heads.embedding_cache import attach_cache
+from model.runtime import inference_options, training_options
 from model.seg_model import SegModel
 from model.vlm.prefix_packing import can_pack
 from systems.base import SYSTEMS, System, build_system
@@ -57,12 +57,9 @@ def build(recipe: Recipe, device: torch.device | str | None = None, trainable: b
     system, tokenizer, model = _parts(recipe)
     if trainable:
         prepare_training(model, recipe.model, seed=recipe.train.seed)
-        # ZeRO-3 gathers weights with all processes at every pass, and pieces differ in number from one to the next
-        model.head.checkpoint_decoder = model.head.checkpoint_decoder and recipe.train.zero_stage != 3
-        model.full_masks = recipe.loss.mask_size == "full"
     else:
         model.requires_grad_(False).eval()
-    return _assemble(system, tokenizer, model, recipe, device)
+    return _assemble(system, tokenizer, model, recipe, device, trainable=trainable)
 
 
 def load(
@@ -96,7 +93,7 @@ def load(
     recipe = _overridden(recipe, options, model, device)
     found = _system_of(recipe)
     tokenizer = _tokenizer(folder, found, recipe)
-    weighed = load_folder(folder, found.tokens, tokenizer, found.head, recipe.model)
+    weighed = load_folder(folder, found.tokens, tokenizer, recipe.model.mask_head or found.head, recipe.model)
     return _assemble(found, tokenizer, weighed, recipe, device)
 
 
@@ -198,7 +195,13 @@ def _parts(recipe: Recipe) -> tuple[System, PreTrainedTokenizerBase, SegModel]:
     """System, tokenizer and untrained model of a recipe, on the CPU."""
     system = _system_of(recipe)
     tokenizer = _tokenizer(fetch(recipe.model.version), system, recipe)
-    return system, tokenizer, build_model(recipe.model, system.tokens, tokenizer, system.head, seed=recipe.train.seed)
+    return (
+        system,
+        tokenizer,
+        build_model(
+            recipe.model, system.tokens, tokenizer, recipe.model.mask_head or system.head, seed=recipe.train.seed
+        ),
+    )
 
 
 def _tokenizer(folder: Path, system: System, recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -213,6 +216,8 @@ def _assemble(
     model: SegModel,
     recipe: Recipe,
     device: torch.device | str | None,
+    *,
+    trainable: bool = False,
 ) -> Assistant:
     encoder = Encoder(
         tokenizer,
@@ -223,9 +228,9 @@ def _assemble(
         system.prompt_template,
         recipe.data.long_rows,
     )
-    model.vlm.pack_length = recipe.model.pack_length
-    model.vlm.pack_rows = can_pack(recipe.model.pack_rows, model.vlm.language.config._attn_implementation)
+    options = training_options if trainable else inference_options
+    model.configure(options(recipe, pack_rows=can_pack(recipe.model.pack_rows, model.vlm.attention_implementation)))
     model.to(device if device is not None else dist.device())
     if recipe.model.embedding_cache:
-        attach_cache(model.head, recipe.model.embedding_cache)
+        model.head.use_cache(recipe.model.embedding_cache)
     return Assistant(system, tokenizer, model, views_for(model), encoder, recipe)

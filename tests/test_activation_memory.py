@@ -14,6 +14,7 @@ from model.checkpoints.load import assemble
 from model.finetune.trainable import prepare_training
 from model.heads.base import CHECKPOINTED_AT_ONCE
 from model.losses import objective
+from model.runtime import RuntimeOptions
 from model.seg_model import SegModel
 from tests.tiny_model import EOS, LANGUAGE, PLAN, SAM, TOWER, tiny_batch
 from tools.memory.activation_memory import Ledger, footprint
@@ -39,7 +40,7 @@ def prepared(attention: str, checkpointing: bool, precision: torch.dtype, plan: 
     model = assemble(plan, attention).to(precision)
     lora = LoraConfig(r=4, alpha=8, dropout=0.0)
     prepare_training(model, ModelConfig(gradient_checkpointing=checkpointing, lora=lora))
-    model.vlm.pack_rows = True
+    model.configure(RuntimeOptions(pack_rows=True, checkpoint_decoder=True))
     for weight in model.parameters():
         if weight.requires_grad:
             weight.grad = torch.zeros_like(weight)

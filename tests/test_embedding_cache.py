@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from model.heads.embedding_cache import CHECKSUM, GIB, EmbeddingCache, attach_cache
+from model.heads.embedding_cache import CHECKSUM, GIB, EmbeddingCache
 from model.heads.pixel import PixelHead
 from systems.assistant import build, load
 from tests.tiny_assistant import GOLDEN
@@ -30,7 +30,7 @@ def test_a_model_answers_from_kept_embeddings_as_from_its_encoder(tmp_path):
     model, batch = tiny_model().requires_grad_(False), tiny_batch()
     with torch.no_grad():
         plain = model(batch).masks
-        attach_cache(model.head, CacheConfig(str(tmp_path)))
+        model.head.use_cache(CacheConfig(str(tmp_path)))
         first = model(batch).masks
         calls = []
         model.head.encoder.register_forward_hook(lambda *_: calls.append(1))
@@ -124,10 +124,10 @@ def test_a_full_disk_costs_a_warning_not_the_run(tmp_path):
 
 def test_it_is_refused_where_embeddings_change(tmp_path):
     settings = CacheConfig(str(tmp_path))
-    with pytest.raises(ValueError, match="the picture encoder trains"):
-        attach_cache(tiny_model().head, settings)
-    with pytest.raises(ValueError, match="no picture encoder of its own"):
-        attach_cache(PixelHead.__new__(PixelHead), settings)
+    with pytest.raises(ValueError, match="the image encoder trains"):
+        tiny_model().head.use_cache(settings)
+    with pytest.raises(ValueError, match="no image encoder of its own"):
+        PixelHead.__new__(PixelHead).use_cache(settings)
     with pytest.raises(ValueError, match=r"max_gib must be above 0"):
         EmbeddingCache(tmp_path, 0, WEIGHTS)
     (tmp_path / "file").write_text("")

@@ -172,7 +172,8 @@ def test_rows_apart_give_the_same(case, trained):
 def test_gradient_norms(case, trained):
     recorded = json.loads((case.folder / "grad_norms.json").read_text())
     table = published_table(
-        HEADS[case.assistant.system.head].NAMES, projector_depth=case.assistant.model.plan.projector_depth
+        HEADS[case.assistant.system.head].WEIGHT_NAMES,
+        projector_depth=case.assistant.model.architecture.projector_depth,
     )
     norms = {table.to_layout(name): gradient.norm().item() for name, gradient in trained[2].items()}
     counted = {name: norm for name, norm in recorded.items() if norm > 1e-6}

@@ -20,6 +20,7 @@ from model.checkpoints.layouts import published_table
 from model.checkpoints.load import assemble, build_model, dtype_of, fetch, load_folder, resolve_attention, views_for
 from model.checkpoints.save import save_folder, save_original
 from model.heads import HEADS
+from model.vlm.base import Vision
 from tests.tiny_model import LANGUAGE, TOWER
 from utils.config import ModelConfig
 
@@ -190,7 +191,7 @@ def test_hugging_face_llava(hugging_face, sam, tmp_path, layout):
         expected = theirs(input_ids=ids, pixel_values=pixels).logits
         vision = model.vlm.encode_images(pixels)
         ours = ids.masked_fill(ids == 607, -200)
-        hidden = model.vlm(ours, torch.ones_like(ids, dtype=torch.bool), vision.states, torch.arange(2))
+        hidden = model.vlm(ours, torch.ones_like(ids, dtype=torch.bool), vision, torch.arange(2))
     rows = len(load_tokenizer(folder, SPEC))
     assert model.vlm.logits(hidden).shape[-1] == rows
     torch.testing.assert_close(model.vlm.logits(hidden)[..., :PIECES], expected[..., :PIECES], atol=1e-5, rtol=1e-4)
@@ -265,7 +266,7 @@ def test_published_7b_names_and_shapes():
     )
     with torch.device("meta"):
         model = assemble(plan)
-    table = published_table(HEADS["sam"].NAMES, projector_depth=1)
+    table = published_table(HEADS["sam"].WEIGHT_NAMES, projector_depth=1)
     shapes = {table.to_layout(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: shape for name, shape in shapes.items() if "vision_tower" not in name}
     assert len(shapes) == 923 - 32
@@ -302,7 +303,7 @@ def test_toy_base():
     assert model.vlm.image_tokens == (model.vlm.view.size // model.vlm.tower.config.patch_size) ** 2
     views = views_for(model)
     assert views.language.size == model.vlm.tower.config.image_size
-    assert views.seg.size == model.head.view_size
+    assert views.seg.size == model.head.view.size
 
 
 def test_new_rows_and_text_mlp_are_drawn_by_seed(published, sam, tmp_path):
@@ -452,7 +453,7 @@ def test_precision_and_attention_are_choices(golden):
         resolve_attention("flash_attention_2", "bf16")
     eager = load_folder(GOLDEN, SPEC, load_tokenizer(GOLDEN, SPEC), config=replace(CONFIG, attn_implementation="eager"))
     assert eager.vlm.language.config._attn_implementation == "eager"
-    ids, states = torch.tensor([[1, 5, 6, 7]]), torch.zeros(1, 256, 48)
+    ids, states = torch.tensor([[1, 5, 6, 7]]), Vision(torch.zeros(1, 256, 48), ())
     attention, row_image = torch.ones_like(ids, dtype=torch.bool), torch.tensor([0])
     with torch.no_grad():
         torch.testing.assert_close(
@@ -476,7 +477,7 @@ def test_quantised_loading_shrinks_only_the_language_layers(golden):
     assert small
     assert all(name.startswith("vlm.language.model.layers.") for name in small)
     ids = torch.arange(5, 25)[None]
-    inputs = (ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(1, 256, 48), torch.tensor([0]))
+    inputs = (ids, torch.ones_like(ids, dtype=torch.bool), Vision(torch.zeros(1, 256, 48), ()), torch.tensor([0]))
     with torch.no_grad():
         likeness = torch.nn.functional.cosine_similarity(model.vlm(*inputs), golden.vlm(*inputs), dim=-1)
     assert likeness.min() > 0.95

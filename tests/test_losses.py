@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.losses import mask_losses, objective
+from model.runtime import RuntimeOptions
 from model.seg_model import SegOutput
 from tests.tiny_model import tiny_batch, tiny_model
 from utils.config import LossConfig
@@ -128,7 +129,7 @@ def test_refused_slots_count_only_where_a_recipe_says_so(output):
 def test_masks_are_compared_in_the_cells_of_the_decoder_where_a_recipe_says_so():
     model, batch = tiny_model(), tiny_batch()
     full = model.train()(batch)
-    model.full_masks = False
+    model.configure(RuntimeOptions(full_size_masks=False))
     small = model(batch)
     assert [tuple(masks.shape) for masks in full.masks] == [(2, 20, 30), (1, 25, 10)]
     assert [tuple(masks.shape) for masks in small.masks] == [(2, 22, 32), (1, 32, 13)], "of 32 x 32 cells"
@@ -153,7 +154,7 @@ def test_masks_are_compared_in_the_cells_of_the_decoder_where_a_recipe_says_so()
 
 def test_masks_of_the_decoder_train_the_same_weights():
     model = tiny_model().train()
-    model.full_masks = False
+    model.configure(RuntimeOptions(full_size_masks=False))
     for masks in (True, False):
         model.zero_grad(set_to_none=True)
         batch = tiny_batch(masks=masks)

@@ -86,7 +86,7 @@ def test_one_file_of_whole_weights(run, truth, tmp_path, wrapped):
     """What zero_to_fp32 makes of this program's shards, and of the original programs'."""
     weights = load_file(run / "checkpoints" / "step_4" / "trainable.safetensors")
     if wrapped:
-        table = published_table(HEADS["sam"].NAMES, 1)
+        table = published_table(HEADS["sam"].WEIGHT_NAMES, 1)
         weights = {f"base_model.model.{table.to_layout(name)}": value for name, value in weights.items()}
     torch.save(weights, tmp_path / "pytorch_model.bin")
     recipe = run / "recipe.yaml"

@@ -151,7 +151,7 @@ def test_padding_reaches_no_word(assistant):
             hidden.append(
                 (
                     vision.layers[-2],
-                    model.vlm(batch.ids, batch.attention, vision.states, batch.row_image, vision.attention),
+                    model.vlm(batch.ids, batch.attention, vision, batch.row_image),
                 )
             )
     (patches, words), (patches_changed, words_changed) = hidden
@@ -214,7 +214,7 @@ def test_own_folder_gives_the_same_model(assistant, tmp_path):
     save_folder(assistant.model, tmp_path / "own", assistant.tokenizer, assistant.recipe)
     found = load(tmp_path / "own", device="cpu")
     assert found.system.name == "pixellm" and found.views == assistant.views
-    assert found.model.plan.head_config == assistant.model.plan.head_config
+    assert found.model.architecture.head_config == assistant.model.architecture.head_config
     state = assistant.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in found.model.state_dict().items())
     assert found.model.vlm.pool == 2 and found.model.head.levels == (-2, -11)
@@ -260,7 +260,7 @@ def test_whole_training_file_over_a_base(base, published, assistant, tmp_path):
 
 def test_wrong_choices_are_refused(base):
     for changes, message in (
-        ({"tower": replace(PUBLISHED_TOWER, pad=False)}, r"must show the whole picture.*pad_train_clip_images"),
+        ({"tower": replace(PUBLISHED_TOWER, pad=False)}, r"must show the whole image.*pad_train_clip_images"),
         ({"head": {"fusion": "mean"}}, r"no model\.head\.fusion 'mean'.*trained"),
         ({"head": {"neck": 1}}, r"no field in model\.head 'neck'.*train_neck"),
         ({"head": {"levels": [-2, -30]}}, r"levels.*13 layers"),
@@ -276,7 +276,7 @@ def test_published_names_and_shapes(width, inner, layers, heads):
     """The 241 weights of the published checkpoints beside LLaMA's (pixellm.md 7.3), without their memory."""
     language = {"vocab_size": 32009, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    config = HEADS["pixel"].plan({}, {}, HeadContext(1024, 24, width, 6))
+    config = HEADS["pixel"].config_for({}, {}, HeadContext(1024, 24, width, 6))
     plan = Architecture(
         language | {"num_attention_heads": heads},
         tower | {"image_size": 448, "patch_size": 14},
@@ -289,7 +289,7 @@ def test_published_names_and_shapes(width, inner, layers, heads):
     )
     with torch.device("meta"):
         model = assemble(plan)
-    table = published_table(HEADS["pixel"].NAMES, projector_depth=2)
+    table = published_table(HEADS["pixel"].WEIGHT_NAMES, projector_depth=2)
     shapes = {table.to_layout(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     language_names = {name for name in shapes if name.startswith(("model.layers.", "model.norm."))}
     own = {n: s for n, s in shapes.items() if n not in language_names and "vision_tower" not in n}

@@ -92,7 +92,7 @@ def test_so_they_are_with_fewer_key_heads_and_another_attention(attention):
 
 
 def test_so_they_are_with_the_pixel_head():
-    config = HEADS["pixel"].plan({}, {"levels": (-2, -3), **PIXEL}, HeadContext(TOWER["hidden_size"], 3, 16, 2))
+    config = HEADS["pixel"].config_for({}, {"levels": (-2, -3), **PIXEL}, HeadContext(TOWER["hidden_size"], 3, 16, 2))
     model = talkative(replace(PLAN, head="pixel", head_config=config))
     model.vlm.language.lm_head.weight[SEG] *= 2  # two in a row make a mask
     compare(model, many(), mask_ids=(SEG, SEG))

@@ -10,6 +10,7 @@ from data.types import IGNORE_ID, IMAGE_ID
 from model.checkpoints.load import assemble
 from model.finetune.trainable import apply_lora
 from model.losses import objective
+from model.vlm.base import Vision
 from model.vlm.prefix_packing import _fill, can_pack, pack
 from tests.tiny_model import EOS, PLAN, SEG, tiny_batch, tiny_model
 from utils.config import LoraConfig, LossConfig
@@ -104,10 +105,12 @@ def test_image_tokens_that_show_nothing_stay_hidden():
     results = []
     for packed in (False, True):
         model.vlm.pack_rows = packed
-        results.append(model.vlm(batch.ids, batch.attention, states, batch.row_image, shown)[batch.attention])
+        results.append(
+            model.vlm(batch.ids, batch.attention, Vision(states, (), shown), batch.row_image)[batch.attention]
+        )
     torch.testing.assert_close(*results)
     assert not torch.allclose(
-        results[1], model.vlm(batch.ids, batch.attention, states, batch.row_image)[batch.attention]
+        results[1], model.vlm(batch.ids, batch.attention, Vision(states, ()), batch.row_image)[batch.attention]
     )
 
 
@@ -123,7 +126,7 @@ def test_dialogues_do_not_see_each_other():
     assert seen[first].sum() == 10
     assert seen[second].sum() == 10
     assert not seen[second, first]
-    assert packing.positions[0, second] == 9
+    assert packing.gather_positions(torch.arange(batch.ids.shape[1]).expand_as(batch.ids))[0, second] == 9
 
 
 def test_rows_that_gain_nothing_stay_apart():
@@ -143,7 +146,8 @@ def test_pictures_share_sequences(most, shape):
     batch = rows_batch(torch.float64)
     packing = pack(batch.ids, batch.attention, batch.row_image, most=most)
     assert packing.source.shape == shape
-    assert torch.equal(packing.positions[0, :7], torch.arange(7))
+    columns = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
+    assert torch.equal(packing.gather_positions(columns)[0, :7], torch.arange(7))
     slots = packing.place.masked_fill(~batch.attention, -1)
     for row, (ids, image) in enumerate(ROWS):
         last = int(slots[row].max())
@@ -175,7 +179,7 @@ def test_attention_without_a_mask_gets_rows_end_to_end(monkeypatch):
     model, batch = tiny_model(seed=2), rows_batch()
     model.vlm.pack_rows = False
     apart = model(batch)
-    monkeypatch.setattr("model.vlm.llava.MASKED", ("eager",))
+    monkeypatch.setattr("model.vlm.decoder.MASKED", ("eager",))
     model.vlm.pack_rows, given = can_pack(True, "flash_attention_2"), []
     model.vlm.language.model.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs), with_kwargs=True)
     packed = model(batch)
@@ -184,7 +188,7 @@ def test_attention_without_a_mask_gets_rows_end_to_end(monkeypatch):
     assert int((given[0]["position_ids"] == 0).sum()) == len(ROWS)
     torch.testing.assert_close(packed.token_logits, apart.token_logits, atol=2e-4, rtol=2e-4)
     shown = torch.ones(3, 4, dtype=torch.bool)
-    model.vlm(batch.ids, batch.attention, torch.randn(3, 4, 16), batch.row_image, shown)
+    model.vlm(batch.ids, batch.attention, Vision(torch.randn(3, 4, 16), (), shown), batch.row_image)
     assert given[1]["attention_mask"].shape == batch.ids.shape, "hidden image tokens need a mask: rows stay rows"
 
 

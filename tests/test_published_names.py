@@ -70,7 +70,7 @@ def test_every_published_weight_has_a_home(name):
     with torch.device("meta"):
         model = assemble(plan)
         file = {key: torch.empty(shape) for key, shape in published(size, rows, projector, rank).items()}
-        found = to_model_names(merge_factors(file, alpha=16), reading_table(HEADS["sam"].NAMES), report)
+        found = to_model_names(merge_factors(file, alpha=16), reading_table(HEADS["sam"].WEIGHT_NAMES), report)
     own = {key: value.shape for key, value in model.state_dict().items()}
     own = {key: shape for key, shape in own.items() if not key.startswith(("head.", "vlm.tower."))}
     assert {key: value.shape for key, value in found.items()} == own

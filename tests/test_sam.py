@@ -194,7 +194,7 @@ def test_hugging_face_folder(pair, tmp_path: Path):
     save_file({**state, "shared_image_embedding.positional_embedding": tied}, tmp_path / "model.safetensors")
     config = {"model_type": "sam", "mask_decoder_config": {"num_attention_heads": HEADS}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    tensors, options = SamHead.read(str(tmp_path), {"decoder_heads": 8})
+    tensors, options = SamHead.read_weights(str(tmp_path), {"decoder_heads": 8})
     assert options["decoder_heads"] == HEADS
     assert tensors.keys() == ours.state_dict().keys()
     assert all(torch.equal(tensors[name], value) for name, value in ours.state_dict().items())

@@ -14,6 +14,7 @@ from benchmarks.shapes import SHAPES, build, dialogues
 from benchmarks.speed import LINES
 from model.finetune.trainable import prepare_training
 from model.losses import objective
+from model.runtime import RuntimeOptions
 from utils.config import LossConfig, ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +50,7 @@ def test_operations_are_those_that_torch_counts(vocabulary, precision):
         config = ModelConfig(
             gradient_checkpointing=checkpointing, decoder_checkpointing=False, train_vocabulary=vocabulary
         )
-        prepare_training(model, config).vlm.pack_rows = True
+        prepare_training(model, config).configure(RuntimeOptions(pack_rows=True))
         batch = dialogues(shape, model.vlm.image_tokens, pictures=2, each=3).to("cpu", model.dtype)
         with FlopCounterMode(display=False) as counter:
             objective(model(batch), batch, LossConfig()).total.backward()

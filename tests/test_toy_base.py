@@ -93,8 +93,8 @@ def test_the_sam_file_has_upstreams_names(tmp_path):
 
 
 def test_sam_finds_things_from_boxes_on_val_scenes():
-    tensors, options = SamHead.read(str(SAM), {"decoder_heads": 8})
-    head = SamHead.build(SamHead.plan(tensors, options), "eager").float().eval()
+    tensors, options = SamHead.read_weights(str(SAM), {"decoder_heads": 8})
+    head = SamHead.build(SamHead.config_for(tensors, options), "eager").float().eval()
     head.load_state_dict({key: value.float() for key, value in tensors.items()})
     scenes = [make_scene(scene_seed("val", index)) for index in range(8)]
     found = [box_iou(head, scene, thing) for scene in scenes for thing in scene.objects]

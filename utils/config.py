@@ -67,6 +67,7 @@ class ModelConfig:
     version: str = ""  # base LLaVA or a finished checkpoint: a folder, or a name on the hub
     vision_tower: str | None = "openai/clip-vit-large-patch14"  # CLIP folder; None: the one inside or named by version
     weight: str | None = None  # a whole training file over version's weights (a bare .bin; its LoRA has lora.alpha)
+    mask_head: str | None = None  # sam | pixel, over any system; None: the system's own
     vision_pretrained: str | None = None  # SAM weights (file or folder); None: those inside version
     conv_type: str = "llava_v1"
     tokenization: str | None = None  # whose ids: transformers-4.31 | transformers-4.44; None: the folder's, else 4.31

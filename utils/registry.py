@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
-class Registry:
+class Registry(Generic[Factory]):
     """A small table of factories, e.g. `SOURCES = Registry("source")`; `@SOURCES.register("ade20k")` adds one."""
 
     def __init__(self, kind: str):
         self.kind = kind
-        self._factories: dict[str, Callable[..., Any]] = {}
+        self._factories: dict[str, Factory] = {}
 
-    def register(self, *names: str) -> Callable:
+    def register(self, *names: str) -> Callable[[Factory], Factory]:
         """Decorator that files a class or function under one or several names."""
 
-        def add(factory: Callable) -> Callable:
+        def add(factory: Factory) -> Factory:
             for name in names:
                 if name in self._factories:
                     raise ValueError(f"two {self.kind}s are called {name!r}")
@@ -26,7 +28,7 @@ class Registry:
 
         return add
 
-    def __getitem__(self, name: str) -> Callable[..., Any]:
+    def __getitem__(self, name: str) -> Factory:
         try:
             return self._factories[name]
         except KeyError:

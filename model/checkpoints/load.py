@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from data.tokens import TokenSpec, token_id
-from data.views import LanguageView, PaddedView, SamView, Views
+from data.views import LanguageView, Views
 from model.checkpoints.architecture import (
     SECTION,
     Architecture,
@@ -64,12 +65,13 @@ def build_model(
         for step in (_add_head, _add_weight, _add_tower, _drop_projector):
             source = step(source, config)
         _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
-        plan = _architecture(source, tokenizer, len(spec.mask))
-    check_sizes(plan, source.tensors, where)
+        architecture = _architecture(source, tokenizer, len(spec.mask))
+    check_sizes(architecture, source.tensors, where)
+    attention = resolve_attention(config.attn_implementation, config.precision)
+    added_ids = [token_id(tokenizer, token) for token in spec.all_added]
     with torch.device("meta"), laying_out(where):
-        model = assemble(plan, resolve_attention(config.attn_implementation, config.precision))
-    model.plan, model.report, model.vlm.view = plan, source.report, source.view
-    model.added_ids = [token_id(tokenizer, token) for token in spec.all_added]
+        model = assemble(architecture, attention, source.view, added_ids)
+    model.report = source.report
     _check_sizes(model, config)
     _init_head(source, model, seed)
     _fill(model, source, dtype_of(config.precision), generator, config.allow_missing)
@@ -97,25 +99,31 @@ def load_folder(
     return model
 
 
-def assemble(plan: Architecture, attention: str = "sdpa") -> SegModel:
-    """An uninitialised model of these sizes."""
-    head = HEADS[plan.head].build(plan.head_config, "eager" if attention == "eager" else "sdpa")
+def assemble(
+    architecture: Architecture,
+    attention: str = "sdpa",
+    view: LanguageView | None = None,
+    added_ids: Sequence[int] = (),
+) -> SegModel:
+    """An uninitialised model of these sizes. view: of the vision tower; None: CLIP's at the tower's side."""
+    head = HEADS[architecture.head].build(architecture.head_config, "eager" if attention == "eager" else "sdpa")
     vlm = Llava.build(
-        CLIPVisionConfig(**plan.tower),
-        LlamaConfig(**plan.language),
-        projector_depth=plan.projector_depth,
-        projector_width=plan.projector_width,
-        feature_layer=plan.feature_layer,
-        pool=plan.tower_input.get("pool", 1),
+        CLIPVisionConfig(**architecture.tower),
+        LlamaConfig(**architecture.language),
+        projector_depth=architecture.projector_depth,
+        projector_width=architecture.projector_width,
+        feature_layer=architecture.feature_layer,
+        pool=architecture.tower_input.get("pool", 1),
         attention=attention,
+        view=view,
     )
-    return SegModel(vlm, head, text_mlp(vlm.hidden_size, head.prompt_dim))
+    project = text_mlp(vlm.hidden_size, head.prompt_dim)
+    return SegModel(vlm, head, project, architecture=architecture, added_ids=added_ids)
 
 
 def views_for(model: SegModel) -> Views:
-    """What the model's two eyes want of a picture."""
-    side = model.head.view_size
-    return Views(language=model.vlm.view, seg=SamView(side) if side else None)
+    """How the language side and the mask head see an image."""
+    return Views(language=model.vlm.view, seg=model.head.view)
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -184,7 +192,7 @@ class _Source:
 
 def _read(folder: Path, config: ModelConfig, head: str) -> _Source:
     values, report = read_config(folder), Report()
-    tensors = to_model_names(read_tensors(folder), reading_table(HEADS[head].NAMES), report)
+    tensors = to_model_names(read_tensors(folder), reading_table(HEADS[head].WEIGHT_NAMES), report)
     if _LM_HEAD not in tensors and _EMBED in tensors and values.get("text_config", values).get("tie_word_embeddings"):
         tensors[_LM_HEAD] = tensors[_EMBED].clone()
     finished = any(name.startswith("head.") for name in tensors)
@@ -194,12 +202,12 @@ def _read(folder: Path, config: ModelConfig, head: str) -> _Source:
 
 def _add_head(source: _Source, config: ModelConfig) -> _Source:
     head = HEADS[source.head]
-    if (source.finished or not head.PRETRAINED) and config.vision_pretrained:
+    if (source.finished or not head.NEEDS_WEIGHTS) and config.vision_pretrained:
         log.info("the mask head of %s takes nothing from %s: it is not read", source.folder, config.vision_pretrained)
     if source.finished:
         return source
     source.fresh += ["project.0.weight", "project.0.bias", "project.2.weight", "project.2.bias"]
-    if not head.PRETRAINED:
+    if not head.NEEDS_WEIGHTS:
         return source
     if not config.vision_pretrained:
         if config.weight:
@@ -208,7 +216,7 @@ def _add_head(source: _Source, config: ModelConfig) -> _Source:
             f"{source.folder} is a base model without a mask head: name the head's weights in model.vision_pretrained "
             "(--vision_pretrained), e.g. sam_vit_h_4b8939.pth"
         )
-    read, source.options = head.read(fetch(config.vision_pretrained), source.options)
+    read, source.options = head.read_weights(fetch(config.vision_pretrained), source.options)
     source.tensors.update({f"head.{name}": tensor for name, tensor in read.items()})
     return source
 
@@ -222,7 +230,7 @@ def _add_weight(source: _Source, config: ModelConfig) -> _Source:
         merged = merge_factors(read_tensors(file), config.lora.alpha)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    source.tensors.update(to_model_names(merged, reading_table(HEADS[source.head].NAMES), source.report))
+    source.tensors.update(to_model_names(merged, reading_table(HEADS[source.head].WEIGHT_NAMES), source.report))
     source.finished, source.fresh, source.weight = True, [], file
     return source
 
@@ -323,7 +331,7 @@ def _architecture(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: i
         projector_width=NEW_GROWTH * width if new else projector_width(source.tensors),
         feature_layer=feature_layer(source.values, where),
         head=source.head,
-        head_config=HEADS[source.head].plan(parts, source.options, host),
+        head_config=HEADS[source.head].config_for(parts, source.options, host),
         tower_input=asdict(source.tower_input),
         tower_name=source.tower_name,
     )
@@ -333,28 +341,24 @@ def _init_head(source: _Source, model: SegModel, seed: int) -> None:
     """A mask head that starts from no file, or what options add to a finished one, as its class draws it."""
     head = HEADS[source.head]
     absent = [name for name in model.state_dict() if name.startswith("head.") and name not in source.tensors]
-    new = [name for name in absent if not source.finished or name.removeprefix("head.") in head.CHOSEN]
-    if head.PRETRAINED or not new:
+    new = [name for name in absent if not source.finished or name.removeprefix("head.") in head.OPTIONAL_WEIGHTS]
+    if head.NEEDS_WEIGHTS or not new:
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        drawn = head.build(model.plan.head_config, "sdpa").state_dict()
+        drawn = head.build(model.architecture.head_config, "sdpa").state_dict()
     source.tensors |= {name: drawn[name.removeprefix("head.")] for name in new}
     source.fresh += new
 
 
 def _check_sizes(model: SegModel, config: ModelConfig) -> None:
     """Sizes that the recipe repeats must be those of the weights."""
-    side = model.head.view_size
     if config.out_dim not in (None, model.head.prompt_dim):
         raise ValueError(f"model.out_dim is {config.out_dim}, the mask decoder takes {model.head.prompt_dim}")
-    if side and config.image_size not in (None, side):
-        raise ValueError(f"model.image_size is {config.image_size}, the mask encoder takes {side}")
-    if not side and not isinstance(model.vlm.view, PaddedView):
-        raise ValueError(
-            "this mask head draws in the vision tower's view, which must show the whole picture: set "
-            "model.tower.pad=true (--pad_train_clip_images)"
-        )
+    view = model.head.view
+    if view and config.image_size not in (None, view.size):
+        raise ValueError(f"model.image_size is {config.image_size}, the mask encoder takes {view.size}")
+    model.head.check_view(model.vlm.view)
 
 
 def _fill(model: SegModel, source: _Source, dtype: torch.dtype, generator: torch.Generator, lenient: bool) -> None:

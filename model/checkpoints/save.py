@@ -92,7 +92,8 @@ def save_folder(
     """
     with _writing(folder, notes, overwrite) as draft:
         write_tensors(to_layout_names(model.state_dict(), folder_table()), draft)
-        _write_json(draft / "config.json", model.plan.to_json() | {"dtype": str(model.dtype).removeprefix("torch.")})
+        dtype = str(model.dtype).removeprefix("torch.")
+        _write_json(draft / "config.json", model.architecture.to_json() | {"dtype": dtype})
         write_view(draft, model.vlm.view)
         _write_tokenizer(draft, tokenizer)
         if recipe is not None:
@@ -103,7 +104,7 @@ def save_original(
     model: SegModel,
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase,
-    architecture: str = "LlavaLlamaForCausalLM",
+    class_name: str = "LlavaLlamaForCausalLM",
     *,
     notes: Mapping[str, Any] = MappingProxyType({}),
     overwrite: bool = False,
@@ -111,20 +112,18 @@ def save_original(
     """The published layout: flat config, published key names, `pytorch_model*.bin`, no vision tower (lisa.md 7).
 
     The tower's hub name goes into the config; one that is no hub name is written to a subfolder beside it.
-    `architecture`: the class name in the config. The folder appears whole, as with `save_folder`.
+    class_name: of the model, for `architectures` in the config. The folder appears whole, as with `save_folder`.
     """
-    sight = TowerInput(**model.plan.tower_input)
-    if not representable(replace(sight, positions="released")):
-        raise ValueError(
-            f"the published layout cannot tell how this model's vision tower sees: {model.plan.tower_input}"
-        )
+    architecture = model.architecture
+    if not representable(replace(TowerInput(**architecture.tower_input), positions="released")):
+        raise ValueError(f"the published layout has no fields for this model's tower input: {architecture.tower_input}")
     with _writing(folder, notes, overwrite) as draft:
-        _write_original(model, draft, tokenizer, architecture)
+        _write_original(model, draft, tokenizer, class_name)
 
 
-def _write_original(model: SegModel, folder: Path, tokenizer: PreTrainedTokenizerBase, architecture: str) -> None:
-    plan, sight = model.plan, TowerInput(**model.plan.tower_input)
-    tensors = to_layout_names(model.state_dict(), published_table(HEADS[plan.head].NAMES, plan.projector_depth))
+def _write_original(model: SegModel, folder: Path, tokenizer: PreTrainedTokenizerBase, class_name: str) -> None:
+    plan, sight = model.architecture, TowerInput(**model.architecture.tower_input)
+    tensors = to_layout_names(model.state_dict(), published_table(HEADS[plan.head].WEIGHT_NAMES, plan.projector_depth))
     tower = {name: tensors.pop(name) for name in list(tensors) if ".vision_tower." in name}
     write_tensors(tensors, folder, safe=False)
     name = plan.tower_name
@@ -135,7 +134,7 @@ def _write_original(model: SegModel, folder: Path, tokenizer: PreTrainedTokenize
         _write_json(folder / name / "config.json", {"model_type": "clip_vision_model", **plan.tower})
         write_view(folder / name, model.vlm.view)
     told = {
-        "architectures": [architecture],
+        "architectures": [class_name],
         "torch_dtype": str(model.dtype).removeprefix("torch."),
         "mm_vision_tower": name,
         "vision_tower": name,

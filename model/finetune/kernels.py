@@ -24,7 +24,7 @@ def compile_layers(model: SegModel, backend: str) -> None:
     have = torch.compiler.list_backends(exclude_tags=())
     if backend not in have:
         raise ValueError(unknown("torch.compile backend (model.compile)", backend, have))
-    for layer in model.vlm.language.model.layers:
+    for layer in model.vlm.decoder_layers:
         layer.compile(backend=backend, dynamic=True)
 
 

@@ -19,7 +19,7 @@ def quantize(model: SegModel, bits: int) -> None:
         raise ImportError(
             "load_in_4bit and load_in_8bit need the bitsandbytes package: pip install -r requirements-gpu.txt"
         ) from None
-    language = model.vlm.language.model
+    language = model.vlm.decoder
     for name, linear in list(language.named_modules()):
         if isinstance(linear, nn.Linear):
             sizes = (linear.in_features, linear.out_features, linear.bias is not None)

@@ -32,7 +32,6 @@ def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> 
     speed_up(model, config)
     if config.gradient_checkpointing:
         model.vlm.checkpoint_gradients()
-    model.head.checkpoint_decoder = config.decoder_checkpointing
     log.info(describe(model))
     return model.train()
 
@@ -45,7 +44,7 @@ def quantize_frozen(model: SegModel, config: ModelConfig) -> None:
         raise ValueError("load_in_4bit trains adapters only: 4-bit layers have no gradients; set model.lora.r above 0")
     if config.load_in_4bit:
         quantize(model, bits=4)
-        model.vlm.language.model.is_loaded_in_4bit = True  # where peft looks which kind of adapter to make
+        model.vlm.decoder.is_loaded_in_4bit = True  # where peft looks which kind of adapter to make
 
 
 def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
@@ -53,7 +52,7 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
     layers of the same names. r = 0 or below: none. A name that matches no linear raises and lists those there are."""
     if config.r <= 0:
         return
-    language = model.vlm.language.model
+    language = model.vlm.decoder
     have = {name.rpartition(".")[2] for name, module in language.named_modules() if isinstance(module, nn.Linear)}
     for target in config.target_modules:
         if target not in have:
@@ -80,10 +79,11 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
     language = model.vlm.language
     whole = config.lora.r == 0 and config.train_language
     parts = [language] if whole else _vocabulary(model, config)
-    parts += [language.model.layers] if config.lora.r < 0 else []
-    parts += [model.project, *(model.head.trained(config.head) if config.train_mask_decoder else ())]
-    parts += [model.vlm.projector] if config.tower.train_projector else []
-    parts += model.vlm.used_tower() if config.tower.train else []
+    parts += [model.vlm.decoder_layers] if config.lora.r < 0 else []
+    parts += [model.project, *(model.head.trainable_parts(config.head) if config.train_mask_decoder else ())]
+    vision = model.vlm.vision_parts()
+    parts += vision["projector"] if config.tower.train_projector else []
+    parts += vision["tower"] if config.tower.train else []
     if whole and config.train_vocabulary != "full":
         raise ValueError("model.train_vocabulary: without LoRA the language model trains in full, its vocabulary too")
     for part in parts:

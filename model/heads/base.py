@@ -1,11 +1,15 @@
-"""What a mask head is: it sees a picture in its own way and turns K vectors a mask into logits."""
+"""What the project asks of a mask head.
+
+A mask head encodes images in its own view and decodes K query vectors per mask into mask logits. A head is one file
+beside this one; it owns its view, its embedding cache and the way back to the image's size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,77 +17,101 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from data.types import Batch, Geometry
+from data.views import LanguageView, SegView
 from model.checkpoints.name_table import Pair
-from model.vlm.llava import Vision
+from model.vlm.base import Vision
 from utils.batching import map_batched
+from utils.config import CacheConfig
 from utils.registry import Registry
 
-HEADS = Registry("mask head")  # names to MaskHead classes
-Features = Any  # whatever `features` hands to `decode`
-QUERIES_AT_ONCE = {"cpu": 4, "cuda": 64}  # without gradients; each costs about a dozen copies of a picture embedding
+HEADS: Registry[type[MaskHead]] = Registry("mask head")  # name -> MaskHead class
+Features = Any  # whatever a head's `features` returns for its own `decode`
+QUERIES_AT_ONCE = {"cpu": 4, "cuda": 64}  # without gradients; each costs about a dozen copies of an image embedding
 CHECKPOINTED_AT_ONCE = {"cpu": 2, "cuda": 8, "meta": 8}  # in the backward pass, with twice that and more
 
 
 @dataclass(frozen=True)
 class HeadContext:
-    """What a head has to fit into."""
+    """The sizes that a head has to fit."""
 
     tower_width: int
     tower_layers: int
     language_width: int
-    tokens: int  # mask tokens of one mask
-    saved_config: dict[str, Any] | None = None  # the head's configuration, where the folder's `config.json` has it
+    tokens: int  # mask tokens per mask
+    saved_config: dict[str, Any] | None = None  # the head's configuration in a folder's `config.json`, if it is there
 
 
-class MaskHead(Protocol):
+class MaskHead(nn.Module):
     """A module with these members. Its weights are named `head.*` in a SegModel."""
 
     WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names (below `model.`) and ours (below `head.`)
-    NEEDS_WEIGHTS: ClassVar[bool]  # a new one starts from the weights of a file; else it is drawn
-    OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]]  # weights that options add: drawn where a finished head has none
-    tokens: int  # K, mask tokens of one mask, as far as the head minds
-    prompt_dim: int  # D, the width of a mask query
-    checkpoint_decoder: bool  # masks are drawn again in the backward pass, to save memory
-    view_size: int | None  # side of the mask-side view; None: the head uses the language-side features
+    NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file; else from random ones
+    OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]] = ()  # added by options: initialised where a finished head has none
+    tokens: int  # K, mask tokens per mask, where the head depends on it
+    checkpoint_decoder: bool = False  # masks are decoded again in the backward pass, to save memory
 
     @classmethod
-    def config_for(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: HeadContext) -> dict[str, Any]:
+    def config_for(cls, tensors: dict[str, Tensor], options: dict[str, Any], context: HeadContext) -> dict[str, Any]:
         """The configuration (plain values) of a head with these weights; without any, of a new one."""
+        raise NotImplementedError
 
     @staticmethod
     def read_weights(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Pretrained weights of such a head, under its own names, and `options` with what the file adds to them.
-        Only where PRETRAINED."""
+        """Pretrained weights under the head's own names, and `options` with what the file adds to them. Only of heads
+        that NEEDS_WEIGHTS."""
+        raise NotImplementedError
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> MaskHead:
         """An uninitialised head of that configuration."""
+        raise NotImplementedError
+
+    @property
+    def prompt_dim(self) -> int:
+        """D, the width of a mask query."""
+        raise NotImplementedError
+
+    @property
+    def view(self) -> SegView | None:
+        """How the head sees an image; None: it reuses the features of the language-side view."""
+        raise NotImplementedError
+
+    def check_view(self, language_view: LanguageView) -> None:
+        """Raises where a head without a view of its own cannot decode masks from that one."""
+
+    def use_cache(self, settings: CacheConfig) -> None:
+        """Keeps image embeddings on disk (model.embedding_cache); the weights must be final and on their device."""
+        raise ValueError("model.embedding_cache: this mask head has no image encoder of its own; remove the setting")
+
+    def trainable_parts(self, options: dict[str, Any]) -> Iterable[nn.Module | nn.Parameter]:
+        """What trains with `train_mask_decoder`; the rest is frozen."""
+        raise NotImplementedError
 
     def features(self, batch: Batch, vision: Vision) -> Features:
-        """Encodes the B pictures of a batch once."""
+        """Encodes the B images of a batch, each once."""
+        raise NotImplementedError
 
     def decode(
         self, features: Features, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
     ) -> list[Tensor]:
-        """(Q, K, D) queries and their pictures (Q,), ascending, to B x (N_b, H_b, W_b) float32 logits.
+        """(Q, K, D) queries and their images (Q,), ascending -> B x (N_b, H_b, W_b) float32 logits.
 
         full: at the original sizes; else as the decoder gives them, without the padding."""
-
-    def trained(self, options: dict[str, Any]) -> Iterable[nn.Module | nn.Parameter]:
-        """The parts that train with `train_mask_decoder`; the rest is frozen."""
+        raise NotImplementedError
 
 
 def decode_in_chunks(
-    draw: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor, checkpoint_decoder: bool = False
+    decode: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor, checkpointed: bool = False
 ) -> Tensor:
-    """`draw(queries, query_image)` of all queries in one pass; without gradients of so many at once. redraw: with
-    gradients, too, each piece drawn again in the backward pass, so that what drawing leaves is never kept."""
+    """All of `decode(queries, query_image)`: in one pass with gradients, in chunks without. checkpointed: with
+    gradients also in chunks, each under activation checkpointing, so that the decoder's activations are never kept."""
     size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE[queries.device.type]
-    if torch.is_grad_enabled() and checkpoint_decoder:
+    if torch.is_grad_enabled() and checkpointed:
         size = CHECKPOINTED_AT_ONCE[queries.device.type]
-        # drawing has no chance in it; ZeRO-3 hands over weights of another shape the second time, whole or divided
-        draw = partial(checkpoint, draw, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
-    return torch.cat([draw(*piece) for piece in zip(queries.split(size), query_image.split(size), strict=True)])
+        # Decoding is deterministic, so no RNG state is kept. The determinism check must be off: ZeRO-3 parameters are
+        # gathered in one pass and sharded in the other.
+        decode = partial(checkpoint, decode, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+    return torch.cat([decode(*chunk) for chunk in zip(queries.split(size), query_image.split(size), strict=True)])
 
 
 def fourier_positions(embedding: nn.Module, features: Tensor) -> Tensor:
@@ -96,7 +124,7 @@ def fourier_positions(embedding: nn.Module, features: Tensor) -> Tensor:
 
 
 def to_original(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
-    """(N, h, w) logits of a padded square view of side `size` to (N, H, W) float32 ones of the picture.
+    """(N, h, w) logits of a padded square view of side `size` -> (N, H, W) float32 ones of the image.
 
     Two bilinear steps with the crop between them, in float32 to the end (lisa.md 1.6).
     """
@@ -107,7 +135,7 @@ def to_original(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
 
 
 def crop_padding(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
-    """(N, h, w) logits of a padded square view of side `size` to float32 ones of the cells that show the picture."""
+    """(N, h, w) logits of a padded square view of side `size` -> float32 ones of the cells that show the image."""
     rows, columns = (
         max(1, round(side * cells / size)) for side, cells in zip(geometry.resized, logits.shape[1:], strict=True)
     )
@@ -117,8 +145,8 @@ def crop_padding(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
 def split_by_image(
     logits: Tensor, query_image: Tensor, geometry: Sequence[Geometry], sizes: Sequence[int], full: bool
 ) -> list[Tensor]:
-    """(Q, h, w) logits of padded square views of these sides, in ascending order of picture, to B x (N_b, H_b, W_b):
-    those of the pictures, or, not `full`, of the cells that show them. Pictures of one size go together."""
+    """(Q, h, w) logits of padded square views of these sides, in ascending order of image -> B x (N_b, H_b, W_b): at
+    the images' sizes or, unless `full`, the cells that show them. Images of one size are resized in one call."""
     parts = logits.split(torch.bincount(query_image, minlength=len(geometry)).tolist())
     finish = to_original if full else crop_padding
     return map_batched(lambda part, key: finish(part, *key), parts, list(zip(geometry, sizes, strict=True)))

@@ -29,15 +29,6 @@ GIB = 2**30
 WEIGHTS_NAME = 16 * "[0-9a-f]"  # a fingerprint
 
 
-def attach_cache(head: nn.Module, settings: CacheConfig) -> None:
-    """Gives a mask head, its weights final and on their device, a cache of its encoder's embeddings."""
-    if not hasattr(head, "cache"):
-        raise ValueError("model.embedding_cache: this mask head has no picture encoder of its own; remove the setting")
-    if any(parameter.requires_grad for parameter in head.encoder.parameters()):
-        raise ValueError("model.embedding_cache: the picture encoder trains, so what it gives changes with every step")
-    head.cache = EmbeddingCache(settings.folder, settings.max_gib, fingerprint(head.encoder))
-
-
 class EmbeddingCache:
     """At most `max_gib` in `folder`; what was not used for longest goes first. weights: tells the encoder's apart.
 
@@ -55,6 +46,15 @@ class EmbeddingCache:
             self._place("probe").parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"model.embedding_cache.folder: {error}") from None
+
+    @classmethod
+    def of(cls, encoder: nn.Module, settings: CacheConfig) -> EmbeddingCache:
+        """A cache for a frozen encoder, its weights final and on their device; one that trains raises."""
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            raise ValueError(
+                "model.embedding_cache: the image encoder trains, so its embeddings change with every step"
+            )
+        return cls(settings.folder, settings.max_gib, fingerprint(encoder))
 
     def __call__(self, pictures: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """(B, 3, S, S) to `encode(pictures)` (B, C, h, w), rounded to fp16 whether it was there or not."""

@@ -1,4 +1,4 @@
-"""A mask head that reuses the vision tower: a codebook of tokens a mask, fused by level, and a decoder of its own."""
+"""A mask head on the vision tower's features: a codebook of tokens per mask, fused by level, and its own decoder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamLayerNorm, SamPositionalEmbedding, SamPromptEncoder
 
 from data.types import Batch, Geometry
+from data.views import LanguageView, PaddedView
 from model.checkpoints.name_table import Pair, under
-from model.heads.base import HEADS, HeadContext, decode_in_chunks, fourier_positions, split_by_image
+from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.pixel_decoder import PixelDecoder
 from model.heads.sam_weights import MLP_NAMES, SAM_NAMES
-from model.vlm.llava import Vision, mlp_projector
+from model.vlm.base import Vision
+from model.vlm.llava import mlp_projector
 from utils.config import from_dict
 from utils.registry import unknown
 
@@ -45,25 +47,26 @@ NAMES: list[Pair] = [
 class Options:
     """`model.head` of a recipe; sizes count for a new head alone."""
 
-    levels: tuple[int, ...] = (-2, -11)  # hidden states of the tower, the first drawn from the first
+    levels: tuple[int, ...] = (-2, -11)  # hidden states of the tower, decoded in this order
     fusion: str = "released"  # weights of tokens and levels: released (constants) | trained (from these constants)
-    train_neck: bool = True  # also what stands for no mask prompt; as released both stay as they were drawn
+    train_neck: bool = True  # and the no-mask embedding; the release leaves both at their random initialisation
     width: int = 256
     mlp_dim: int = 2048
     decoder_heads: int = 8
 
 
 @HEADS.register("pixel")
-class PixelHead(nn.Module):
+class PixelHead(MaskHead):
     """Levels of tower features, each projected, narrowed, and decoded with its own tokens (pixellm.md 1.6, 1.7).
 
-    A mask has L x T tokens, level by level. prompts: SAM's prompt encoder, of which only what stands for no mask and
-    the positions take part; the rest is there because weight files have it.
+    A mask has L x T tokens, level by level. prompts: SAM's prompt encoder, of which only the no-mask embedding and the
+    positions take part; the rest is there because weight files have it.
     """
 
-    NAMES = NAMES
-    PRETRAINED, CHOSEN = False, ("fusion", "balance")
-    view_size = None
+    WEIGHT_NAMES = NAMES
+    NEEDS_WEIGHTS = False
+    OPTIONAL_WEIGHTS = ("fusion", "balance")
+    view = None
 
     def __init__(self, projector: nn.Module, neck: nn.Module, prompts: SamPromptEncoder, decoder: PixelDecoder):
         super().__init__()
@@ -72,30 +75,35 @@ class PixelHead(nn.Module):
         self.prompts = prompts
         self.decoder = decoder
         self.levels: tuple[int, ...] = ()
-        self.tokens, self.redraw = 0, False
+        self.tokens = 0
         self.fine_positions = _fourier(prompts.hidden_size)
         prompts.shared_embedding = _fourier(prompts.hidden_size)
         self.register_parameter("fusion", None)  # (L, T) weights of tokens
         self.register_parameter("balance", None)  # (L,) weights of levels
 
     @classmethod
-    def plan(cls, tensors: dict[str, Tensor], options: dict[str, Any], host: HeadContext) -> dict[str, Any]:
+    def config_for(cls, tensors: dict[str, Tensor], options: dict[str, Any], context: HeadContext) -> dict[str, Any]:
         chosen = _options(options)
         trained = chosen.fusion == "trained" or "fusion" in tensors
-        if host.saved_config:
-            return {**host.saved_config, "trained_fusion": trained}
-        if not all(-host.tower_layers - 1 <= level <= host.tower_layers for level in chosen.levels):
-            raise ValueError(f"model.head.levels {chosen.levels}: the tower has {host.tower_layers} layers")
-        if len(chosen.levels) not in (1, 2) or host.tokens % len(chosen.levels):
-            raise ValueError(f"model.head.levels must be 1 or 2 that divide {host.tokens} tokens, got {chosen.levels}")
-        sizes = {"width": chosen.width, "mlp_dim": chosen.mlp_dim, "tower_width": host.tower_width}
-        sizes |= {"language_width": host.language_width, "projector_width": PROJECTOR_GROWTH * host.language_width}
-        config = {"levels": list(chosen.levels), "tokens": host.tokens, "heads": chosen.decoder_heads}
+        if context.saved_config:
+            return {**context.saved_config, "trained_fusion": trained}
+        if not all(-context.tower_layers - 1 <= level <= context.tower_layers for level in chosen.levels):
+            raise ValueError(f"model.head.levels {chosen.levels}: the tower has {context.tower_layers} layers")
+        if len(chosen.levels) not in (1, 2) or context.tokens % len(chosen.levels):
+            raise ValueError(
+                f"model.head.levels must be 1 or 2 that divide {context.tokens} tokens, got {chosen.levels}"
+            )
+        sizes = {"width": chosen.width, "mlp_dim": chosen.mlp_dim, "tower_width": context.tower_width}
+        sizes |= {
+            "language_width": context.language_width,
+            "projector_width": PROJECTOR_GROWTH * context.language_width,
+        }
+        config = {"levels": list(chosen.levels), "tokens": context.tokens, "heads": chosen.decoder_heads}
         return {**config, "trained_fusion": trained, **(_sizes(tensors) if tensors else sizes)}
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> PixelHead:
-        """A head as drawn by the release: torch's own distributions, but for the projector's."""
+        """A head as the release initialises it: torch's own distributions, but for the projector's."""
         width, levels = config["width"], len(config["levels"])
         sam = _sam_config(config, attention)
         head = cls(
@@ -116,7 +124,14 @@ class PixelHead(nn.Module):
     def prompt_dim(self) -> int:
         return self.prompts.hidden_size
 
-    def trained(self, options: dict[str, Any]) -> Iterable[nn.Module | nn.Parameter]:
+    def check_view(self, language_view: LanguageView) -> None:
+        if not isinstance(language_view, PaddedView):
+            raise ValueError(
+                "this mask head decodes in the vision tower's view, which must show the whole image: set "
+                "model.tower.pad=true (--pad_train_clip_images)"
+            )
+
+    def trainable_parts(self, options: dict[str, Any]) -> Iterable[nn.Module | nn.Parameter]:
         parts = [
             self.projector,
             self.decoder,
@@ -135,21 +150,21 @@ class PixelHead(nn.Module):
     def decode(
         self, features: list[Tensor], queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
     ) -> list[Tensor]:
-        """(Q, L * T, D) to B x (N_b, H_b, W_b) float32 logits."""
+        """(Q, L * T, D) -> B x (N_b, H_b, W_b) float32 logits."""
         logits = self._low_resolution(features, queries, query_image)
         return split_by_image(logits, query_image, geometry, [max(place.resized) for place in geometry], full)
 
     def _low_resolution(self, features: list[Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
-        """(Q, L * T, D) to (Q, 4h, 4w) float32 logits."""
-        # weights are read here, not where masks are drawn again: ZeRO-3 has them whole in the forward pass alone
+        """(Q, L * T, D) -> (Q, 4h, 4w) float32 logits."""
+        # Weights are read here, not in the checkpointed function: ZeRO-3 has them gathered in the forward pass only.
         dense = self.prompts.no_mask_embed.weight[:, :, None, None]
         embeddings = [self.fine_positions if level else self.prompts.shared_embedding for level in range(len(features))]
         positions = [fourier_positions(*pair) for pair in zip(embeddings, features, strict=True)]
         balance = queries.new_full((len(features),), 1 / len(features)) if self.balance is None else self.balance
-        draw = partial(self._draw, features, positions, dense, balance.float())
-        return decode_in_chunks(draw, self.fuse_levels(queries), query_image, self.redraw)
+        decode = partial(self._decode, features, positions, dense, balance.float())
+        return decode_in_chunks(decode, self.fuse_levels(queries), query_image, self.checkpoint_decoder)
 
-    def _draw(
+    def _decode(
         self,
         features: list[Tensor],
         positions: list[Tensor],
@@ -158,18 +173,18 @@ class PixelHead(nn.Module):
         prompts: Tensor,
         query_image: Tensor,
     ) -> Tensor:
-        """(Q, L, D) to (Q, 4h, 4w) float32 logits: every level's, brought to the largest size, in their balance."""
-        drawn: list[Tensor] = []
+        """(Q, L, D) -> (Q, 4h, 4w) float32 logits: every level's, resized to the largest, in their balance."""
+        levels: list[Tensor] = []
         for level, prompt in enumerate(prompts.unbind(1)):
-            before = drawn[-1] if drawn else None
-            drawn.append(self.decoder(level, features[level][query_image], positions[level], dense, prompt, before))
-        size = drawn[-1].shape[-2:]
-        drawn = [F.interpolate(part[:, None].float(), size, mode="bilinear", align_corners=False) for part in drawn]
-        return sum(weight * part for weight, part in zip(balance, drawn, strict=True))[:, 0]
+            previous = levels[-1] if levels else None
+            levels.append(self.decoder(level, features[level][query_image], positions[level], dense, prompt, previous))
+        size = levels[-1].shape[-2:]
+        resized = [F.interpolate(part[:, None].float(), size, mode="bilinear", align_corners=False) for part in levels]
+        return sum(weight * part for weight, part in zip(balance, resized, strict=True))[:, 0]
 
     def fuse_levels(self, queries: Tensor) -> Tensor:
-        """(Q, L * T, D) to (Q, L, D): the tokens of each level, weighed. As released a weight is 1 / (L * T), so
-        T equal tokens become 1 / L of one; rounded term by term in the type of the states."""
+        """(Q, L * T, D) -> (Q, L, D): the tokens of each level, weighted. As released a weight is 1 / (L * T), so T
+        equal tokens become 1 / L of one; rounded term by term in the dtype of the states."""
         groups = queries.unflatten(1, (len(self.levels), -1))
         weights = queries.new_full(groups.shape[1:3], 1 / self.tokens) if self.fusion is None else self.fusion
         terms = (groups * weights.to(queries.dtype)[..., None]).unbind(2)
@@ -184,7 +199,7 @@ def _options(values: dict[str, Any]) -> Options:
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Told by the weights."""
+    """Read from the shapes of the weights."""
     try:
         return {
             "width": tensors["decoder.mask_tokens.weight"].shape[1],

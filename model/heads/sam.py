@@ -1,4 +1,4 @@
-"""SAM as the mask head: frozen encoder, K text prompts a mask as the only sparse embeddings, one mask a query."""
+"""SAM as the mask head: frozen encoder, K text prompts per mask as the only sparse embeddings, one mask per query."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
 
 from data.types import Batch, Geometry
+from data.views import SamView
 from model.checkpoints.files import read_tensors
 from model.checkpoints.name_table import under
-from model.heads.base import HEADS, HeadContext, decode_in_chunks, fourier_positions, split_by_image
+from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.chunked_attention import use_chunked_attention
 from model.heads.embedding_cache import EmbeddingCache
 from model.heads.folded_attention import use_folded_attention
 from model.heads.sam_weights import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
-from model.vlm.llava import Vision
-from utils.config import from_dict
+from model.vlm.base import Vision
+from utils.config import CacheConfig, from_dict
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,15 @@ class Options:
     """`model.head` of a recipe."""
 
     decoder_heads: int = 8
-    train_encoder: bool = False  # the picture encoder, too; as published it is frozen
+    train_encoder: bool = False  # the image encoder, too; as published it is frozen
 
 
 @HEADS.register("sam")
-class SamHead(nn.Module):
+class SamHead(MaskHead):
     """Segment Anything with a text prompt (lisa.md 1.6). As published only its decoder trains."""
 
-    NAMES = under(SAM_NAMES, "visual_model.", "")
-    PRETRAINED, CHOSEN = True, ()
+    WEIGHT_NAMES = under(SAM_NAMES, "visual_model.", "")
+    NEEDS_WEIGHTS = True
     tokens = 1  # any number will do: each is a prompt of its own
 
     def __init__(self, encoder: SamVisionEncoder, prompts: SamPromptEncoder, decoder: SamMaskDecoder):
@@ -46,15 +47,15 @@ class SamHead(nn.Module):
         self.encoder = encoder
         self.prompts = prompts
         self.decoder = decoder
-        self.redraw = False
-        self.cache: EmbeddingCache | None = None  # of a frozen encoder's embeddings
+        self.cache: EmbeddingCache | None = None
 
     @classmethod
-    def plan(
-        cls, tensors: dict[str, Tensor], options: dict[str, Any], host: HeadContext | None = None
+    def config_for(
+        cls, tensors: dict[str, Tensor], options: dict[str, Any], context: HeadContext | None = None
     ) -> dict[str, Any]:
         chosen = from_dict(Options, options, "model.head")
-        return (host and host.saved_config) or sam_sizes(tensors, chosen.decoder_heads)
+        saved = context.saved_config if context else None
+        return saved or sam_sizes(tensors, chosen.decoder_heads)
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> SamHead:
@@ -67,8 +68,8 @@ class SamHead(nn.Module):
         return cls(encoder, SamPromptEncoder(sam), decoder)
 
     @staticmethod
-    def read(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights of a SAM file or folder under our names, and what the folder tells beside them."""
+    def read_weights(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights of a SAM file or folder under our names; a folder's config also gives the number of heads."""
         heads = folder_decoder_heads(path)
         return rename_sam(read_tensors(path)), {**options, **({"decoder_heads": heads} if heads else {})}
 
@@ -77,15 +78,18 @@ class SamHead(nn.Module):
         return self.decoder.hidden_size
 
     @property
-    def view_size(self) -> int:
-        return self.encoder.config.image_size
+    def view(self) -> SamView:
+        return SamView(self.encoder.config.image_size)
 
-    def trained(self, options: dict[str, Any]) -> Iterable[nn.Module]:
-        whole = from_dict(Options, options, "model.head").train_encoder
-        return (self.decoder, self.encoder) if whole else (self.decoder,)
+    def use_cache(self, settings: CacheConfig) -> None:
+        self.cache = EmbeddingCache.of(self.encoder, settings)
+
+    def trainable_parts(self, options: dict[str, Any]) -> Iterable[nn.Module]:
+        train_encoder = from_dict(Options, options, "model.head").train_encoder
+        return (self.decoder, self.encoder) if train_encoder else (self.decoder,)
 
     def features(self, batch: Batch, vision: Vision) -> Tensor:
-        """(B, 3, S, S) pictures to (B, C, h, w) embeddings; a frozen encoder keeps no graph."""
+        """(B, 3, S, S) pixels -> (B, C, h, w) embeddings; a frozen encoder keeps no graph."""
         if batch.seg_pixels is None:
             raise ValueError("this mask head needs the mask-side view: the batch has no seg_pixels")
         trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
@@ -98,17 +102,17 @@ class SamHead(nn.Module):
     def decode(
         self, features: Tensor, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
     ) -> list[Tensor]:
-        """(Q, K, D) to B x (N_b, H_b, W_b) float32 logits."""
-        # weights are read here, not where masks are drawn again: ZeRO-3 has them whole in the forward pass alone
+        """(Q, K, D) -> B x (N_b, H_b, W_b) float32 logits."""
+        # Weights are read here, not in the checkpointed function: ZeRO-3 has them gathered in the forward pass only.
         dense = self.prompts.no_mask_embed.weight.to(features.dtype)[:, :, None, None]  # (1, D, 1, 1)
-        draw = partial(self._low_resolution, features, dense, self._positions(features))
-        logits = decode_in_chunks(draw, queries.to(features.dtype), query_image, self.redraw)
-        return split_by_image(logits, query_image, geometry, [self.view_size] * len(geometry), full)
+        decode = partial(self._low_resolution, features, dense, self._positions(features))
+        logits = decode_in_chunks(decode, queries.to(features.dtype), query_image, self.checkpoint_decoder)
+        return split_by_image(logits, query_image, geometry, [self.view.size] * len(geometry), full)
 
     def _low_resolution(
         self, features: Tensor, dense: Tensor, positions: Tensor, queries: Tensor, query_image: Tensor
     ) -> Tensor:
-        """(Q, K, D) to (Q, 4h, 4w) logits: each query with its own copy of its picture's embedding."""
+        """(Q, K, D) -> (Q, 4h, 4w) logits: each query with its own copy of its image's embedding."""
         logits, _ = self.decoder(
             image_embeddings=features[query_image],
             image_positional_embeddings=positions.expand(len(queries), -1, -1, -1),

@@ -1,4 +1,9 @@
-"""Rows that ask about one picture begin alike: what they share is read once, and every row goes on from its cache."""
+"""Prefix sharing in generation: the common prefix of an image's prompts is prefilled once, and all rows decode from it.
+
+Eight questions about one image share its system prompt and several hundred image tokens. Their keys and values are held
+once per image (`PrefixCache`), not copied per row as a batched KV cache would; each row keeps a cache of its own suffix
+only, and `attend` takes one softmax over both.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +15,27 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedConfig
 
-ATTENTION = "shared_beginnings"  # the name of `attend` among transformers' attention functions
+from model.vlm.prefix_packing import common_prefix
+
+ATTENTION = "prefix_cache"  # the name of `attend` among transformers' attention functions
 
 
 @dataclass(frozen=True)
 class PrefixSplit:
-    """Left-padded rows (R, L) as shared beginnings (B', P), left-padded, and the rows' own ends, the last S columns.
+    """Left-padded rows (R, L) as common prefixes (I, P), left-padded, and the rows' own suffixes, the last S columns.
 
-    `lead[b]` is a row that shows beginning b, `of_row[r]` the beginning of row r.
+    I images; `first_row[i]` is a row that shows prefix i, `of_row[r]` the prefix of row r.
     """
 
-    first_row: Tensor  # (B',) long
+    first_row: Tensor  # (I,) long
     of_row: Tensor  # (R,) long
-    columns: Tensor  # (B', P) long: where beginning b stands in row lead[b]; clamped where there is padding
-    real: Tensor  # (B', P) bool: not padding
+    columns: Tensor  # (I, P) long: where prefix i stands in row first_row[i]; clamped where there is padding
+    real: Tensor  # (I, P) bool: not padding
     suffix: Tensor  # (R, S) bool: positions that are the row's own
 
 
 def split_prefix(ids: Tensor, attention: Tensor, row_image: Tensor) -> PrefixSplit | None:
-    """How to split prompts at what the rows of each picture share; None where no picture has several rows.
+    """Splits prompts at the common prefix of the rows of each image; None where no image has several rows.
 
     Every row keeps at least its last token, whose state predicts the first new one.
     """
@@ -37,33 +44,31 @@ def split_prefix(ids: Tensor, attention: Tensor, row_image: Tensor) -> PrefixSpl
         return None
     length = attention.shape[1]
     sizes = attention.sum(1)  # (R,)
-    first = torch.arange(len(ids), device=ids.device)
-    lead = first.new_full((len(images),), len(ids)).scatter_reduce(0, of_row, first, "amin")
+    row = torch.arange(len(ids), device=ids.device)
+    first_row = row.new_full((len(images),), len(ids)).scatter_reduce(0, of_row, row, "amin")
     steps = torch.arange(length, device=ids.device)
-    starting = ids.gather(1, (length - sizes[:, None] + steps).clamp(max=length - 1))  # (R, L), rows moved to the left
-    same = (starting == starting[lead[of_row]]) & (steps < (sizes - 1)[:, None])
-    common = same.long().cumprod(1).sum(1)  # (R,)
-    shared = common.new_full((len(images),), length).scatter_reduce(0, of_row, common, "amin")  # (B',)
-    longest = int(shared.max())
+    # prompts end together; to compare their beginnings, move each row to the left
+    aligned = ids.gather(1, (length - sizes[:, None] + steps).clamp(max=length - 1))  # (R, L)
+    prefix = common_prefix(aligned, steps < (sizes - 1)[:, None], of_row, first_row)  # (I,)
+    longest = int(prefix.max())
     if longest == 0:
         return None
-    columns = (length - sizes[lead] + shared)[:, None] - longest + steps[:longest]
-    real = columns >= (length - sizes[lead])[:, None]
-    own = sizes - shared[of_row]
-    widest = int(own.max())
-    ends = steps[-widest:] >= (length - own)[:, None]
-    return PrefixSplit(lead, of_row, columns.clamp(min=0), real, ends)
+    columns = (length - sizes[first_row] + prefix)[:, None] - longest + steps[:longest]
+    real = columns >= (length - sizes[first_row])[:, None]
+    own = sizes - prefix[of_row]
+    suffix = steps[-int(own.max()) :] >= (length - own)[:, None]
+    return PrefixSplit(first_row, of_row, columns.clamp(min=0), real, suffix)
 
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Keys and values (B', h, P, d) a layer of what the rows of B' pictures begin with: there once, however many rows
-    go on from them. Rows of one picture stand together."""
+    """Per layer, keys and values (I, h, P, d) of the prefixes of I images, however many rows decode from them. Rows of
+    one image stand together."""
 
     keys: list[Tensor]
     values: list[Tensor]
     of_row: Tensor  # (R,) long
-    counts: list[int]  # rows of each beginning
+    counts: list[int]  # rows per prefix
 
     @classmethod
     def of(cls, cache: DynamicCache, of_row: Tensor) -> PrefixCache:
@@ -75,18 +80,20 @@ class PrefixCache:
         of_row = self.of_row[rows]
         return replace(self, of_row=of_row, counts=_counts(of_row, len(self.counts)))
 
-    def times(self, rows: Tensor, pictures: Tensor) -> Tensor:
-        """(R, h, L, a) of rows times (B', h, a, b) of their pictures, each read once: (R, h, L, b)."""
+    def times(self, rows: Tensor, images: Tensor) -> Tensor:
+        """(R, h, L, a) of rows times (I, h, a, b) of their images, each read once: (R, h, L, b).
+
+        The rows of an image become the rows of one matrix product, so that its keys are never expanded per row."""
         products = []
-        for mine, picture in zip(rows.split(self.counts), pictures, strict=True):
-            product = mine.transpose(0, 1).flatten(1, 2) @ picture  # (h, rows * L, b)
-            products.append(product.view(len(picture), len(mine), mine.shape[2], picture.shape[-1]).transpose(0, 1))
+        for mine, image in zip(rows.split(self.counts), images, strict=True):
+            product = mine.transpose(0, 1).flatten(1, 2) @ image  # (h, rows * L, b)
+            products.append(product.view(len(image), len(mine), mine.shape[2], image.shape[-1]).transpose(0, 1))
         return torch.cat(products)
 
 
 @contextmanager
 def shared_attention(config: PreTrainedConfig) -> Iterator[None]:
-    """Meanwhile a language model of this configuration attends as `attend` does."""
+    """While it is open, a language model of this configuration attends as `attend` does."""
     before = config._attn_implementation
     config._attn_implementation = ATTENTION
     try:
@@ -103,26 +110,27 @@ def attend(
     attention_mask: Tensor,
     *,
     scaling: float,
-    beginnings: PrefixCache,
+    prefix: PrefixCache,
     **_,
 ) -> tuple[Tensor, None]:
-    """Each row looks at its picture's beginning and at keys of its own, in one softmax.
+    """Each row attends to its image's prefix and to keys of its own, in one softmax.
 
     query (R, H, L, d), key and value (R, h, K, d), attention_mask (R, 1, L, P + K) bool -> (R, L, H, d)
     """
     rows, heads, length, _ = query.shape
-    query = query.reshape(rows, key.shape[1], -1, query.shape[-1])  # (R, h, H / h * L, d): heads of one key together
-    keys, values = beginnings.keys[module.layer_idx], beginnings.values[module.layer_idx]
-    scores = torch.cat([beginnings.times(query, keys.mT), query @ key.mT], dim=-1).float() * scaling
+    # grouped-query attention: the H / h query heads of one key head become rows of its product
+    query = query.reshape(rows, key.shape[1], -1, query.shape[-1])  # (R, h, H / h * L, d)
+    prefix_keys, prefix_values = prefix.keys[module.layer_idx], prefix.values[module.layer_idx]
+    scores = torch.cat([prefix.times(query, prefix_keys.mT), query @ key.mT], dim=-1).float() * scaling
     scores = scores.view(rows, heads, length, -1).masked_fill(~attention_mask, torch.finfo(torch.float32).min)
     weights = scores.softmax(-1).to(query.dtype).view(*query.shape[:3], -1)
-    far, near = weights.split([keys.shape[2], key.shape[2]], dim=-1)
-    mixed = beginnings.times(far, values) + near @ value
+    on_prefix, on_suffix = weights.split([prefix_keys.shape[2], key.shape[2]], dim=-1)
+    mixed = prefix.times(on_prefix, prefix_values) + on_suffix @ value
     return mixed.view(rows, heads, length, -1).transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION, attend)
 
 
-def _counts(of_row: Tensor, beginnings: int) -> list[int]:
-    return torch.bincount(of_row, minlength=beginnings).tolist()
+def _counts(of_row: Tensor, prefixes: int) -> list[int]:
+    return torch.bincount(of_row, minlength=prefixes).tolist()

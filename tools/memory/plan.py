@@ -21,6 +21,7 @@ from data.types import IGNORE_ID, IMAGE_ID, Batch
 from data.views import ClipView, PaddedView
 from model.checkpoints.load import assemble, dtype_of
 from model.finetune.trainable import prepare_training
+from model.runtime import training_options
 from model.seg_model import SegModel
 from model.vlm.prefix_packing import can_pack
 from systems.base import build_system
@@ -128,17 +129,17 @@ def ghost(recipe: Recipe) -> SegModel:
     """The recipe's model prepared for training, all on meta, with gradients as they are after the first step."""
     system = build_system(recipe.system, recipe.options)
     added = len(system.tokens.all_added)
-    plan = released_architecture(recipe.model, system.head, len(system.tokens.mask), added)
+    head = recipe.model.mask_head or system.head
+    architecture = released_architecture(recipe.model, head, len(system.tokens.mask), added)
     attention = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
+    side, rows = architecture.tower["image_size"], architecture.language["vocab_size"]
+    view = PaddedView(side) if recipe.model.tower.pad else ClipView(side)
     with torch.device("meta"):
-        model = assemble(plan, attention).to(dtype_of(recipe.model.precision))
-        model.added_ids = list(range(plan.language["vocab_size"] - added, plan.language["vocab_size"]))
+        model = assemble(architecture, attention, view, range(rows - added, rows))
+        model = model.to(dtype_of(recipe.model.precision))
         # 4-bit layers keep the same for the backward pass as plain ones, and their sizes are counted apart
         prepare_training(model, replace(recipe.model, load_in_4bit=False))
-    model.vlm.pack_rows = can_pack(recipe.model.pack_rows, attention)
-    side = model.vlm.tower.config.image_size
-    model.vlm.view = PaddedView(side) if recipe.model.tower.pad else ClipView(side)
-    model.full_masks = recipe.loss.mask_size == "full"
+    model.configure(training_options(recipe, pack_rows=can_pack(recipe.model.pack_rows, attention)))
     for weight in model.parameters():
         if weight.requires_grad:
             weight.grad = torch.empty_like(weight)
@@ -148,7 +149,7 @@ def ghost(recipe: Recipe) -> SegModel:
 def batch_of(model: SegModel, recipe: Recipe, load: Load, pictures: int) -> Batch:
     """Pictures with dialogues that differ right behind the picture, the last half of each of them supervised."""
     rows, queries = pictures * load.dialogues, pictures * load.dialogues * load.masks
-    tokens, side = model.vlm.image_tokens, model.vlm.tower.config.image_size
+    tokens, side = model.vlm.image_tokens, model.vlm.view.size
     if load.length < tokens + 8:
         raise SystemExit(f"--length {load.length}: a row holds {tokens} image tokens and some words")
     ids = torch.ones(rows, load.length, dtype=torch.long)
@@ -156,11 +157,11 @@ def batch_of(model: SegModel, recipe: Recipe, load: Load, pictures: int) -> Batc
     ids[:, 1 + tokens] = 2 + torch.arange(rows) % load.dialogues
     labels = ids.clone()
     labels[:, : (load.length + tokens) // 2] = IGNORE_ID
-    view, ghostly = model.head.view_size, {"device": "meta", "dtype": model.dtype}
+    view, ghostly = model.head.view, {"device": "meta", "dtype": model.dtype}
     per_mask = len(build_system(recipe.system, recipe.options).tokens.mask)
     return Batch(
         pixels=torch.empty(pictures, 3, side, side, **ghostly),
-        seg_pixels=torch.empty(pictures, 3, view, view, **ghostly) if view else None,
+        seg_pixels=torch.empty(pictures, 3, view.size, view.size, **ghostly) if view else None,
         ids=ids,
         labels=labels,
         attention=torch.ones_like(ids, dtype=torch.bool),
@@ -168,7 +169,7 @@ def batch_of(model: SegModel, recipe: Recipe, load: Load, pictures: int) -> Batc
         mask_rows=torch.arange(rows).repeat_interleave(load.masks),
         mask_positions=torch.full((queries, per_mask), load.length - 2),
         masks=[torch.empty(load.dialogues * load.masks, *load.picture, device="meta")] * pictures,
-        geometry=[PaddedView(view or side).geometry(*load.picture)] * pictures,
+        geometry=[(view or PaddedView(side)).geometry(*load.picture)] * pictures,
         names=[str(index) for index in range(pictures)],
     )
 

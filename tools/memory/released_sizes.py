@@ -51,7 +51,7 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
         projector_depth=2 if config.tower.new_projector or "1.5" in config.version else 1,
         feature_layer=-2,
         head=head,
-        head_config=HEADS[head].plan({}, options, host),
+        head_config=HEADS[head].config_for({}, options, host),
         projector_width=2 * language["hidden_size"] if config.tower.new_projector else None,
         tower_input=asdict(sight),
     )
@@ -70,8 +70,8 @@ def _tower(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
 def _sam(name: str | None) -> dict[str, Any]:
     kind = next((kind for kind in _SAM if kind in str(name)), None)
     if kind is None and name and Path(name).exists():
-        tensors, options = HEADS["sam"].read(name, {})
-        return HEADS["sam"].plan(tensors, options)
+        tensors, options = HEADS["sam"].read_weights(name, {})
+        return HEADS["sam"].config_for(tensors, options)
     width, layers, heads, whole = _SAM[kind or "vit_h"]
     encoder = {"hidden_size": width, "mlp_dim": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
     return {"vision_config": {**encoder, "global_attn_indexes": list(whole)}}

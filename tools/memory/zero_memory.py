@@ -45,7 +45,7 @@ def count(model: nn.Module, four_bit: bool = False) -> ParameterCounts:
     frozen = sum(weight.numel() for weight in model.parameters()) - trained
     if not four_bit:
         return ParameterCounts(trained, frozen)
-    layers = model.vlm.language.model.layers.modules()
+    layers = model.vlm.decoder_layers.modules()
     packed = [part.weight for part in layers if isinstance(part, nn.Linear) and not part.weight.requires_grad]
     small = sum(weight.numel() for weight in packed)
     return ParameterCounts(trained, frozen - small, small, max(weight.numel() for weight in packed))
