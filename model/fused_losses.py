@@ -1,7 +1,8 @@
-"""The two losses of the objective without copies of what they score: only logits and truth wait for the backward pass.
+"""Memory-lean cross entropy and BCE + Dice: autograd functions that save only logits and targets for the backward pass.
 
-Written out, cross entropy keeps the logits twice and BCE with dice about seven times. Gradients are given by formula;
-what exists beside them is bounded, whatever the number of tokens and masks.
+Under autograd, cross entropy keeps the logits twice and BCE with Dice about seven mask-sized tensors. Here gradients
+are given by formula and everything else is recomputed in chunks of bounded size, whatever the number of tokens and
+masks. The plain forms stand beside the fused ones; tests hold values and gradients of both together.
 """
 
 from __future__ import annotations
@@ -14,45 +15,82 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-AT_ONCE = 2**24  # elements of a float32 copy
+CHUNK_ELEMENTS = 2**24  # of a float32 temporary
 DICE_SCALE, DICE_EPS = 1000.0, 1e-6  # as released
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """(S, V) logits of any precision and (S,) targets -> their mean loss in float32 (float64 of float64 logits)."""
+    """(S, V) logits of any precision and (S,) targets -> their mean loss in float32 (float64 of float64 logits).
+
+    Equals `F.cross_entropy(logits.float(), targets)`.
+    """
     return _CrossEntropy.apply(logits, targets)
 
 
 def bce_and_dice(logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(N, H, W) logits and truth -> BCE and dice of each mask, (N,). ignore: (N, H, W) bool; weights: of BCE."""
+    """(N, H, W) logits and truth -> BCE and Dice loss per mask, (N,). ignore: (N, H, W) bool; weights: of BCE.
+
+    Equals `plain_bce_and_dice`.
+    """
     return _BceAndDice.apply(logits, truth, ignore, weights)
 
 
+def plain_bce_and_dice(
+    logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same by the formulas of lisa.md 5.3, differentiated by autograd: the reference of `bce_and_dice`.
+
+    Over the pixels of a mask that are not ignored, with p = sigmoid(x) and n their number:
+
+        bce  = 1/n sum w * (softplus(x) - x t)
+        dice = 1 - (2 sum p t / s + e) / ((sum p + sum t) / s + e)        s = 1000, e = 1e-6 as released
+    """
+    pixels = F.binary_cross_entropy_with_logits(logits, truth, weights, reduction="none")
+    probs, number = logits.sigmoid() / DICE_SCALE, logits[0].numel()
+    if ignore is not None:
+        pixels, probs, truth = (values.masked_fill(ignore, 0) for values in (pixels, probs, truth))
+        number = (~ignore).sum((1, 2)).clamp(min=1)
+    overlap = 2 * (probs * truth).sum((1, 2))
+    area = probs.sum((1, 2)) + (truth / DICE_SCALE).sum((1, 2))
+    return pixels.sum((1, 2)) / number, 1 - (overlap + DICE_EPS) / (area + DICE_EPS)
+
+
 class _CrossEntropy(Function):
+    """mean(logsumexp(x) - x[target]), whose gradient is (softmax(x) - onehot(target)) / S."""
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        norms = torch.cat([_exact(part).logsumexp(-1) for part in _pieces(logits)])
-        ctx.save_for_backward(logits, targets, norms)
-        return (norms - logits.gather(1, targets[:, None])[:, 0]).mean()
+        logsumexp = torch.cat([_at_least_float32(chunk).logsumexp(-1) for chunk in _chunks(logits)])
+        ctx.save_for_backward(logits, targets, logsumexp)
+        return (logsumexp - logits.gather(1, targets[:, None])[:, 0]).mean()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None]:
-        logits, targets, norms = ctx.saved_tensors
-        gradient, size = torch.empty_like(logits), _piece(logits)
-        for out, part, norm, target in zip(*(x.split(size) for x in (gradient, logits, norms, targets)), strict=True):
-            shares = (_exact(part) - norm[:, None]).exp_()
-            shares.scatter_add_(1, target[:, None], shares.new_full((len(target), 1), -1.0))
-            out.copy_(shares.mul_(weight / len(targets)))
-        return gradient, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        logits, targets, logsumexp = ctx.saved_tensors
+        grad, size = torch.empty_like(logits), _chunk_size(logits)
+        chunks = (values.split(size) for values in (grad, logits, logsumexp, targets))
+        for out, x, lse, target in zip(*chunks, strict=True):
+            probs = (_at_least_float32(x) - lse[:, None]).exp_()  # softmax from the saved logsumexp
+            probs.scatter_add_(1, target[:, None], probs.new_full((len(target), 1), -1.0))
+            out.copy_(probs.mul_(grad_output / len(targets)))
+        return grad, None
 
 
 class _BceAndDice(Function):
+    """Gradients by hand. With o = 2 sum p t / s + e and a = (sum p + sum t) / s + e, dice = 1 - o / a and
+
+        d dice / d p = -(do/dp a - o da/dp) / a^2 = (o - 2 t a) / (s a^2)
+
+    which is linear in t: o / (s a^2) where t = 0 and (o - 2 a) / (s a^2) where t = 1, interpolated where the truth is
+    fractional. The rest is the chain rule through p = sigmoid(x), dp/dx = p (1 - p), and d bce / dx = w (p - t) / n.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        sums = [_sums(*part) for part in zip(*_in_step(logits, truth, ignore, weights), strict=True)]
+        sums = [_sums(*chunk) for chunk in zip(*_chunk_together(logits, truth, ignore, weights), strict=True)]
         bce, overlap, area = (torch.cat(values) for values in zip(*sums, strict=True))
         number = (~ignore).sum((1, 2)).clamp(min=1) if ignore is not None else max(1, logits[0:1].numel())
         number = torch.as_tensor(number, device=logits.device).expand(len(logits))
@@ -62,31 +100,29 @@ class _BceAndDice(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_bce: Tensor, of_dice: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_bce: Tensor, grad_dice: Tensor) -> tuple[Tensor, None, None, None]:
         logits, truth, ignore, weights, overlap, area, number = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        inside, outside = (
-            of_dice * (overlap - 2 * area) / area**2 / DICE_SCALE,
-            of_dice * overlap / area**2 / DICE_SCALE,
-        )
-        factors = [of_bce / number, inside, outside]
-        parts = _in_step(logits, truth, ignore, weights, gradient, *factors)
-        for x, t, skipped, weigh, out, bce, in_truth, out_of_truth in zip(*parts, strict=True):
-            drawn = torch.sigmoid(x)
-            slope = (1 - drawn).mul_(drawn)  # of drawn
-            slope *= torch.lerp(out_of_truth[:, None, None], in_truth[:, None, None], t)
-            drawn -= t
-            drawn *= bce[:, None, None]
-            if weigh is not None:
-                drawn *= weigh
-            torch.add(drawn, slope, out=out)
-            if skipped is not None:
-                out.masked_fill_(skipped, 0)
-        return gradient, None, None, None
+        grad = torch.empty_like(logits)
+        dprob_inside = grad_dice * (overlap - 2 * area) / area**2 / DICE_SCALE  # where t = 1
+        dprob_outside = grad_dice * overlap / area**2 / DICE_SCALE  # where t = 0
+        per_mask = [grad_bce / number, dprob_inside, dprob_outside]
+        chunks = _chunk_together(logits, truth, ignore, weights, grad, *per_mask)
+        for x, t, ignored, weight, out, bce, inside, outside in zip(*chunks, strict=True):
+            probs = torch.sigmoid(x)
+            dlogit = (1 - probs).mul_(probs)  # dp/dx
+            dlogit *= torch.lerp(outside[:, None, None], inside[:, None, None], t)
+            probs -= t  # from here on the gradient of BCE, in place
+            probs *= bce[:, None, None]
+            if weight is not None:
+                probs *= weight
+            torch.add(probs, dlogit, out=out)
+            if ignored is not None:
+                out.masked_fill_(ignored, 0)
+        return grad, None, None, None
 
 
 def _sums(logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None) -> tuple[Tensor, ...]:
-    """BCE summed over pixels; twice the overlap of drawn and true; their areas together. (N,) each."""
+    """Per mask, (N,): BCE summed over pixels; twice the overlap of prediction and truth; the sum of their areas."""
     pixels = F.softplus(logits).addcmul_(logits, truth, value=-1)
     if weights is not None:
         pixels *= weights
@@ -94,27 +130,27 @@ def _sums(logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor 
         pixels.masked_fill_(ignore, 0)
         truth = truth.masked_fill(ignore, 0)
     bce = pixels.sum((1, 2))
-    drawn = torch.sigmoid(logits, out=pixels)
+    probs = torch.sigmoid(logits, out=pixels)
     if ignore is not None:
-        drawn.masked_fill_(ignore, 0)
-    area = drawn.sum((1, 2)) + truth.sum((1, 2))
-    return bce, 2 * drawn.mul_(truth).sum((1, 2)), area
+        probs.masked_fill_(ignore, 0)
+    area = probs.sum((1, 2)) + truth.sum((1, 2))
+    return bce, 2 * probs.mul_(truth).sum((1, 2)), area
 
 
-def _in_step(logits: Tensor, *others: Tensor | None) -> list[Any]:
-    """All of them in pieces of as many masks."""
-    pieces, size = _pieces(logits), _piece(logits)
-    return [pieces, *([None] * len(pieces) if other is None else other.split(size) for other in others)]
+def _chunk_together(logits: Tensor, *others: Tensor | None) -> list[Any]:
+    """Splits all tensors into chunks of the same number of masks."""
+    chunks, size = _chunks(logits), _chunk_size(logits)
+    return [chunks, *([None] * len(chunks) if other is None else other.split(size) for other in others)]
 
 
-def _pieces(values: Tensor) -> tuple[Tensor, ...]:
-    return values.split(_piece(values))
+def _chunks(values: Tensor) -> tuple[Tensor, ...]:
+    return values.split(_chunk_size(values))
 
 
-def _piece(values: Tensor) -> int:
-    """So many of `values` hold AT_ONCE elements."""
-    return max(1, AT_ONCE // max(1, values[0:1].numel()))
+def _chunk_size(values: Tensor) -> int:
+    """Items of `values` that hold CHUNK_ELEMENTS elements, at least one."""
+    return max(1, CHUNK_ELEMENTS // max(1, values[0:1].numel()))
 
 
-def _exact(values: Tensor) -> Tensor:
+def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()

@@ -32,15 +32,20 @@ class Losses:
 
 
 def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
-    """Weighted sum over one micro-batch: CE is a mean over supervised tokens, BCE and dice are means over masks."""
+    """ce * CE + bce * BCE + dice * Dice over one micro-batch, with the weights of `config`.
+
+    CE is a mean over supervised tokens, BCE and Dice are means over masks: an image with five targets counts five times
+    as much in the mask losses as one with a single target (as released, lisa.md 5.3).
+    """
     if [len(masks) for masks in output.masks] != [len(masks) for masks in batch.masks]:
-        counts = [(len(drawn), len(truth)) for drawn, truth in zip(output.masks, batch.masks, strict=True)]
-        raise ValueError(f"predicted and true masks differ in number, picture by picture: {counts} {batch.names}")
+        counts = [(len(predicted), len(truth)) for predicted, truth in zip(output.masks, batch.masks, strict=True)]
+        raise ValueError(f"predicted and true masks differ in number, image by image: {counts} {batch.names}")
     ce = config.ce * text_loss(output.token_logits, output.token_targets)
+    # the epsilon also makes a batch without masks 0 / 1e-8 = 0, with a graph (its dummy query was sliced off)
     count = sum(len(masks) for masks in batch.masks) + COUNT_EPS
     truth, ignore = _truth(output, batch, config)
-    pictures = zip(output.masks, truth, ignore, _weights(output, batch, config), strict=True)
-    sums = [mask_losses(*group) for group in _by_size(pictures)]
+    images = zip(output.masks, truth, ignore, _weights(output, batch, config), strict=True)
+    sums = [mask_losses(*group) for group in _by_size(images)]
     blank = _refused(batch, config)
     count += sum(map(len, blank))
     sums += [mask_losses(masks, masks) for masks in blank]
@@ -70,37 +75,37 @@ def mask_losses(
 
 
 def refinement_weights(logits: Tensor, rows: Tensor, kind: str, alpha: float) -> Tensor:
-    """(N, H, W) weights of pixels in BCE, for N masks of a picture and the question (N,) of each (pixellm.md 5.4).
+    """(N, H, W) weights of pixels in BCE, for N masks of an image and the question (N,) of each (pixellm.md 5.4).
 
-    Where two or more masks of one question have drawn a pixel (logit > 0), paper: it weighs `alpha`, others 1.
-    overlap_only, as one release had it: a second BCE over these pixels alone beside the plain one, so they weigh 2.
+    paper: a pixel that two or more masks of one question claim (logit > 0) weighs `alpha`, others 1. overlap_only, as
+    one release had it: a second BCE over these pixels alone is added to the plain one, so they weigh 2.
     """
-    drawn = logits.detach() > 0
+    predicted = logits.detach() > 0
     claims = torch.zeros_like(logits)
     for row in rows.unique():
         mine = rows == row
-        claims[mine] = drawn[mine].sum(0).to(claims.dtype)
+        claims[mine] = predicted[mine].sum(0).to(claims.dtype)
     return torch.where(claims >= 2, alpha if kind == "paper" else 2.0, 1.0)
 
 
-def _by_size(pictures: Iterable[tuple[Tensor | None, ...]]) -> Iterator[tuple[Tensor | None, ...]]:
-    """Pictures (logits, truth, ignore, weights) that are of one size and have the same of these, as if they were one
-    picture with all their masks."""
+def _by_size(images: Iterable[tuple[Tensor | None, ...]]) -> Iterator[tuple[Tensor | None, ...]]:
+    """Images (logits, truth, ignore, weights) of one size, and with the same of these given, as if they were one image
+    with all their masks: fewer and larger kernels."""
     groups = defaultdict(list)
-    for logits, truth, ignore, weights in pictures:
+    for logits, truth, ignore, weights in images:
         ignore = None if ignore is None else ignore.expand(truth.shape)
         kind = truth.shape[1:], ignore is None, weights is None
         groups[kind].append((logits, truth, ignore, weights))
     for group in groups.values():
-        yield tuple(map(_joined, zip(*group, strict=True)))
+        yield tuple(map(_concatenated, zip(*group, strict=True)))
 
 
-def _joined(values: tuple[Tensor | None, ...]) -> Tensor | None:
+def _concatenated(values: tuple[Tensor | None, ...]) -> Tensor | None:
     return values[0] if len(values) == 1 or values[0] is None else torch.cat(values)
 
 
 def _weights(output: SegOutput, batch: Batch, config: LossConfig) -> list[Tensor | None]:
-    """Refinement weights of each picture's masks; as released there are none."""
+    """Refinement weights of each image's masks; as released there are none."""
     if config.refinement not in REFINEMENTS:
         raise ValueError(unknown("loss.refinement", config.refinement, REFINEMENTS))
     if config.refinement == "none":
@@ -113,7 +118,7 @@ def _weights(output: SegOutput, batch: Batch, config: LossConfig) -> list[Tensor
 
 
 def _refused(batch: Batch, config: LossConfig) -> list[Tensor]:
-    """(N, H, W) zeros for the refused slots of each picture that has a mask, where the recipe counts them as released:
+    """(N, H, W) zeros for the refused slots of each image that has a mask, where the recipe counts them as released:
     logit 0 against an empty truth, a constant without gradient that weakens the others' (gsva.md 5.4)."""
     if config.refused not in REFUSED:
         raise ValueError(unknown("loss.refused", config.refused, REFUSED))
@@ -124,8 +129,8 @@ def _refused(batch: Batch, config: LossConfig) -> list[Tensor]:
 
 
 def _truth(output: SegOutput, batch: Batch, config: LossConfig) -> tuple[list[Tensor], list[Tensor | None]]:
-    """True masks and ignored pixels of each picture; for cells of the decoder the covered share of each, and those
-    with anything ignored in them."""
+    """True masks and ignored pixels of each image. At the decoder's size, a cell's truth is the share of it that is
+    covered, and a cell with any ignored pixel is ignored."""
     if config.mask_size not in MASK_SIZES:
         raise ValueError(unknown("loss.mask_size", config.mask_size, MASK_SIZES))
     truth, ignored = batch.masks, _ignored(batch, config)
@@ -133,15 +138,15 @@ def _truth(output: SegOutput, batch: Batch, config: LossConfig) -> tuple[list[Te
         return truth, ignored
     sizes = [masks.shape[1:] for masks in output.masks]
     pairs = zip(ignored, sizes, strict=True)
-    ignored = [None if mask is None else _shares(mask[None].float(), size)[0] > 0 for mask, size in pairs]
-    return map_batched(_shares, truth, sizes), ignored
+    ignored = [None if mask is None else _cell_means(mask[None].float(), size)[0] > 0 for mask, size in pairs]
+    return map_batched(_cell_means, truth, sizes), ignored
 
 
-def _shares(masks: Tensor, size: torch.Size) -> Tensor:
-    """(N, H, W) to means of the areas of (N, h, w) cells."""
+def _cell_means(masks: Tensor, size: torch.Size) -> Tensor:
+    """(N, H, W) -> (N, h, w): the mean over the area of each cell."""
     return F.interpolate(masks[:, None], size, mode="area")[:, 0] if len(masks) else masks.new_zeros(0, *size)
 
 
 def _ignored(batch: Batch, config: LossConfig) -> list[Tensor | None]:
-    """Ignored pixels of each picture; none unless the recipe asks, for as released they are background."""
+    """Ignored pixels of each image; none unless the recipe asks: as released they are background."""
     return batch.ignore if config.ignore_region and batch.ignore else [None] * len(batch.masks)

@@ -1,11 +1,13 @@
+"""The fused losses against their plain forms: values and gradients."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from model import fused_losses as lean
-from model.fused_losses import bce_and_dice, cross_entropy
+from model import fused_losses
+from model.fused_losses import bce_and_dice, cross_entropy, plain_bce_and_dice
 
 CASES = [(False, False), (True, False), (False, True), (True, True)]
 
@@ -21,26 +23,13 @@ def masks(ignored: bool, weighted: bool):
     return logits.requires_grad_(), truth, ignore if ignored else None, weights if weighted else None
 
 
-def written_out(logits, truth, ignore, weights):
-    """The formulas of lisa.md 5.3 with what autograd makes of them."""
-    number = logits[0].numel()
-    pixels = F.binary_cross_entropy_with_logits(logits, truth, weights, reduction="none")
-    shares = logits.sigmoid() / 1000
-    if ignore is not None:
-        pixels, shares, truth = (values.masked_fill(ignore, 0) for values in (pixels, shares, truth))
-        number = (~ignore).sum((1, 2)).clamp(min=1)
-    overlap = 2 * (shares * truth).sum((1, 2))
-    area = shares.sum((1, 2)) + (truth / 1000).sum((1, 2))
-    return pixels.sum((1, 2)) / number, 1 - (overlap + 1e-6) / (area + 1e-6)
-
-
 @pytest.mark.parametrize(("ignored", "weighted"), CASES)
 @pytest.mark.parametrize("at_once", [2**24, 50])
-def test_masks_are_scored_as_written_out(monkeypatch, ignored, weighted, at_once):
-    monkeypatch.setattr(lean, "AT_ONCE", at_once)
+def test_masks_are_scored_as_in_the_plain_form(monkeypatch, ignored, weighted, at_once):
+    monkeypatch.setattr(fused_losses, "CHUNK_ELEMENTS", at_once)
     of_masks = torch.arange(1.0, 6, dtype=torch.float64)
     results = []
-    for score in (bce_and_dice, written_out):
+    for score in (bce_and_dice, plain_bce_and_dice):
         logits, *rest = masks(ignored, weighted)
         bce, dice = score(logits, *rest)
         (of_masks * bce + of_masks.flip(0) * dice).sum().backward()
@@ -50,7 +39,7 @@ def test_masks_are_scored_as_written_out(monkeypatch, ignored, weighted, at_once
 
 @pytest.mark.parametrize("at_once", [2**24, 25])
 def test_text_is_scored_as_torch_does(monkeypatch, at_once):
-    monkeypatch.setattr(lean, "AT_ONCE", at_once)
+    monkeypatch.setattr(fused_losses, "CHUNK_ELEMENTS", at_once)
     targets = torch.tensor([3, 0, 9, 3, 7])
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
         results = []

@@ -1,4 +1,4 @@
-"""One call for many pictures: what needs the same work goes through it together."""
+"""Maps a function over per-image tensors, batching those of equal shape and key into one call."""
 
 from __future__ import annotations
 
