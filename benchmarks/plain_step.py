@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
 
 from data.types import IGNORE_ID, Batch
-from model.heads.chunked_attention import ChunkedGlobalAttention
+from model.heads.sam_attention import ChunkedGlobalAttention
 from model.losses import COUNT_EPS, text_loss
 from model.runtime import RuntimeOptions
 from model.seg_model import SegModel

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm, SamTwoWayTransformer
 
-from model.heads.folded_attention import use_folded_attention
+from model.heads.sam_attention import use_folded_attention
 
 MASK_TOKENS = 4  # of which the first draws; the others, and the one for a score, stand beside it in attention
 NARROW = 8  # the features that a mask is drawn from have a width of 1 / NARROW

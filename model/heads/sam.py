@@ -18,9 +18,8 @@ from data.views import SamView
 from model.checkpoints.files import read_tensors
 from model.checkpoints.name_table import under
 from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
-from model.heads.chunked_attention import use_chunked_attention
 from model.heads.embedding_cache import EmbeddingCache
-from model.heads.folded_attention import use_folded_attention
+from model.heads.sam_attention import use_chunked_attention, use_folded_attention
 from model.heads.sam_weights import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
 from model.vlm.base import Vision
 from utils.config import CacheConfig, from_dict

@@ -1,13 +1,25 @@
+"""Both rewritten attentions of SAM against the stock ones: equal up to rounding, and smaller."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import SamVisionConfig
-from transformers.models.sam.modeling_sam import SamVisionEncoder, SamVisionSdpaAttention
+from transformers import SamMaskDecoderConfig, SamVisionConfig
+from transformers.models.sam.modeling_sam import (
+    SamAttention,
+    SamTwoWayTransformer,
+    SamVisionEncoder,
+    SamVisionSdpaAttention,
+)
 
-from model.heads.chunked_attention import ChunkedGlobalAttention, use_chunked_attention
+from model.heads.sam_attention import (
+    ChunkedGlobalAttention,
+    FoldedCrossAttention,
+    use_chunked_attention,
+    use_folded_attention,
+)
 
 
 def encoder(kind: str = "sdpa") -> SamVisionEncoder:
@@ -34,7 +46,7 @@ def encoder(kind: str = "sdpa") -> SamVisionEncoder:
 @pytest.mark.parametrize("elements", [1, 2 * 2 * 5 * 12 * 144, 2**30])
 def test_strips_give_what_the_whole_gives(monkeypatch, elements):
     """One row at a time, five and a rest, all at once."""
-    monkeypatch.setattr("model.heads.chunked_attention.CPU_STRIP", elements)
+    monkeypatch.setattr("model.heads.sam_attention.CPU_CHUNK", elements)
     whole, strips = encoder(), encoder()
     use_chunked_attention(strips)
     assert [type(layer.attn) for layer in strips.layers] == [SamVisionSdpaAttention, ChunkedGlobalAttention]
@@ -67,7 +79,7 @@ class Sizes(TorchDispatchMode):
 
 def test_the_bias_never_exists_whole(monkeypatch):
     scores, largest = 2 * 144 * 144, []
-    monkeypatch.setattr("model.heads.chunked_attention.CPU_STRIP", 1)
+    monkeypatch.setattr("model.heads.sam_attention.CPU_CHUNK", 1)
     for strips in (False, True):
         made = encoder()
         if strips:
@@ -82,3 +94,40 @@ def test_eager_attention_stays_as_it_is():
     made = encoder("eager")
     use_chunked_attention(made)
     assert not any(isinstance(layer.attn, ChunkedGlobalAttention) for layer in made.layers)
+
+
+CONFIG = SamMaskDecoderConfig(hidden_size=32, mlp_dim=16, num_attention_heads=4)
+
+
+def initialised(module: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for weight in module.parameters():
+        weight.data.normal_(0, 0.3, generator=generator)
+    return module
+
+
+@pytest.mark.parametrize(("asking", "asked"), [(6, 40), (40, 6), (6, 6)])
+def test_both_directions_equal_the_released_attention(asking, asked):
+    released = initialised(SamAttention(CONFIG))
+    folded = FoldedCrossAttention(CONFIG)
+    folded.load_state_dict(released.state_dict())
+    query, key, value = torch.randn(3, 1, asking, 32), torch.randn(3, 1, asked, 32), torch.randn(3, 1, asked, 32)
+    with torch.no_grad():
+        expected, got = released(query, key, value)[0], folded(query, key, value)[0]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    folded(query, key, value)[0].sum().backward()  # training takes the released path
+    assert folded.k_proj.bias.grad is not None
+
+
+def test_a_whole_transformer_keeps_its_names_and_its_results():
+    released, folded = initialised(SamTwoWayTransformer(CONFIG)), use_folded_attention(SamTwoWayTransformer(CONFIG))
+    folded.load_state_dict(released.state_dict())
+    given = {
+        "point_embeddings": torch.randn(2, 1, 6, 32),
+        "image_embeddings": torch.randn(2, 32, 8, 8),
+        "image_positional_embeddings": torch.randn(2, 32, 8, 8),
+        "attention_similarity": None,
+    }
+    with torch.no_grad():
+        for one, other in zip(released(**given), folded(**given), strict=True):
+            torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
