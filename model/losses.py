@@ -20,6 +20,7 @@ from utils.registry import unknown
 COUNT_EPS = 1e-8  # as released
 MASK_SIZES = ("full", "decoder")
 REFUSED = ("excluded", "counted")
+MaskGroup = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # logits, truth, ignore, weights of one image's masks
 REFINEMENTS = ("none", "paper", "overlap_only")
 
 
@@ -41,6 +42,7 @@ def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
         counts = [(len(predicted), len(truth)) for predicted, truth in zip(output.masks, batch.masks, strict=True)]
         raise ValueError(f"predicted and true masks differ in number, image by image: {counts} {batch.names}")
     ce = config.ce * text_loss(output.token_logits, output.token_targets)
+    zero = ce.new_zeros(())
     # the epsilon also makes a batch without masks 0 / 1e-8 = 0, with a graph (its dummy query was sliced off)
     count = sum(len(masks) for masks in batch.masks) + COUNT_EPS
     truth, ignore = _truth(output, batch, config)
@@ -49,8 +51,8 @@ def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
     blank = _refused(batch, config)
     count += sum(map(len, blank))
     sums += [mask_losses(masks, masks) for masks in blank]
-    bce = config.bce * sum(bce for bce, _ in sums) / count
-    dice = config.dice * sum(dice for _, dice in sums) / count
+    bce = config.bce * sum((bce for bce, _ in sums), zero) / count
+    dice = config.dice * sum((dice for _, dice in sums), zero) / count
     total = ce + bce + dice
     parts = {"loss": total, "ce": ce, "mask": bce + dice, "bce": bce, "dice": dice}
     return Losses(total, {name: value.detach() for name, value in parts.items()})
@@ -88,7 +90,7 @@ def refinement_weights(logits: Tensor, rows: Tensor, kind: str, alpha: float) ->
     return torch.where(claims >= 2, alpha if kind == "paper" else 2.0, 1.0)
 
 
-def _by_size(images: Iterable[tuple[Tensor | None, ...]]) -> Iterator[tuple[Tensor | None, ...]]:
+def _by_size(images: Iterable[MaskGroup]) -> Iterator[MaskGroup]:
     """Images (logits, truth, ignore, weights) of one size, and with the same of these given, as if they were one image
     with all their masks: fewer and larger kernels."""
     groups = defaultdict(list)
@@ -97,11 +99,17 @@ def _by_size(images: Iterable[tuple[Tensor | None, ...]]) -> Iterator[tuple[Tens
         kind = truth.shape[1:], ignore is None, weights is None
         groups[kind].append((logits, truth, ignore, weights))
     for group in groups.values():
-        yield tuple(map(_concatenated, zip(*group, strict=True)))
+        if len(group) == 1:  # no copy
+            yield group[0]
+        else:
+            logits, truth, ignore, weights = zip(*group, strict=True)
+            yield torch.cat(logits), torch.cat(truth), _concatenated(ignore), _concatenated(weights)
 
 
 def _concatenated(values: tuple[Tensor | None, ...]) -> Tensor | None:
-    return values[0] if len(values) == 1 or values[0] is None else torch.cat(values)
+    """All are None or none is: the images of a group have the same of these given."""
+    tensors = [value for value in values if value is not None]
+    return torch.cat(tensors) if tensors else None
 
 
 def _weights(output: SegOutput, batch: Batch, config: LossConfig) -> list[Tensor | None]:
@@ -142,9 +150,9 @@ def _truth(output: SegOutput, batch: Batch, config: LossConfig) -> tuple[list[Te
     return map_batched(_cell_means, truth, sizes), ignored
 
 
-def _cell_means(masks: Tensor, size: torch.Size) -> Tensor:
+def _cell_means(masks: Tensor, size: tuple[int, ...]) -> Tensor:
     """(N, H, W) -> (N, h, w): the mean over the area of each cell."""
-    return F.interpolate(masks[:, None], size, mode="area")[:, 0] if len(masks) else masks.new_zeros(0, *size)
+    return F.interpolate(masks[:, None], list(size), mode="area")[:, 0] if len(masks) else masks.new_zeros(0, *size)
 
 
 def _ignored(batch: Batch, config: LossConfig) -> list[Tensor | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class SegModel(nn.Module):
         head: MaskHead,
         project: nn.Sequential,
         *,
-        architecture: Architecture | None = None,
+        architecture: Architecture,
         added_ids: Sequence[int] = (),
     ):
         super().__init__()
@@ -67,11 +68,15 @@ class SegModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of activations: pixels enter in it."""
-        return self.project[0].weight.dtype
+        return self._first_linear.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.project[0].weight.device
+        return self._first_linear.weight.device
+
+    @property
+    def _first_linear(self) -> nn.Linear:
+        return cast(nn.Linear, self.project[0])
 
     def forward(self, batch: Batch) -> SegOutput:
         """Teacher forcing: logits where labels are, a mask for each mask position."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Key = TypeVar("Key", bound=Hashable)
 
-def map_batched(work: Callable[[Tensor, Hashable], Tensor], values: Sequence[Tensor], keys: Sequence[Hashable]) -> list:
+
+def map_batched(work: Callable[[Tensor, Key], Tensor], values: Sequence[Tensor], keys: Sequence[Key]) -> list[Tensor]:
     """[work(value, key), ...] for tensors (N, ...), with one call for all that have the same key and shape."""
     groups = defaultdict(list)
     for index, (value, key) in enumerate(zip(values, keys, strict=True)):

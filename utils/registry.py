@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class Registry(Generic[Factory]):
@@ -14,12 +15,12 @@ class Registry(Generic[Factory]):
 
     def __init__(self, kind: str):
         self.kind = kind
-        self._factories: dict[str, Factory] = {}
+        self._factories: dict[str, Any] = {}
 
-    def register(self, *names: str) -> Callable[[Factory], Factory]:
+    def register(self, *names: str) -> Callable[[Decorated], Decorated]:
         """Decorator that files a class or function under one or several names."""
 
-        def add(factory: Factory) -> Factory:
+        def add(factory: Decorated) -> Decorated:
             for name in names:
                 if name in self._factories:
                     raise ValueError(f"two {self.kind}s are called {name!r}")

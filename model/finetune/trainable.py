@@ -25,7 +25,7 @@ VOCABULARIES = ("full", "new_tokens")
 
 
 def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> SegModel:
-    """All a recipe's `model` section says about training: LoRA, what trains, kernels, checkpointing. In place."""
+    """Applies a recipe's `model` section for training, in place: LoRA, what trains, kernels, checkpointing."""
     quantize_frozen(model, config)
     apply_lora(model, config.lora, seed=seed)
     mark_trainable(model, config)
@@ -37,19 +37,19 @@ def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> 
 
 
 def quantize_frozen(model: SegModel, config: ModelConfig) -> None:
-    """QLoRA with `load_in_4bit`: the language model's linears in NF4, adapters and everything else in full."""
+    """QLoRA with `load_in_4bit`: the language model's linears in NF4, everything else in the recipe's precision."""
     if config.load_in_8bit:
         raise ValueError("load_in_8bit is for inference (chat, evaluation); training takes load_in_4bit (QLoRA)")
     if config.load_in_4bit and config.lora.r <= 0:
         raise ValueError("load_in_4bit trains adapters only: 4-bit layers have no gradients; set model.lora.r above 0")
     if config.load_in_4bit:
         quantize(model, bits=4)
-        model.vlm.decoder.is_loaded_in_4bit = True  # where peft looks which kind of adapter to make
+        setattr(model.vlm.decoder, "is_loaded_in_4bit", True)  # noqa: B010  (nn.Module is typed for modules only); peft reads it to decide on its adapter class
 
 
 def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
-    """Adapters on the named linears of the language model's layers only: SAM's decoder and the vision tower have
-    layers of the same names. r = 0 or below: none. A name that matches no linear raises and lists those there are."""
+    """Adapters on the named linears of the language model only: SAM's decoder and the vision tower have layers of the
+    same names. r = 0 or below: none. A name that matches no linear raises and lists those there are."""
     if config.r <= 0:
         return
     language = model.vlm.decoder
@@ -70,21 +70,28 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
 
 
 def mark_trainable(model: SegModel, config: ModelConfig) -> None:
-    """Trained: LoRA, vocabulary rows in and out (`train_vocabulary`), text MLP, mask decoder with
-    `train_mask_decoder`, the projector with `tower.train_projector`, the tower with `tower.train`. Frozen: everything
-    else. Without LoRA (r = 0) the language model trains in full with `train_language`: one released program does so,
-    another does not. r below 0: its layers.
+    """Marks what trains and freezes everything else.
+
+    Trained: LoRA, embedding and output rows of the vocabulary (`train_vocabulary`), the text MLP, the mask decoder with
+    `train_mask_decoder`, the projector with `tower.train_projector`, the tower with `tower.train`. Without LoRA (r = 0)
+    the language model trains in full with `train_language`: one released program does so, another does not. r below 0:
+    its layers train in full.
     """
     model.requires_grad_(False)
     language = model.vlm.language
-    whole = config.lora.r == 0 and config.train_language
-    parts = [language] if whole else _vocabulary(model, config)
-    parts += [model.vlm.decoder_layers] if config.lora.r < 0 else []
-    parts += [model.project, *(model.head.trainable_parts(config.head) if config.train_mask_decoder else ())]
+    in_full = config.lora.r == 0 and config.train_language
+    parts: list[nn.Module | nn.Parameter] = [language] if in_full else _vocabulary(model, config)
+    if config.lora.r < 0:
+        parts.append(model.vlm.decoder_layers)
+    parts.append(model.project)
+    if config.train_mask_decoder:
+        parts.extend(model.head.trainable_parts(config.head))
     vision = model.vlm.vision_parts()
-    parts += vision["projector"] if config.tower.train_projector else []
-    parts += vision["tower"] if config.tower.train else []
-    if whole and config.train_vocabulary != "full":
+    if config.tower.train_projector:
+        parts.extend(vision["projector"])
+    if config.tower.train:
+        parts.extend(vision["tower"])
+    if in_full and config.train_vocabulary != "full":
         raise ValueError("model.train_vocabulary: without LoRA the language model trains in full, its vocabulary too")
     for part in parts:
         part.requires_grad_(True)
@@ -94,18 +101,18 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
 
 
 def _vocabulary(model: SegModel, config: ModelConfig) -> list[nn.Module | nn.Parameter]:
-    """What of the vocabulary trains: all rows in and out, or those of the tokens that the system adds."""
+    """The vocabulary rows that train, embedding and output: all, or those of the tokens that the system adds."""
     if config.train_vocabulary not in VOCABULARIES:
         raise ValueError(unknown("model.train_vocabulary", config.train_vocabulary, VOCABULARIES))
     language = model.vlm.language
     if config.train_vocabulary == "full":
         return [language.get_input_embeddings(), language.lm_head]
-    return train_rows(language, model.added_ids)
+    return [*train_rows(language, model.added_ids)]
 
 
 def merge_lora(model: SegModel) -> None:
-    """Adds the adapters to their linears and takes them out, as it does with rows of the vocabulary that trained
-    apart; a model without any stays as it is."""
+    """Merges adapters into their linears, and separately trained vocabulary rows into their tables; a model without
+    any stays as it is."""
     merge_rows(model.vlm.language)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):

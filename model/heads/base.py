@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -56,7 +57,7 @@ class MaskHead(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def read_weights(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def read_weights(path: str | Path, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Pretrained weights under the head's own names, and `options` with what the file adds to them. Only of heads
         that NEEDS_WEIGHTS."""
         raise NotImplementedError

@@ -70,7 +70,8 @@ class EmbeddingCache:
                     found[index] = rounded
                 else:
                     found[index] = embedding  # too large for fp16: never kept
-        return torch.stack([embedding.to(pictures.device, pictures.dtype) for embedding in found])
+        embeddings = [embedding for embedding in found if embedding is not None]  # all of them by now
+        return torch.stack([embedding.to(pictures.device, pictures.dtype) for embedding in embeddings])
 
     def _name(self, picture: Tensor) -> str:
         numbers = picture.detach().contiguous().cpu().view(torch.uint8).numpy()

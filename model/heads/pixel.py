@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import SamConfig
+from transformers import SamConfig, SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamLayerNorm, SamPositionalEmbedding, SamPromptEncoder
 
 from data.types import Batch, Geometry
@@ -67,6 +67,8 @@ class PixelHead(MaskHead):
     NEEDS_WEIGHTS = False
     OPTIONAL_WEIGHTS = ("fusion", "balance")
     view = None
+    fusion: nn.Parameter | None  # (L, T) weights of tokens
+    balance: nn.Parameter | None  # (L,) weights of levels
 
     def __init__(self, projector: nn.Module, neck: nn.Module, prompts: SamPromptEncoder, decoder: PixelDecoder):
         super().__init__()
@@ -78,8 +80,8 @@ class PixelHead(MaskHead):
         self.tokens = 0
         self.fine_positions = _fourier(prompts.hidden_size)
         prompts.shared_embedding = _fourier(prompts.hidden_size)
-        self.register_parameter("fusion", None)  # (L, T) weights of tokens
-        self.register_parameter("balance", None)  # (L,) weights of levels
+        self.register_parameter("fusion", None)
+        self.register_parameter("balance", None)
 
     @classmethod
     def config_for(cls, tensors: dict[str, Tensor], options: dict[str, Any], context: HeadContext) -> dict[str, Any]:
@@ -112,7 +114,7 @@ class PixelHead(MaskHead):
             ).apply(_small),
             _neck(config["language_width"], width),
             SamPromptEncoder(sam),
-            PixelDecoder(sam.mask_decoder_config, levels),
+            PixelDecoder(cast(SamMaskDecoderConfig, sam.mask_decoder_config), levels),
         )
         head.levels, head.tokens = tuple(config["levels"]), config["tokens"]
         if config["trained_fusion"]:
@@ -132,12 +134,11 @@ class PixelHead(MaskHead):
             )
 
     def trainable_parts(self, options: dict[str, Any]) -> Iterable[nn.Module | nn.Parameter]:
-        parts = [
-            self.projector,
-            self.decoder,
-            *(weight for weight in (self.fusion, self.balance) if weight is not None),
-        ]
-        return [*parts, self.neck, self.prompts.no_mask_embed] if _options(options).train_neck else parts
+        parts: list[nn.Module | nn.Parameter] = [self.projector, self.decoder]
+        parts.extend(weight for weight in (self.fusion, self.balance) if weight is not None)
+        if _options(options).train_neck:
+            parts.extend([self.neck, self.prompts.no_mask_embed])
+        return parts
 
     def features(self, batch: Batch, vision: Vision) -> list[Tensor]:
         """(B, C, h, w) of the first level, and (B, C, 2h, 2w) of each further one."""
@@ -180,7 +181,8 @@ class PixelHead(MaskHead):
             levels.append(self.decoder(level, features[level][query_image], positions[level], dense, prompt, previous))
         size = levels[-1].shape[-2:]
         resized = [F.interpolate(part[:, None].float(), size, mode="bilinear", align_corners=False) for part in levels]
-        return sum(weight * part for weight, part in zip(balance, resized, strict=True))[:, 0]
+        first, *others = [weight * part for weight, part in zip(balance, resized, strict=True)]
+        return sum(others, start=first)[:, 0]
 
     def fuse_levels(self, queries: Tensor) -> Tensor:
         """(Q, L * T, D) -> (Q, L, D): the tokens of each level, weighted. As released a weight is 1 / (L * T), so T
@@ -218,7 +220,7 @@ def _sam_config(config: dict[str, Any], attention: str) -> SamConfig:
         raise ValueError(f"model.decoder_heads={heads} does not divide the decoder's attention width {width // 2}")
     decoder = {"hidden_size": width, "mlp_dim": config["mlp_dim"], "num_attention_heads": heads, "layer_norm_eps": 1e-5}
     sam = SamConfig(prompt_encoder_config={"hidden_size": width}, mask_decoder_config=decoder)
-    sam.mask_decoder_config._attn_implementation = attention
+    cast(SamMaskDecoderConfig, sam.mask_decoder_config)._attn_implementation = attention
     return sam
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import SamConfig
+from transformers import SamConfig, SamMaskDecoderConfig, SamVisionConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder, SamVisionEncoder
 
 from data.types import Batch, Geometry
@@ -59,15 +60,19 @@ class SamHead(MaskHead):
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> SamHead:
         sam = SamConfig(**config)
-        for part in (sam, sam.vision_config, sam.mask_decoder_config):
+        vision, mask_decoder = (
+            cast(SamVisionConfig, sam.vision_config),
+            cast(SamMaskDecoderConfig, sam.mask_decoder_config),
+        )
+        for part in (sam, vision, mask_decoder):
             part._attn_implementation = attention
-        encoder = use_chunked_attention(SamVisionEncoder(sam.vision_config))
-        decoder = SamMaskDecoder(sam.mask_decoder_config)
+        encoder = use_chunked_attention(SamVisionEncoder(vision))
+        decoder = SamMaskDecoder(mask_decoder)
         use_folded_attention(decoder.transformer)
         return cls(encoder, SamPromptEncoder(sam), decoder)
 
     @staticmethod
-    def read_weights(path: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def read_weights(path: str | Path, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights of a SAM file or folder under our names; a folder's config also gives the number of heads."""
         heads = folder_decoder_heads(path)
         return rename_sam(read_tensors(path)), {**options, **({"decoder_heads": heads} if heads else {})}

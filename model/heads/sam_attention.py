@@ -30,7 +30,9 @@ CPU_CHUNK, GPU_CHUNK = 2**21, 2**26  # elements of the bias at once
 class ChunkedGlobalAttention(SamVisionSdpaAttention):
     """`SamVisionSdpaAttention` with the same weights."""
 
-    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, None]:
+    def forward(  # ty: ignore[incompatible-method-override]
+        self, hidden_states: Tensor, output_attentions: bool = False
+    ) -> tuple[Tensor, None]:
         """(B, h, w, C) -> the same shape; attention weights are never returned."""
         batch, height, width, _ = hidden_states.shape
         heads = self.qkv(hidden_states).unflatten(-1, (3, self.num_attention_heads, -1)).permute(3, 0, 4, 1, 2, 5)
@@ -47,7 +49,7 @@ class ChunkedGlobalAttention(SamVisionSdpaAttention):
 
     @staticmethod
     def _attend(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """(B, heads, s, w, D) queries -> (B, heads, s * w, D). rows (s, h, D), columns (w, w, D): relative positions."""
+        """(B, heads, s, w, D) queries -> (B, heads, s * w, D); relative positions (s, h, D) and (w, w, D)."""
         vertical = torch.einsum("bnhwc,hkc->bnhwk", query, rows)
         horizontal = torch.einsum("bnhwc,wkc->bnhwk", query, columns)
         bias = (vertical[..., :, None] + horizontal[..., None, :]).flatten(2, 3).flatten(3)

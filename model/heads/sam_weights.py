@@ -55,11 +55,10 @@ def rename_sam(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a SAM file or folder under our names; a name that is neither layout's raises."""
     hugging_face = any(name.startswith("vision_encoder.") for name in tensors)
     table = NameTable(_HUGGING_FACE if hugging_face else SAM_NAMES)
-    renamed = {table.to_model(name): tensor for name, tensor in tensors.items()}
-    if None in renamed:
-        strange = [name for name in tensors if table.to_model(name) is None]
+    names = {name: table.to_model(name) for name in tensors}
+    if strange := [name for name, ours in names.items() if ours is None]:
         raise ValueError(f"not SAM weights: unexpected names {', '.join(strange[:5])}{' ...' if strange[5:] else ''}")
-    return renamed
+    return {ours: tensors[name] for name, ours in names.items() if ours is not None}
 
 
 def sam_sizes(tensors: dict[str, Tensor], decoder_heads: int) -> dict[str, dict[str, Any]]:
@@ -113,11 +112,11 @@ def _decoder(tensors: dict[str, Tensor], heads: int) -> dict[str, Any]:
     narrow = tensors["decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight"].shape[0]
     if narrow % heads:
         raise ValueError(f"model.decoder_heads={heads} does not divide the mask decoder's attention width {narrow}")
-    layers = {re.match(r"decoder\.transformer\.layers\.(\d+)\.", name) for name in tensors} - {None}
+    layers = {number for name in tensors for number in re.findall(r"^decoder\.transformer\.layers\.(\d+)\.", name)}
     return {
         "hidden_size": tokens.shape[1],
         "mlp_dim": tensors["decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
-        "num_hidden_layers": len({match[1] for match in layers}),
+        "num_hidden_layers": len(layers),
         "num_attention_heads": heads,
         "attention_downsample_rate": tokens.shape[1] // narrow,
         "num_multimask_outputs": tokens.shape[0] - 1,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,9 @@ from model.vlm.decoder import DecoderVLM
 def mlp_projector(width: int, out: int, depth: int, between: int | None = None) -> nn.Sequential:
     """LLaVA's `linear` (depth 1) or `mlpNx_gelu` (depth N), `between` (None: `out`) wide inside."""
     widths = [width, *[between or out] * (depth - 1), out]
-    layers: list[nn.Module] = [nn.Linear(*widths[:2])]
-    for sides in pairwise(widths[1:]):
-        layers += [nn.GELU(), nn.Linear(*sides)]
+    layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+    for wide, next_wide in pairwise(widths[1:]):
+        layers.extend([nn.GELU(), nn.Linear(wide, next_wide)])
     return nn.Sequential(*layers)
 
 
@@ -52,7 +53,7 @@ class Llava(DecoderVLM):
         self.language = language
         self.feature_layer = feature_layer
         self.pool = pool
-        self.view = view or ClipView(tower.config.image_size)
+        self.view = view or ClipView(self.side)
 
     @classmethod
     def build(
@@ -75,9 +76,19 @@ class Llava(DecoderVLM):
         return cls(*parts, feature_layer=feature_layer, pool=pool, view=view)
 
     @property
+    def side(self) -> int:
+        """Of the tower's square input, in pixels."""
+        return cast(int, self.tower.config.image_size)
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return cast(int, self.tower.config.patch_size)
+
+    @property
     def grid(self) -> int:
         """Patches per side."""
-        return self.tower.config.image_size // self.tower.config.patch_size
+        return self.side // self.patch
 
     @property
     def image_tokens(self) -> int:
@@ -106,7 +117,7 @@ class Llava(DecoderVLM):
 
     def _visible_patches(self, geometry: Sequence[Geometry], device: torch.device) -> Tensor | None:
         """(B, g, g) bool: patches that show some of the image, which begins at the top left; None: all do."""
-        patch, grid = self.tower.config.patch_size, self.grid
+        patch, grid = self.patch, self.grid
         sizes = [self.view.geometry(*place.original).resized for place in geometry]
         if all(side > (grid - 1) * patch for size in sizes for side in size):
             return None

@@ -7,9 +7,10 @@ only, and `attend` takes one softmax over both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ class PrefixCache:
 
 
 @contextmanager
-def shared_attention(config: PreTrainedConfig) -> Iterator[None]:
+def shared_attention(config: PreTrainedConfig) -> Generator[None]:
     """While it is open, a language model of this configuration attends as `attend` does."""
     before = config._attn_implementation
     config._attn_implementation = ATTENTION
@@ -120,7 +121,8 @@ def attend(
     rows, heads, length, _ = query.shape
     # grouped-query attention: the H / h query heads of one key head become rows of its product
     query = query.reshape(rows, key.shape[1], -1, query.shape[-1])  # (R, h, H / h * L, d)
-    prefix_keys, prefix_values = prefix.keys[module.layer_idx], prefix.values[module.layer_idx]
+    layer = cast(int, module.layer_idx)
+    prefix_keys, prefix_values = prefix.keys[layer], prefix.values[layer]
     scores = torch.cat([prefix.times(query, prefix_keys.mT), query @ key.mT], dim=-1).float() * scaling
     scores = scores.view(rows, heads, length, -1).masked_fill(~attention_mask, torch.finfo(torch.float32).min)
     weights = scores.softmax(-1).to(query.dtype).view(*query.shape[:3], -1)
