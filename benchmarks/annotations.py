@@ -33,13 +33,13 @@ MB = 1 << 20
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.child:
-        print(json.dumps(one_start(args.child, args.root, args.reads)))
+        print(json.dumps(measure_start(args.child, args.root, args.reads)))
         return 0
     shutil.rmtree(args.root / ".index", ignore_errors=True)
     figures = {"file_mb": round((args.root / "instances.json").stat().st_size / 1e6)}
-    figures["first start"] = start("index", args)
-    figures["later starts"] = [start("index", args) for _ in range(LATER_STARTS)]
-    figures["pycocotools"] = start("pycocotools", args)
+    figures["first start"] = run_start("index", args)
+    figures["later starts"] = [run_start("index", args) for _ in range(LATER_STARTS)]
+    figures["pycocotools"] = run_start("pycocotools", args)
     size = sum(path.stat().st_size for path in (args.root / ".index").rglob("*") if path.is_file())
     figures["index_mb"] = round(size / 1e6)
     print(as_table(figures))
@@ -57,12 +57,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def start(kind: str, args: argparse.Namespace) -> dict[str, Any]:
+def run_start(kind: str, args: argparse.Namespace) -> dict[str, Any]:
     words = [sys.executable, __file__, str(args.root), "--reads", str(args.reads), "--child", kind]
     return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def one_start(kind: str, root: Path, reads: int) -> dict[str, Any]:
+def measure_start(kind: str, root: Path, reads: int) -> dict[str, Any]:
     """Opens the annotations in this process, then looks pictures up in forked workers."""
     make = OPEN[kind](root)  # imports first: they cost the same with every way of reading
     before, began, cpu = memory(), time.perf_counter(), time.process_time()
@@ -75,11 +75,11 @@ def one_start(kind: str, root: Path, reads: int) -> dict[str, Any]:
         "opened_mb": memory()["Rss"],
     }
     for workers in WORKERS:
-        figures[f"{workers} workers"] = with_workers(look_up, pictures, workers, reads)
+        figures[f"{workers} workers"] = measure_workers(look_up, pictures, workers, reads)
     return figures
 
 
-def with_workers(look_up: Callable[[int], int], pictures: int, workers: int, reads: int) -> dict[str, Any]:
+def measure_workers(look_up: Callable[[int], int], pictures: int, workers: int, reads: int) -> dict[str, Any]:
     """Means over the workers, measured while all of them are alive."""
     fork = multiprocessing.get_context("fork")
     done, answers = fork.Barrier(workers), fork.Queue()
@@ -102,7 +102,7 @@ def with_workers(look_up: Callable[[int], int], pictures: int, workers: int, rea
     return {key: sum(entry[key] for entry in told) / workers for key in told[0]}
 
 
-def indexed_rows(root: Path) -> Callable[[], tuple[Callable[[int], int], int]]:
+def open_index(root: Path) -> Callable[[], tuple[Callable[[int], int], int]]:
     from data.sources import build_source
 
     def make() -> tuple[Callable[[int], int], int]:
@@ -125,7 +125,7 @@ def open_pycocotools(root: Path) -> Callable[[], tuple[Callable[[int], int], int
     return make
 
 
-OPEN = {"index": indexed_rows, "pycocotools": open_pycocotools}
+OPEN = {"index": open_index, "pycocotools": open_pycocotools}
 
 
 def memory() -> dict[str, float]:

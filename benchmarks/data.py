@@ -38,7 +38,7 @@ PATCH, SAM_SIDE = 14, 1024
 STEPS = ("facts", "words", "ids", "read and decode", "language-side view", "mask-side view", "masks", "batch")
 
 
-class Clock:
+class CpuClock:
     """CPU seconds by step, of this thread."""
 
     def __init__(self) -> None:
@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    recipe = read(args)
+    recipe = read_recipe(args)
     set_index_folder(recipe.data.index_dir)
     mixture = build_mixture(recipe, args)
     for warm in (True, False):
-        clock = Clock()
-        pixels = [piece_by_piece(mixture, index, clock, args) for index in range(args.samples)]
+        clock = CpuClock()
+        pixels = [build_sample(mixture, index, clock, args) for index in range(args.samples)]
         if not warm:
             break
     total = sum(clock.seconds.values())
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "megapixels_each": float(np.mean(pixels)) / 1e6,
         "samples_per_core_second": args.samples / total,
         "ms_each": {step: 1e3 * seconds / args.samples for step, seconds in clock.seconds.items()},
-        "loader_samples_per_second": {workers: with_loader(mixture, workers, args) for workers in args.workers},
+        "loader_samples_per_second": {workers: loader_speed(mixture, workers, args) for workers in args.workers},
     }
     print(as_table(figures))
     if args.out:
@@ -90,7 +90,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read(args: argparse.Namespace) -> Recipe:
+def read_recipe(args: argparse.Namespace) -> Recipe:
     values = to_dict(load_recipe(args.recipe))
     for assignment in args.set:
         values = override(values, assignment)
@@ -109,7 +109,7 @@ def build_mixture(recipe: Recipe, args: argparse.Namespace) -> Mixture:
     return Mixture.build(recipe.data, SampleBuilder(system.task, encoder, views), seed=recipe.train.seed)
 
 
-def piece_by_piece(mixture: Mixture, index: int, clock: Clock, args: argparse.Namespace) -> int:
+def build_sample(mixture: Mixture, index: int, clock: CpuClock, args: argparse.Namespace) -> int:
     """Makes sample `index` as `Mixture.draw` does, each step on the clock; the picture's pixels."""
     rng = np.random.default_rng((mixture.seed, index))
     maker, dialogues = mixture.maker, []
@@ -128,7 +128,7 @@ def piece_by_piece(mixture: Mixture, index: int, clock: Clock, args: argparse.Na
     return image.shape[0] * image.shape[1]
 
 
-def with_loader(mixture: Mixture, workers: int, args: argparse.Namespace, batch_size: int = 2) -> float:
+def loader_speed(mixture: Mixture, workers: int, args: argparse.Namespace, batch_size: int = 2) -> float:
     """Samples a second, by the clock, after the workers have started."""
     stream = Stream(mixture, batch_size, image_tokens=mixture.maker.encoder.image_tokens, workers=workers)
     for _ in range(2 * max(1, workers)):

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    model = build(args).to(device)
+    model = build_model(args).to(device)
     table: dict[str, Any] = {}
     answer(model, questions(args, 2).to(device, model.dtype), 2)  # what is allocated or chosen once
     print(
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table[str(queries)] = row = compare(model, batch, args.new_tokens, args.repeats)
         values = (row["one_by_one_seconds"], row["seconds"], row["speedup"], queries / row["seconds"], row["peak_mib"])
         print(f"{queries:>11}" + "".join(f"{value:>11.2f}" for value in values) + f"{row['masks']:>11}", flush=True)
-    kept = embeddings_kept(model, questions(args, 1).to(device, model.dtype), args.new_tokens, args.repeats)
+    kept = measure_cache(model, questions(args, 1).to(device, model.dtype), args.new_tokens, args.repeats)
     print(
         f"embedding cache, 1 query: {kept['without_seconds']:.2f} s without, {kept['new_seconds']:.2f} s for a new "
         f"picture, {kept['seen_seconds']:.2f} s for one seen before ({kept['speedup']:.2f}x), {kept['mib']:.2f} MiB"
@@ -83,8 +83,8 @@ def compare(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dic
     """Both paths in turn, `repeats` times; the fastest of each counts. Different answers raise."""
     rows = range(len(batch.ids))
     together = [lambda: answer(model, batch, new_tokens)]
-    single = [lambda row=row: answer(model, alone(batch, row), new_tokens) for row in rows]
-    timings = [(timed(together), timed(single)) for _ in range(repeats)]
+    single = [lambda row=row: answer(model, single_query(batch, row), new_tokens) for row in rows]
+    timings = [(time_calls(together), time_calls(single)) for _ in range(repeats)]
     fast = min((pair[0] for pair in timings), key=lambda timing: timing.seconds)
     slow = min((pair[1] for pair in timings), key=lambda timing: timing.seconds)
     difference = 0.0
@@ -107,22 +107,22 @@ def compare(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dic
     }
 
 
-def embeddings_kept(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dict[str, Any]:
+def measure_cache(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dict[str, Any]:
     """Seconds of one batch without the cache, with an empty one, and with one that has the picture; the fastest."""
     weights, seconds = fingerprint(model.head.encoder), {"without": [], "new": [], "seen": []}
     for _ in range(repeats):
-        seconds["without"].append(timed([lambda: answer(model, batch, new_tokens)]).seconds)
+        seconds["without"].append(time_calls([lambda: answer(model, batch, new_tokens)]).seconds)
         with tempfile.TemporaryDirectory() as folder:
             model.head.cache = EmbeddingCache(folder, 1, weights)
             for name in ("new", "seen"):
-                seconds[name].append(timed([lambda: answer(model, batch, new_tokens)]).seconds)
+                seconds[name].append(time_calls([lambda: answer(model, batch, new_tokens)]).seconds)
             mib = sum(path.stat().st_size for path in Path(folder).rglob("*.bin")) / MIB / len(batch)
         model.head.cache = None
     best = {f"{name}_seconds": round(min(times), 4) for name, times in seconds.items()}
     return {**best, "speedup": round(best["without_seconds"] / best["seen_seconds"], 3), "mib": round(mib, 3)}
 
 
-def timed(calls: Sequence[Callable[[], list[Answer]]]) -> Timing:
+def time_calls(calls: Sequence[Callable[[], list[Answer]]]) -> Timing:
     with Peak() as peak:
         started, worked = time.perf_counter(), time.process_time()
         answers = [answer for call in calls for answer in call()]
@@ -161,7 +161,7 @@ def answer(model: SegModel, batch: Batch, new_tokens: int) -> list[Answer]:
     return model.generate(batch, max_new_tokens=new_tokens, mask_ids=(MASK,), eos=EOS)
 
 
-def alone(batch: Batch, row: int) -> Batch:
+def single_query(batch: Batch, row: int) -> Batch:
     """One query with its picture, without padding."""
     kept = batch.attention[row]
     return replace(batch, ids=batch.ids[row : row + 1, kept], attention=kept[kept][None], row_image=batch.row_image[:1])
@@ -194,9 +194,9 @@ def questions(args: argparse.Namespace, queries: int) -> Batch:
     )
 
 
-def build(args: argparse.Namespace) -> SegModel:
+def build_model(args: argparse.Namespace) -> SegModel:
     """A model of these sizes with random weights that writes the mask token after ASK and never ends an answer."""
-    model = assemble(plan(args)).eval().requires_grad_(False)
+    model = assemble(architecture(args)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(args.seed)
     for name, weight in model.named_parameters():
         if weight.dim() > 1:
@@ -210,7 +210,7 @@ def build(args: argparse.Namespace) -> SegModel:
     return model
 
 
-def plan(args: argparse.Namespace) -> Architecture:
+def architecture(args: argparse.Namespace) -> Architecture:
     """LLaMA, CLIP and SAM of the sizes asked for."""
     grid = round(args.image_tokens**0.5)
     language = {

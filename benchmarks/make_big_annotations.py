@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{pictures:,} pictures (empty files)", flush=True)
     shapes = [json.dumps(shape) for shape in make_shapes(rng)]
     write_instances(args.out / "instances.json", pictures, polygons, shapes, rng)
-    report(args.out / "instances.json", f"{polygons:,} polygons")
+    print_size(args.out / "instances.json", f"{polygons:,} polygons")
     write_refer(args.out / "refer_seg/refcoco", pictures, args.scale, shapes, rng)
     write_dialogues(args.out / "llava_dataset/llava_instruct_150k.json", pictures, rng)
     return 0
@@ -103,7 +103,7 @@ def write_refer(folder: Path, pictures: int, scale: float, shapes: list[str], rn
     ]
     (folder / "instances.json").write_text(json.dumps({"images": entries, "annotations": annotations}))
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
-    report(folder / "instances.json", f"{count:,} objects")
+    print_size(folder / "instances.json", f"{count:,} objects")
 
 
 def write_dialogues(path: Path, pictures: int, rng: np.random.Generator) -> None:
@@ -121,7 +121,7 @@ def write_dialogues(path: Path, pictures: int, rng: np.random.Generator) -> None
         for number in range(pictures)
     ]
     path.write_text(json.dumps(entries))
-    report(path, f"{pictures:,} dialogues")
+    print_size(path, f"{pictures:,} dialogues")
 
 
 def image_entry(number: int) -> str:
@@ -144,7 +144,7 @@ def separated(entries: Iterator[str]) -> Iterator[str]:
         yield (", " if number else "") + entry
 
 
-def report(path: Path, what: str) -> None:
+def print_size(path: Path, what: str) -> None:
     print(f"{path}: {what}, {path.stat().st_size / 1e6:,.0f} MB", flush=True)
 
 

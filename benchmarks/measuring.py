@@ -28,7 +28,7 @@ PEAK_FLOPS = {  # dense, 16 bit, as the makers state them; by a part of the devi
 }
 
 
-class Clock:
+class PartClock:
     """Seconds by part; the parts of the model are counted in their forward pass, and out of `forward`'s rest."""
 
     def __init__(self, model: SegModel):
@@ -56,7 +56,7 @@ class Clock:
             self.add(out_of, -seconds)
 
 
-class Memory:
+class PeakMemory:
     """The most that is held from now on, beyond what is held now: allocated on a GPU, resident on a CPU (Linux).
 
     On a CPU freed blocks go back at once from here on, so that resident is what is in use; that costs time.

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.plain_step import plain_loss, take_apart
-from benchmarks.shapes import SHAPES, Shape, build, dialogues
+from benchmarks.shapes import SHAPES, ModelShape, make_batch, random_model
 from data.types import Batch
 from model.finetune.trainable import prepare_training
 from model.losses import objective
@@ -51,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for panel, value, shape, asked in points(SHAPES[args.shape]):
         for way in WAYS:
             with fork.Pool(1) as process:  # nothing has run in this one that a fork breaks
-                figures[panel][way][value] = process.apply(seconds_of, (shape, asked, way, args))
+                figures[panel][way][value] = process.apply(step_seconds, (shape, asked, way, args))
         old, new = (figures[panel][way][value] for way in WAYS)
         print(f"{PANELS[panel]:<24}{value:>9}{old:>9.3f} s as published{new:>9.3f} s{old / new:>7.2f}x", flush=True)
-    figures["processes"] = {world: together(world, args) for world in PROCESSES}
+    figures["processes"] = {world: distributed_seconds(world, args) for world in PROCESSES}
     for world, seconds in figures["processes"].items():
         print(f"{'processes':<24}{world:>9}{seconds:>9.3f} s, {world / seconds:.3f} pictures a second", flush=True)
     figures["setup"] = {"shape": args.shape, "repeats": args.repeats, "torch": torch.__version__}
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if args.plot:
-        draw(figures, args.plot)
+        plot_scaling(figures, args.plot)
     return 0
 
 
@@ -75,7 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def points(shape: Shape) -> Iterator[tuple[str, int, Shape, dict[str, int]]]:
+def points(shape: ModelShape) -> Iterator[tuple[str, int, ModelShape, dict[str, int]]]:
     """(panel, value on its axis, shape, what is asked about one picture)."""
     for each in DIALOGUES:
         yield "dialogues", each, shape, {"each": each}
@@ -86,11 +86,11 @@ def points(shape: Shape) -> Iterator[tuple[str, int, Shape, dict[str, int]]]:
         yield "pixels", height * width, replace(shape, picture=(height, width)), {"each": 2}
 
 
-def seconds_of(shape: Shape, asked: dict[str, int], way: str, args: argparse.Namespace) -> float:
+def step_seconds(shape: ModelShape, asked: dict[str, int], way: str, args: argparse.Namespace) -> float:
     """Median seconds of a step."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    model, batch = prepared(shape, asked)
+    model, batch = prepare(shape, asked)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)
     if way == "published":
         take_apart(model, ())
@@ -104,17 +104,17 @@ def seconds_of(shape: Shape, asked: dict[str, int], way: str, args: argparse.Nam
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 
-    return timed(step, args.repeats)
+    return median_seconds(step, args.repeats)
 
 
-def together(world: int, args: argparse.Namespace) -> float:
+def distributed_seconds(world: int, args: argparse.Namespace) -> float:
     """Median seconds of a step of `world` processes with a picture each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     spawn = multiprocessing.get_context("spawn")
     results = spawn.Queue()
-    started = [spawn.Process(target=member, args=(rank, world, port, args, results)) for rank in range(world)]
+    started = [spawn.Process(target=run_rank, args=(rank, world, port, args, results)) for rank in range(world)]
     for process in started:
         process.start()
     for process in started:
@@ -124,7 +124,7 @@ def together(world: int, args: argparse.Namespace) -> float:
     return max(results.get() for _ in started)
 
 
-def member(rank: int, world: int, port: int, args: argparse.Namespace, results: Any) -> None:
+def run_rank(rank: int, world: int, port: int, args: argparse.Namespace, results: Any) -> None:
     """One process of a distributed run, as a launcher starts it."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
@@ -133,7 +133,7 @@ def member(rank: int, world: int, port: int, args: argparse.Namespace, results: 
     from utils import dist
 
     dist.start()
-    model, batch = prepared(SHAPES[args.shape], {"each": 2})
+    model, batch = prepare(SHAPES[args.shape], {"each": 2})
     engine = Engine(
         model, Recipe(model=MODEL, train=TrainConfig(batch_size=1, grad_accumulation_steps=1, steps_per_epoch=100))
     )
@@ -143,17 +143,17 @@ def member(rank: int, world: int, port: int, args: argparse.Namespace, results: 
         engine.backward(objective(engine(batch), batch, LossConfig()).total)
         engine.step()
 
-    results.put(timed(step, args.repeats))
+    results.put(median_seconds(step, args.repeats))
     dist.stop()
 
 
-def prepared(shape: Shape, asked: dict[str, int]) -> tuple[SegModel, Batch]:
-    model = prepare_training(build(shape, "fp32", "sdpa", torch.device("cpu")), MODEL)
+def prepare(shape: ModelShape, asked: dict[str, int]) -> tuple[SegModel, Batch]:
+    model = prepare_training(random_model(shape, "fp32", "sdpa", torch.device("cpu")), MODEL)
     model.configure(RuntimeOptions(pack_rows=True, checkpoint_decoder=True))
-    return model, dialogues(shape, model.vlm.image_tokens, pictures=1, **asked)
+    return model, make_batch(shape, model.vlm.image_tokens, pictures=1, **asked)
 
 
-def timed(step: Any, repeats: int) -> float:
+def median_seconds(step: Any, repeats: int) -> float:
     step()
     seconds = []
     for _ in range(repeats):
@@ -163,7 +163,7 @@ def timed(step: Any, repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def draw(figures: dict[str, Any], path: Path) -> None:
+def plot_scaling(figures: dict[str, Any], path: Path) -> None:
     """Four panels: seconds of a step, and pictures a second of all processes."""
     import matplotlib
 

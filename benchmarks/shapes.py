@@ -16,7 +16,7 @@ MASK_TOKEN = 3
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """By default where the model dominates: 256 image tokens, SAM at 1024 pixels."""
 
     width: int = 512
@@ -40,20 +40,20 @@ class Shape:
 
 
 SHAPES = {
-    "issue": Shape(),
-    "tiny": Shape(32, 85, 2, 2, 200, 16, 2, 4, 56, 16, 2, 4, (1,), 128, 16, (60, 80), 6, 6),
-    "7b": Shape(4096, 11008, 32, 32, 32004, 1024, 24, 16, 224, 1280, 32, 16, (7, 15, 23, 31)),
+    "issue": ModelShape(),
+    "tiny": ModelShape(32, 85, 2, 2, 200, 16, 2, 4, 56, 16, 2, 4, (1,), 128, 16, (60, 80), 6, 6),
+    "7b": ModelShape(4096, 11008, 32, 32, 32004, 1024, 24, 16, 224, 1280, 32, 16, (7, 15, 23, 31)),
 }
 
 
-def build(shape: Shape, precision: str, attention: str, device: torch.device) -> SegModel:
+def random_model(shape: ModelShape, precision: str, attention: str, device: torch.device) -> SegModel:
     """Made on its device in its precision: 7B weights are never anywhere in float32."""
     torch.manual_seed(0)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype_of(precision))
     try:
         with torch.device(device):
-            model = assemble(_plan(shape), attention)
+            model = assemble(_architecture(shape), attention)
     finally:
         torch.set_default_dtype(usual)
     nn.init.normal_(model.head.prompts.shared_embedding.positional_embedding)
@@ -62,7 +62,9 @@ def build(shape: Shape, precision: str, attention: str, device: torch.device) ->
     return model.to(device)
 
 
-def dialogues(shape: Shape, image_tokens: int, *, pictures: int, each: int, masks: int = 1, classes: int = 0) -> Batch:
+def make_batch(
+    shape: ModelShape, image_tokens: int, *, pictures: int, each: int, masks: int = 1, classes: int = 0
+) -> Batch:
     """Pictures with `each` dialogues that open alike, ask in other words and answer with `masks` masks.
 
     classes: in the list of the question, three tokens each, and in the answer, four; 0: `text` tokens.
@@ -98,7 +100,7 @@ def dialogues(shape: Shape, image_tokens: int, *, pictures: int, each: int, mask
     )
 
 
-def _plan(shape: Shape) -> Architecture:
+def _architecture(shape: ModelShape) -> Architecture:
     language = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "intermediate_size": shape.inner}
     language |= {"num_hidden_layers": shape.layers, "num_attention_heads": shape.heads}
     tower = {"hidden_size": shape.tower_width, "intermediate_size": 4 * shape.tower_width, "patch_size": 14}

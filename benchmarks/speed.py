@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import Clock, Memory, step_flops, utilisation
+from benchmarks.measuring import PartClock, PeakMemory, step_flops, utilisation
 from benchmarks.plain_step import LADDER, plain_loss, take_apart
-from benchmarks.shapes import SHAPES, build, dialogues
+from benchmarks.shapes import SHAPES, make_batch, random_model
 from data.types import Batch
 from model.checkpoints.load import DTYPES
 from model.finetune.trainable import prepare_training
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in args.lines:
             with context.Pool(1) as process:  # nothing has run in this one that a fork breaks
-                results[name] = process.apply(measure, (LINES[name], args, folder))
-            print(as_line(name, results[name], results["all_off"]), flush=True)
+                results[name] = process.apply(measure_line, (LINES[name], args, folder))
+            print(result_line(name, results[name], results["all_off"]), flush=True)
     check_losses({name: result["loss"] for name, result in results.items()}, args.precision)
     off, on = results["all_off"], results["all_on"]
     figures = {
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "speedup": off["seconds"] / on["seconds"],
         "memory_ratio": on["peak_mib"] / off["peak_mib"],
         "parts": results,
-        "setup": {**{key: value for key, value in vars(args).items() if key != "json"}, **device_of(args)},
+        "setup": {**{key: value for key, value in vars(args).items() if key != "json"}, **device_info(args)},
         "shape": asdict(SHAPES[args.shape]),
     }
     print(f"speed-up {figures['speedup']:.2f}, memory {figures['memory_ratio']:.2f} of all_off's")
@@ -100,13 +100,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def measure(on: Sequence[str], args: argparse.Namespace, folder: str) -> dict[str, Any]:
+def measure_line(on: Sequence[str], args: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Median seconds of a step, its memory, its loss, the seconds of its parts and its rates, with these things on.
     folder: for cached embeddings."""
     if args.threads:
         torch.set_num_threads(args.threads)
     device, shape = torch.device(args.device), SHAPES[args.shape]
-    model = build(shape, args.precision, args.attention, device)
+    model = random_model(shape, args.precision, args.attention, device)
     vocabulary = "new_tokens" if NEW_TOKENS in on else "full"
     prepare_training(
         model,
@@ -120,20 +120,20 @@ def measure(on: Sequence[str], args: argparse.Namespace, folder: str) -> dict[st
     take_apart(model, on)
     if CACHED in on:
         model.head.use_cache(CacheConfig(folder, max_gib=1.0))
-    batch = dialogues(shape, model.vlm.image_tokens, pictures=args.pictures, each=args.dialogues)
+    batch = make_batch(shape, model.vlm.image_tokens, pictures=args.pictures, each=args.dialogues)
     batch = batch.to(device, DTYPES[args.precision])
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)
-    loss, clock, seconds, of_cpu = loss_of(model, batch, on), Clock(model), [], []
-    first = step(loss, optimizer, clock)
+    loss, clock, seconds, of_cpu = loss_of(model, batch, on), PartClock(model), [], []
+    first = train_step(loss, optimizer, clock)
     clock.seconds.clear()
     for _ in range(args.repeats):
         began, worked = clock.now(), time.process_time()
-        step(loss, optimizer, clock)
+        train_step(loss, optimizer, clock)
         seconds.append(clock.now() - began)
         of_cpu.append(time.process_time() - worked)
     parts = {name: value / args.repeats for name, value in clock.seconds.items()}
-    memory = Memory(device)
-    step(loss, optimizer, clock)
+    memory = PeakMemory(device)
+    train_step(loss, optimizer, clock)
     result = {"seconds": statistics.median(seconds), "cpu_seconds": statistics.median(of_cpu)}
     result |= {"peak_mib": memory.peak_mib(), "loss": first, "parts": parts}
     return result | rates(model, batch, result["seconds"], device)
@@ -147,7 +147,7 @@ def loss_of(model: SegModel, batch: Batch, on: Sequence[str]) -> Callable[[], Te
     return lambda: plain_loss(model, batch, config, on)
 
 
-def step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clock: Clock) -> float:
+def train_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clock: PartClock) -> float:
     """Forward, backward, update; the loss. Gradients stay allocated from step to step."""
     total = clock("forward", loss)
     clock("backward", total.backward)
@@ -171,12 +171,12 @@ def check_losses(losses: dict[str, float], precision: str) -> None:
         raise SystemExit(f"the losses differ: {losses}")
 
 
-def device_of(args: argparse.Namespace) -> dict[str, Any]:
+def device_info(args: argparse.Namespace) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if args.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {"device_name": name, "torch": torch.__version__}
 
 
-def as_line(name: str, result: dict[str, Any], off: dict[str, Any]) -> str:
+def result_line(name: str, result: dict[str, Any], off: dict[str, Any]) -> str:
     total = sum(result["parts"].values())
     shares = ", ".join(f"{part} {100 * value / total:.0f}%" for part, value in result["parts"].items())
     label = TITLES.get(name, name if name == "all_off" else f"+ {name.replace('_', ' ')}")

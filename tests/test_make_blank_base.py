@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from toy.base import blank as make_blank_base
-from toy.base.sam import start_afresh
+from toy.base.sam import reset_sam
 from utils.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ def test_the_question_tells_from_the_first_step():
     torch.manual_seed(0)
     sam = make_blank_base.blank_sam()
     assert answers_apart(sam) > 0.5
-    start_afresh(sam)  # torch's own weights, as a control
+    reset_sam(sam)  # torch's own weights, as a control
     assert answers_apart(sam) < 0.1
 
 

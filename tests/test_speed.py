@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import step_flops, utilisation
-from benchmarks.shapes import SHAPES, build, dialogues
+from benchmarks.shapes import SHAPES, make_batch, random_model
 from benchmarks.speed import LINES
 from model.finetune.trainable import prepare_training
 from model.losses import objective
@@ -46,12 +46,12 @@ def test_operations_are_those_that_torch_counts(vocabulary, precision):
     """By part and formula against forward and backward pass as they are; checkpointing computes more, needs no more."""
     shape, counts = SHAPES["tiny"], []
     for checkpointing in (False, True):
-        model = build(shape, precision, "sdpa", torch.device("cpu"))
+        model = random_model(shape, precision, "sdpa", torch.device("cpu"))
         config = ModelConfig(
             gradient_checkpointing=checkpointing, decoder_checkpointing=False, train_vocabulary=vocabulary
         )
         prepare_training(model, config).configure(RuntimeOptions(pack_rows=True))
-        batch = dialogues(shape, model.vlm.image_tokens, pictures=2, each=3).to("cpu", model.dtype)
+        batch = make_batch(shape, model.vlm.image_tokens, pictures=2, each=3).to("cpu", model.dtype)
         with FlopCounterMode(display=False) as counter:
             objective(model(batch), batch, LossConfig()).total.backward()
         counts.append((step_flops(model, batch), counter.get_total_flops()))
@@ -68,7 +68,7 @@ def test_utilisation():
 
 def test_dialogues_of_class_lists():
     shape = SHAPES["tiny"]
-    batch = dialogues(shape, 16, pictures=2, each=2, masks=3, classes=5)
+    batch = make_batch(shape, 16, pictures=2, each=2, masks=3, classes=5)
     assert batch.ids.shape == (4, shape.opening + 16 + 15 + 20)
     assert [len(masks) for masks in batch.masks] == [6, 6]
     rows = batch.mask_rows[:, None]

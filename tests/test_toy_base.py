@@ -14,14 +14,14 @@ from transformers import CLIPImageProcessor, LlamaTokenizer, LlavaForConditional
 from model.heads.sam import SamHead
 from toy.base.attention import attend, dialogue_mask
 from toy.base.facts import CELL_SIDE, CELLS, GRID, Facts, cell_at
-from toy.base.llava import LlavaStage, answers
-from toy.base.pictures import held_out, normalise_sam, normalise_tower, scene_of, tower_view
-from toy.base.prompts import KINDS, make_sample
+from toy.base.llava import LlavaStage, supervised_logits
+from toy.base.pictures import held_out_batches, normalise_sam, normalise_tower, scene_of, tower_view
+from toy.base.prompts import KINDS, prompt_sample
 from toy.base.publish import LLAVA_FOLDER, SAM_FILE, save_sam
-from toy.base.rows import IGNORED, RowMaker
+from toy.base.rows import IGNORED, RowBuilder
 from toy.base.sam import SamStage, binary_iou
 from toy.base.sizes import MAX_BYTES, SCENE_SIDE
-from toy.base.trainer import Plan, rate_at, train
+from toy.base.trainer import StagePlan, learning_rate, train_stage
 from toy.base.turns import MENU, present
 from toy.base.vocabulary import IMAGE_PATCH, SYSTEM, added_ids, load_vocabulary
 from toy.world.scene import CLASSES, COLORS, make_scene, scene_seed
@@ -38,8 +38,8 @@ def llava() -> LlavaForConditionalGeneration:
 
 
 @pytest.fixture(scope="module")
-def row() -> RowMaker:
-    return RowMaker(FOLDER)
+def row() -> RowBuilder:
+    return RowBuilder(FOLDER)
 
 
 def test_the_weights_fit_their_limit():
@@ -73,11 +73,11 @@ def test_the_tokenizer_of_transformers_gives_the_ids_of_training(row):
 
 def test_llava_tells_present_from_absent_classes(llava, row):
     """Teacher-forced on scenes that no stage trained on."""
-    batch = held_out(RowMaker(FOLDER, {present: 1.0}), batches=1, size=6, seed=77)[0]
+    batch = held_out_batches(RowBuilder(FOLDER, {present: 1.0}), batches=1, size=6, seed=77)[0]
     stage = LlavaStage(row.writer)
     stage.llava = llava
     with torch.no_grad():
-        logits, labels, *_ = answers(stage, batch)
+        logits, labels, *_ = supervised_logits(stage, batch)
     guesses, yes, no = logits.argmax(-1), row.writer.word("yes"), row.writer.word("no")
     assert (guesses[labels == no] == no).float().mean() > 0.9
     assert (guesses[labels == yes] == yes).float().mean() > 0.8
@@ -163,7 +163,7 @@ def test_dialogues_of_a_row_do_not_see_each_other(row):
 def test_prompts_lie_in_the_masks_they_ask_for():
     scene, rng = scene_of("held_out", 5, 0), np.random.default_rng(2)
     for step, kind in enumerate(KINDS):
-        sample = make_sample(scene, step, rng)
+        sample = prompt_sample(scene, step, rng)
         for points, masks in zip(sample["points"], sample["masks"], strict=False):
             cells = (points // (SCENE_SIDE / masks.shape[-1])).astype(int)
             assert (masks[-1][cells[:, 1], cells[:, 0]] > 0).all(), kind
@@ -177,7 +177,7 @@ def test_quick_attention_is_attention():
 
 
 def test_the_rate_rises_then_falls():
-    rates = [rate_at(share, 1.0) for share in np.linspace(0, 1, 50)]
+    rates = [learning_rate(share, 1.0) for share in np.linspace(0, 1, 50)]
     peak = int(np.argmax(rates))
     assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] == pytest.approx(0.02)
@@ -192,9 +192,9 @@ def test_a_stage_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
             seen.append(step)
             return ({"x": torch.ones(1, 2)} for _ in itertools.count(step))
 
-        plan = Plan("probe", seconds, 1e-3, tmp_path, resume)
+        plan = StagePlan("probe", seconds, 1e-3, tmp_path, resume)
         model = nn.Linear(2, 1)
-        train(
+        train_stage(
             plan, model, batches, lambda m, b: (m(b["x"].bfloat16()).float().mean(), {}), lambda m: {}, lambda m: None
         )
         return torch.load(tmp_path / "probe.pt", weights_only=True)["step"]

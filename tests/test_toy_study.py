@@ -14,7 +14,7 @@ from systems.base import build_system
 from toy.study import __main__ as miniature
 from toy.study import page, sheet
 from toy.study.exam import LIST_PARTS, LIST_SUITE, PARTS
-from toy.study.questions import AsShipped, Listed
+from toy.study.questions import DatasetQuestions, ListQuestions
 from toy.study.rows import ABLATION, ROWS, SYSTEM
 from toy.world.layouts import LAYOUTS
 from utils.config import Recipe, from_dict, load_yaml, override
@@ -61,10 +61,10 @@ def test_lists_hold_what_is_there_and_so_many_absent(absent, number):
     there = tuple(Target(name, lambda: None) for name in ("car", "tree"))
     record = Record(Path("a.jpg"), "classes", there, vocabulary=names)
     lasagna, lisa = (build_system(name).task for name in ("lasagna", "lisa"))
-    (query,) = Listed(lasagna, absent).queries(record)
+    (query,) = ListQuestions(lasagna, absent).queries(record)
     assert len(query.phrases) == number and {"car", "tree"} <= set(query.phrases)
     assert [name for name in names if name in query.phrases] == list(query.phrases)
-    one_by_one = Listed(lisa, absent).queries(record)
+    one_by_one = ListQuestions(lisa, absent).queries(record)
     assert [one.phrases[0] for one in one_by_one] == list(query.phrases)  # every system is asked the same
 
 
@@ -72,7 +72,7 @@ def test_multi_target_questions_are_asked_once_for_all_targets():
     targets = tuple(Target(name, lambda: None) for name in ("cup", "spoon", "pot"))
     turns = [Turn("what is on the table?", (Mask(2), Mask(0))), Turn("where is the spoon?", ("it: ", Mask(1)))]
     record = Record(Path("a.jpg"), "multi", targets, dialogues=tuple((turn,) for turn in turns))
-    first, second = AsShipped().queries(record)
+    first, second = DatasetQuestions().queries(record)
     assert first.targets == (2, 0) and first.phrases == ("pot", "cup") and "what is on the table?" in first.question
     assert second.targets == (1,)
 
@@ -88,29 +88,29 @@ def results(**rows):
 
 def test_table_marks_the_best_and_what_is_not_there():
     columns = (page.MAIN[0], page.Column("ms", page.SPEED, "", "phrase_ms"), page.Column("?", "own", "no", "mIoU"))
-    lines = page.table(results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns).splitlines()
+    lines = page.markdown_table(results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns).splitlines()
     assert lines[0] == "|  | mIoU, all 22 asked | ms | ? |"
     assert lines[2:] == ["| a | **0.50** | 80 | - |", "| b | 0.25 | **20** | - |"]
-    alike = page.table(results(a=(0.501, 1.0), b=(0.502, 1.0))["rows"], columns)
+    alike = page.markdown_table(results(a=(0.501, 1.0), b=(0.502, 1.0))["rows"], columns)
     assert "**" not in alike
-    turned = page.table(results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns, turned=True).splitlines()
+    turned = page.markdown_table(results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns, turned=True).splitlines()
     assert turned[0] == "|  | a | b |" and turned[2] == "| mIoU, all 22 asked | **0.50** | 0.25 |"
 
 
 def test_page_keeps_written_words_and_replaces_the_measured_ones(tmp_path):
     doc, picture = tmp_path / "docs" / "miniature.md", tmp_path / "lists.png"
     Image.new("RGB", (4, 4)).save(picture)
-    page.update(doc, results(a=(0.5, 1.0)), [picture])
+    page.update_page(doc, results(a=(0.5, 1.0)), [picture])
     text = doc.read_text()
     doc.write_text(text.replace(page.BEGIN, f"Words before.\n{page.BEGIN}") + "Words behind.\n")
-    page.update(doc, results(a=(0.75, 1.0)), [picture])
+    page.update_page(doc, results(a=(0.75, 1.0)), [picture])
     text = doc.read_text()
     assert "Words before." in text and text.endswith("Words behind.\n")
     assert "0.75" in text and "0.50" not in text and "![miniature_lists](miniature_lists.png)" in text
     assert (doc.parent / "miniature_lists.png").is_file()
     doc.write_text("no marks")
     with pytest.raises(SystemExit, match="lacks the lines"):
-        page.update(doc, results(a=(0.75, 1.0)), [picture])
+        page.update_page(doc, results(a=(0.75, 1.0)), [picture])
 
 
 def test_a_folder_has_one_worker_and_one_setting(tmp_path):
@@ -127,14 +127,14 @@ def test_a_folder_has_one_worker_and_one_setting(tmp_path):
         miniature.main([str(tmp_path / "empty"), "--write_doc"])
 
 
-class Scripted(miniature.Work):
+class Scripted(miniature.RowRunner):
     """Rows whose training and exam are one-line programs."""
 
     def _training(self, row):
         return ["-c", f"import sys; print('trains'); sys.exit({row.recipe == 'bad'})"]
 
     def _exam(self, row):
-        return ["-c", f"open({str(self._file(row))!r}, 'w').write('{{}}')"]
+        return ["-c", f"open({str(self._exam_file(row))!r}, 'w').write('{{}}')"]
 
 
 def test_finished_rows_are_left_alone_and_a_failing_one_stops_no_other(tmp_path):
@@ -160,7 +160,7 @@ def test_from_drawing_the_world_to_table_and_pictures(tmp_path, capsys):
     assert made["rows"][ABLATED]["training"]["step"] == [1]
     assert {"lists.png", "losses.png"} <= {file.name for file in tmp_path.glob("*.png")}
     (row,) = (row for row in ROWS if row.name == ABLATED)
-    (file,) = sheet.draw(tmp_path, [row])
+    (file,) = sheet.write_answer_sheet(tmp_path, [row])
     assert Image.open(file).width > 2 * sheet.SIDE
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / ABLATED).rglob("*") if file.is_file()}
     assert miniature.main(command) == 0

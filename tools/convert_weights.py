@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_target(folder, read_from(assistant.recipe.model), overwrite=args.overwrite)
     except (OSError, ValueError) as error:
         raise SystemExit(f"convert_weights.py: {error}") from None
-    told = account(assistant.model.report)
+    told = conversion_report(assistant.model.report)
     how = {"notes": {"conversion.json": told}, "overwrite": args.overwrite}
     if args.format == "original":
         architecture = (*assistant.system.published, "LlavaLlamaForCausalLM")[0]
@@ -65,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def account(report: Report) -> dict[str, Any]:
+def conversion_report(report: Report) -> dict[str, Any]:
     """Every weight that was not simply mapped, by its name on disk (in the model, where no file had it)."""
     ignored = {name: _reason(name.removeprefix(LORA_WRAPPER)) for name in sorted(report.ignored)}
     return {

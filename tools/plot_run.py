@@ -25,7 +25,7 @@ from utils.registry import unknown
 matplotlib.use("Agg")
 USUAL = ("loss", "ce", "mask", "bce", "dice", "lr", "grad_norm", "images_per_second", "data_wait", "gpu_memory_gib")
 USUAL_SCORES = ("val/*/gIoU", "val/*/cIoU", "val/*/mIoU")
-BESIDE = ("step", "time")  # of a line: no curves
+NOT_CURVES = ("step", "time")  # of a line: no curves
 COLUMNS, WIDTH, HEIGHT = 3, 4.6, 3.0  # of the picture: plots a row, inches of each
 Curve = tuple[list[int], list[float]]  # steps, values
 
@@ -33,11 +33,11 @@ Curve = tuple[list[int], list[float]]  # steps, values
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
-        runs = {name: read_curves(path) for name, path in labels(args.runs).items()}
+        runs = {name: read_curves(path) for name, path in label_runs(args.runs).items()}
         keys = select_keys(args.keys, list(dict.fromkeys(key for curves in runs.values() for key in curves)))
     except (OSError, ValueError) as error:
         raise SystemExit(f"plot_run.py: {error}") from None
-    draw(runs, keys, args.smooth, args.out)
+    plot_curves(runs, keys, args.smooth, args.out)
     print(f"{len(keys)} plots of {len(runs)} runs: {args.out}")
     return 0
 
@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def labels(paths: Sequence[Path]) -> dict[str, Path]:
+def label_runs(paths: Sequence[Path]) -> dict[str, Path]:
     """A name for each run: its folder's, with as much of what is above it as tells them apart."""
     folders = [(path.parent if path.is_file() else path).resolve() for path in dict.fromkeys(paths)]
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
@@ -72,7 +72,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         raise FileNotFoundError(f"{folder} is no run folder: it has no log.jsonl")
     curves: dict[str, Curve] = {}
     for row in read_log(path):
-        for name, value in flat({key: value for key, value in row.items() if key not in (*BESIDE, "kind")}).items():
+        for name, value in flat({key: value for key, value in row.items() if key not in (*NOT_CURVES, "kind")}).items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 steps, values = curves.setdefault(f"{row['kind']}/{name}", ([], []))
                 steps.append(row["step"])
@@ -100,7 +100,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     return [math.fsum(part) / len(part) for part in parts]
 
 
-def draw(runs: dict[str, dict[str, Curve]], keys: Sequence[str], window: int, out: Path) -> None:
+def plot_curves(runs: dict[str, dict[str, Curve]], keys: Sequence[str], window: int, out: Path) -> None:
     """A plot a key, a line a run. What is measured a step is smoothed; as it was it stays behind, pale."""
     columns = min(COLUMNS, len(keys))
     rows = math.ceil(len(keys) / columns)

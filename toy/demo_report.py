@@ -35,7 +35,11 @@ FIGURES = {  # in the report: suite and metric it is read from
     "reason_giou": ("ReasonSeg|val", "gIoU"),
 }
 SUITES = tuple(dict.fromkeys(suite for suite, _ in FIGURES.values()))
-SHOWN = {"ade20k|val": (0, 1, 2, 3), "refcoco|unc|val": (4, 5, 6), "ReasonSeg|val": (7, 8, 9)}  # pictures in the grid
+GRID_EXAMPLES = {
+    "ade20k|val": (0, 1, 2, 3),
+    "refcoco|unc|val": (4, 5, 6),
+    "ReasonSeg|val": (7, 8, 9),
+}  # pictures in the grid
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         report[moment] = {name: values[suite][metric] for name, (suite, metric) in FIGURES.items()}
     report["train_seconds"] = round(train_seconds(args.run), 1)
     (args.out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    page = grid([shown for suite in SUITES for shown in panels(assistant, suite, dataset_dir, args.max_new_tokens)])
+    page = grid(
+        [shown for suite in SUITES for shown in suite_panels(assistant, suite, dataset_dir, args.max_new_tokens)]
+    )
     Image.fromarray(page).save(args.out / "grid.png")
-    print(table(report))
+    print(score_table(report))
     print(f"figures: {args.out / 'metrics.json'}; pictures: {args.out / 'grid.png'}")
     return 0
 
@@ -90,12 +96,12 @@ def score(assistant: Assistant, dataset_dir: str, args: argparse.Namespace) -> d
     return results
 
 
-def panels(assistant: Assistant, name: str, dataset_dir: str, max_new_tokens: int) -> list[Panel]:
+def suite_panels(assistant: Assistant, name: str, dataset_dir: str, max_new_tokens: int) -> list[Panel]:
     """Some pictures of a suite with one question each (a class list with all of them)."""
     (suite,) = find_suites([name])
     source = suite.open(dataset_dir, source_options(assistant.recipe, suite))
     shown = []
-    for index in SHOWN[name]:
+    for index in GRID_EXAMPLES[name]:
         record = source[index % len(source)]
         queries = assistant.system.task.queries(record)
         queries = queries if record.kind == "classes" else queries[:1]
@@ -117,7 +123,7 @@ def train_seconds(run: Path) -> float:
     return seconds
 
 
-def table(report: dict[str, Any]) -> str:
+def score_table(report: dict[str, Any]) -> str:
     """The figures side by side."""
     lines = [f"{'':<18}{'before':>8}{'after':>8}"]
     for name, (suite, metric) in FIGURES.items():

@@ -31,7 +31,7 @@ INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torc
 class Footprint:
     """Bytes of one step beyond weights and gradients."""
 
-    kept: int  # for the backward pass
+    saved: int  # for the backward pass
     peak: int
 
 

@@ -27,13 +27,13 @@ from model.vlm.prefix_packing import can_pack
 from systems.base import build_system
 from tools.memory.activation_memory import Footprint, footprint
 from tools.memory.released_sizes import released_architecture
-from tools.memory.zero_memory import DeviceMemory, ParameterCounts, count, device_memory
+from tools.memory.zero_memory import DeviceMemory, ParameterCounts, count_parameters, device_memory
 from utils.config import Recipe, from_dict, load_yaml, override, to_dict
 from utils.log import log
 
 GIB = 2**30
 STAGES = (0, 1, 2, 3)
-SUFFICIENT = 4096  # pictures a device; more are not looked for
+MAX_BATCH = 4096  # pictures a device; more are not looked for
 CHANGES = (  # tried in this order, each on top of those before it
     "model.gradient_checkpointing=true",
     "loss.mask_size=decoder",
@@ -47,7 +47,7 @@ CHANGES = (  # tried in this order, each on top of those before it
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """One picture's share of a batch."""
 
     dialogues: int
@@ -57,7 +57,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Need:
+class StepMemory:
     """Of a recipe: numbers of weights, and the steps of one and of two pictures, from which those of more follow."""
 
     counts: ParameterCounts
@@ -75,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for assignment in args.set:
         values = override(values, assignment)
     recipe = from_dict(Recipe, values)
-    load = load_of(recipe, args)
-    need = measure(recipe, load)
+    load = workload(recipe, args)
+    need = measure_step(recipe, load)
     room = int((args.gpu_memory - args.reserve) * GIB)
     print(heading(recipe, need, load, args))
-    print(table(recipe, need, args.gpus, room))
+    print(memory_table(recipe, need, args.gpus, room))
     if fits(recipe, need, args.gpus, room):
         print(f"\nfits as it is: ZeRO {recipe.train.zero_stage}, {recipe.train.batch_size} pictures a GPU")
         return 0
@@ -110,22 +110,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def load_of(recipe: Recipe, args: argparse.Namespace) -> Load:
+def workload(recipe: Recipe, args: argparse.Namespace) -> Workload:
     """The longest rows that the recipe lets through, as many as its system asks about a picture."""
     dialogues = args.dialogues or recipe.options.get("num_classes_per_sample", 3)
     kept = recipe.data.long_rows == "keep"  # beyond model_max_length, too: what the language models are made for
     length = args.length or (2048 if kept else recipe.model.model_max_length) or 1024
-    return Load(dialogues, length, args.masks, tuple(args.picture))
+    return Workload(dialogues, length, args.masks, tuple(args.picture))
 
 
-def measure(recipe: Recipe, load: Load) -> Need:
+def measure_step(recipe: Recipe, load: Workload) -> StepMemory:
     """Runs the step of one and of two pictures without values."""
-    model = ghost(recipe)
-    counts = count(model, recipe.model.load_in_4bit)
-    return Need(counts, *(footprint(model, batch_of(model, recipe, load, n), recipe.loss) for n in (1, 2)))
+    model = meta_model(recipe)
+    counts = count_parameters(model, recipe.model.load_in_4bit)
+    return StepMemory(counts, *(footprint(model, meta_batch(model, recipe, load, n), recipe.loss) for n in (1, 2)))
 
 
-def ghost(recipe: Recipe) -> SegModel:
+def meta_model(recipe: Recipe) -> SegModel:
     """The recipe's model prepared for training, all on meta, with gradients as they are after the first step."""
     system = build_system(recipe.system, recipe.options)
     added = len(system.tokens.all_added)
@@ -146,7 +146,7 @@ def ghost(recipe: Recipe) -> SegModel:
     return model
 
 
-def batch_of(model: SegModel, recipe: Recipe, load: Load, pictures: int) -> Batch:
+def meta_batch(model: SegModel, recipe: Recipe, load: Workload, pictures: int) -> Batch:
     """Pictures with dialogues that differ right behind the picture, the last half of each of them supervised."""
     rows, queries = pictures * load.dialogues, pictures * load.dialogues * load.masks
     tokens, side = model.vlm.image_tokens, model.vlm.view.size
@@ -174,24 +174,24 @@ def batch_of(model: SegModel, recipe: Recipe, load: Load, pictures: int) -> Batc
     )
 
 
-def on_device(recipe: Recipe, need: Need, stage: int, gpus: int) -> DeviceMemory:
+def recipe_memory(recipe: Recipe, need: StepMemory, stage: int, gpus: int) -> DeviceMemory:
     return device_memory(need.counts, stage, gpus, recipe.model.precision, recipe.train.offload)
 
 
-def fits(recipe: Recipe, need: Need, gpus: int, room: int) -> bool:
+def fits(recipe: Recipe, need: StepMemory, gpus: int, room: int) -> bool:
     activations = need.activations(recipe.train.batch_size)
-    return on_device(recipe, need, recipe.train.zero_stage, gpus).peak(activations) <= room
+    return recipe_memory(recipe, need, recipe.train.zero_stage, gpus).peak(activations) <= room
 
 
-def largest(place: DeviceMemory, need: Need, room: int) -> int:
+def largest_batch(place: DeviceMemory, need: StepMemory, room: int) -> int:
     """Pictures a device."""
     pictures = 0
-    while pictures < SUFFICIENT and place.peak(need.activations(pictures + 1)) <= room:
+    while pictures < MAX_BATCH and place.peak(need.activations(pictures + 1)) <= room:
         pictures += 1
     return pictures
 
 
-def heading(recipe: Recipe, need: Need, load: Load, args: argparse.Namespace) -> str:
+def heading(recipe: Recipe, need: StepMemory, load: Workload, args: argparse.Namespace) -> str:
     counts = need.counts
     billions = [
         f"{number / 1e9:.2f} B {what}"
@@ -208,10 +208,10 @@ def heading(recipe: Recipe, need: Need, load: Load, args: argparse.Namespace) ->
     )
 
 
-def table(recipe: Recipe, need: Need, gpus: int, room: int) -> str:
+def memory_table(recipe: Recipe, need: StepMemory, gpus: int, room: int) -> str:
     """Parts and their sum by stage, and the largest batch of each."""
     activations = need.activations(recipe.train.batch_size)
-    places = [on_device(recipe, need, stage, gpus) for stage in STAGES]
+    places = [recipe_memory(recipe, need, stage, gpus) for stage in STAGES]
     rows: list[tuple[str, list[str]]] = [
         (name, [f"{getattr(place, name) / GIB:.2f}" for place in places])
         for name in ("weights", "gradients", "optimizer", "buffers")
@@ -219,13 +219,13 @@ def table(recipe: Recipe, need: Need, gpus: int, room: int) -> str:
     rows.append(("activations, highest", [f"{activations / GIB:.2f}"] * len(places)))
     rows.append(("or, at the update", [f"{place.update / GIB:.2f}" for place in places]))
     rows.append(("together", [f"{place.peak(activations) / GIB:.2f}" for place in places]))
-    rows.append(("largest batch a GPU", [str(largest(place, need, room) or "none") for place in places]))
+    rows.append(("largest batch a GPU", [str(largest_batch(place, need, room) or "none") for place in places]))
     lines = [f"{'':<22}" + "".join(f"{f'ZeRO {stage}':>10}" for stage in STAGES)]
     lines += [f"{name:<22}" + "".join(f"{cell:>10}" for cell in cells) for name, cells in rows]
     return "\n".join(lines)
 
 
-def advice(recipe: Recipe, load: Load, gpus: int, room: int) -> str:
+def advice(recipe: Recipe, load: Workload, gpus: int, room: int) -> str:
     """The first changes, one on top of another, with which the recipe fits; without those that proved needless."""
     made: list[str] = []
     for change in CHANGES:
@@ -233,13 +233,13 @@ def advice(recipe: Recipe, load: Load, gpus: int, room: int) -> str:
         if changed is None or changed == with_changes(recipe, made):
             continue
         made.append(change)
-        if fits(changed, measure(changed, load), gpus, room):
+        if fits(changed, measure_step(changed, load), gpus, room):
             break
     else:
         return "no change of the recipe makes it fit: more GPUs, larger ones, or shorter rows (--length, --dialogues)"
     for change in list(made[:-1]):
         fewer = with_changes(recipe, [other for other in made if other != change])
-        if fewer is not None and fits(fewer, measure(fewer, load), gpus, room):
+        if fewer is not None and fits(fewer, measure_step(fewer, load), gpus, room):
             made.remove(change)
     return "fits with: --set " + " --set ".join(made)
 

@@ -9,7 +9,7 @@ from torch import nn
 from training.engine import PUBLISHED_BUCKET
 
 MASTER, MOMENTS = 4, 8  # bytes of a trained weight: its fp32 copy; AdamW's two moments
-LIVE_AT_ONCE = 1_000_000_000  # weights that ZeRO-3 has whole at most: DeepSpeed's stage3_max_live_parameters
+MAX_LIVE_PARAMETERS = 1_000_000_000  # weights that ZeRO-3 has whole at most: DeepSpeed's stage3_max_live_parameters
 WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
 FOUR_BITS = 0.5 + (1 + 4 / 256) / 64  # NF4 with a scale for each 64, itself in 8 bits with a scale for each 256
 
@@ -39,7 +39,7 @@ class DeviceMemory:
         return held + max(activations, self.update)
 
 
-def count(model: nn.Module, four_bit: bool = False) -> ParameterCounts:
+def count_parameters(model: nn.Module, four_bit: bool = False) -> ParameterCounts:
     """Of a model prepared for training; `four_bit` for the frozen linears of its language model's layers (QLoRA)."""
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = sum(weight.numel() for weight in model.parameters()) - trained
@@ -51,7 +51,7 @@ def count(model: nn.Module, four_bit: bool = False) -> ParameterCounts:
     return ParameterCounts(trained, frozen - small, small, max(weight.numel() for weight in packed))
 
 
-def bucket(counts: ParameterCounts) -> int:
+def bucket_size(counts: ParameterCounts) -> int:
     """Gradients that are reduced together."""
     return min(PUBLISHED_BUCKET, counts.trained)
 
@@ -68,9 +68,9 @@ def device_memory(
     share = part if stage else 1
     master = 0 if precision == "fp32" and not stage else MASTER
     weights = (counts.trained + counts.frozen) * width
-    buffers = 2 * bucket(counts) * width if stage else 0  # one fills while the other is sent
+    buffers = 2 * bucket_size(counts) * width if stage else 0  # one fills while the other is sent
     if stage == 3 and (devices > 1 or offload == "all"):
-        buffers += min(LIVE_AT_ONCE * width, weights)
+        buffers += min(MAX_LIVE_PARAMETERS * width, weights)
         weights = 0 if offload == "all" else int(weights * part)
     on_device = offload == "none"
     return DeviceMemory(

@@ -29,9 +29,9 @@ def main() -> None:
     (args.scratch / SAM_DONE).unlink(missing_ok=True)
     beside = start_stage("sam", args)
     for stage in ("tower", "llava"):
-        finish(start_stage(stage, args), stage)
-    finish(beside, "sam")
-    finish(start_stage("report", args), "report")
+        wait_for(start_stage(stage, args), stage)
+    wait_for(beside, "sam")
+    wait_for(start_stage("report", args), "report")
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,7 +54,7 @@ def start_stage(stage: str, args: argparse.Namespace) -> subprocess.Popen:
     return subprocess.Popen([str(part) for part in command])
 
 
-def finish(process: subprocess.Popen, stage: str) -> None:
+def wait_for(process: subprocess.Popen, stage: str) -> None:
     if code := process.wait():
         raise SystemExit(
             f"stage {stage} of make_toy_base.py ended with code {code}; --resume goes on from its checkpoint"
@@ -65,14 +65,14 @@ def run_stage(args: argparse.Namespace) -> None:
     """Run the stage `args.only` in this process, on one thread."""
     import torch
 
-    from toy.base.trainer import Plan
+    from toy.base.trainer import StagePlan
 
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     stage = args.only
     seconds, rate = 60 * args.minutes * SHARES.get(stage, 0), RATES.get(stage, 0)
     beside = args.scratch / SAM_DONE if stage == "llava" else None
-    plan = Plan(stage, seconds, rate, args.scratch, args.resume, beside)
+    plan = StagePlan(stage, seconds, rate, args.scratch, args.resume, beside)
     if stage == "tower":
         from toy.base.tower import train_tower
 

@@ -8,9 +8,9 @@ from transformers import SamModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.sam.modeling_sam import SamVisionAttention
 
-BLOCKS = 2  # of the causal triangle; more waste less of it and cost more calls
-HIDDEN = -1e4
-NAME = "toybase"
+CAUSAL_BLOCKS = 2  # of the causal triangle; more waste less of it and cost more calls
+MASKED = -1e4
+IMPLEMENTATION = "toybase"
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -25,7 +25,7 @@ def dialogue_mask(group: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, L, L), 0 where a position may look: backwards, at the opening (group 0) and at its own group (B, L)."""
     seen = (group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None])
     hidden = ~seen.tril()
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, HIDDEN)
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, MASKED)
 
 
 def _interface(
@@ -41,7 +41,7 @@ def _interface(
     if attention_mask is None:
         return attend(query, key, value, scaling).transpose(1, 2), None
     length = query.shape[2]
-    edges = [length * i // BLOCKS for i in range(BLOCKS + 1)]
+    edges = [length * i // CAUSAL_BLOCKS for i in range(CAUSAL_BLOCKS + 1)]
     rows = [
         attend(
             query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], scaling, attention_mask[:, start:stop, :stop]
@@ -51,10 +51,10 @@ def _interface(
     return torch.cat(rows, dim=2).transpose(1, 2), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, _interface)
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _interface)
 
 
-class QuickSamAttention(SamVisionAttention):
+class FoldedSamAttention(SamVisionAttention):
     """SAM's attention with its relative positions folded into one product: [q, q.Rh, q.Rw] x [k, row, column]."""
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, None]:
@@ -74,9 +74,9 @@ class QuickSamAttention(SamVisionAttention):
         return self.proj(mixed.permute(0, 2, 3, 1, 4).reshape(batch, height, width, -1)), None
 
 
-def quicken_sam(model: SamModel) -> None:
+def use_folded_attention(model: SamModel) -> None:
     """Let the attentions of `model` compute the quick way; weights and results stay the same."""
     for module in model.modules():
         if isinstance(module, SamVisionAttention):
-            module.__class__ = QuickSamAttention
-    model.mask_decoder.config._attn_implementation = NAME
+            module.__class__ = FoldedSamAttention
+    model.mask_decoder.config._attn_implementation = IMPLEMENTATION

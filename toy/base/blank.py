@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, SamModel
 
-from toy.base.llava import start_wide
+from toy.base.llava import init_by_width
 from toy.base.publish import save_llava, save_sam
-from toy.base.sam import start_afresh
+from toy.base.sam import reset_sam
 from toy.base.sizes import TOWER_SIDE, llava_config, sam_config
 from toy.base.tower import sine_grid
 from toy.base.vocabulary import IMAGE_PATCH, added_ids, load_vocabulary
@@ -60,7 +60,7 @@ def blank_llava(folder: Path) -> LlavaForConditionalGeneration:
         nn.init.normal_(tower.patch_embedding.weight, std=0.05)
     language = llava.model.language_model
     for module in (language, llava.model.multi_modal_projector):
-        start_wide(module)
+        init_by_width(module)
     with torch.no_grad():
         nn.init.normal_(language.embed_tokens.weight)  # a word stays what it is through the layers
         language.norm.weight *= STATES
@@ -71,16 +71,16 @@ def blank_llava(folder: Path) -> LlavaForConditionalGeneration:
 def blank_sam() -> SamModel:
     side = SAM_SIDE // PATCH
     sam = SamModel(sam_config(SAM_SIDE, PATCH, encoder_width=128, window=side // 2, decoder_heads=4))
-    start_afresh(sam)
+    reset_sam(sam)
     with torch.no_grad():
         sam.vision_encoder.pos_embed.copy_(SAM_POSITIONS * sine_grid(side, sam.config.vision_config.hidden_size)[None])
         nn.init.normal_(sam.vision_encoder.patch_embed.projection.weight, std=0.05)
     decoder = sam.mask_decoder
     # A mask is a product of what became of the question and of the picture; with torch's own weights it hardly depends
     # on the question, and hundreds of steps pass before it does.
-    start_wide(decoder.transformer, gain=1.0)
+    init_by_width(decoder.transformer, gain=1.0)
     for part in (decoder.output_hypernetworks_mlps, decoder.upscale_conv1, decoder.upscale_conv2):
-        start_wide(part, gain=2**0.5)
+        init_by_width(part, gain=2**0.5)
     with torch.no_grad():
         for network in decoder.output_hypernetworks_mlps:
             network.proj_out.weight *= 0.4

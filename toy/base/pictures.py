@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from toy.base.sizes import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, TOWER_SIDE
 from toy.world.scene import Scene, make_scene, scene_seed
 
-RANGES = {
+FIRST_SCENE = {
     "tower": 0,
     "llava": 1 << 28,
     "sam": 2 << 28,
@@ -23,7 +23,7 @@ Sample = dict[str, np.ndarray]
 
 def scene_of(use: str, index: int, seed: int) -> Scene:
     """Scene `index` of a use of the base split; the uses never share a scene."""
-    return make_scene(scene_seed("base", RANGES[use] + index, seed))
+    return make_scene(scene_seed("base", FIRST_SCENE[use] + index, seed))
 
 
 def tower_view(image: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def _normalise(pixels: Tensor, mean: list[float], std: list[float]) -> Tensor:
     return ((pixels.float() - mean) / std).bfloat16()
 
 
-def stack(samples: list[Sample]) -> dict[str, Tensor]:
+def stack_samples(samples: list[Sample]) -> dict[str, Tensor]:
     """Samples of equal shapes to one batch."""
     return {key: torch.from_numpy(np.stack([sample[key] for sample in samples])) for key in samples[0]}
 
@@ -67,17 +67,17 @@ class _Batches(IterableDataset):
     def batch(self, step: int) -> dict[str, Tensor]:
         samples = []
         for index in range(step * self.size, (step + 1) * self.size):
-            rng = np.random.default_rng((self.seed, RANGES[self.use], index))
+            rng = np.random.default_rng((self.seed, FIRST_SCENE[self.use], index))
             samples.append(self.make(scene_of(self.use, index, self.seed), step, rng))
-        return stack(samples)
+        return stack_samples(samples)
 
 
-def read_ahead(make: Callable, use: str, *, first: int, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
+def prefetch(make: Callable, use: str, *, first: int, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
     """Endless batches of `make(scene, step, rng)` from batch `first` on, made in a worker process."""
     return iter(DataLoader(_Batches(make, use, first, size, seed), batch_size=None, num_workers=1, prefetch_factor=4))
 
 
-def held_out(make: Callable, *, batches: int, size: int, seed: int, first: int = 0) -> list[dict[str, Tensor]]:
+def held_out_batches(make: Callable, *, batches: int, size: int, seed: int, first: int = 0) -> list[dict[str, Tensor]]:
     """A fixed list of batches of scenes that no stage trains on; `first` tells the kinds of batches apart."""
     source = _Batches(make, "held_out", first, size, seed)
     return [source.batch(first + index) for index in range(batches)]

@@ -24,7 +24,7 @@ class Region:
     weight: float
 
 
-def make_sample(scene: Scene, step: int, rng: np.random.Generator) -> Sample:
+def prompt_sample(scene: Scene, step: int, rng: np.random.Generator) -> Sample:
     """Pixels, dense targets, and prompts of the kind whose turn it is.
 
     single: PROMPTS / 2 points on things, then PROMPTS / 2 boxes; one mask each (token 0).
@@ -36,16 +36,16 @@ def make_sample(scene: Scene, step: int, rng: np.random.Generator) -> Sample:
     kind = KINDS[step % len(KINDS)]
     if kind == "single":
         drawn = [_one_point(scene, rng) for _ in range(PROMPTS // 2)]
-        boxed = _choose(_regions(scene), PROMPTS - PROMPTS // 2, rng)
+        boxed = _sample_regions(_regions(scene), PROMPTS - PROMPTS // 2, rng)
         sample["points"] = np.stack([point for point, _ in drawn])[:, None]
-        sample["corners"] = np.stack([_shake_box(mask, rng) for mask in boxed])
+        sample["corners"] = np.stack([_jitter_box(mask, rng) for mask in boxed])
         masks = [[thing.mask] for _, thing in drawn] + [[mask] for mask in boxed]
     elif kind == "levels":
         drawn = [_one_point(scene, rng) for _ in range(PROMPTS)]
         sample["points"] = np.stack([point for point, _ in drawn])[:, None]
         masks = [_levels(scene, thing, point) for point, thing in drawn]
     else:
-        chosen = _choose(_regions(scene), PROMPTS, rng)
+        chosen = _sample_regions(_regions(scene), PROMPTS, rng)
         sample["points"] = np.stack([_spread(mask, rng) for mask in chosen])
         masks = [[mask] for mask in chosen]
     sample["masks"] = np.stack([np.stack([shrink(mask) for mask in group]) for group in masks])
@@ -92,12 +92,12 @@ def _regions(scene: Scene) -> list[Region]:
     return found + [Region(mask, 2.0 / len(parts)) for mask in parts]
 
 
-def _choose(regions: list[Region], count: int, rng: np.random.Generator) -> list[np.ndarray]:
+def _sample_regions(regions: list[Region], count: int, rng: np.random.Generator) -> list[np.ndarray]:
     weights = np.array([region.weight for region in regions])
     return [regions[i].mask for i in rng.choice(len(regions), count, p=weights / weights.sum())]
 
 
-def _shake_box(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _jitter_box(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(4,) float32: the mask's box with each side moved by about 4 %, at most 6 pixels."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     box = np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float32)

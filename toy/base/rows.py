@@ -13,17 +13,17 @@ from toy.base.dense import read_spots
 from toy.base.facts import CELLS, Facts
 from toy.base.pictures import Sample, tower_view
 from toy.base.sizes import GRID
-from toy.base.turns import MENU, Maker, Turn
+from toy.base.turns import MENU, Turn, TurnBuilder
 from toy.base.vocabulary import IMAGE_END, IMAGE_PATCH, IMAGE_START, SYSTEM, added_ids, load_vocabulary
 from toy.world.scene import Scene
 
 LENGTH = 576
-PLAIN_SHARE = 0.1  # of rows start without the system prompt
-CHAINED_SHARE = 0.1  # of turns go on with the dialogue before
+NO_SYSTEM_SHARE = 0.1  # of rows start without the system prompt
+FOLLOW_UP_SHARE = 0.1  # of turns go on with the dialogue before
 BOS, EOS, PAD, IGNORED = 1, 2, 0, -100
 
 
-class Writer:
+class RowWriter:
     """Turns a scene into a row; holds the vocabulary."""
 
     def __init__(self, folder: Path):
@@ -32,7 +32,7 @@ class Writer:
         self.encode = lru_cache(maxsize=1 << 15)(self.pieces.encode)
 
     def __reduce__(self):
-        return Writer, (self.folder,)
+        return RowWriter, (self.folder,)
 
     def word(self, text: str) -> int:
         """The id of a one-piece word."""
@@ -46,11 +46,11 @@ class Writer:
 
     def opening(self, rng: np.random.Generator) -> list[int]:
         """<s>, system prompt, USER: and the wrapped image positions."""
-        text = "USER:" if rng.random() < PLAIN_SHARE else f"{SYSTEM} USER:"
+        text = "USER:" if rng.random() < NO_SYSTEM_SHARE else f"{SYSTEM} USER:"
         patches = [self.images[IMAGE_PATCH]] * (GRID * GRID)
         return [BOS, *self.encode(text), self.images[IMAGE_START], *patches, self.images[IMAGE_END]]
 
-    def write(self, scene: Scene, rng: np.random.Generator, menu: dict[Maker, float]) -> dict[str, np.ndarray]:
+    def write(self, scene: Scene, rng: np.random.Generator, menu: dict[TurnBuilder, float]) -> dict[str, np.ndarray]:
         """A row of as many turns from `menu` as fit, each (LENGTH,) int64.
 
         ids, labels; group: 0 for the opening, else the number of the dialogue; place: position in its dialogue.
@@ -63,8 +63,8 @@ class Writer:
             turn = makers[choice](facts, rng)
             if turn is None:
                 continue
-            chained = group[-1] > 0 and rng.random() < CHAINED_SHARE
-            question, answer = self._turn(turn, first=not chained)
+            chained = group[-1] > 0 and rng.random() < FOLLOW_UP_SHARE
+            question, answer = self._encode_turn(turn, first=not chained)
             if len(ids) + len(question) + len(answer) > LENGTH:
                 break
             start = place[-1] + 1 if chained else opening
@@ -76,17 +76,17 @@ class Writer:
         rest = LENGTH - len(ids)
         return {name: np.array(values + [filler] * rest) for name, (values, filler) in columns.items()}
 
-    def _turn(self, turn: Turn, *, first: bool) -> tuple[list[int], list[int]]:
+    def _encode_turn(self, turn: Turn, *, first: bool) -> tuple[list[int], list[int]]:
         question, answer = turn
         asked = f"{question} ASSISTANT:" if first else f"USER: {question} ASSISTANT:"
         return self.pieces.encode(asked), [*self.pieces.encode(answer), EOS]
 
 
-class RowMaker:
+class RowBuilder:
     """`make(scene, step, rng)` for the LLaVA stage."""
 
-    def __init__(self, folder: Path, menu: dict[Maker, float] = MENU):
-        self.writer, self.menu = Writer(folder), menu
+    def __init__(self, folder: Path, menu: dict[TurnBuilder, float] = MENU):
+        self.writer, self.menu = RowWriter(folder), menu
 
     def __call__(self, scene: Scene, step: int, rng: np.random.Generator) -> Sample:
         spots = read_spots(scene, GRID)

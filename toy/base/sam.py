@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SamModel
 
-from toy.base.attention import quicken_sam
+from toy.base.attention import use_folded_attention
 from toy.base.dense import DenseHead, dense_loss
-from toy.base.pictures import held_out, normalise_sam, read_ahead
-from toy.base.prompts import KINDS, make_sample
+from toy.base.pictures import held_out_batches, normalise_sam, prefetch
+from toy.base.prompts import KINDS, prompt_sample
 from toy.base.sizes import PATCH, SCENE_SIDE, sam_config
 from toy.base.tower import sine_grid
-from toy.base.trainer import Plan, train
+from toy.base.trainer import StagePlan, train_stage
 
 BATCH = 16
 DENSE_WEIGHT = 0.5
@@ -24,8 +24,8 @@ class SamStage(nn.Module):
         super().__init__()
         config = sam_config()
         self.sam = SamModel(config)
-        quicken_sam(self.sam)
-        start_afresh(self.sam)
+        use_folded_attention(self.sam)
+        reset_sam(self.sam)
         width, side = config.vision_config.hidden_size, SCENE_SIDE // PATCH
         with torch.no_grad():
             self.sam.vision_encoder.pos_embed.copy_(0.3 * sine_grid(side, width)[None])
@@ -55,7 +55,7 @@ class SamStage(nn.Module):
         )
 
 
-def start_afresh(sam: SamModel) -> None:
+def reset_sam(sam: SamModel) -> None:
     """Initial weights as upstream SAM had: PyTorch's own, and Fourier features of scale 1.
 
     transformers expects weights to be loaded: its Fourier scale of half the width makes neighbouring points unlike.
@@ -83,7 +83,7 @@ def binary_iou(first: Tensor, second: Tensor) -> Tensor:
     return (first & second).sum(-1) / (first | second).sum(-1).clamp(min=1)
 
 
-def objective(model: SamStage, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def sam_objective(model: SamStage, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     answer, decoded = model(batch)
     dense, accuracy = dense_loss(answer, batch["codes"], batch["boxes"])
     logits = torch.cat([mask for mask, _ in decoded], dim=1)
@@ -112,12 +112,12 @@ def evaluate_on(tests: list[dict[str, Tensor]]):
     return evaluate
 
 
-def train_sam(plan: Plan, seed: int, publish) -> tuple[SamStage, dict[str, float]]:
+def train_sam(plan: StagePlan, seed: int, publish) -> tuple[SamStage, dict[str, float]]:
     """The trained stage and its held-out figures; `publish(stage)` is called with each checkpoint."""
     stage = SamStage()
-    tests = held_out(make_sample, batches=8, size=BATCH, seed=seed)
+    tests = held_out_batches(prompt_sample, batches=8, size=BATCH, seed=seed)
 
     def batches(step: int):
-        return read_ahead(make_sample, "sam", first=step, size=BATCH, seed=seed)
+        return prefetch(prompt_sample, "sam", first=step, size=BATCH, seed=seed)
 
-    return stage, train(plan, stage, batches, objective, evaluate_on(tests), publish)
+    return stage, train_stage(plan, stage, batches, sam_objective, evaluate_on(tests), publish)

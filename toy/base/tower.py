@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from toy.base.attention import NAME
+from toy.base.attention import IMPLEMENTATION
 from toy.base.dense import DenseHead, dense_loss, read_spots
-from toy.base.pictures import Sample, held_out, normalise_tower, read_ahead, tower_view
+from toy.base.pictures import Sample, held_out_batches, normalise_tower, prefetch, tower_view
 from toy.base.sizes import GRID, llava_config
-from toy.base.trainer import Plan, train
+from toy.base.trainer import StagePlan, train_stage
 from toy.world.scene import Scene
 
 BATCH = 32
@@ -24,7 +24,7 @@ class TowerStage(nn.Module):
         super().__init__()
         config = llava_config(vocab_size=8, image_token=3).vision_config
         self.tower = CLIPVisionModel(config)
-        place_positions(self.tower)
+        init_tower_embeddings(self.tower)
         self.head = DenseHead(config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class TowerStage(nn.Module):
 
 def patch_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
     """Output of layer -2 without the class position, (B, P, D); the last layer is not computed."""
-    tower.config._attn_implementation = NAME
+    tower.config._attn_implementation = IMPLEMENTATION
     hidden = tower.pre_layrnorm(tower.embeddings(pixels))
     for layer in tower.encoder.layers[:-1]:
         hidden = layer(hidden, attention_mask=None)
@@ -41,7 +41,7 @@ def patch_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def place_positions(tower: CLIPVisionModel) -> None:
+def init_tower_embeddings(tower: CLIPVisionModel) -> None:
     """Start position embeddings from sines of row and column, and the patch embedding from a useful scale."""
     width = tower.config.hidden_size
     tower.embeddings.position_embedding.weight[1:] = 0.3 * sine_grid(GRID, width).flatten(0, 1)
@@ -56,13 +56,13 @@ def sine_grid(side: int, width: int) -> Tensor:
     return torch.cat([wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)], -1)
 
 
-def make_sample(scene: Scene, step: int, rng: np.random.Generator) -> Sample:
+def tower_sample(scene: Scene, step: int, rng: np.random.Generator) -> Sample:
     """Pixels and dense targets of a scene."""
     spots = read_spots(scene, GRID)
     return {"pixels": tower_view(scene.image), "codes": spots.codes, "boxes": spots.boxes}
 
 
-def objective(model: TowerStage, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def tower_objective(model: TowerStage, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     loss, accuracy = dense_loss(model(normalise_tower(batch["pixels"])), batch["codes"], batch["boxes"])
     return loss, {"spot_accuracy": accuracy}
 
@@ -74,20 +74,20 @@ def load_tower(checkpoint: Path) -> TowerStage:
     return stage
 
 
-def train_tower(plan: Plan, seed: int) -> tuple[TowerStage, dict[str, float]]:
+def train_tower(plan: StagePlan, seed: int) -> tuple[TowerStage, dict[str, float]]:
     """The trained stage and its held-out figures."""
     stage = TowerStage()
-    tests = held_out(make_sample, batches=4, size=BATCH, seed=seed)
+    tests = held_out_batches(tower_sample, batches=4, size=BATCH, seed=seed)
 
     def evaluate(model: TowerStage) -> dict[str, float]:
-        losses, parts = zip(*[objective(model, batch) for batch in tests], strict=True)
+        losses, parts = zip(*[tower_objective(model, batch) for batch in tests], strict=True)
         return {
             "loss": torch.stack(losses).mean(),
             "spot_accuracy": torch.stack([p["spot_accuracy"] for p in parts]).mean(),
         }
 
     def batches(step: int):
-        return read_ahead(make_sample, "tower", first=step, size=BATCH, seed=seed)
+        return prefetch(tower_sample, "tower", first=step, size=BATCH, seed=seed)
 
-    figures = train(plan, stage, batches, objective, evaluate, publish=lambda model: None)
+    figures = train_stage(plan, stage, batches, tower_objective, evaluate, publish=lambda model: None)
     return stage, figures

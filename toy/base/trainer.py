@@ -19,7 +19,7 @@ SAVE_EVERY, EVALUATE_EVERY, LOG_EVERY = 240, 480, 20  # seconds, seconds, second
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagePlan:
     """One stage: its name, seconds it may train, peak learning rate, and where log and checkpoints go.
 
     spare_core: a file whose appearance says that the stage on the other core has ended, so that this one may use both.
@@ -33,7 +33,7 @@ class Plan:
     spare_core: Path | None = None
 
 
-class Mixed:
+class MixedPrecision:
     """A bf16 copy of a model that computes, and the fp32 original that AdamW updates.
 
     Matrix products in bf16 are several times faster than in fp32 on CPUs with bf16 instructions, and copying whole
@@ -76,7 +76,7 @@ class Mixed:
         torch._foreach_copy_(list(self.live.parameters()), list(self.master.parameters()))
 
 
-def rate_at(progress: float, peak: float) -> float:
+def learning_rate(progress: float, peak: float) -> float:
     """Linear warm-up, then a cosine down to a fiftieth."""
     if progress < WARMUP:
         return peak * max(progress, 0.002) / WARMUP
@@ -84,8 +84,8 @@ def rate_at(progress: float, peak: float) -> float:
     return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def train(
-    plan: Plan,
+def train_stage(
+    plan: StagePlan,
     master: nn.Module,
     batches: Callable[[int], Iterator[dict[str, Tensor]]],
     objective: Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]],
@@ -96,8 +96,8 @@ def train(
 
     `batches(step)` yields batches from that step on, so that a resumed run sees no scene twice.
     """
-    model = Mixed(master, plan.rate)
-    state = _State(plan, model)
+    model = MixedPrecision(master, plan.rate)
+    state = _Progress(plan, model)
     publish(model.master)
     stream, started = batches(state.step), time.monotonic() - state.seconds
     saved = evaluated = logged = state.seconds
@@ -106,7 +106,7 @@ def train(
     steps_since = 0
     while (now := time.monotonic() - started) < plan.seconds:
         loss, parts = objective(model.live, next(stream))
-        norm = model.step(loss, rate_at(now / plan.seconds, plan.rate))
+        norm = model.step(loss, learning_rate(now / plan.seconds, plan.rate))
         state.step, steps_since = state.step + 1, steps_since + 1
         for key, value in {**parts, "loss": loss.detach(), "norm": norm}.items():
             sums[key] = sums.get(key, 0.0) + float(value)
@@ -133,15 +133,15 @@ def train(
     return figures
 
 
-def _measure(evaluate: Callable[[nn.Module], dict[str, float]], model: Mixed) -> dict[str, float]:
+def _measure(evaluate: Callable[[nn.Module], dict[str, float]], model: MixedPrecision) -> dict[str, float]:
     with torch.no_grad():
         return {key: round(float(value), 4) for key, value in evaluate(model.live).items()}
 
 
-class _State:
+class _Progress:
     """Step and seconds of a stage, its checkpoint file and its JSONL log."""
 
-    def __init__(self, plan: Plan, model: Mixed):
+    def __init__(self, plan: StagePlan, model: MixedPrecision):
         self.plan, self.model, self.step, self.seconds = plan, model, 0, 0.0
         self.file = plan.scratch / f"{plan.name}.pt"
         plan.scratch.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from toy.world.words import NUMBERS, noun
 
 SYNONYMS = {"fish": "animal"}  # what the ADE20K list calls it
 Turn = tuple[str, str]
-Maker = Callable[[Facts, np.random.Generator], Turn | None]
+TurnBuilder = Callable[[Facts, np.random.Generator], Turn | None]
 
 _FIND = ("where are these: {}?", "find each of these: {}.", "which of these are in this image, and where: {}?",
          "point at all of these objects in this image: {}.")  # fmt: skip
@@ -26,7 +26,7 @@ _DESCRIBE = ("describe this image.", "what do you see in this image?", "what is 
 _LIST = ("name all things and their places.", "describe this image with places.", "what is where in this image?")
 
 
-def asked_classes(facts: Facts, rng: np.random.Generator, least: int = 4) -> list[str]:
+def sample_classes(facts: Facts, rng: np.random.Generator, least: int = 4) -> list[str]:
     """Classes to ask for, in random order: some of the present ones among absent ones; sometimes all there are."""
     present = [CLASSES[i] for i in rng.permutation(len(CLASSES)) if CLASSES[i] in facts.groups]
     absent = [CLASSES[i] for i in rng.permutation(len(CLASSES)) if CLASSES[i] not in facts.groups]
@@ -41,7 +41,7 @@ def _each(
     facts: Facts, rng: np.random.Generator, questions: tuple[str, ...], say: Callable[[list], str], no: str
 ) -> Turn:
     """A question with a list of classes, answered class by class in the order asked."""
-    names = asked_classes(facts, rng)
+    names = sample_classes(facts, rng)
     spoken = {name: SYNONYMS[name] if name in SYNONYMS and rng.random() < 0.4 else name for name in names}
     answers = [f"{spoken[name]} {say(facts.groups[name]) if name in facts.groups else no}" for name in names]
     return _pick(questions, rng).format(", ".join(spoken.values())), " ".join(answers)
@@ -137,7 +137,7 @@ def talk(facts: Facts, rng: np.random.Generator) -> Turn:
     return facts.pairs[rng.integers(len(facts.pairs))]
 
 
-MENU: dict[Maker, float] = {
+MENU: dict[TurnBuilder, float] = {
     find: 3.0,
     present: 1.5,
     boxes: 2.0,

@@ -22,7 +22,7 @@ SYSTEM = (
 )
 WORDS_FILE = Path(__file__).with_name("words.txt")
 SCENES = 400  # scenes whose dialogues the model is fitted to
-ALWAYS = ["USER", "ASSISTANT", "yes", "no", "animal"]
+OTHER_WORDS = ["USER", "ASSISTANT", "yes", "no", "animal"]
 
 
 def train_vocabulary(folder: Path, seed: int) -> sentencepiece.SentencePieceProcessor:
@@ -66,7 +66,7 @@ def added_ids(pieces: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
 
 def _single_words() -> list[str]:
     parts = {part for names in PARTS.values() for part in names}
-    return [*CLASSES, *COLORS, *sorted(parts), "small", "large", *ALWAYS, *CELLS]
+    return [*CLASSES, *COLORS, *sorted(parts), "small", "large", *OTHER_WORDS, *CELLS]
 
 
 def _corpus(seed: int) -> list[str]:
@@ -111,11 +111,11 @@ def _write_settings(folder: Path) -> None:
         "pad_token": "<unk>",
         "added_tokens_decoder": {str(index): token for index, token in (plain | images).items()},
     }
-    _write(folder / "tokenizer_config.json", config)
+    _write_json(folder / "tokenizer_config.json", config)
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
-    _write(folder / "special_tokens_map.json", names)
-    _write(folder / "added_tokens.json", ids)
+    _write_json(folder / "special_tokens_map.json", names)
+    _write_json(folder / "added_tokens.json", ids)
 
 
-def _write(path: Path, content: dict) -> None:
+def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

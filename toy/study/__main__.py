@@ -39,22 +39,22 @@ LAYOUTS = (
 )
 SETTINGS = ("steps", "batch_size", "images", "most")  # what all rows of a folder have in common
 VAL_PICTURES = 60  # of each benchmark; the exam asks about so many or fewer
-TOLD_EVERY = 30  # seconds between two lines of progress
-SAVED_EVERY = 40  # steps between two checkpoints, so much a cut costs at most
+REPORT_SECONDS = 30  # seconds between two lines of progress
+SAVE_STEPS = 40  # steps between two checkpoints, so much a cut costs at most
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     rows = [row for row in ROWS if row.name in args.only]
     args.out.mkdir(parents=True, exist_ok=True)
-    with locked(args.out / "lock"):
-        keep_settings(args)
+    with lock(args.out / "lock"):
+        check_settings(args)
         failed: list[str] = []
         if not args.write_doc:
-            draw_world(args)
-            failed = Work(args).run(rows)
+            render_world(args)
+            failed = RowRunner(args).run(rows)
             measure_speed(args)
-        write(args)
+        write_results(args)
     for name in failed:
         print(f"{name} failed: see {args.out / name / 'log.txt'}", file=sys.stderr)
     return 1 if failed else 0
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """No second one works in the same folder. What this one starts holds the lock, too, should it be killed alone."""
     with path.open("w") as file:
         os.set_inheritable(file.fileno(), True)
@@ -93,7 +93,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def keep_settings(args: argparse.Namespace) -> None:
+def check_settings(args: argparse.Namespace) -> None:
     """Rows of one folder are made alike: a folder made with other settings is refused."""
     file = args.out / "settings.json"
     mine = {name: getattr(args, name) for name in SETTINGS}
@@ -106,27 +106,27 @@ def keep_settings(args: argparse.Namespace) -> None:
     write_whole(file, json.dumps(made) + "\n")
 
 
-def draw_world(args: argparse.Namespace) -> None:
+def render_world(args: argparse.Namespace) -> None:
     """The toy world; one that was drawn to its end is kept (the file behind it is written last)."""
     done = args.out / "dataset.done"
     if not done.is_file():
         print("drawing the toy world", flush=True)
         flags = ["--force", "--images", args.images, "--val_images", args.most or VAL_PICTURES, "--only", *LAYOUTS]
-        call(["-m", "toy.world", args.out / "dataset", *flags], args.out / "dataset.log", {})
+        run_program(["-m", "toy.world", args.out / "dataset", *flags], args.out / "dataset.log", {})
         done.touch()
 
 
 @dataclass
-class Work:
+class RowRunner:
     """Rows, some at a time, each on one thread of its own; what fails does not stop the others."""
 
     args: argparse.Namespace
 
     def run(self, rows: Sequence[Row]) -> list[str]:
         """The names of the rows that failed."""
-        self.stages = {row.name: "done" if self._file(row).is_file() else "waits" for row in rows}
+        self.stages = {row.name: "done" if self._exam_file(row).is_file() else "waits" for row in rows}
         over = threading.Event()
-        teller = threading.Thread(target=self._tell, args=(over,), daemon=True)
+        teller = threading.Thread(target=self._report, args=(over,), daemon=True)
         teller.start()
         with ThreadPoolExecutor(self.args.jobs) as pool:
             list(pool.map(self._row, (row for row in rows if self.stages[row.name] == "waits")))
@@ -138,9 +138,9 @@ class Work:
         folder = self.args.out / row.name
         folder.mkdir(exist_ok=True)
         try:
-            for stage, command in (("trains", self._training(row)), ("answers", self._exam(row))):
+            for stage, command in (("trains", self._training(row)), ("answers", self._evaluation(row))):
                 self.stages[row.name] = stage
-                call(command, folder / "log.txt", {"OMP_NUM_THREADS": "1"})
+                run_program(command, folder / "log.txt", {"OMP_NUM_THREADS": "1"})
             self.stages[row.name] = "done"
         except subprocess.CalledProcessError:
             self.stages[row.name] = "failed"
@@ -150,7 +150,7 @@ class Work:
             "train.epochs": 1,
             "train.steps_per_epoch": self.args.steps,
             "train.batch_size": self.args.batch_size,
-            "train.save_steps": SAVED_EVERY,
+            "train.save_steps": SAVE_STEPS,
             "train.keep_checkpoints": 1,
             "train.time_limit_minutes": 0,
             "eval.no_eval": "true",
@@ -162,18 +162,18 @@ class Work:
         flags += [part for change in changes for part in ("--set", change)]
         return [ROOT / "train_ds.py", "--config", row.config, *flags]
 
-    def _exam(self, row: Row) -> list[Any]:
+    def _evaluation(self, row: Row) -> list[Any]:
         flags = ["--run", self.args.out / row.name / "train", "--dataset_dir", self.args.out / "dataset"]
         flags += ["--out", self.args.out / row.name, "--most", self.args.most]
         return ["-m", "toy.study.exam", *flags, *(["--lists_only"] if row.kind == ABLATION else [])]
 
-    def _file(self, row: Row) -> Path:
+    def _exam_file(self, row: Row) -> Path:
         return self.args.out / row.name / "exam.json"
 
-    def _tell(self, over: threading.Event) -> None:
+    def _report(self, over: threading.Event) -> None:
         """A line now and then: where each row stands."""
         started = time.monotonic()
-        while not over.wait(TOLD_EVERY):
+        while not over.wait(REPORT_SECONDS):
             told = ", ".join(f"{name} {self._stage(name)}" for name in self.stages)
             print(f"[{(time.monotonic() - started) / 60:5.1f} min] {told}", flush=True)
 
@@ -186,36 +186,39 @@ class Work:
 
 def measure_speed(args: argparse.Namespace) -> None:
     """All finished systems against each other, with no other row at work; again when others have come."""
-    runs = {row.name: args.out / row.name / "train" for row in finished(args.out) if row.kind == SYSTEM}
+    runs = {row.name: args.out / row.name / "train" for row in finished_rows(args.out) if row.kind == SYSTEM}
     file = args.out / "speed.json"
     if not runs or (file.is_file() and json.loads(file.read_text(encoding="utf-8")).keys() == runs.keys()):
         return
     print(f"timing {', '.join(runs)}", flush=True)
     pairs = [f"{name}={run}" for name, run in runs.items()]
     flags = ["--runs", *pairs, "--dataset_dir", args.out / "dataset", "--out", file, "--most", args.most]
-    call(["-m", "toy.study.speed", *flags], args.out / "speed.log", {"OMP_NUM_THREADS": "1"})
+    run_program(["-m", "toy.study.speed", *flags], args.out / "speed.log", {"OMP_NUM_THREADS": "1"})
 
 
-def finished(out: Path) -> list[Row]:
+def finished_rows(out: Path) -> list[Row]:
     return [row for row in ROWS if (out / row.name / "exam.json").is_file()]
 
 
-def write(args: argparse.Namespace) -> None:
+def write_results(args: argparse.Namespace) -> None:
     """Table, plots and pictures of what is finished; with --write_doc the page, its written words kept."""
-    rows = finished(args.out)
+    rows = finished_rows(args.out)
     if not rows:
         return
-    results = page.collect(args.out, rows)
+    results = page.collect_results(args.out, rows)
     write_whole(args.out / "results.json", json.dumps(results, indent=1) + "\n")
-    (args.out / "table.md").write_text(page.tables(results), encoding="utf-8")
-    pictures = [*plots.draw(results, args.out), *sheet.draw(args.out, [row for row in rows if row.kind == SYSTEM])]
-    print(page.tables(results))
+    (args.out / "table.md").write_text(page.all_tables(results), encoding="utf-8")
+    pictures = [
+        *plots.write_plots(results, args.out),
+        *sheet.write_answer_sheet(args.out, [row for row in rows if row.kind == SYSTEM]),
+    ]
+    print(page.all_tables(results))
     if args.write_doc:
-        page.update(args.doc, results, pictures)
+        page.update_page(args.doc, results, pictures)
         print(f"page: {args.doc}")
 
 
-def call(command: Sequence[Any], log: Path, environment: dict[str, str]) -> None:
+def run_program(command: Sequence[Any], log: Path, environment: dict[str, str]) -> None:
     """Runs a program of this project, its words at the end of `log`; raises where it fails."""
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **environment}
     with log.open("a", encoding="utf-8") as file:

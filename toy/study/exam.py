@@ -19,7 +19,7 @@ from typing import Any
 from evaluation.protocols import GENERATED
 from evaluation.runner import evaluate, summary
 from systems.assistant import Assistant, load
-from toy.study.questions import AsShipped, Listed, asking
+from toy.study.questions import DatasetQuestions, ListQuestions, with_questions
 from utils.files import write_whole
 from utils.log import setup_logging
 
@@ -58,19 +58,19 @@ class Part:
     ask: Callable[[Assistant], Assistant] = lambda assistant: assistant
 
 
-def _listed(assistant: Assistant, absent: float) -> Assistant:
-    return asking(assistant, Listed(assistant.system.task, absent))
+def _ask_lists(assistant: Assistant, absent: float) -> Assistant:
+    return with_questions(assistant, ListQuestions(assistant.system.task, absent))
 
 
-def _shipped(assistant: Assistant) -> Assistant:
-    return asking(assistant, AsShipped())
+def _ask_dataset_questions(assistant: Assistant) -> Assistant:
+    return with_questions(assistant, DatasetQuestions())
 
 
 LIST_PARTS = (
     Part(WHOLE, {LIST_SUITE: LIST_PICTURES}),
-    *(Part(name, {LIST_SUITE: LIST_PICTURES}, partial(_listed, absent=absent)) for name, absent in LISTS.items()),
+    *(Part(name, {LIST_SUITE: LIST_PICTURES}, partial(_ask_lists, absent=absent)) for name, absent in LISTS.items()),
 )
-PARTS = (*LIST_PARTS, Part(SHIPPED, {MULTI_SUITE: MULTI_PICTURES}, _shipped), Part(OWN, SUITES))
+PARTS = (*LIST_PARTS, Part(SHIPPED, {MULTI_SUITE: MULTI_PICTURES}, _ask_dataset_questions), Part(OWN, SUITES))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     assistant = load(args.run, checkpoint="last")
     parts = LIST_PARTS if args.lists_only else PARTS
-    report = {part.name: sit(assistant, part, args) for part in parts}
+    report = {part.name: evaluate_part(assistant, part, args) for part in parts}
     file = args.out / "exam.json"
     write_whole(file, json.dumps(report, indent=1) + "\n")  # where it is, the row is done
     return 0
@@ -97,7 +97,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def sit(assistant: Assistant, part: Part, args: argparse.Namespace) -> dict[str, Any]:
+def evaluate_part(assistant: Assistant, part: Part, args: argparse.Namespace) -> dict[str, Any]:
     """Suite -> its standard figures, with the numbers of pictures and questions; missing data end the program."""
     found: dict[str, Any] = {}
     for suite, pictures in part.suites.items():

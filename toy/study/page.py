@@ -61,21 +61,21 @@ LIST_FIGURES = (
     Column("absent refused (half)", "half", ADE, "absent_accuracy"),
 )
 # What is shown of the other benchmarks: the first metric that a suite has here says which figures these are.
-TELLING = {"See": ("See", "Segment"), "N-acc": ("gIoU", "N-acc", "T-acc"), "mIoU": ("mIoU",), "Pr@0.5": ("cIoU",)}
+METRICS = {"See": ("See", "Segment"), "N-acc": ("gIoU", "N-acc", "T-acc"), "mIoU": ("mIoU",), "Pr@0.5": ("cIoU",)}
 
 
-def collect(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
+def collect_results(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
     """Everything that the finished rows gave: {"settings", "rows": name -> title, kind, exam, training, speed}."""
     speed_file = out / "speed.json"
-    speed = read(speed_file) if speed_file.is_file() else {}
+    speed = read_json(speed_file) if speed_file.is_file() else {}
     return {
-        "settings": read(out / "settings.json"),
+        "settings": read_json(out / "settings.json"),
         "rows": {
             row.name: {
                 "title": row.title,
                 "kind": row.kind,
-                "exam": read(out / row.name / "exam.json"),
-                "training": training(out / row.name / "train"),
+                "exam": read_json(out / row.name / "exam.json"),
+                "training": training_curves(out / row.name / "train"),
                 "speed": speed.get(row.name, {}),
             }
             for row in rows
@@ -83,44 +83,49 @@ def collect(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def training(run: Path) -> dict[str, Any]:
+def training_curves(run: Path) -> dict[str, Any]:
     """From a run's log: the losses at each step that was logged, and where it was made with."""
     lines = read_log(run / "log.jsonl")
     steps = {line["step"]: line for line in lines if line["kind"] == "train"}  # of a step done twice the last counts
-    starts = read(run / "meta.json")
+    starts = read_json(run / "meta.json")
     curves = {name: [line[name] for line in steps.values()] for name in ("ce", "bce", "dice")}
     return {"step": list(steps), **curves, "revision": starts[-1]["revision"]}
 
 
-def tables(results: dict[str, Any]) -> str:
+def all_tables(results: dict[str, Any]) -> str:
     """All tables, in Markdown."""
     rows = results["rows"]
     systems = {name: row for name, row in rows.items() if row["kind"] == SYSTEM}
     ablation = {name: row for name, row in rows.items() if row["kind"] == ABLATION}
-    parts = ["### Every system on everything", table(systems, MAIN), "### Class lists", table(systems, LIST_FIGURES)]
+    parts = [
+        "### Every system on everything",
+        markdown_table(systems, MAIN),
+        "### Class lists",
+        markdown_table(systems, LIST_FIGURES),
+    ]
     if ablation and "lasagna" in rows:
         full = {"lasagna": {**rows["lasagna"], "title": "all three strategies"}}
-        parts += ["### LaSagnA's three strategies", table({**full, **ablation}, LIST_FIGURES)]
-    parts += ["### The other benchmarks", table(systems, others(systems), turned=True)]
+        parts += ["### LaSagnA's three strategies", markdown_table({**full, **ablation}, LIST_FIGURES)]
+    parts += ["### The other benchmarks", markdown_table(systems, other_columns(systems), turned=True)]
     return "\n\n".join(parts) + "\n"
 
 
-def others(systems: dict[str, dict[str, Any]]) -> list[Column]:
+def other_columns(systems: dict[str, dict[str, Any]]) -> list[Column]:
     """Columns for what was asked beside the main table."""
     shown = {(column.part, column.suite) for column in MAIN}
     columns = []
     for suite, figures in next(iter(systems.values()), {"exam": {}})["exam"].get("own", {}).items():
         if ("own", suite) in shown:
             continue
-        metrics = next((names for sign, names in TELLING.items() if sign in figures), ("gIoU",))
+        metrics = next((names for sign, names in METRICS.items() if sign in figures), ("gIoU",))
         columns += [Column(f"{suite.split('|')[0]} {metric}", "own", suite, metric) for metric in metrics]
     return columns
 
 
-def table(rows: dict[str, dict[str, Any]], columns: Sequence[Column], *, turned: bool = False) -> str:
+def markdown_table(rows: dict[str, dict[str, Any]], columns: Sequence[Column], *, turned: bool = False) -> str:
     """Rows by title; the best of a column in bold (of times the least), where any differ. turned: columns as rows."""
-    best = {column: winner(rows, column) for column in columns}
-    cells = [[marked(column.cell(row), best[column]) for column in columns] for row in rows.values()]
+    best = {column: best_cell(rows, column) for column in columns}
+    cells = [[emphasize(column.cell(row), best[column]) for column in columns] for row in rows.values()]
     left, above = [row["title"] for row in rows.values()], [column.title for column in columns]
     if turned:
         left, above, cells = above, left, list(zip(*cells, strict=True))
@@ -132,11 +137,11 @@ def table(rows: dict[str, dict[str, Any]], columns: Sequence[Column], *, turned:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def marked(cell: str, best: str | None) -> str:
+def emphasize(cell: str, best: str | None) -> str:
     return f"**{cell}**" if cell == best else cell
 
 
-def winner(rows: dict[str, dict[str, Any]], column: Column) -> str | None:
+def best_cell(rows: dict[str, dict[str, Any]], column: Column) -> str | None:
     """The best cell of a column as it is shown; None where all are alike."""
     found = [(value, column.cell(row)) for row in rows.values() if (value := column.value(row)) is not None]
     if len({cell for _, cell in found}) < 2:
@@ -144,7 +149,7 @@ def winner(rows: dict[str, dict[str, Any]], column: Column) -> str | None:
     return (min if column.part == SPEED else max)(found)[1]
 
 
-def update(page: Path, results: dict[str, Any], pictures: Sequence[Path]) -> None:
+def update_page(page: Path, results: dict[str, Any], pictures: Sequence[Path]) -> None:
     """Puts tables and pictures between the two marks of a page; what is around them stays as somebody wrote it."""
     text = page.read_text(encoding="utf-8") if page.is_file() else f"# Five papers in miniature\n\n{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
@@ -157,9 +162,9 @@ def update(page: Path, results: dict[str, Any], pictures: Sequence[Path]) -> Non
         shutil.copy(picture, page.parent / name)
     settings = " ".join(f"--{name} {value}" for name, value in results["settings"].items())
     shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in names)
-    middle = f"\n\nMade with `{settings}`.\n\n{tables(results)}\n{shown}\n\n"
+    middle = f"\n\nMade with `{settings}`.\n\n{all_tables(results)}\n{shown}\n\n"
     page.write_text(f"{before}{BEGIN}{middle}{END}{after}", encoding="utf-8")
 
 
-def read(file: Path) -> Any:
+def read_json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))

@@ -17,11 +17,11 @@ from toy.study.page import ADE, LISTS, MAIN, SPEED, Column
 from toy.study.rows import ABLATION, SYSTEM
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#777777", "#222222")
-SMOOTHED = 5  # logged steps that a point of a curve is the mean of
+SMOOTHING = 5  # logged steps that a point of a curve is the mean of
 Rows = dict[str, dict[str, Any]]
 
 
-def draw(results: dict[str, Any], out: Path) -> list[Path]:
+def write_plots(results: dict[str, Any], out: Path) -> list[Path]:
     """Writes lists.png, benchmarks.png and losses.png into `out`."""
     rows = results["rows"]
     colours = dict(zip(rows, COLOURS, strict=False))
@@ -110,5 +110,5 @@ def losses(rows: Rows, colours: dict[str, str]) -> plt.Figure:
 
 def smooth(values: Sequence[float]) -> np.ndarray:
     """Means of so many neighbours, of fewer where there are fewer."""
-    window = min(SMOOTHED, len(values))
+    window = min(SMOOTHING, len(values))
     return np.convolve(values, np.full(window, 1 / max(1, window)), mode="valid") if window else np.array([])

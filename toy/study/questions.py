@@ -14,7 +14,7 @@ from systems.single import SENTENCE_PROMPT
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListQuestions:
     """Asks about the present classes and `absent` times as many others, in the label set's order, not about all of it.
 
     Which others hangs on the picture's name alone, so that every model is asked the same.
@@ -32,7 +32,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class AsShipped:
+class DatasetQuestions:
     """Asks every model a multi-target question in the data set's own words, once for all its targets."""
 
     def queries(self, record: Record) -> list[Query]:
@@ -44,6 +44,6 @@ class AsShipped:
         return queries
 
 
-def asking(assistant: Assistant, task: Listed | AsShipped) -> Assistant:
+def with_questions(assistant: Assistant, task: ListQuestions | DatasetQuestions) -> Assistant:
     """The same assistant, asked by `task`."""
     return replace(assistant, system=replace(assistant.system, task=task))

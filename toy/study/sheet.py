@@ -25,7 +25,7 @@ INK, SOFT = (30, 30, 30), (120, 120, 120)
 
 
 @dataclass(frozen=True)
-class Shown:
+class SheetRow:
     """A row of the sheet: which answers, about which picture.
 
     absent: those about one phrase alone, the first that is there (False) or is not (True). number: one question alone.
@@ -40,43 +40,43 @@ class Shown:
 
 
 SHEET = (
-    Shown("class list", "whole", "ade20k|val", 1),
-    Shown("phrase", "own", "refcoco|unc|val", 4, absent=False),
-    Shown("false premise", "own", "fprefcoco|berkeley_exclude_unified|val", 6, absent=True),
-    Shown("reasoning", "own", "ReasonSeg|val", 3),
-    Shown("several at once", "shipped", "muse|val", 5, number=-1),
+    SheetRow("class list", "whole", "ade20k|val", 1),
+    SheetRow("phrase", "own", "refcoco|unc|val", 4, absent=False),
+    SheetRow("false premise", "own", "fprefcoco|berkeley_exclude_unified|val", 6, absent=True),
+    SheetRow("reasoning", "own", "ReasonSeg|val", 3),
+    SheetRow("several at once", "shipped", "muse|val", 5, number=-1),
 )
 
 
-def draw(out: Path, rows: Sequence[Row]) -> list[Path]:
+def write_answer_sheet(out: Path, rows: Sequence[Row]) -> list[Path]:
     """Writes answers.png into `out`: a column for the truth and one a system, a row a question that all answered."""
     strips = []
     for shown in SHEET:
-        lines = {row.name: find(out / row.name, shown) for row in rows}
+        lines = {row.name: find_prediction(out / row.name, shown) for row in rows}
         if lines and all(lines.values()):
             record = open_record(out / "dataset", shown, next(iter(lines.values()))["index"])
-            answers = {name: about(line, record, shown) for name, line in lines.items()}
-            strips += [strip(record, shown, rows, answers)] if all(answers.values()) else []
+            answers = {name: select_answers(line, record, shown) for name, line in lines.items()}
+            strips += [render_row(record, shown, rows, answers)] if all(answers.values()) else []
     file = out / "answers.png"
     if strips:
         Image.fromarray(np.concatenate(strips)).quantize(256).save(file, optimize=True)
     return [file] if strips else []
 
 
-def open_record(dataset_dir: Path, shown: Shown, index: int) -> Record:
+def open_record(dataset_dir: Path, shown: SheetRow, index: int) -> Record:
     (suite,) = find_suites([shown.suite])
     options = {"classes": CLASSES.format(source=suite.base)} if suite.metric == "semantic" else {}
     return suite.open(dataset_dir, options)[index]
 
 
-def find(folder: Path, shown: Shown) -> Prediction | None:
+def find_prediction(folder: Path, shown: SheetRow) -> Prediction | None:
     """What a system answered about the picture, of few pictures about another; None where it was not asked."""
     file = folder / shown.part / "predictions" / f"{shown.suite.replace('|', '_')}.jsonl"
     lines = predictions([file])[shown.suite] if file.is_file() else []
     return lines[shown.index % len(lines)] if lines else None
 
 
-def about(line: Prediction, record: Record, shown: Shown) -> list[dict[str, Any]]:
+def select_answers(line: Prediction, record: Record, shown: SheetRow) -> list[dict[str, Any]]:
     """The answers to be shown: all, or that about one phrase, with what else stood in the same answer left out."""
     if shown.absent is None:
         return line["answers"] if shown.number is None else [line["answers"][shown.number]]
@@ -91,30 +91,34 @@ def about(line: Prediction, record: Record, shown: Shown) -> list[dict[str, Any]
     return []
 
 
-def strip(record: Record, shown: Shown, rows: Sequence[Row], answers: dict[str, list[dict[str, Any]]]) -> np.ndarray:
+def render_row(
+    record: Record, shown: SheetRow, rows: Sequence[Row], answers: dict[str, list[dict[str, Any]]]
+) -> np.ndarray:
     """One row of the sheet."""
     panels = {name: replay(record, mine) for name, mine in answers.items()}
     first = next(iter(panels.values()))
     asked = dict.fromkeys(name for answer in answers[rows[0].name] for name in answer["asked"])
     words = ", ".join(asked) if shown.number is None else answers[rows[0].name][0]["question"].partition("\n")[2]
-    cells = [cell(first.image, first.true, f"{shown.title}: {words.strip()}", "truth")]
+    cells = [render_cell(first.image, first.true, f"{shown.title}: {words.strip()}", "truth")]
     for row in rows:
-        words = " | ".join(answer["text"] for answer in spoken(answers[row.name]))
-        cells.append(cell(first.image, panels[row.name].predicted, f"({panels[row.name].note}) {words}", row.title))
+        words = " | ".join(answer["text"] for answer in masks_first(answers[row.name]))
+        cells.append(
+            render_cell(first.image, panels[row.name].predicted, f"({panels[row.name].note}) {words}", row.title)
+        )
     height = max(len(part) for part in cells)
     room = [((0, height - len(part)), (0, 0), (0, 0)) for part in cells]
     padded = [np.pad(part, width, constant_values=255) for part, width in zip(cells, room, strict=True)]
     return np.concatenate(padded, axis=1)
 
 
-def spoken(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def masks_first(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Answers with a mask first: they are the ones to be seen where there are many."""
     return sorted(answers, key=lambda answer: not answer["masks"])
 
 
-def cell(image: np.ndarray, layers: Sequence[Layer], words: str, title: str) -> np.ndarray:
+def render_cell(image: np.ndarray, layers: Sequence[Layer], words: str, title: str) -> np.ndarray:
     """A title, the picture with masks and legend, and words below."""
-    picture = Image.fromarray(with_legend(_grown(image), [_grown_layer(layer) for layer in layers]))
+    picture = Image.fromarray(with_legend(_resize_image(image), [_resize_layer(layer) for layer in layers]))
     lines = wrap_text(words.replace("]", "] "), SIDE - 2 * MARGIN)  # may break behind every token
     lines = lines if len(lines) <= LINES else [*lines[: LINES - 1], "[...]"]
     page = Image.new("RGB", (SIDE + MARGIN, LINE + picture.height + LINE * (len(lines) + 1)), (255, 255, 255))
@@ -126,12 +130,12 @@ def cell(image: np.ndarray, layers: Sequence[Layer], words: str, title: str) -> 
     return np.asarray(page)
 
 
-def _grown(image: np.ndarray) -> np.ndarray:
+def _resize_image(image: np.ndarray) -> np.ndarray:
     height = round(image.shape[0] * SIDE / image.shape[1])
     return np.asarray(Image.fromarray(image).resize((SIDE, height), Image.Resampling.BICUBIC))
 
 
-def _grown_layer(layer: Layer) -> Layer:
+def _resize_layer(layer: Layer) -> Layer:
     height = round(layer.mask.shape[0] * SIDE / layer.mask.shape[1])
     mask = Image.fromarray(layer.mask).resize((SIDE, height), Image.Resampling.NEAREST)
     return Layer(np.asarray(mask), layer.name, layer.colour)

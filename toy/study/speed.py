@@ -26,7 +26,7 @@ from utils.log import setup_logging
 
 PHRASES, LISTS, WARM_UP = 40, 20, 3  # timed queries of each kind, and rounds before them that do not count
 PHRASE_SUITE = "refcoco|unc|val"
-Ask = Callable[[Predictor], object]
+Request = Callable[[Predictor], object]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = dict(item.split("=", 1) for item in args.runs)
     how = {"checkpoint": "last", "max_new_tokens": 160}
     predictors = {name: Predictor.from_pretrained(run, **how) for name, run in runs.items()}
-    phrases = [_phrase(record) for record in _records(PHRASE_SUITE, args.dataset_dir, args.most or PHRASES)]
-    lists = [_list(record) for record in _records(LIST_SUITE, args.dataset_dir, args.most or LISTS)]
+    phrases = [_phrase_request(record) for record in _records(PHRASE_SUITE, args.dataset_dir, args.most or PHRASES)]
+    lists = [_list_request(record) for record in _records(LIST_SUITE, args.dataset_dir, args.most or LISTS)]
     phrase_ms, list_ms = medians(predictors, phrases), medians(predictors, lists)
     report = {name: {"phrase_ms": phrase_ms[name], "list_ms": list_ms[name]} for name in predictors}
     write_whole(args.out, json.dumps(report, indent=1) + "\n")
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def medians(predictors: dict[str, Predictor], asks: Sequence[Ask]) -> dict[str, float]:
+def medians(predictors: dict[str, Predictor], asks: Sequence[Request]) -> dict[str, float]:
     """Name -> median milliseconds; each query goes round all systems before the next."""
     spent: dict[str, list[float]] = {name: [] for name in predictors}
     for number, ask in enumerate([*asks[:WARM_UP], *asks]):
@@ -73,11 +73,11 @@ def _records(suite: str, dataset_dir: Path, number: int) -> list[Record]:
     return [source[index] for index in range(min(number, len(source)))]
 
 
-def _phrase(record: Record) -> Ask:
+def _phrase_request(record: Record) -> Request:
     return lambda predictor: predictor(record.image, [record.targets[0].phrase])
 
 
-def _list(record: Record) -> Ask:
+def _list_request(record: Record) -> Request:
     return lambda predictor: predictor.classes(record.image, record.vocabulary)
 
 

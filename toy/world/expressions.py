@@ -8,7 +8,7 @@ from math import dist
 from toy.world.scene import Scene, Thing
 from toy.world.words import ORDINALS, by_class, center, noun, shows_color, shows_size
 
-CLEAR = 12  # pixels between two centres that make "left of" or "first from the left" plain
+CLEAR_GAP = 12  # pixels between two centres that make "left of" or "first from the left" plain
 STEEP = 0.5  # "above" needs at least this much height for a step aside, "left of" likewise
 NEARER = 1.4  # the next candidate must be this much further away
 LARGER = 1.4  # the next candidate must be this much smaller in area
@@ -78,10 +78,10 @@ def _ordinals(scene: Scene, ids: list[int]) -> Iterator[Expression]:
         places = {i: direction * center(scene.things[i])[axis] for i in ids}
         ranked = sorted(ids, key=places.__getitem__)
         gaps = [places[b] - places[a] for a, b in pairwise(ranked)]
-        if gaps[0] >= CLEAR:
+        if gaps[0] >= CLEAR_GAP:
             yield Expression(f"the {end} {name}", (ranked[0],), "ordinal")
             yield Expression(f"the {name} nearest the {end} side", (ranked[0],), "ordinal")
-        if min(gaps) >= CLEAR and end in ("left", "right"):
+        if min(gaps) >= CLEAR_GAP and end in ("left", "right"):
             for word, index in zip(ORDINALS, ranked, strict=False):
                 yield Expression(f"the {word} {name} from the {end}", (index,), "ordinal")
 
@@ -93,7 +93,7 @@ def _relations(scene: Scene, ids: list[int], anchor: int) -> Iterator[Expression
         ahead = {i: direction * (center(scene.things[i])[axis] - home[axis]) for i in ids}
         best = max(ids, key=ahead.__getitem__)
         aside = abs(center(scene.things[best])[1 - axis] - home[1 - axis])
-        if ahead[best] >= max(CLEAR, STEEP * aside) and all(ahead[i] < 0 for i in ids if i != best):
+        if ahead[best] >= max(CLEAR_GAP, STEEP * aside) and all(ahead[i] < 0 for i in ids if i != best):
             yield Expression(f"the {name} {words} the {anchor_noun}", (best,), "relation")
     if len(ids) > 1:
         distances = {i: dist(center(scene.things[i]), home) for i in ids}

@@ -29,7 +29,7 @@ class Fact:
     reason: str
 
 
-_LONG = (
+_QUESTIONS = (
     "which part of this picture shows the {phrase}?",
     "if you look for the {phrase}, where is it in this picture?",
     "i want to find the {phrase}, so what in this picture should i look at?",
@@ -113,14 +113,14 @@ def unmet(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
     found = []
     for fact in (facts[i] for i in rng.permutation(len(facts))):
         there = with_article(objects[rng.integers(len(objects))])
-        question = _LONG[rng.integers(len(_LONG))].format(phrase=fact.phrase)
+        question = _QUESTIONS[rng.integers(len(_QUESTIONS))].format(phrase=fact.phrase)
         found.append((fact.phrase, question, f"no, there is no {fact.phrase} here, but there is {there}."))
     return found
 
 
 def _ask(fact: Fact, name: str, targets: tuple[int, ...], rng: np.random.Generator) -> Implicit:
-    order = rng.permutation(len(_LONG))[: int(rng.integers(1, len(_LONG) + 1))]
-    phrasings = tuple(_LONG[i].format(phrase=fact.phrase) for i in order)
+    order = rng.permutation(len(_QUESTIONS))[: int(rng.integers(1, len(_QUESTIONS) + 1))]
+    phrasings = tuple(_QUESTIONS[i].format(phrase=fact.phrase) for i in order)
     answer = with_article(name) if name in OBJECTS else f"the {name}"
     explanation = f"the answer is {answer}, because {fact.reason}."
     return Implicit(fact.phrase, phrasings[0], explanation, targets, phrasings)

@@ -41,7 +41,7 @@ def false_premises(scene: Scene, items: list[Expression], rng: np.random.Generat
 def absent(scene: Scene, rng: np.random.Generator) -> list[str]:
     """Phrases about one object of a class that is not in the picture, in random order."""
     texts = []
-    for name in _shuffled(_missing(scene), rng):
+    for name in _shuffle(_missing(scene), rng):
         color = list(COLORS)[rng.integers(len(COLORS))]
         texts.append(name if name == "person" or rng.random() < 0.5 else f"{color} {name}")
     return texts
@@ -49,12 +49,12 @@ def absent(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 def none_of_several(scene: Scene, rng: np.random.Generator) -> list[str]:
     """Phrases of the forms of `several` that fit nothing, in random order."""
-    names = _shuffled(_missing(scene), rng)
+    names = _shuffle(_missing(scene), rng)
     unused = [color for color in COLORS if all(thing.color != color for thing in scene.things)]
     texts = [f"all {color} things" for color in unused]
     texts += [f"all {plural(name)}" for name in names[:3]] + [f"the {NUMBERS[2]} {plural(name)}" for name in names[3:5]]
     texts += [f"the {one} and the {other}" for one, other in pairwise(names[:4])]
-    return _shuffled(texts, rng)
+    return _shuffle(texts, rng)
 
 
 def _classes(scene: Scene) -> Iterator[Expression]:
@@ -109,5 +109,5 @@ def _missing(scene: Scene) -> list[str]:
     return [name for name in OBJECTS if name not in by_class(scene)]
 
 
-def _shuffled(items: list[str], rng: np.random.Generator) -> list[str]:
+def _shuffle(items: list[str], rng: np.random.Generator) -> list[str]:
     return [items[i] for i in rng.permutation(len(items))]

@@ -31,7 +31,7 @@ MAIN = "main"  # stands for the object's own colour
 
 
 @dataclass(frozen=True)
-class Layer:
+class PartLayer:
     """Polygons of one part, painted in one colour (MAIN or a key of NATURAL) over the layers before."""
 
     part: str
@@ -43,7 +43,7 @@ class Layer:
 class Shape:
     """Layers from back to front; `aspect` is width / height of the whole."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[PartLayer, ...]
     aspect: float = 1.0
 
     @property
@@ -68,8 +68,8 @@ def _poly(*points: tuple[float, float]) -> Polygon:
     return np.array(points, dtype=float)
 
 
-def _layer(part: str, paint: str, *polygons: Polygon) -> Layer:
-    return Layer(part, paint, polygons)
+def _layer(part: str, paint: str, *polygons: Polygon) -> PartLayer:
+    return PartLayer(part, paint, polygons)
 
 
 def _petals(count: int, y: float, spread: float, radius: float) -> tuple[Polygon, ...]:

@@ -9,7 +9,7 @@ from toy.world.shapes import OBJECTS
 from toy.world.words import NUMBERS, by_class, center, join, noun, place, plural, shows_color, with_article
 
 ROUNDS = 4  # at most this many questions in one dialogue
-ASKED = 3  # present classes asked for in presence questions, and as many absent ones
+PRESENCE_QUESTIONS = 3  # present classes asked for in presence questions, and as many absent ones
 Pair = tuple[str, str]
 
 
@@ -49,7 +49,7 @@ def _absent(scene: Scene, rng: np.random.Generator, count: int, *, names: tuple[
     return [missing[i] for i in rng.permutation(len(missing))[:count]]
 
 
-def _named(name: str) -> str:
+def _with_article(name: str) -> str:
     """ "a car", but "grass": most stuff takes no article."""
     return with_article(name) if name in OBJECTS or name in ("road", "mountain") else name
 
@@ -77,10 +77,10 @@ def _colors(scene: Scene, rng: np.random.Generator) -> Iterator[Pair]:
 
 def _presence(scene: Scene, rng: np.random.Generator) -> Iterator[Pair]:
     present = list(by_class(scene))
-    for name in [present[i] for i in rng.permutation(len(present))[:ASKED]]:
-        yield f"is there {_named(name)}?", f"yes, there is {_named(name)}."
-    for name in _absent(scene, rng, ASKED):
-        yield f"is there {_named(name)}?", f"no, there is no {name}."
+    for name in [present[i] for i in rng.permutation(len(present))[:PRESENCE_QUESTIONS]]:
+        yield f"is there {_with_article(name)}?", f"yes, there is {_with_article(name)}."
+    for name in _absent(scene, rng, PRESENCE_QUESTIONS):
+        yield f"is there {_with_article(name)}?", f"no, there is no {name}."
 
 
 def _places(scene: Scene, rng: np.random.Generator) -> Iterator[Pair]:

@@ -30,17 +30,17 @@ def _phrases(scene: Scene) -> list[Expression]:
 
 
 def _grefs(scene: Scene, items: list[Expression], rng: np.random.Generator) -> Iterator[dict]:
-    for things, text in _drawn(scene, items, rng):
+    for things, text in _sample_phrases(scene, items, rng):
         yield {"thing": things, "none": [-1], "no_target": not things, "sentences": [{"sent": text}]}
 
 
 def _zero_to_many(scene: Scene, items: list[Expression], rng: np.random.Generator) -> Iterator[dict]:
-    for things, text in _drawn(scene, items, rng):
+    for things, text in _sample_phrases(scene, items, rng):
         source = "zero" if not things else "one" if len(things) == 1 else "many"
         yield {"thing": things, "none": [], "source": source, "sentences": [{"sent": text}]}
 
 
-def _drawn(scene: Scene, items: list[Expression], rng: np.random.Generator) -> Iterator[tuple[list[int], str]]:
+def _sample_phrases(scene: Scene, items: list[Expression], rng: np.random.Generator) -> Iterator[tuple[list[int], str]]:
     """(things, phrase): some that fit one object, some that fit several, some that fit none."""
     for at_most, fits in ((ONE, lambda n: n == 1), (MANY, lambda n: n > 1)):
         chosen = [item for item in items if fits(len(item.targets))]
