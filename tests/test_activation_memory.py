@@ -1,4 +1,4 @@
-"""The memory of a step as counted without values against what the allocator hands out when the step really runs."""
+"""The activation memory counted without values, against what the allocator provides when the step really runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tools.memory.activation_memory import Ledger, footprint
 from utils.config import LoraConfig, LossConfig, ModelConfig
 
 MIB = 2**20
-WIDE = replace(  # enough for activations to weigh more than what kernels keep for themselves
+WIDE = replace(  # so that activations outweigh the workspaces of kernels
     PLAN,
     language=LANGUAGE | {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4, "vocab_size": 2000},
     tower=TOWER | {"hidden_size": 64, "intermediate_size": 256},
@@ -31,7 +31,7 @@ WIDE = replace(  # enough for activations to weigh more than what kernels keep f
 
 @pytest.fixture(autouse=True)
 def _plain_linears(monkeypatch):
-    """ZeRO-3, once started in this process, puts its own function there, which keeps other things."""
+    """ZeRO-3, once started in this process, replaces this function by its own, which saves other tensors."""
     monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
 
 
@@ -48,7 +48,7 @@ def prepared(attention: str, checkpointing: bool, precision: torch.dtype, plan: 
 
 
 def long_batch(precision: torch.dtype) -> Batch:
-    """The tiny pictures with longer rows, so that the language model weighs something."""
+    """The tiny images with longer rows, so that the language model matters."""
     batch = tiny_batch()
     words = 10 + torch.arange(3 * 160).view(3, 160) % 25
     ids = torch.cat([batch.ids[:, :6], words, batch.ids[:, -1:].clamp(min=EOS)], dim=1)
@@ -58,7 +58,7 @@ def long_batch(precision: torch.dtype) -> Batch:
 
 
 def measured(model: SegModel, batch: Batch) -> int:
-    """The highest sum of what the allocator gave and took back."""
+    """Peak of the bytes that the allocator handed out."""
 
     def step() -> None:
         objective(model(batch), batch, LossConfig()).total.backward()
@@ -90,32 +90,32 @@ def test_peak_is_that_of_the_real_step(attention, checkpointing, precision, monk
     batch = long_batch(precision)
     truth = measured(model, batch)
     with torch.device("meta"):
-        ghost = prepared(attention, checkpointing, precision)
-    told = footprint(ghost, batch._each(_without_values), LossConfig())
+        model = prepared(attention, checkpointing, precision)
+    planned = footprint(model, batch._each(_without_values), LossConfig())
     assert truth > MIB
-    assert abs(told.peak / truth - 1) < 0.15
-    assert 0 < told.saved < told.peak
+    assert abs(planned.peak / truth - 1) < 0.15
+    assert 0 < planned.saved < planned.peak
 
 
-def test_checkpointing_keeps_less():
-    kept = []
+def test_checkpointing_saves_less_for_the_backward_pass():
+    saved = []
     for checkpointing in (False, True):
         with torch.device("meta"):
-            ghost = prepared("sdpa", checkpointing, torch.float32)
+            model = prepared("sdpa", checkpointing, torch.float32)
         batch = long_batch(torch.float32)._each(_without_values)
-        kept.append(footprint(ghost, batch, LossConfig()).saved)
-    assert kept[1] < kept[0]
+        saved.append(footprint(model, batch, LossConfig()).saved)
+    assert saved[1] < saved[0]
 
 
 def test_views_and_what_was_there_before_count_nothing():
-    held = torch.zeros(1000)
-    with Ledger([held]) as ledger:
-        held[10:].view(-1)
+    existing = torch.zeros(1000)
+    with Ledger([existing]) as ledger:
+        existing[10:].view(-1)
         assert ledger.live == 0
-        made = held + 1
-        assert ledger.live == made.nbytes
-        made = None
-        assert ledger.live == 0 and ledger.peak == held.nbytes
+        result = existing + 1
+        assert ledger.live == result.nbytes
+        del result
+        assert ledger.live == 0 and ledger.peak == existing.nbytes
 
 
 def _without_values(_: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The demo's report: its JSON has exactly the promised fields, the grid is a picture, the time comes from the log."""
+"""The demo's report: its JSON has exactly the promised fields, the grid is an image, the time comes from the log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder with a log of 20 steps of 4 pictures, half of them at 2 and half at 8 pictures a second."""
+    """A run folder with a log of 20 steps of 4 images, half of them at 2 and half at 8 images per second."""
     assistant = tiny("lasagna", eager=8)
     world = toy_world(tmp_path / "world", "ade20k", "refcoco", "reason_seg", val_images=1)
     sets = [{"source": "ade20k", "options": {"classes": CLASSES.replace("{source}", "ade20k")}}]

@@ -1,4 +1,4 @@
-"""The shipped toy base loads as the real ones do and knows its world; what makes it keeps its own promises."""
+"""The shipped toy base loads as the real ones do and knows its world; the program that trains it is sound."""
 
 import itertools
 import json
@@ -71,7 +71,7 @@ def test_the_tokenizer_of_transformers_gives_the_ids_of_training(row):
     assert all(len(pieces.encode(word)) == 1 for word in (*CLASSES, *COLORS, *CELLS))
 
 
-def test_llava_tells_present_from_absent_classes(llava, row):
+def test_llava_distinguishes_present_and_absent_classes(llava, row):
     """Teacher-forced on scenes that no stage trained on."""
     batch = held_out_batches(RowBuilder(FOLDER, {present: 1.0}), batches=1, size=6, seed=77)[0]
     stage = LlavaStage(row.writer)
@@ -141,7 +141,7 @@ def test_every_kind_of_turn_speaks_of_the_scene():
     facts = Facts(scene_of("held_out", 4, 0), rng)
     turns = [make(facts, rng) for make in MENU]
     assert sum(turn is not None for turn in turns) >= len(MENU) - 2
-    _, answer = next(turn for make, turn in zip(MENU, turns, strict=True) if make is present)
+    _, answer = next(turn for make, turn in zip(MENU, turns, strict=True) if turn and make is present)
     words = answer.split()
     assert all(
         (word == "yes") == (name in facts.groups)
@@ -169,7 +169,7 @@ def test_prompts_lie_in_the_masks_they_ask_for():
             assert (masks[-1][cells[:, 1], cells[:, 0]] > 0).all(), kind
 
 
-def test_quick_attention_is_attention():
+def test_fast_attention_is_attention():
     query, key, value = torch.randn(3, 2, 2, 6, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
     mask = torch.full((1, 6, 6), float("-inf")).triu(1)
     expected = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -183,7 +183,7 @@ def test_the_rate_rises_then_falls():
     assert rates[-1] == pytest.approx(0.02)
 
 
-def test_a_stage_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+def test_a_stage_resumes_from_its_checkpoint(tmp_path, monkeypatch):
     clock, seen = itertools.count(), []
     monkeypatch.setattr("toy.base.trainer.time.monotonic", lambda: float(next(clock)))
 

@@ -1,4 +1,4 @@
-"""scripts/miniature.py: what is trained and asked, what is done again and what is not, and the page."""
+"""The miniature study: what is trained and evaluated, what is repeated and what is not, and the page."""
 
 import fcntl
 import json
@@ -46,7 +46,7 @@ def test_rows_are_all_systems_from_one_base_and_one_strategy_less_each():
             assert sum(getattr(mine, name) != getattr(full, name) for name in switches) == 1
 
 
-def test_what_is_asked_exists_and_is_drawn():
+def test_evaluated_suites_exist_and_are_rendered():
     asked = {suite for part in PARTS for suite in part.suites}
     assert asked <= set(SUITES)
     assert set(miniature.LAYOUTS) <= set(LAYOUTS)
@@ -56,7 +56,7 @@ def test_what_is_asked_exists_and_is_drawn():
 
 
 @pytest.mark.parametrize(("absent", "number"), [(0.0, 2), (1.0, 4), (2.0, 6), (9.0, 8)])
-def test_lists_hold_what_is_there_and_so_many_absent(absent, number):
+def test_lists_hold_the_present_and_some_absent_classes(absent, number):
     names = ("sky", "tree", "road", "house", "car", "boat", "bus", "lamp")
     there = tuple(Target(name, lambda: None) for name in ("car", "tree"))
     record = Record(Path("a.jpg"), "classes", there, vocabulary=names)
@@ -78,12 +78,12 @@ def test_multi_target_questions_are_asked_once_for_all_targets():
 
 
 def results(**rows):
-    """Results with one figure a row."""
-    made = {}
+    """Results with one figure per row."""
+    table = {}
     for name, (value, ms) in rows.items():
         exam = {"whole": {LIST_SUITE: {"mIoU": value}}}
-        made[name] = {"title": name, "kind": SYSTEM, "exam": exam, "training": {}, "speed": {"phrase_ms": ms}}
-    return {"settings": {"steps": 3}, "rows": made}
+        table[name] = {"title": name, "kind": SYSTEM, "exam": exam, "training": {}, "speed": {"phrase_ms": ms}}
+    return {"settings": {"steps": 3}, "rows": table}
 
 
 def test_table_marks_the_best_and_what_is_not_there():
@@ -91,10 +91,12 @@ def test_table_marks_the_best_and_what_is_not_there():
     lines = page.markdown_table(results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns).splitlines()
     assert lines[0] == "|  | mIoU, all 22 asked | ms | ? |"
     assert lines[2:] == ["| a | **0.50** | 80 | - |", "| b | 0.25 | **20** | - |"]
-    alike = page.markdown_table(results(a=(0.501, 1.0), b=(0.502, 1.0))["rows"], columns)
-    assert "**" not in alike
-    turned = page.markdown_table(results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns, turned=True).splitlines()
-    assert turned[0] == "|  | a | b |" and turned[2] == "| mIoU, all 22 asked | **0.50** | 0.25 |"
+    equal = page.markdown_table(results(a=(0.501, 1.0), b=(0.502, 1.0))["rows"], columns)
+    assert "**" not in equal
+    transposed = page.markdown_table(
+        results(a=(0.5, 80.4), b=(0.25, 20.0))["rows"], columns, transpose=True
+    ).splitlines()
+    assert transposed[0] == "|  | a | b |" and transposed[2] == "| mIoU, all 22 asked | **0.50** | 0.25 |"
 
 
 def test_page_keeps_written_words_and_replaces_the_measured_ones(tmp_path):
@@ -102,10 +104,10 @@ def test_page_keeps_written_words_and_replaces_the_measured_ones(tmp_path):
     Image.new("RGB", (4, 4)).save(picture)
     page.update_page(doc, results(a=(0.5, 1.0)), [picture])
     text = doc.read_text()
-    doc.write_text(text.replace(page.BEGIN, f"Words before.\n{page.BEGIN}") + "Words behind.\n")
+    doc.write_text(text.replace(page.BEGIN, f"Words before.\n{page.BEGIN}") + "Words after.\n")
     page.update_page(doc, results(a=(0.75, 1.0)), [picture])
     text = doc.read_text()
-    assert "Words before." in text and text.endswith("Words behind.\n")
+    assert "Words before." in text and text.endswith("Words after.\n")
     assert "0.75" in text and "0.50" not in text and "![miniature_lists](miniature_lists.png)" in text
     assert (doc.parent / "miniature_lists.png").is_file()
     doc.write_text("no marks")
@@ -116,7 +118,7 @@ def test_page_keeps_written_words_and_replaces_the_measured_ones(tmp_path):
 def test_a_folder_has_one_worker_and_one_setting(tmp_path):
     with (tmp_path / "lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(SystemExit, match="another miniature"):
+        with pytest.raises(SystemExit, match="another miniature study"):
             miniature.main([str(tmp_path)])
     (tmp_path / "settings.json").write_text(json.dumps({"steps": 9, "batch_size": 8, "images": 6000, "most": 0}))
     with pytest.raises(SystemExit, match="made with --steps 9"):
@@ -133,7 +135,7 @@ class Scripted(miniature.RowRunner):
     def _training(self, row):
         return ["-c", f"import sys; print('trains'); sys.exit({row.recipe == 'bad'})"]
 
-    def _exam(self, row):
+    def _evaluation(self, row):
         return ["-c", f"open({str(self._exam_file(row))!r}, 'w').write('{{}}')"]
 
 
@@ -149,8 +151,8 @@ def test_finished_rows_are_left_alone_and_a_failing_one_stops_no_other(tmp_path)
 
 
 @pytest.mark.slow
-def test_from_drawing_the_world_to_table_and_pictures(tmp_path, capsys):
-    """One ablation, for real: one step, one picture; the second call finds nothing to do."""
+def test_from_rendering_the_world_to_table_and_images(tmp_path, capsys):
+    """One ablation, for real: one step, one image; the second call finds nothing to do."""
     command = [str(tmp_path), "--only", ABLATED, *TINY]
     assert miniature.main(command) == 0, (tmp_path / ABLATED / "log.txt").read_text()[-3000:]
     made = json.loads((tmp_path / "results.json").read_text())

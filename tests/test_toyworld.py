@@ -15,13 +15,15 @@ from pycocotools import mask as coco_mask
 
 from data.sources import build_source
 from toy.world import __main__ as make_toy_dataset
-from toy.world import language, words
-from toy.world.knowledge import FACTS, unmet
+from toy.world import words
+from toy.world.expressions import expressions
+from toy.world.knowledge import FACTS, implicit, unmet
 from toy.world.layouts import LAYOUTS, refer
 from toy.world.layouts.labels import label_table, mapillary_table, real_names
 from toy.world.polygons import coco_polygons, pixel_polygons, rle
 from toy.world.scene import CLASSES, COLORS, OBJECTS, PARTS, SIDE, STUFF, make_scene, scene_seed
 from toy.world.several import absent, false_premises, none_of_several, several
+from toy.world.talk import captions, dialogues
 from toy.world.words import center, place, shows_color, shows_size
 
 SCENES = [make_scene(scene_seed("train", index)) for index in range(40)]
@@ -86,7 +88,7 @@ def test_expressions_fit_exactly_their_target():
     """Each phrase is read back from its words and judged on the boxes alone."""
     kinds = Counter()
     for scene in SCENES:
-        for item in language.expressions(scene):
+        for item in expressions(scene):
             kinds[item.kind] += 1
             fitting = [i for i, thing in enumerate(scene.things) if fits(scene, thing, item.text)]
             assert tuple(fitting) == item.targets, item
@@ -161,7 +163,7 @@ def test_queries_fit_one_class_and_every_class_has_two():
     known: dict[str, set[str]] = {}
     for index in range(150):
         scene = make_scene(scene_seed("base", index))
-        for query in language.implicit(scene, np.random.default_rng(index)):
+        for query in implicit(scene, np.random.default_rng(index)):
             (name,) = {scene.things[i].name for i in query.targets}
             assert query.targets == tuple(i for i, thing in enumerate(scene.things) if thing.name == name)
             assert name in query.explanation
@@ -177,7 +179,7 @@ def test_dialogues_are_true_and_presence_is_balanced():
     said = Counter()
     for index, scene in enumerate(SCENES):
         names = Counter(thing.name for thing in scene.things)
-        for question, answer in (p for d in language.dialogues(scene, np.random.default_rng(index)) for p in d):
+        for question, answer in (p for d in dialogues(scene, np.random.default_rng(index)) for p in d):
             if match := re.fullmatch(r"is there (?:an? )?(\w+)\?", question):
                 assert answer.startswith("yes" if names[match.group(1)] else "no")
                 said[answer[:2]] += 1
@@ -198,7 +200,7 @@ def test_dialogues_are_true_and_presence_is_balanced():
 
 def test_captions_name_every_object_with_color_and_place():
     for index, scene in enumerate(SCENES):
-        first, second, third = language.captions(scene, np.random.default_rng(index))
+        first, second, third = captions(scene, np.random.default_rng(index))
         for thing in scene.objects:
             looks = [thing.color] * shows_color(thing) + [thing.size] * shows_size(thing)
             assert all(word in first for word in (thing.name, place(thing), *looks))

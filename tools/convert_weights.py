@@ -1,12 +1,13 @@
-"""Turns a finished checkpoint into the project's folder or back into the published layout; accounts for each weight.
+"""Converts a finished checkpoint to the project's folder or back to the published layout; accounts for each weight.
 
-    python scripts/convert_weights.py --version LISA-7B-v1 --save_path lisa-7b
-    python scripts/convert_weights.py --version LLAVA --weight gsva-7b-ft-gres.bin --system gsva --save_path gsva-7b
-    python scripts/convert_weights.py --version lisa-7b --format original --save_path lisa-7b-published
+    python -m tools.convert_weights --version LISA-7B-v1 --save_path lisa-7b
+    python -m tools.convert_weights --version LLAVA --weight gsva-7b-ft-gres.bin --system gsva --save_path gsva-7b
+    python -m tools.convert_weights --version lisa-7b --format original --save_path lisa-7b-published
 
-Reads what chat.py and test_sem.py read: published folders of .bin or .safetensors shards, a bare training file over its
-base (LoRA is merged with --set model.lora.alpha over its rank), run folders, merged folders. Writes fp32 unless
---precision says otherwise; SAVE_PATH/conversion.json names the weights that were ignored, and why, drawn anew, missing.
+Reads what chat.py and test_sem.py read: published folders of .bin or .safetensors shards, a bare training file on top
+of its base (LoRA is merged with --set model.lora.alpha divided by its rank), run folders, merged folders. Writes fp32
+unless --precision says otherwise. SAVE_PATH/conversion.json lists the weights that were ignored (with the reason),
+newly initialised, or missing.
 """
 
 from __future__ import annotations
@@ -36,23 +37,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_target(folder, read_from(assistant.recipe.model), overwrite=args.overwrite)
     except (OSError, ValueError) as error:
         raise SystemExit(f"convert_weights.py: {error}") from None
-    told = conversion_report(assistant.model.report)
-    how = {"notes": {"conversion.json": told}, "overwrite": args.overwrite}
+    weights = conversion_report(assistant.model.report)
+    how = {"notes": {"conversion.json": weights}, "overwrite": args.overwrite}
     if args.format == "original":
-        architecture = (*assistant.system.published, "LlavaLlamaForCausalLM")[0]
-        save_original(assistant.model, folder, assistant.tokenizer, architecture, **how)
+        published = assistant.system.published
+        class_name = published[0] if published else "LlavaLlamaForCausalLM"
+        save_original(assistant.model, folder, assistant.tokenizer, class_name, **how)
     else:
         save_folder(assistant.model, folder, assistant.tokenizer, assistant.recipe, **how)
     print(f"{folder}: a {assistant.system.name} assistant; {assistant.model.report}")
-    for name, reason in told["ignored"].items():
+    for name, reason in weights["ignored"].items():
         print(f"  ignored {name}: {reason}")
     for kind in ("new", "missing", "unexpected"):
-        print("".join(f"  {kind} {name}\n" for name in told[kind]), end="")
+        print("".join(f"  {kind} {name}\n" for name in weights[kind]), end="")
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    style = argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="python -m tools.convert_weights", description=__doc__, formatter_class=style, allow_abbrev=False
+    )
     add_model_flags(parser)
     parser.add_argument("--save_path", help="folder to write")
     parser.add_argument(
@@ -66,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def conversion_report(report: Report) -> dict[str, Any]:
-    """Every weight that was not simply mapped, by its name on disk (in the model, where no file had it)."""
+    """Every weight that was not simply mapped, by its name on disk, or in the model where no file has it."""
     ignored = {name: _reason(name.removeprefix(LORA_WRAPPER)) for name in sorted(report.ignored)}
     return {
         "mapped": report.mapped,

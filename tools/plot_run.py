@@ -1,11 +1,11 @@
-"""Curves of one or several runs, from their log.jsonl, in one picture.
+"""Plots the curves of one or several runs, from their log.jsonl, in one image.
 
-    python scripts/plot_run.py runs/mine runs/other --out curves.png
-    python scripts/plot_run.py runs/mine --keys loss ce 'val/*' --smooth 20 --out curves.png
+    python -m tools.plot_run runs/mine runs/other --out curves.png
+    python -m tools.plot_run runs/mine --keys loss ce 'val/*' --smooth 20 --out curves.png
 
 A key is a number of the training log (loss, lr, ...), its full name (train/loss, val/ReasonSeg|val/gIoU) or a glob of
-full names. Without --keys: the loss and its parts, learning rate, gradient norm, images a second, waiting for data, GPU
-memory, and all validation scores that chose a checkpoint (gIoU, cIoU, mIoU).
+full names. Without --keys: the loss and its parts, learning rate, gradient norm, images per second, waiting for data,
+GPU memory, and all validation scores that can select a checkpoint (gIoU, cIoU, mIoU).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from utils.registry import unknown
 matplotlib.use("Agg")
 USUAL = ("loss", "ce", "mask", "bce", "dice", "lr", "grad_norm", "images_per_second", "data_wait", "gpu_memory_gib")
 USUAL_SCORES = ("val/*/gIoU", "val/*/cIoU", "val/*/mIoU")
-NOT_CURVES = ("step", "time")  # of a line: no curves
-COLUMNS, WIDTH, HEIGHT = 3, 4.6, 3.0  # of the picture: plots a row, inches of each
+NOT_CURVES = ("kind", "step", "time")  # fields of a log line that are no measurement
+COLUMNS, WIDTH, HEIGHT = 3, 4.6, 3.0  # plots per row, inches of a plot
 Curve = tuple[list[int], list[float]]  # steps, values
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = {name: read_curves(path) for name, path in label_runs(args.runs).items()}
         keys = select_keys(args.keys, list(dict.fromkeys(key for curves in runs.values() for key in curves)))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"plot_run.py: {error}") from None
+        raise SystemExit(f"plot_run: {error}") from None
     plot_curves(runs, keys, args.smooth, args.out)
     print(f"{len(keys)} plots of {len(runs)} runs: {args.out}")
     return 0
@@ -44,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.plot_run", description=__doc__, formatter_class=style, allow_abbrev=False
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a log.jsonl")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="picture to write (default curves.png)")
-    parser.add_argument("--keys", nargs="+", metavar="KEY", help="what to draw; see above")
-    parser.add_argument("--smooth", type=int, default=1, help="in training, mean of so many values (default 1)")
+    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="image to write (default curves.png)")
+    parser.add_argument("--keys", nargs="+", metavar="KEY", help="what to plot; see above")
+    parser.add_argument("--smooth", type=int, default=1, help="training values to average per point (default 1)")
     args = parser.parse_args(argv)
     if args.smooth < 1:
         parser.error("--smooth must be at least 1")
@@ -56,8 +58,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def label_runs(paths: Sequence[Path]) -> dict[str, Path]:
-    """A name for each run: its folder's, with as much of what is above it as tells them apart."""
+    """A unique name for each run: its folder's, with as many parent folders as that takes."""
     folders = [(path.parent if path.is_file() else path).resolve() for path in dict.fromkeys(paths)]
+    names: list[str] = []
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-length:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -66,13 +69,13 @@ def label_runs(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Full name (kind/name) -> steps and values, of every number in the run's log."""
+    """Full name (kind/name) -> steps and values of every number in the run's log."""
     path = folder / "log.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no run folder: it has no log.jsonl")
     curves: dict[str, Curve] = {}
     for row in read_log(path):
-        for name, value in flat({key: value for key, value in row.items() if key not in (*NOT_CURVES, "kind")}).items():
+        for name, value in flat({key: value for key, value in row.items() if key not in NOT_CURVES}).items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 steps, values = curves.setdefault(f"{row['kind']}/{name}", ([], []))
                 steps.append(row["step"])
@@ -81,27 +84,27 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def select_keys(keys: Sequence[str] | None, there: Sequence[str]) -> list[str]:
-    """Full names of what to draw, in the order asked; a key without numbers raises and lists what there is."""
+    """Full names of the curves to plot, in the order of `keys`; raises where a key matches no number of the logs."""
     if keys is None:
         usual = [f"train/{name}" for name in USUAL if f"train/{name}" in there]
         return [*usual, *(name for name in there if any(fnmatch.fnmatchcase(name, score) for score in USUAL_SCORES))]
-    found: list[str] = []
+    selected: list[str] = []
     for key in keys:
         hits = [name for name in there if name in (key, f"train/{key}") or fnmatch.fnmatchcase(name, key)]
         if not hits:
             raise ValueError(unknown("numbers", key, sorted(there)))
-        found += [name for name in hits if name not in found]
-    return found
+        selected += [name for name in hits if name not in selected]
+    return selected
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and up to `window` - 1 before it."""
+    """The mean of each value and up to `window` - 1 values before it."""
     parts = (values[max(0, end - window) : end] for end in range(1, len(values) + 1))
     return [math.fsum(part) / len(part) for part in parts]
 
 
 def plot_curves(runs: dict[str, dict[str, Curve]], keys: Sequence[str], window: int, out: Path) -> None:
-    """A plot a key, a line a run. What is measured a step is smoothed; as it was it stays behind, pale."""
+    """One plot per key, one line per run. Per-step values are smoothed; the raw curve stays in the background, pale."""
     columns = min(COLUMNS, len(keys))
     rows = math.ceil(len(keys) / columns)
     figure, axes = plt.subplots(
@@ -111,8 +114,10 @@ def plot_curves(runs: dict[str, dict[str, Curve]], keys: Sequence[str], window: 
         for number, curves in enumerate(runs.values()):
             if key not in curves:
                 continue
-            (steps, values), colour = curves[key], f"C{number % 10}"
-            wide = 1 if key == "train/lr" or not key.startswith("train/") else window
+            steps, values = curves[key]
+            colour = f"C{number % 10}"
+            per_step = key.startswith("train/") and key != "train/lr"  # others have no noise worth smoothing
+            wide = window if per_step else 1
             mark = "o" if len(steps) < 30 else None
             if wide > 1:
                 axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)

@@ -1,8 +1,8 @@
-"""What training did in the toy world: scores before and after, and pictures.
+"""Scores a toy run before and after training, and renders example answers.
 
-    python scripts/demo_report.py --run runs/demo/train --merged runs/demo/merged --dataset_dir runs/demo/dataset
+    python -m toy.demo_report --run runs/demo/train --merged runs/demo/merged --dataset_dir runs/demo/dataset
 
-Before is the base model as the run's recipe builds it, untrained. All answers are generated. Writes into --out:
+"Before" is the base model as the run's recipe builds it, untrained. All answers are generated. Writes into --out:
 metrics.json ({"before", "after", "train_seconds"}), results_before.json and results_after.json with every figure, and
 grid.png (input, answer, predicted and true masks).
 """
@@ -27,7 +27,7 @@ from systems.assistant import Assistant, build, load
 from utils.config import load_recipe
 from utils.log import read_log, setup_logging
 
-FIGURES = {  # in the report: suite and metric it is read from
+FIGURES = {  # name in the report -> suite and metric
     "miou": ("ade20k|val", "mIoU"),
     "present_accuracy": ("ade20k|val", "present_accuracy"),
     "absent_accuracy": ("ade20k|val", "absent_accuracy"),
@@ -39,7 +39,7 @@ GRID_EXAMPLES = {
     "ade20k|val": (0, 1, 2, 3),
     "refcoco|unc|val": (4, 5, 6),
     "ReasonSeg|val": (7, 8, 9),
-}  # pictures in the grid
+}  # images of the grid
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset_dir = args.dataset_dir or recipe.data.dataset_dir
     report: dict[str, Any] = {}
     for moment in ("before", "after"):
-        print(f"Evaluating {moment} training, {args.limit} pictures a suite, generated answers")
+        print(f"Evaluating {moment} training, {args.limit} images per suite, generated answers")
         assistant = build(recipe, trainable=False) if moment == "before" else load(args.merged or args.run)
         results = score(assistant, dataset_dir, args)
         (args.out / f"results_{moment}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -58,30 +58,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         report[moment] = {name: values[suite][metric] for name, (suite, metric) in FIGURES.items()}
     report["train_seconds"] = round(train_seconds(args.run), 1)
     (args.out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    page = grid(
-        [shown for suite in SUITES for shown in suite_panels(assistant, suite, dataset_dir, args.max_new_tokens)]
-    )
+    rows = [row for suite in SUITES for row in suite_panels(assistant, suite, dataset_dir, args.max_new_tokens)]
+    page = grid(rows)
     Image.fromarray(page).save(args.out / "grid.png")
     print(score_table(report))
-    print(f"figures: {args.out / 'metrics.json'}; pictures: {args.out / 'grid.png'}")
+    print(f"figures: {args.out / 'metrics.json'}; images: {args.out / 'grid.png'}")
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m toy.demo_report", description=__doc__, formatter_class=style, allow_abbrev=False
+    )
     parser.add_argument("--run", type=Path, required=True, help="run folder of train_ds.py")
     parser.add_argument("--merged", type=Path, help="merged folder of that run; default: the run's best checkpoint")
-    parser.add_argument("--dataset_dir", help="default: the one that was trained on")
+    parser.add_argument("--dataset_dir", help="default: that of training")
     parser.add_argument("--out", type=Path, default=Path("runs/demo/report"), help="default: runs/demo/report")
-    parser.add_argument("--limit", type=int, default=80, help="pictures a suite (default 80; 0: all)")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures a batch (default 8)")
-    parser.add_argument("--max_new_tokens", type=int, default=192, help="longest answer (default 192)")
+    parser.add_argument("--limit", type=int, default=80, help="images per suite (default 80; 0: all)")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per batch (default 8)")
+    parser.add_argument("--max_new_tokens", type=int, default=192, help="token limit of an answer (default 192)")
     return parser.parse_args(argv)
 
 
 def score(assistant: Assistant, dataset_dir: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The results of all suites; a missing one ends the program, for the report needs each."""
+    """The results of all suites; missing data ends the program, because the report needs every suite."""
     results = evaluate(
         assistant,
         SUITES,
@@ -97,37 +98,43 @@ def score(assistant: Assistant, dataset_dir: str, args: argparse.Namespace) -> d
 
 
 def suite_panels(assistant: Assistant, name: str, dataset_dir: str, max_new_tokens: int) -> list[Panel]:
-    """Some pictures of a suite with one question each (a class list with all of them)."""
+    """Panels of some images of a suite: the first question about each, or all questions of a class list."""
     (suite,) = find_suites([name])
     source = suite.open(dataset_dir, source_options(assistant.recipe, suite))
-    shown = []
+    rows = []
     for index in GRID_EXAMPLES[name]:
         record = source[index % len(source)]
         queries = assistant.system.task.queries(record)
-        queries = queries if record.kind == "classes" else queries[:1]
+        if record.kind != "classes":
+            queries = queries[:1]
         (replies,) = generate(assistant, [load_views(record.image, assistant.views)], [queries], max_new_tokens)
-        shown.append(panel(record, queries, replies))
-    return shown
+        rows.append(panel(record, queries, replies))
+    return rows
 
 
 def train_seconds(run: Path) -> float:
-    """Time spent training, from the log: pictures between two lines over pictures a second, also of resumed runs."""
+    """Time spent training, also over several processes of a resumed run.
+
+    From the log: images between two lines, divided by images per second. Pauses between processes do not count.
+    """
     train = load_recipe(run).train
     processes = json.loads((run / "meta.json").read_text(encoding="utf-8"))[-1]["processes"]
-    pictures = train.batch_size * train.grad_accumulation_steps * processes
-    seconds, before = 0.0, 0
+    images_per_step = train.batch_size * train.grad_accumulation_steps * processes
+    seconds = 0.0
+    last_step = 0
     for row in read_log(run / "log.jsonl"):
         if row["kind"] == "train":
-            seconds += (row["step"] - before) * pictures / row["images_per_second"]
-            before = row["step"]
+            seconds += (row["step"] - last_step) * images_per_step / row["images_per_second"]
+            last_step = row["step"]
     return seconds
 
 
 def score_table(report: dict[str, Any]) -> str:
-    """The figures side by side."""
+    """The figures before and after training, side by side."""
     lines = [f"{'':<18}{'before':>8}{'after':>8}"]
     for name, (suite, metric) in FIGURES.items():
-        values = ("-" if (v := report[moment][name]) is None else f"{v:.3f}" for moment in ("before", "after"))
+        figures = (report[moment][name] for moment in ("before", "after"))
+        values = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
         lines.append(f"{name:<18}" + "".join(f"{value:>8}" for value in values) + f"   {metric} on {suite}, generated")
     return "\n".join([*lines, f"{'train_seconds':<18}{'':>8}{report['train_seconds']:>8}"])
 

@@ -1,16 +1,16 @@
-"""The memory of a training step without a device: the real step on weights that have shapes and no values.
+"""Measures the activation memory of a training step without a device, by running it on tensors without values.
 
-Weights and pictures are meta tensors; ids, labels and places are real, for they decide about shapes. Every storage that
-the step makes is entered when it is made and struck out when it goes, so the peak is that of the code that trains, with
-its checkpointing, packing and frozen parts, not of a formula about it.
+Weights and images are meta tensors; ids, labels and positions are real, because shapes depend on them. Every storage
+that the step allocates is entered in a ledger and removed when it is freed. The peak is therefore that of the code that
+trains, with its checkpointing, packing and frozen parts, not that of a formula about it.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -31,43 +31,47 @@ INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torc
 class Footprint:
     """Bytes of one step beyond weights and gradients."""
 
-    saved: int  # for the backward pass
-    peak: int
+    saved: int  # at the end of the forward pass, for the backward pass
+    peak: int  # highest sum during the step
 
 
 def footprint(model: SegModel, batch: Batch, loss: LossConfig) -> Footprint:
-    """What a forward and backward pass over `batch` takes; attention counts as fused kernels do, unless it is eager.
+    """The memory of a forward and backward pass over `batch`. Attention counts as a fused kernel, unless it is eager.
 
-    model: on meta, prepared for training, with gradients, for they are there after the first step. batch: pictures and
-    masks on meta too.
+    model: on meta, prepared for training, with gradients, which exist after the first step. batch: images and masks on
+    meta, too.
     """
-    held = [tensor for weight in model.parameters() for tensor in (weight, weight.grad) if tensor is not None]
-    given = [getattr(batch, name) for name in batch.__dataclass_fields__]
-    ledger = Ledger([leaf for leaf in tree_leaves([held, *model.buffers(), given]) if isinstance(leaf, Tensor)])
+    weights = [tensor for weight in model.parameters() for tensor in (weight, weight.grad) if tensor is not None]
+    inputs = [getattr(batch, field.name) for field in fields(batch)]
+    existing = [leaf for leaf in tree_leaves([weights, *model.buffers(), inputs]) if isinstance(leaf, Tensor)]
+    ledger = Ledger(existing)
     with fused_attention(), ledger:
         total = objective(model(batch), batch, loss).total
-        kept = ledger.live
+        saved = ledger.live
         total.backward()
-    return Footprint(kept, ledger.peak)
+    return Footprint(saved, ledger.peak)
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes of all storages made since it began that still live, and their highest sum; views of `held` add none."""
+    """Counts the bytes of all storages allocated under it that are alive, and their peak.
 
-    def __init__(self, held: Sequence[Tensor] = ()) -> None:
+    Views share the storage of their base and add nothing, also those of the `existing` tensors.
+    """
+
+    def __init__(self, existing: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._entered = {tensor.untyped_storage()._cdata for tensor in held}
+        self._entered = {tensor.untyped_storage()._cdata for tensor in existing}
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if len({tensor.is_meta for tensor in tensors}) == 2:
-            if func in INDEXING:  # how many a mask picks is known only where it has values
+        if len({tensor.is_meta for tensor in tensors}) == 2:  # real ids or masks meet meta states
+            if func in INDEXING:  # the number of selected elements is known only from the values of a mask
                 args = (args[0], _as_numbers(args[1]), *args[2:])
             args, kwargs = tree_map(_to_meta, (args, kwargs))
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return False  # transformers asks whether a mask hides nothing, to leave it out; it is counted
+            return False  # transformers drops an attention mask that hides nothing: assume that it hides something
         result = func(*args, **kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -80,7 +84,7 @@ class Ledger(TorchDispatchMode):
             self._entered.add(key)
             self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._leave, key, size)
+            weakref.finalize(storage, self._leave, key, size)  # called when the last tensor on the storage is gone
 
     def _leave(self, key: int, size: int) -> None:
         self._entered.discard(key)
@@ -88,8 +92,11 @@ class Ledger(TorchDispatchMode):
 
 
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    """On meta, attention would be taken apart and its scores counted; kernels keep one number a query and head."""
+def fused_attention() -> Generator[None]:
+    """Make SDPA on meta tensors count as a fused kernel, which keeps one number per query and head.
+
+    Without this, PyTorch decomposes attention on meta and allocates all its scores.
+    """
     plain = F.scaled_dot_product_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
@@ -98,7 +105,8 @@ def fused_attention() -> Iterator[None]:
         groups = query.shape[1] // key.shape[1]
         return _Fused.apply(query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
 
-    F.scaled_dot_product_attention = attend  # not by a mode: those are off where the backward pass recomputes
+    # Replaced by name and not by a torch function mode: modes are off where the backward pass recomputes activations.
+    F.scaled_dot_product_attention = attend  # ty: ignore[invalid-assignment]  # options stay open for other releases
     try:
         yield
     finally:
@@ -106,6 +114,8 @@ def fused_attention() -> Iterator[None]:
 
 
 class _Fused(torch.autograd.Function):
+    """The memory of a fused attention kernel: its inputs, its output, and the log-sum-exp of each query."""
+
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
@@ -113,15 +123,18 @@ class _Fused(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 
 def _as_numbers(indices: Any) -> list[Tensor | None]:
+    """Indices with boolean masks replaced by the positions that they select."""
     numbers: list[Tensor | None] = []
     for index in indices:
-        mask = index is not None and not index.is_meta and index.dtype == torch.bool
-        numbers += index.nonzero(as_tuple=True) if mask else [index]
+        if index is not None and not index.is_meta and index.dtype == torch.bool:
+            numbers += index.nonzero(as_tuple=True)
+        else:
+            numbers.append(index)
     return numbers
 
 

@@ -1,11 +1,11 @@
-"""What a recipe takes of a GPU's memory, told without a GPU, without weights and without data.
+"""Plans the GPU memory of a recipe, without a GPU, without weights and without data.
 
-    python scripts/plan_memory.py configs/lisa_7b.yaml --gpus 8 --gpu_memory 24
-    python scripts/plan_memory.py configs/lasagna_7b.yaml --gpus 2 --gpu_memory 80 --set train.batch_size=4
+    python -m tools.memory.plan configs/lisa_7b.yaml --gpus 8 --gpu_memory 24
+    python -m tools.memory.plan configs/lasagna_7b.yaml --gpus 2 --gpu_memory 80 --set train.batch_size=4
 
-The training step itself runs on tensors that have shapes and no values, and every storage it makes is counted; weights,
-gradients and the optimizer's states follow DeepSpeed's arithmetic for each ZeRO stage. Where the recipe does not fit,
-changes to it are tried one after another until it does. Exit status: 0 where it fits as it is, 1 where it does not.
+The training step itself runs on tensors that have shapes and no values, and every allocation is counted; weights,
+gradients and optimizer states follow DeepSpeed's arithmetic for each ZeRO stage. Where the recipe does not fit, changes
+to it are tried one after another until it does. Exit status: 0 where it fits as it is, 1 where it does not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from data.types import IGNORE_ID, IMAGE_ID, Batch
 from data.views import ClipView, PaddedView
@@ -33,8 +34,8 @@ from utils.log import log
 
 GIB = 2**30
 STAGES = (0, 1, 2, 3)
-MAX_BATCH = 4096  # pictures a device; more are not looked for
-CHANGES = (  # tried in this order, each on top of those before it
+MAX_BATCH = 4096  # images per device at which the search for the largest batch ends
+CHANGES = (  # tried in this order, each on top of the previous ones
     "model.gradient_checkpointing=true",
     "loss.mask_size=decoder",
     "train.zero_stage=2",
@@ -48,24 +49,27 @@ CHANGES = (  # tried in this order, each on top of those before it
 
 @dataclass(frozen=True)
 class Workload:
-    """One picture's share of a batch."""
+    """What a batch has per image."""
 
     dialogues: int
     length: int  # positions of a row, image tokens included
-    masks: int  # of a dialogue
-    picture: tuple[int, int]
+    masks: int  # per dialogue
+    picture: tuple[int, int]  # height and width of the image
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Of a recipe: numbers of weights, and the steps of one and of two pictures, from which those of more follow."""
+    """The parameter counts of a recipe, and the footprint of a step on one and on two images.
+
+    The activations of n images grow linearly: one + (n - 1) * (two - one).
+    """
 
     counts: ParameterCounts
     one: Footprint
     two: Footprint
 
-    def activations(self, pictures: int) -> int:
-        return self.one.peak + (pictures - 1) * max(0, self.two.peak - self.one.peak)
+    def activations(self, images: int) -> int:
+        return self.one.peak + (images - 1) * max(0, self.two.peak - self.one.peak)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,30 +80,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = override(values, assignment)
     recipe = from_dict(Recipe, values)
     load = workload(recipe, args)
-    need = measure_step(recipe, load)
+    memory = measure_step(recipe, load)
     room = int((args.gpu_memory - args.reserve) * GIB)
-    print(heading(recipe, need, load, args))
-    print(memory_table(recipe, need, args.gpus, room))
-    if fits(recipe, need, args.gpus, room):
-        print(f"\nfits as it is: ZeRO {recipe.train.zero_stage}, {recipe.train.batch_size} pictures a GPU")
+    print(heading(recipe, memory, load, args))
+    print(memory_table(recipe, memory, args.gpus, room))
+    if fits(recipe, memory, args.gpus, room):
+        print(f"\nfits as it is: ZeRO {recipe.train.zero_stage}, {recipe.train.batch_size} images per GPU")
         return 0
-    print(f"\ndoes not fit with ZeRO {recipe.train.zero_stage} and {recipe.train.batch_size} pictures a GPU")
+    print(f"\ndoes not fit with ZeRO {recipe.train.zero_stage} and {recipe.train.batch_size} images per GPU")
     print(advice(recipe, load, args.gpus, room))
     return 1
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tools.memory.plan", description=__doc__, formatter_class=style)
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML of configs/, or a run folder's recipe.yaml")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="devices in all [8]")
-    parser.add_argument("--gpu_memory", type=float, default=24, metavar="GIB", help="of each [24]")
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="number of devices [8]")
+    parser.add_argument("--gpu_memory", type=float, default=24, metavar="GIB", help="memory of each device [24]")
     parser.add_argument(
-        "--reserve", type=float, default=1.5, metavar="GIB", help="for CUDA, NCCL and what lies between blocks [1.5]"
+        "--reserve", type=float, default=1.5, metavar="GIB", help="kept free for CUDA, NCCL and fragmentation [1.5]"
     )
-    parser.add_argument("--dialogues", type=int, metavar="N", help="about a picture [the recipe's most]")
-    parser.add_argument("--length", type=int, metavar="N", help="positions of a row [the recipe's longest, else 1024]")
-    parser.add_argument("--masks", type=int, default=1, metavar="N", help="in a dialogue [1]")
-    parser.add_argument("--picture", type=int, nargs=2, default=(480, 640), metavar=("H", "W"), help="[480 640]")
+    parser.add_argument("--dialogues", type=int, metavar="N", help="dialogues per image [the recipe's maximum]")
+    parser.add_argument("--length", type=int, metavar="N", help="positions of a row [the recipe's maximum, else 1024]")
+    parser.add_argument("--masks", type=int, default=1, metavar="N", help="masks per dialogue [1]")
+    parser.add_argument(
+        "--picture", type=int, nargs=2, default=(480, 640), metavar=("H", "W"), help="of an image [480 640]"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="A.B=V", help="change a field of the recipe")
     args = parser.parse_args(argv)
     for name in ("gpus", "gpu_memory", "masks"):
@@ -111,7 +118,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def workload(recipe: Recipe, args: argparse.Namespace) -> Workload:
-    """The longest rows that the recipe lets through, as many as its system asks about a picture."""
+    """The largest batch that the recipe allows: the longest rows, and as many per image as its system makes."""
     dialogues = args.dialogues or recipe.options.get("num_classes_per_sample", 3)
     kept = recipe.data.long_rows == "keep"  # beyond model_max_length, too: what the language models are made for
     length = args.length or (2048 if kept else recipe.model.model_max_length) or 1024
@@ -119,14 +126,15 @@ def workload(recipe: Recipe, args: argparse.Namespace) -> Workload:
 
 
 def measure_step(recipe: Recipe, load: Workload) -> StepMemory:
-    """Runs the step of one and of two pictures without values."""
+    """Run the step on one and on two images without values."""
     model = meta_model(recipe)
     counts = count_parameters(model, recipe.model.load_in_4bit)
-    return StepMemory(counts, *(footprint(model, meta_batch(model, recipe, load, n), recipe.loss) for n in (1, 2)))
+    one, two = (footprint(model, meta_batch(model, recipe, load, images), recipe.loss) for images in (1, 2))
+    return StepMemory(counts, one, two)
 
 
 def meta_model(recipe: Recipe) -> SegModel:
-    """The recipe's model prepared for training, all on meta, with gradients as they are after the first step."""
+    """The recipe's model prepared for training, on the meta device, with gradients as after the first step."""
     system = build_system(recipe.system, recipe.options)
     added = len(system.tokens.all_added)
     head = recipe.model.mask_head or system.head
@@ -137,7 +145,7 @@ def meta_model(recipe: Recipe) -> SegModel:
     with torch.device("meta"):
         model = assemble(architecture, attention, view, range(rows - added, rows))
         model = model.to(dtype_of(recipe.model.precision))
-        # 4-bit layers keep the same for the backward pass as plain ones, and their sizes are counted apart
+        # A 4-bit layer keeps the same activations as a plain one; its weights are counted in `count_parameters`.
         prepare_training(model, replace(recipe.model, load_in_4bit=False))
     model.configure(training_options(recipe, pack_rows=can_pack(recipe.model.pack_rows, attention)))
     for weight in model.parameters():
@@ -146,9 +154,13 @@ def meta_model(recipe: Recipe) -> SegModel:
     return model
 
 
-def meta_batch(model: SegModel, recipe: Recipe, load: Workload, pictures: int) -> Batch:
-    """Pictures with dialogues that differ right behind the picture, the last half of each of them supervised."""
-    rows, queries = pictures * load.dialogues, pictures * load.dialogues * load.masks
+def meta_batch(model: SegModel, recipe: Recipe, load: Workload, images: int) -> Batch:
+    """Images with dialogues that differ right after the image tokens, the last half of each of them supervised.
+
+    Prefix packing shares the opening, so this is the worst case: the shortest one that dialogues can share.
+    """
+    rows = images * load.dialogues
+    queries = rows * load.masks
     tokens, side = model.vlm.image_tokens, model.vlm.view.size
     if load.length < tokens + 8:
         raise SystemExit(f"--length {load.length}: a row holds {tokens} image tokens and some words")
@@ -157,42 +169,46 @@ def meta_batch(model: SegModel, recipe: Recipe, load: Workload, pictures: int) -
     ids[:, 1 + tokens] = 2 + torch.arange(rows) % load.dialogues
     labels = ids.clone()
     labels[:, : (load.length + tokens) // 2] = IGNORE_ID
-    view, ghostly = model.head.view, {"device": "meta", "dtype": model.dtype}
+    view = model.head.view
     per_mask = len(build_system(recipe.system, recipe.options).tokens.mask)
     return Batch(
-        pixels=torch.empty(pictures, 3, side, side, **ghostly),
-        seg_pixels=torch.empty(pictures, 3, view.size, view.size, **ghostly) if view else None,
+        pixels=_meta_pixels(images, side, model.dtype),
+        seg_pixels=_meta_pixels(images, view.size, model.dtype) if view else None,
         ids=ids,
         labels=labels,
         attention=torch.ones_like(ids, dtype=torch.bool),
-        row_image=torch.arange(pictures).repeat_interleave(load.dialogues),
+        row_image=torch.arange(images).repeat_interleave(load.dialogues),
         mask_rows=torch.arange(rows).repeat_interleave(load.masks),
         mask_positions=torch.full((queries, per_mask), load.length - 2),
-        masks=[torch.empty(load.dialogues * load.masks, *load.picture, device="meta")] * pictures,
-        geometry=[(view or PaddedView(side)).geometry(*load.picture)] * pictures,
-        names=[str(index) for index in range(pictures)],
+        masks=[torch.empty(load.dialogues * load.masks, *load.picture, device="meta")] * images,
+        geometry=[(view or PaddedView(side)).geometry(*load.picture)] * images,
+        names=[str(index) for index in range(images)],
     )
 
 
-def recipe_memory(recipe: Recipe, need: StepMemory, stage: int, gpus: int) -> DeviceMemory:
-    return device_memory(need.counts, stage, gpus, recipe.model.precision, recipe.train.offload)
+def _meta_pixels(images: int, side: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(images, 3, side, side, device="meta", dtype=dtype)
 
 
-def fits(recipe: Recipe, need: StepMemory, gpus: int, room: int) -> bool:
-    activations = need.activations(recipe.train.batch_size)
-    return recipe_memory(recipe, need, recipe.train.zero_stage, gpus).peak(activations) <= room
+def recipe_memory(recipe: Recipe, memory: StepMemory, stage: int, gpus: int) -> DeviceMemory:
+    return device_memory(memory.counts, stage, gpus, recipe.model.precision, recipe.train.offload)
 
 
-def largest_batch(place: DeviceMemory, need: StepMemory, room: int) -> int:
-    """Pictures a device."""
-    pictures = 0
-    while pictures < MAX_BATCH and place.peak(need.activations(pictures + 1)) <= room:
-        pictures += 1
-    return pictures
+def fits(recipe: Recipe, memory: StepMemory, gpus: int, room: int) -> bool:
+    activations = memory.activations(recipe.train.batch_size)
+    return recipe_memory(recipe, memory, recipe.train.zero_stage, gpus).peak(activations) <= room
 
 
-def heading(recipe: Recipe, need: StepMemory, load: Workload, args: argparse.Namespace) -> str:
-    counts = need.counts
+def largest_batch(device: DeviceMemory, memory: StepMemory, room: int) -> int:
+    """Images per device that fit into `room` bytes."""
+    images = 0
+    while images < MAX_BATCH and device.peak(memory.activations(images + 1)) <= room:
+        images += 1
+    return images
+
+
+def heading(recipe: Recipe, memory: StepMemory, load: Workload, args: argparse.Namespace) -> str:
+    counts = memory.counts
     billions = [
         f"{number / 1e9:.2f} B {what}"
         for number, what in zip(
@@ -202,50 +218,50 @@ def heading(recipe: Recipe, need: StepMemory, load: Workload, args: argparse.Nam
     ]
     return (
         f"{args.recipe}: {recipe.system}, {recipe.model.precision}, weights: {', '.join(billions)}\n"
-        f"{recipe.train.batch_size} pictures a GPU of {load.picture[0]} x {load.picture[1]} pixels, {load.dialogues} "
-        f"dialogues a picture of {load.length} positions and {load.masks} mask(s)\n"
+        f"{recipe.train.batch_size} images per GPU of {load.picture[0]} x {load.picture[1]} pixels, {load.dialogues} "
+        f"dialogues per image of {load.length} positions and {load.masks} mask(s)\n"
         f"GiB on each of {args.gpus} GPU(s) of {args.gpu_memory:g} GiB, {args.reserve:g} of it kept free\n"
     )
 
 
-def memory_table(recipe: Recipe, need: StepMemory, gpus: int, room: int) -> str:
-    """Parts and their sum by stage, and the largest batch of each."""
-    activations = need.activations(recipe.train.batch_size)
-    places = [recipe_memory(recipe, need, stage, gpus) for stage in STAGES]
+def memory_table(recipe: Recipe, memory: StepMemory, gpus: int, room: int) -> str:
+    """The parts of the memory and their sum per ZeRO stage, and the largest batch of each."""
+    activations = memory.activations(recipe.train.batch_size)
+    places = [recipe_memory(recipe, memory, stage, gpus) for stage in STAGES]
     rows: list[tuple[str, list[str]]] = [
         (name, [f"{getattr(place, name) / GIB:.2f}" for place in places])
         for name in ("weights", "gradients", "optimizer", "buffers")
     ]
     rows.append(("activations, highest", [f"{activations / GIB:.2f}"] * len(places)))
     rows.append(("or, at the update", [f"{place.update / GIB:.2f}" for place in places]))
-    rows.append(("together", [f"{place.peak(activations) / GIB:.2f}" for place in places]))
-    rows.append(("largest batch a GPU", [str(largest_batch(place, need, room) or "none") for place in places]))
+    rows.append(("total peak", [f"{place.peak(activations) / GIB:.2f}" for place in places]))
+    rows.append(("largest batch per GPU", [str(largest_batch(place, memory, room) or "none") for place in places]))
     lines = [f"{'':<22}" + "".join(f"{f'ZeRO {stage}':>10}" for stage in STAGES)]
     lines += [f"{name:<22}" + "".join(f"{cell:>10}" for cell in cells) for name, cells in rows]
     return "\n".join(lines)
 
 
 def advice(recipe: Recipe, load: Workload, gpus: int, room: int) -> str:
-    """The first changes, one on top of another, with which the recipe fits; without those that proved needless."""
-    made: list[str] = []
+    """The first changes, each on top of the others, with which the recipe fits; without needless ones."""
+    changes: list[str] = []
     for change in CHANGES:
-        changed = with_changes(recipe, [*made, change])
-        if changed is None or changed == with_changes(recipe, made):
+        changed = with_changes(recipe, [*changes, change])
+        if changed is None or changed == with_changes(recipe, changes):
             continue
-        made.append(change)
+        changes.append(change)
         if fits(changed, measure_step(changed, load), gpus, room):
             break
     else:
         return "no change of the recipe makes it fit: more GPUs, larger ones, or shorter rows (--length, --dialogues)"
-    for change in list(made[:-1]):
-        fewer = with_changes(recipe, [other for other in made if other != change])
+    for change in list(changes[:-1]):  # an early change may be needless with the later, larger ones
+        fewer = with_changes(recipe, [other for other in changes if other != change])
         if fewer is not None and fits(fewer, measure_step(fewer, load), gpus, room):
-            made.remove(change)
-    return "fits with: --set " + " --set ".join(made)
+            changes.remove(change)
+    return "fits with: --set " + " --set ".join(changes)
 
 
 def with_changes(recipe: Recipe, changes: Sequence[str]) -> Recipe | None:
-    """None where they contradict one another or leave the batch below one picture."""
+    """The recipe with these changes; None where they contradict each other."""
     values = to_dict(recipe)
     for change in changes:
         values = override(values, change)

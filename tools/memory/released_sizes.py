@@ -1,12 +1,13 @@
-"""The sizes of the weights that recipes name, for planning without them: LLaMA, CLIP and SAM as released."""
+"""The sizes of the weights that recipes name, for planning without the weights: LLaMA, CLIP and SAM as released."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from model.checkpoints.architecture import SECTION, Architecture, read_config, tower_sizes
+from model.checkpoints.load import NEW_DEPTH, NEW_GROWTH
 from model.heads import HEADS, HeadContext
 from model.vlm.tower import fit_tower, tower_input
 from utils.config import ModelConfig
@@ -17,20 +18,22 @@ _LANGUAGE = {
 }
 _TOWER = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 _TOWER |= {"patch_size": 14, "image_size": 224, "projection_dim": 768}
-_SAM = {  # width, layers, heads, layers that attend to the whole picture
+_SAM = {  # width, layers, heads, layers with global attention
     "vit_h": (1280, 32, 16, (7, 15, 23, 31)),
     "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
     "vit_b": (768, 12, 12, (2, 5, 8, 11)),
 }
-VOCABULARY = 32000  # of LLaMA, before any token is added
+VOCABULARY = 32000  # of LLaMA, without added tokens
+LINEAR_PROJECTOR = 1  # layers, in LLaVA v1.0 and v1.1
+MLP_PROJECTOR = 2  # layers, in LLaVA v1.5
 _LANGUAGE_KEYS = (*_LANGUAGE["7b"], "num_key_value_heads", "vocab_size")
 
 
 def released_architecture(config: ModelConfig, head: str, mask_tokens: int, added: int) -> Architecture:
-    """The plan of a recipe's model, from `config.json` where `version` is a folder here, else from its name.
+    """The architecture of a recipe's model: from `config.json` where `version` is a local folder, else from its name.
 
-    head: a name in HEADS. added: tokens beyond the base's vocabulary. A SAM that is not named vit_b, vit_l or vit_h is
-    read if it is here.
+    head: a name in HEADS. mask_tokens: per mask. added: tokens beyond the base's vocabulary. A SAM file that is not
+    named vit_b, vit_l or vit_h is read where it is at hand.
     """
     folder = Path(config.version)
     values = read_config(folder) if (folder / "config.json").is_file() else {}
@@ -38,27 +41,32 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
     language = {key: text[key] for key in _LANGUAGE_KEYS if text.get(key) is not None}
     language = language or {**_LANGUAGE["13b" if "13b" in config.version.lower() else "7b"], "vocab_size": VOCABULARY}
     language["vocab_size"] += added
-    sight = tower_input(values, config.tower)
-    tower = fit_tower(_tower(values, config), {}, sight)
-    told = values.get(SECTION, {}).get("head_config") or (_sam(config.vision_pretrained) if head == "sam" else None)
-    host = HeadContext(
-        tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], tokens=mask_tokens, saved_config=told
-    )
+    view = tower_input(values, config.tower)
+    tower = fit_tower(_tower(values, config), {}, view)
+    context = HeadContext(tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], tokens=mask_tokens)
+    saved_config = values.get(SECTION, {}).get("head_config")
+    if not saved_config and head == "sam":
+        saved_config = _sam(config.vision_pretrained, context)
+    context = replace(context, saved_config=saved_config)
     options = {"decoder_heads": config.decoder_heads, **config.head}
+    if config.tower.new_projector:
+        projector_depth = NEW_DEPTH
+    else:
+        projector_depth = MLP_PROJECTOR if "1.5" in config.version else LINEAR_PROJECTOR
     return Architecture(
         language=language,
         tower=tower,
-        projector_depth=2 if config.tower.new_projector or "1.5" in config.version else 1,
+        projector_depth=projector_depth,
         feature_layer=-2,
         head=head,
-        head_config=HEADS[head].config_for({}, options, host),
-        projector_width=2 * language["hidden_size"] if config.tower.new_projector else None,
-        tower_input=asdict(sight),
+        head_config=HEADS[head].config_for({}, options, context),
+        projector_width=NEW_GROWTH * language["hidden_size"] if config.tower.new_projector else None,
+        tower_input=asdict(view),
     )
 
 
 def _tower(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """Of the folder, of a CLIP folder, or CLIP ViT-L/14 at the side that its name tells."""
+    """Sizes from the folder itself, from a CLIP folder, or of CLIP ViT-L/14 at the resolution in its name."""
     if "vision_config" in values:
         return tower_sizes(values)
     folder = Path(config.vision_tower or "")
@@ -67,11 +75,12 @@ def _tower(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     return {**_TOWER, "image_size": 336 if "336" in (config.vision_tower or config.version) else 224}
 
 
-def _sam(name: str | None) -> dict[str, Any]:
+def _sam(name: str | None, context: HeadContext) -> dict[str, Any]:
+    """The configuration of a SAM file: by its name, else from its weights, else that of ViT-H."""
     kind = next((kind for kind in _SAM if kind in str(name)), None)
     if kind is None and name and Path(name).exists():
         tensors, options = HEADS["sam"].read_weights(name, {})
-        return HEADS["sam"].config_for(tensors, options)
-    width, layers, heads, whole = _SAM[kind or "vit_h"]
+        return HEADS["sam"].config_for(tensors, options, context)
+    width, layers, heads, global_layers = _SAM[kind or "vit_h"]
     encoder = {"hidden_size": width, "mlp_dim": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return {"vision_config": {**encoder, "global_attn_indexes": list(whole)}}
+    return {"vision_config": {**encoder, "global_attn_indexes": list(global_layers)}}

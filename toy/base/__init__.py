@@ -1,1 +1,1 @@
-"""How the small pretrained base of the toy world is made: sizes, vocabulary, targets, dialogues, training stages."""
+"""Trains the small LLaVA and SAM that the toy recipes start from: sizes, vocabulary, targets, dialogues, stages."""

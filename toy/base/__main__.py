@@ -1,13 +1,13 @@
-"""Train the small pretrained base of the toy world from nothing: a LLaVA folder and a SAM file.
+"""Train the small pretrained base of the toy world from scratch: a LLaVA folder and a SAM file.
 
-    python scripts/make_toy_base.py                       # about 50 minutes on two CPU cores
-    python scripts/make_toy_base.py --resume              # go on after an interruption
-    python scripts/make_toy_base.py --minutes 2 --out runs/look --scratch runs/look   # a quick look
+    python -m toy.base                                                      # about 50 minutes on two CPU cores
+    python -m toy.base --resume                                             # continue an interrupted run
+    python -m toy.base --minutes 2 --out runs/trial --scratch runs/trial    # a short trial
 
-SAM trains on one core; on the other the vision tower learns to recognise, then the whole LLaVA learns to talk about
-scenes, and takes both cores once SAM is done. Each stage is a process of its own, checkpoints every few minutes and
-publishes what it has, so that an interrupted run leaves a usable base. No scene is seen twice, and none belongs to the
-train or val split of the toy datasets.
+SAM trains on one core. On the other core the vision tower learns to recognise objects, then the whole LLaVA learns to
+talk about scenes; it takes both cores once SAM has finished. Each stage is a process that writes a checkpoint and the
+weights every few minutes, so that an interrupted run leaves a usable base. No scene is used twice, and none belongs to
+the train or val split of the toy datasets.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 SHARES = {"tower": 0.168, "llava": 0.832, "sam": 0.7}  # of --minutes; tower and llava run one after the other
-SAM_DONE = "sam.done"
-RATES = {"tower": 1e-3, "llava": 1e-3, "sam": 1e-3}
+SAM_DONE = "sam.done"  # file in --scratch that frees the second core for LLaVA
+RATES = {"tower": 1e-3, "llava": 1e-3, "sam": 1e-3}  # peak learning rates
 
 
 def main() -> None:
@@ -27,38 +27,39 @@ def main() -> None:
         return
     args.scratch.mkdir(parents=True, exist_ok=True)
     (args.scratch / SAM_DONE).unlink(missing_ok=True)
-    beside = start_stage("sam", args)
+    sam = start_stage("sam", args)
     for stage in ("tower", "llava"):
         wait_for(start_stage(stage, args), stage)
-    wait_for(beside, "sam")
+    wait_for(sam, "sam")
     wait_for(start_stage("report", args), "report")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m toy.base", description=__doc__, formatter_class=style)
     parser.add_argument("--out", type=Path, default=Path("assets/toy"), help="folder of the base (%(default)s)")
     parser.add_argument(
         "--scratch", type=Path, default=Path("runs/toy_base"), help="checkpoints and logs (%(default)s)"
     )
     parser.add_argument("--minutes", type=float, default=50, help="training time on two cores (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, scenes and words (%(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --scratch")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --scratch")
     parser.add_argument("--only", choices=("tower", "sam", "llava", "report"), help="run one stage and stop")
     return parser.parse_args()
 
 
 def start_stage(stage: str, args: argparse.Namespace) -> subprocess.Popen:
-    """A process that runs one stage of this script."""
+    """A process that runs one stage of this program."""
     command = [sys.executable, "-m", "toy.base", "--only", stage, "--out", args.out, "--scratch", args.scratch]
-    command += ["--minutes", str(args.minutes), "--seed", str(args.seed), *(["--resume"] if args.resume else [])]
+    command += ["--minutes", str(args.minutes), "--seed", str(args.seed)]
+    if args.resume:
+        command.append("--resume")
     return subprocess.Popen([str(part) for part in command])
 
 
 def wait_for(process: subprocess.Popen, stage: str) -> None:
     if code := process.wait():
-        raise SystemExit(
-            f"stage {stage} of make_toy_base.py ended with code {code}; --resume goes on from its checkpoint"
-        )
+        raise SystemExit(f"stage {stage} of the toy base ended with code {code}; --resume continues it")
 
 
 def run_stage(args: argparse.Namespace) -> None:
@@ -70,9 +71,9 @@ def run_stage(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     stage = args.only
-    seconds, rate = 60 * args.minutes * SHARES.get(stage, 0), RATES.get(stage, 0)
-    beside = args.scratch / SAM_DONE if stage == "llava" else None
-    plan = StagePlan(stage, seconds, rate, args.scratch, args.resume, beside)
+    seconds = 60 * args.minutes * SHARES.get(stage, 0)
+    spare_core = args.scratch / SAM_DONE if stage == "llava" else None
+    plan = StagePlan(stage, seconds, RATES.get(stage, 0), args.scratch, args.resume, spare_core)
     if stage == "tower":
         from toy.base.tower import train_tower
 
@@ -95,7 +96,7 @@ def run_stage(args: argparse.Namespace) -> None:
         tower = load_tower(args.scratch / "tower.pt")
         train_llava(plan, args.seed, folder, tower, publish=lambda trained: save_llava(trained.llava, args.out))
     else:
-        from toy.base.report import write_report
+        from toy.base.publish import write_report
 
         print(f"wrote {write_report(args.scratch, args.out)}")
 

@@ -1,4 +1,4 @@
-"""Attention that is quick on CPUs with bf16 products: plain products and softmax, causal by blocks."""
+"""Attention that is fast on CPUs with bf16 instructions: plain matrix products and softmax, causal in blocks."""
 
 from itertools import pairwise
 
@@ -8,9 +8,9 @@ from transformers import SamModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.sam.modeling_sam import SamVisionAttention
 
-CAUSAL_BLOCKS = 2  # of the causal triangle; more waste less of it and cost more calls
-MASKED = -1e4
-IMPLEMENTATION = "toybase"
+CAUSAL_BLOCKS = 2  # query blocks; with n of them (n - 1) / 2n of the scores are never computed, for n times the calls
+MASKED = -1e4  # added to the scores of hidden positions; finite, so that bf16 holds it and padding rows stay defined
+IMPLEMENTATION = "toybase"  # the name under which transformers finds this attention
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -22,9 +22,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor
 
 
 def dialogue_mask(group: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, L, L), 0 where a position may look: backwards, at the opening (group 0) and at its own group (B, L)."""
-    seen = (group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None])
-    hidden = ~seen.tril()
+    """(B, L, L) additive mask: 0 where a position may attend, MASKED elsewhere.
+
+    A position attends backwards to the opening (group 0) and to its own dialogue. With group [0, 0, 1, 1, 2], the last
+    position sees the opening and itself, not the dialogue before it.
+    """
+    visible = (group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None])
+    hidden = ~visible.tril()
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, MASKED)
 
 
@@ -37,7 +41,7 @@ def _interface(
     scaling: float,
     **_: object,
 ):
-    """The transformers signature; a mask, where there is one, is a `dialogue_mask`."""
+    """The signature that transformers calls; `attention_mask` is None or a `dialogue_mask`."""
     if attention_mask is None:
         return attend(query, key, value, scaling).transpose(1, 2), None
     length = query.shape[2]
@@ -55,9 +59,16 @@ ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _interface)
 
 
 class FoldedSamAttention(SamVisionAttention):
-    """SAM's attention with its relative positions folded into one product: [q, q.Rh, q.Rw] x [k, row, column]."""
+    """SAM's attention with its relative positions folded into one product.
 
-    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, None]:
+    The score of positions i and j is q_i.k_j + q_i.Rh[row_i, row_j] + q_i.Rw[column_i, column_j]. Appending
+    q_i.Rh[row_i] and q_i.Rw[column_i] to the query, and one-hot codes of row_j and column_j to the key, gives the same
+    sum as one matrix product.
+    """
+
+    def forward(  # ty: ignore[incompatible-method-override]  # no attention weights, as in the SDPA form
+        self, hidden_states: Tensor, output_attentions: bool | None = None
+    ) -> tuple[Tensor, None]:
         batch, height, width, _ = hidden_states.shape
         heads, count = self.num_attention_heads, height * width
         qkv = self.qkv(hidden_states).view(batch, count, 3, heads, -1).permute(2, 0, 3, 1, 4)
@@ -75,7 +86,7 @@ class FoldedSamAttention(SamVisionAttention):
 
 
 def use_folded_attention(model: SamModel) -> None:
-    """Let the attentions of `model` compute the quick way; weights and results stay the same."""
+    """Switch all attention of `model` to the fast forms; weights and results stay the same."""
     for module in model.modules():
         if isinstance(module, SamVisionAttention):
             module.__class__ = FoldedSamAttention

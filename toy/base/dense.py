@@ -1,4 +1,4 @@
-"""What every spot of a scene shows: the throw-away targets that teach the encoders to recognise before they talk."""
+"""Dense targets: class, colour, part and box at points of a grid, with which the encoders learn to recognise first."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,10 @@ from toy.world.scene import CLASSES, COLORS, PARTS, Scene
 
 COLOR_NAMES = tuple(COLORS)
 PART_NAMES = tuple((name, part) for name, parts in PARTS.items() for part in parts)
-GROUPS = (len(CLASSES), len(COLOR_NAMES) + 1, len(PART_NAMES) + 1)  # the last of colours and parts means none
-FOLD = 2  # each patch answers for FOLD x FOLD spots
+GROUPS = (len(CLASSES), len(COLOR_NAMES) + 1, len(PART_NAMES) + 1)  # the last colour and the last part mean none
+FOLD = 2  # each patch predicts FOLD x FOLD points
+GROUP_WEIGHTS = (1.0, 0.4, 0.4)  # of the cross-entropies of class, colour and part
+BOX_WEIGHT = 3.0
 CODES = {name: index for index, name in enumerate(CLASSES)}
 COLOR_CODES = {name: index for index, name in enumerate(COLOR_NAMES)}
 PART_CODES = {pair: index for index, pair in enumerate(PART_NAMES)}
@@ -21,7 +23,7 @@ PART_CODES = {pair: index for index, pair in enumerate(PART_NAMES)}
 
 @dataclass(frozen=True)
 class Spots:
-    """Facts at the centres of a spots x spots grid: codes (3, S, S) int64 (class, colour, part), boxes (S, S, 4)."""
+    """Targets at the cell centres of an S x S grid: codes (3, S, S) int64 (class, colour, part), boxes (S, S, 4)."""
 
     codes: np.ndarray
     boxes: np.ndarray
@@ -36,7 +38,7 @@ def owner_map(scene: Scene) -> np.ndarray:
 
 
 def read_spots(scene: Scene, patches: int) -> Spots:
-    """Targets for a `patches` x `patches` feature grid: a box is (x0, y0, x1, y1) from the spot, in picture sides."""
+    """Targets for a `patches` x `patches` feature grid. Boxes are (x0, y0, x1, y1) from their point, in image sides."""
     step = SCENE_SIDE // (patches * FOLD)
     pick = np.s_[step // 2 :: step, step // 2 :: step]
     owner = owner_map(scene)[pick]
@@ -54,7 +56,7 @@ def read_spots(scene: Scene, patches: int) -> Spots:
 
 
 class DenseHead(nn.Module):
-    """One linear layer on patch features (B, P, D); never part of what is published."""
+    """One linear layer on patch features (B, P, D); dropped when the weights are written."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -68,12 +70,11 @@ class DenseHead(nn.Module):
         return spots.transpose(2, 3).reshape(batch, side * FOLD, side * FOLD, -1)
 
 
-def dense_loss(answer: Tensor, codes: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and class accuracy of a DenseHead's answer (B, S, S, G), for codes (B, 3, S, S) and boxes (B, S, S, 4)."""
-    *groups, places = answer.float().split([*GROUPS, 4], dim=-1)
-    weights = (1.0, 0.4, 0.4)
-    loss = 3.0 * F.l1_loss(places, boxes)
-    for weight, logits, truth in zip(weights, groups, codes.unbind(1), strict=True):
+def dense_loss(output: Tensor, codes: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and class accuracy of a DenseHead's output (B, S, S, G), for codes (B, 3, S, S) and boxes (B, S, S, 4)."""
+    *groups, predicted_boxes = output.float().split([*GROUPS, 4], dim=-1)
+    loss = BOX_WEIGHT * F.l1_loss(predicted_boxes, boxes)
+    for weight, logits, truth in zip(GROUP_WEIGHTS, groups, codes.unbind(1), strict=True):
         loss = loss + weight * F.cross_entropy(logits.flatten(0, 2), truth.flatten())
     with torch.no_grad():
         accuracy = (groups[0].argmax(-1) == codes[:, 0]).float().mean()

@@ -1,4 +1,4 @@
-"""Points and boxes for SAM, and the masks they ask for: whole things, parts, and all of one class."""
+"""Training prompts for SAM, points and boxes, with the masks they stand for: things, parts, and all of one class."""
 
 from dataclasses import dataclass
 
@@ -9,51 +9,51 @@ from toy.base.pictures import Sample
 from toy.base.sizes import PATCH, SCENE_SIDE
 from toy.world.scene import Scene, Thing
 
-PROMPTS = 6  # a picture
-POINTS = 3  # of a prompt of several points
+PROMPTS = 6  # per image
+POINTS = 3  # per prompt of several points
 KINDS = ("single", "levels", "single", "several")  # of successive batches
 MASK_SIDE = SCENE_SIDE // PATCH * 4  # of the decoder's output
-LEAST_PART = 24  # pixels
+MIN_PART = 24  # pixels of a part that is prompted for
 
 
 @dataclass(frozen=True)
 class Region:
-    """A mask (H, W) bool that may be asked for, and how often relative to others."""
+    """A mask (H, W) bool that a prompt may stand for, and its relative frequency."""
 
     mask: np.ndarray
     weight: float
 
 
 def prompt_sample(scene: Scene, step: int, rng: np.random.Generator) -> Sample:
-    """Pixels, dense targets, and prompts of the kind whose turn it is.
+    """Pixels, dense targets, and prompts of one kind; the kind follows from the step, so a batch has one kind.
 
     single: PROMPTS / 2 points on things, then PROMPTS / 2 boxes; one mask each (token 0).
-    levels: PROMPTS points; three masks each (tokens 1 to 3): the part there, the thing, all things of its class.
+    levels: PROMPTS points; three masks each (tokens 1 to 3): the part at the point, the thing, all of its class.
     several: PROMPTS sets of points inside one region; one mask each (token 0).
     """
     spots = read_spots(scene, SCENE_SIDE // PATCH)
     sample = {"pixels": scene.image.transpose(2, 0, 1), "codes": spots.codes, "boxes": spots.boxes}
     kind = KINDS[step % len(KINDS)]
     if kind == "single":
-        drawn = [_one_point(scene, rng) for _ in range(PROMPTS // 2)]
-        boxed = _sample_regions(_regions(scene), PROMPTS - PROMPTS // 2, rng)
-        sample["points"] = np.stack([point for point, _ in drawn])[:, None]
-        sample["corners"] = np.stack([_jitter_box(mask, rng) for mask in boxed])
-        masks = [[thing.mask] for _, thing in drawn] + [[mask] for mask in boxed]
+        clicks = [_one_point(scene, rng) for _ in range(PROMPTS // 2)]
+        regions = _sample_regions(_regions(scene), PROMPTS - PROMPTS // 2, rng)
+        sample["points"] = np.stack([point for point, _ in clicks])[:, None]
+        sample["corners"] = np.stack([_jitter_box(mask, rng) for mask in regions])
+        masks = [[thing.mask] for _, thing in clicks] + [[mask] for mask in regions]
     elif kind == "levels":
-        drawn = [_one_point(scene, rng) for _ in range(PROMPTS)]
-        sample["points"] = np.stack([point for point, _ in drawn])[:, None]
-        masks = [_levels(scene, thing, point) for point, thing in drawn]
+        clicks = [_one_point(scene, rng) for _ in range(PROMPTS)]
+        sample["points"] = np.stack([point for point, _ in clicks])[:, None]
+        masks = [_levels(scene, thing, point) for point, thing in clicks]
     else:
-        chosen = _sample_regions(_regions(scene), PROMPTS, rng)
-        sample["points"] = np.stack([_spread(mask, rng) for mask in chosen])
-        masks = [[mask] for mask in chosen]
+        regions = _sample_regions(_regions(scene), PROMPTS, rng)
+        sample["points"] = np.stack([_spread(mask, rng) for mask in regions])
+        masks = [[mask] for mask in regions]
     sample["masks"] = np.stack([np.stack([shrink(mask) for mask in group]) for group in masks])
     return sample
 
 
 def shrink(mask: np.ndarray) -> np.ndarray:
-    """Covered pixels of each cell of the decoder's output, (MASK_SIDE, MASK_SIDE) uint8."""
+    """Number of mask pixels per cell of the decoder's output, (MASK_SIDE, MASK_SIDE) uint8."""
     fold = SCENE_SIDE // MASK_SIDE
     return mask.reshape(MASK_SIDE, fold, MASK_SIDE, fold).sum((1, 3), dtype=np.uint8)
 
@@ -73,23 +73,23 @@ def _points(mask: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _spread(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(POINTS, 2): points far from each other, so that every piece of the mask is likely to get one."""
+    """(POINTS, 2): farthest-point sampling, so that every piece of the mask is likely to get a point."""
     options = _points(mask, 5 * POINTS, rng)
-    chosen = [options[0]]
-    while len(chosen) < POINTS:
-        distance = np.min([np.abs(options - point).sum(1) for point in chosen], axis=0)
-        chosen.append(options[distance.argmax()])
-    return np.stack(chosen)
+    points = [options[0]]
+    while len(points) < POINTS:
+        distance = np.min([np.abs(options - point).sum(1) for point in points], axis=0)
+        points.append(options[distance.argmax()])
+    return np.stack(points)
 
 
 def _regions(scene: Scene) -> list[Region]:
-    found = [Region(thing.mask, 0.5 if thing.stuff else 1.0) for thing in scene.things]
+    regions = [Region(thing.mask, 0.5 if thing.stuff else 1.0) for thing in scene.things]
     for name in {thing.name for thing in scene.objects}:
         same = [thing.mask for thing in scene.objects if thing.name == name]
         if len(same) > 1:
-            found.append(Region(np.logical_or.reduce(same), 1.0))
-    parts = [mask for thing in scene.objects for mask in thing.parts.values() if mask.sum() >= LEAST_PART]
-    return found + [Region(mask, 2.0 / len(parts)) for mask in parts]
+            regions.append(Region(np.logical_or.reduce(same), 1.0))
+    parts = [mask for thing in scene.objects for mask in thing.parts.values() if mask.sum() >= MIN_PART]
+    return regions + [Region(mask, 2.0 / len(parts)) for mask in parts]  # together the weight of two things
 
 
 def _sample_regions(regions: list[Region], count: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -106,6 +106,7 @@ def _jitter_box(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _levels(scene: Scene, thing: Thing, point: np.ndarray) -> list[np.ndarray]:
+    """From small to large; where the point is on no part, the thing stands for it."""
     column, row = point.astype(int)
     part = next((mask for mask in thing.parts.values() if mask[row, column]), thing.mask)
     same = np.logical_or.reduce([other.mask for other in scene.things if other.name == thing.name])

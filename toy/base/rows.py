@@ -1,7 +1,12 @@
-"""Rows for the LLaVA stage: one picture and several dialogues about it in the llava_v1 layout, answers labelled.
+"""Rows for the LLaVA stage: one image and several dialogues about it in the llava_v1 layout, answers supervised.
 
-The dialogues of a row do not see each other, and each stands where it would stand alone (`Row.group`, `Row.place`):
-otherwise answers could be copied from earlier answers, and the model would hardly learn to look at the picture.
+The dialogues of a row do not attend to each other, and each has the positions that it would have alone (`group` and
+`place` below): otherwise answers could be copied from earlier answers, and the model would hardly learn to look at the
+image. A row with an opening of 100 tokens and dialogues of 20 and 30:
+
+    tokens   opening    dialogue 1    dialogue 2    padding
+    group    0 ... 0    1 ... 1       2 ... 2       -1
+    place    0 ... 99   100 ... 119   100 ... 129   0
 """
 
 from functools import lru_cache
@@ -18,20 +23,20 @@ from toy.base.vocabulary import IMAGE_END, IMAGE_PATCH, IMAGE_START, SYSTEM, add
 from toy.world.scene import Scene
 
 LENGTH = 576
-NO_SYSTEM_SHARE = 0.1  # of rows start without the system prompt
-FOLLOW_UP_SHARE = 0.1  # of turns go on with the dialogue before
+NO_SYSTEM_SHARE = 0.1  # of rows, which start without the system prompt
+FOLLOW_UP_SHARE = 0.1  # of turns, which continue the dialogue before them instead of starting one
 BOS, EOS, PAD, IGNORED = 1, 2, 0, -100
 
 
 class RowWriter:
-    """Turns a scene into a row; holds the vocabulary."""
+    """Writes the dialogues about a scene as token ids."""
 
     def __init__(self, folder: Path):
         self.folder, self.pieces = folder, load_vocabulary(folder)
         self.images = added_ids(self.pieces)
         self.encode = lru_cache(maxsize=1 << 15)(self.pieces.encode)
 
-    def __reduce__(self):
+    def __reduce__(self):  # for the worker process, which loads the vocabulary itself: the cache does not pickle
         return RowWriter, (self.folder,)
 
     def word(self, text: str) -> int:
@@ -39,7 +44,7 @@ class RowWriter:
         return self.pieces.encode(text)[-1]
 
     def cell_table(self) -> np.ndarray:
-        """(vocabulary,) index into CELLS of each id, -1 where it is no place word."""
+        """(vocabulary,) index into CELLS of each id, -1 for all others."""
         table = np.full(self.pieces.get_piece_size() + len(self.images), -1)
         table[[self.word(cell) for cell in CELLS]] = np.arange(len(CELLS))
         return table
@@ -51,24 +56,27 @@ class RowWriter:
         return [BOS, *self.encode(text), self.images[IMAGE_START], *patches, self.images[IMAGE_END]]
 
     def write(self, scene: Scene, rng: np.random.Generator, menu: dict[TurnBuilder, float]) -> dict[str, np.ndarray]:
-        """A row of as many turns from `menu` as fit, each (LENGTH,) int64.
+        """A row of as many turns from `menu` as fit; every array is (LENGTH,) int64.
 
         ids, labels; group: 0 for the opening, else the number of the dialogue; place: position in its dialogue.
         """
-        facts, ids = Facts(scene, rng), self.opening(rng)
-        labels, group, place = [IGNORED] * len(ids), [0] * len(ids), list(range(len(ids)))
+        facts = Facts(scene, rng)
+        ids = self.opening(rng)
         opening = len(ids)
-        makers, weights = list(menu), np.array(list(menu.values()))
-        for choice in rng.choice(len(makers), size=60, p=weights / weights.sum()):
-            turn = makers[choice](facts, rng)
+        labels = [IGNORED] * opening
+        group = [0] * opening
+        place = list(range(opening))
+        builders, weights = list(menu), np.array(list(menu.values()))
+        for choice in rng.choice(len(builders), size=60, p=weights / weights.sum()):  # more than ever fit
+            turn = builders[choice](facts, rng)
             if turn is None:
                 continue
-            chained = group[-1] > 0 and rng.random() < FOLLOW_UP_SHARE
-            question, answer = self._encode_turn(turn, first=not chained)
+            follow_up = group[-1] > 0 and rng.random() < FOLLOW_UP_SHARE
+            question, answer = self._encode_turn(turn, first=not follow_up)
             if len(ids) + len(question) + len(answer) > LENGTH:
                 break
-            start = place[-1] + 1 if chained else opening
-            group += [group[-1] + (not chained)] * len(question + answer)
+            start = place[-1] + 1 if follow_up else opening
+            group += [group[-1] if follow_up else group[-1] + 1] * len(question + answer)
             place += range(start, start + len(question + answer))
             ids += question + answer
             labels += [IGNORED] * len(question) + answer
@@ -78,12 +86,12 @@ class RowWriter:
 
     def _encode_turn(self, turn: Turn, *, first: bool) -> tuple[list[int], list[int]]:
         question, answer = turn
-        asked = f"{question} ASSISTANT:" if first else f"USER: {question} ASSISTANT:"
-        return self.pieces.encode(asked), [*self.pieces.encode(answer), EOS]
+        user = "" if first else "USER: "  # that of the first turn is in the opening
+        return self.pieces.encode(f"{user}{question} ASSISTANT:"), [*self.pieces.encode(answer), EOS]
 
 
 class RowBuilder:
-    """`make(scene, step, rng)` for the LLaVA stage."""
+    """Makes the samples of the LLaVA stage: called with (scene, step, rng)."""
 
     def __init__(self, folder: Path, menu: dict[TurnBuilder, float] = MENU):
         self.writer, self.menu = RowWriter(folder), menu

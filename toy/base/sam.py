@@ -1,4 +1,7 @@
-"""The toy SAM: promptable, class-agnostic masks; its encoder also answers a dense head that is thrown away."""
+"""The SAM stage: promptable, class-agnostic masks, with a dense head on the image encoder during training."""
+
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,7 @@ DENSE_WEIGHT = 0.5
 
 
 class SamStage(nn.Module):
-    """SAM and the head."""
+    """SAM and the dense head on its image encoder."""
 
     def __init__(self):
         super().__init__()
@@ -26,29 +29,29 @@ class SamStage(nn.Module):
         self.sam = SamModel(config)
         use_folded_attention(self.sam)
         reset_sam(self.sam)
-        width, side = config.vision_config.hidden_size, SCENE_SIDE // PATCH
+        positions = cast(nn.Parameter, self.sam.vision_encoder.pos_embed)  # None only without absolute positions
         with torch.no_grad():
-            self.sam.vision_encoder.pos_embed.copy_(0.3 * sine_grid(side, width)[None])
+            positions.copy_(0.3 * sine_grid(SCENE_SIDE // PATCH, positions.shape[-1])[None])
             nn.init.normal_(self.sam.vision_encoder.patch_embed.projection.weight, std=0.05)
-        self.head = DenseHead(config.vision_config.output_channels)
+        self.head = DenseHead(self.sam.vision_encoder.config.output_channels)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Dense answer, and (mask logits (B, K, M, h, w), IoU estimates (B, K, M)) of points, then of boxes."""
+        """The dense head's output; mask logits (B, K, M, h, w) and IoU estimates (B, K, M) of points, then of boxes."""
         embedding = self.sam.vision_encoder(normalise_sam(batch["pixels"])).last_hidden_state
-        answers = [self._decode(embedding, points=batch["points"], levels=batch["masks"].shape[2] > 1)]
+        decoded = [self._decode(embedding, points=batch["points"], levels=batch["masks"].shape[2] > 1)]
         if "corners" in batch:
-            answers.append(self._decode(embedding, boxes=batch["corners"]))
-        return self.head(embedding.flatten(2).transpose(1, 2)), answers
+            decoded.append(self._decode(embedding, boxes=batch["corners"]))
+        return self.head(embedding.flatten(2).transpose(1, 2)), decoded
 
     def _decode(
         self, embedding: Tensor, *, points: Tensor | None = None, boxes: Tensor | None = None, levels: bool = False
     ) -> tuple[Tensor, Tensor]:
         labels = None if points is None else torch.ones(points.shape[:-1])
         sparse, dense = self.sam.prompt_encoder(points, labels, boxes, None)
-        where = self.sam.get_image_wide_positional_embeddings().to(embedding.dtype)
+        positions = self.sam.get_image_wide_positional_embeddings().to(embedding.dtype)
         return self.sam.mask_decoder(
             image_embeddings=embedding,
-            image_positional_embeddings=where.expand(len(embedding), -1, -1, -1),
+            image_positional_embeddings=positions.expand(len(embedding), -1, -1, -1),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=levels,
@@ -56,9 +59,10 @@ class SamStage(nn.Module):
 
 
 def reset_sam(sam: SamModel) -> None:
-    """Initial weights as upstream SAM had: PyTorch's own, and Fourier features of scale 1.
+    """Initialise weights as upstream SAM does: PyTorch's defaults, and Fourier features of scale 1.
 
-    transformers expects weights to be loaded: its Fourier scale of half the width makes neighbouring points unlike.
+    transformers expects weights to be loaded: with its Fourier scale of half the width, neighbouring points get
+    unrelated codes.
     """
     for module in sam.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
@@ -68,14 +72,18 @@ def reset_sam(sam: SamModel) -> None:
 
 
 def mask_loss(logits: Tensor, estimates: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, dice and IoU-estimate losses of (B, K, M, h, w) logits; and the mean IoU of each prompt kind."""
-    logits, truth = logits.float().flatten(3), counts.float().flatten(3) / 4
-    crossed = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(-1)
-    shown = logits.sigmoid()
-    dice = 1 - (2 * (shown * truth).sum(-1) + 1) / (shown.sum(-1) + truth.sum(-1) + 1)
+    """Cross-entropy, dice and IoU-estimate loss of (B, K, M, h, w) logits, and the IoU (B, K, M) of each mask.
+
+    counts: `prompts.shrink` of the true masks; a cell of the decoder's output covers 2 x 2 pixels.
+    """
+    logits = logits.float().flatten(3)
+    truth = counts.float().flatten(3) / 4
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(-1)
+    probability = logits.sigmoid()
+    dice = 1 - (2 * (probability * truth).sum(-1) + 1) / (probability.sum(-1) + truth.sum(-1) + 1)
     with torch.no_grad():
         iou = binary_iou(logits > 0, truth >= 0.5)
-    return 5 * crossed.mean() + dice.mean() + 0.1 * F.mse_loss(estimates.float(), iou), iou
+    return 5 * cross_entropy.mean() + dice.mean() + 0.1 * F.mse_loss(estimates.float(), iou), iou
 
 
 def binary_iou(first: Tensor, second: Tensor) -> Tensor:
@@ -84,40 +92,43 @@ def binary_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def sam_objective(model: SamStage, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    answer, decoded = model(batch)
-    dense, accuracy = dense_loss(answer, batch["codes"], batch["boxes"])
+    output, decoded = model(batch)
+    dense, accuracy = dense_loss(output, batch["codes"], batch["boxes"])
     logits = torch.cat([mask for mask, _ in decoded], dim=1)
     estimates = torch.cat([estimate for _, estimate in decoded], dim=1)
     loss, iou = mask_loss(logits, estimates, batch["masks"])
     return loss + DENSE_WEIGHT * dense, {"spot_accuracy": accuracy, "iou": iou.mean()}
 
 
-def evaluate_on(tests: list[dict[str, Tensor]]):
-    """A function of the model: mean IoU of single points, of boxes, of several points and of the three levels."""
+def evaluate_on(tests: list[dict[str, Tensor]]) -> Callable[[SamStage], dict[str, float]]:
+    """A function of the model: mean IoU of single points, of boxes, of several points and of the three levels.
+
+    tests: batches in the order of `prompts.KINDS`, over and over.
+    """
 
     def evaluate(model: SamStage) -> dict[str, float]:
-        found: dict[str, list[Tensor]] = {}
+        figures: dict[str, list[Tensor]] = {}
         for index, batch in enumerate(tests):
-            answer, decoded = model(batch)
+            output, decoded = model(batch)
+            kind = KINDS[index % len(KINDS)]
+            names = ("point", "box") if kind == "single" else (kind,)
             start = 0
-            for place, (logits, estimates) in enumerate(decoded):
+            for name, (logits, estimates) in zip(names, decoded, strict=True):
                 truth = batch["masks"][:, start : start + logits.shape[1]]
                 start += logits.shape[1]
-                kind = KINDS[index % len(KINDS)]
-                name = {"single": ("point", "box")[place]}.get(kind, kind) if kind == "single" else kind
-                found.setdefault(f"{name}_iou", []).append(mask_loss(logits, estimates, truth)[1].mean())
-            found.setdefault("spot_accuracy", []).append(dense_loss(answer, batch["codes"], batch["boxes"])[1])
-        return {key: float(torch.stack(values).mean()) for key, values in found.items()}
+                figures.setdefault(f"{name}_iou", []).append(mask_loss(logits, estimates, truth)[1].mean())
+            figures.setdefault("spot_accuracy", []).append(dense_loss(output, batch["codes"], batch["boxes"])[1])
+        return {key: float(torch.stack(values).mean()) for key, values in figures.items()}
 
     return evaluate
 
 
-def train_sam(plan: StagePlan, seed: int, publish) -> tuple[SamStage, dict[str, float]]:
+def train_sam(plan: StagePlan, seed: int, publish: Callable[[SamStage], object]) -> tuple[SamStage, dict[str, float]]:
     """The trained stage and its held-out figures; `publish(stage)` is called with each checkpoint."""
     stage = SamStage()
     tests = held_out_batches(prompt_sample, batches=8, size=BATCH, seed=seed)
 
-    def batches(step: int):
+    def batches(step: int) -> Iterator[dict[str, Tensor]]:
         return prefetch(prompt_sample, "sam", first=step, size=BATCH, seed=seed)
 
     return stage, train_stage(plan, stage, batches, sam_objective, evaluate_on(tests), publish)

@@ -5,7 +5,7 @@ from transformers.models.sam.configuration_sam import SamMaskDecoderConfig, SamP
 
 SCENE_SIDE = 160  # pixels of a toy scene, and of SAM's input
 TOWER_SIDE, PATCH = 128, 8
-GRID = TOWER_SIDE // PATCH  # patches a side; also the grid of the place words
+GRID = TOWER_SIDE // PATCH  # patches per side; also the grid of the place words
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 MAX_BYTES = 20_000_000  # of the two weight files together
@@ -21,7 +21,7 @@ def llava_config(
     inner: int = 640,
     layers: int = 4,
 ) -> LlavaConfig:
-    """LLaVA with features of tower layer -2: the last tower layer is carried, as in the real one, and never used."""
+    """LLaVA with features of tower layer -2: the last tower layer is present, as in the real one, and never used."""
     grid = TOWER_SIDE // patch
     vision = CLIPVisionConfig(
         hidden_size=192,
@@ -59,7 +59,7 @@ def llava_config(
 def sam_config(
     side: int = SCENE_SIDE, patch: int = PATCH, encoder_width: int = 160, window: int = 10, decoder_heads: int = 8
 ) -> SamConfig:
-    """SAM with every size derivable from tensor shapes; `initializer_range` is 0.02, since it starts from nothing."""
+    """SAM with every size derivable from tensor shapes; `initializer_range` is 0.02, since it trains from scratch."""
     width, depth = 128, 6
     vision = SamVisionConfig(
         hidden_size=encoder_width,
@@ -74,9 +74,7 @@ def sam_config(
         mlp_dim=4 * encoder_width,
         initializer_range=0.02,
     )
-    prompt = SamPromptEncoderConfig(
-        hidden_size=width, image_size=side, patch_size=patch, image_embedding_size=side // patch
-    )
+    prompt = SamPromptEncoderConfig(hidden_size=width, image_size=side, patch_size=patch)
     decoder = SamMaskDecoderConfig(
         hidden_size=width,
         mlp_dim=512,

@@ -1,11 +1,13 @@
-"""Stage 1: the vision tower learns, patch by patch, what is where, through a head that is thrown away."""
+"""Stage 1: the vision tower learns what each patch shows, with a dense head that is dropped after training."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from toy.base.attention import IMPLEMENTATION
 from toy.base.dense import DenseHead, dense_loss, read_spots
@@ -18,21 +20,21 @@ BATCH = 32
 
 
 class TowerStage(nn.Module):
-    """The tower as CLIP has it, and the head."""
+    """CLIP's vision tower and the dense head."""
 
     def __init__(self):
         super().__init__()
         config = llava_config(vocab_size=8, image_token=3).vision_config
-        self.tower = CLIPVisionModel(config)
+        self.tower = CLIPVisionModel(cast(CLIPVisionConfig, config))
         init_tower_embeddings(self.tower)
-        self.head = DenseHead(config.hidden_size)
+        self.head = DenseHead(self.tower.config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.head(patch_features(self.tower, pixels))
 
 
 def patch_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
-    """Output of layer -2 without the class position, (B, P, D); the last layer is not computed."""
+    """(B, P, D) output of layer -2 without the class position; the last layer is not computed."""
     tower.config._attn_implementation = IMPLEMENTATION
     hidden = tower.pre_layrnorm(tower.embeddings(pixels))
     for layer in tower.encoder.layers[:-1]:
@@ -42,14 +44,14 @@ def patch_features(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def init_tower_embeddings(tower: CLIPVisionModel) -> None:
-    """Start position embeddings from sines of row and column, and the patch embedding from a useful scale."""
+    """Start the positions from sines of row and column, and the patch embedding at a scale that matches them."""
     width = tower.config.hidden_size
     tower.embeddings.position_embedding.weight[1:] = 0.3 * sine_grid(GRID, width).flatten(0, 1)
     nn.init.normal_(tower.embeddings.patch_embedding.weight, std=0.05)
 
 
 def sine_grid(side: int, width: int) -> Tensor:
-    """(side, side, width): sines and cosines of row and column at geometric frequencies."""
+    """(side, side, width) sines and cosines at geometric frequencies: first half of the row, then the column."""
     frequency = torch.exp(torch.linspace(0, -4, width // 4)) * 1.5
     angle = torch.arange(side)[:, None] * frequency
     wave = torch.cat([angle.sin(), angle.cos()], -1)
@@ -57,7 +59,7 @@ def sine_grid(side: int, width: int) -> Tensor:
 
 
 def tower_sample(scene: Scene, step: int, rng: np.random.Generator) -> Sample:
-    """Pixels and dense targets of a scene."""
+    """Pixels and dense targets of a scene; neither `step` nor `rng` matters here."""
     spots = read_spots(scene, GRID)
     return {"pixels": tower_view(scene.image), "codes": spots.codes, "boxes": spots.boxes}
 
@@ -68,7 +70,7 @@ def tower_objective(model: TowerStage, batch: dict[str, Tensor]) -> tuple[Tensor
 
 
 def load_tower(checkpoint: Path) -> TowerStage:
-    """The stage as its checkpoint holds it."""
+    """The stage with the weights of its checkpoint."""
     stage = TowerStage()
     stage.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
     return stage
@@ -82,11 +84,11 @@ def train_tower(plan: StagePlan, seed: int) -> tuple[TowerStage, dict[str, float
     def evaluate(model: TowerStage) -> dict[str, float]:
         losses, parts = zip(*[tower_objective(model, batch) for batch in tests], strict=True)
         return {
-            "loss": torch.stack(losses).mean(),
-            "spot_accuracy": torch.stack([p["spot_accuracy"] for p in parts]).mean(),
+            "loss": torch.stack(losses).mean().item(),
+            "spot_accuracy": torch.stack([p["spot_accuracy"] for p in parts]).mean().item(),
         }
 
-    def batches(step: int):
+    def batches(step: int) -> Iterator[dict[str, Tensor]]:
         return prefetch(tower_sample, "tower", first=step, size=BATCH, seed=seed)
 
     figures = train_stage(plan, stage, batches, tower_objective, evaluate, publish=lambda model: None)

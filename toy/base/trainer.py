@@ -1,4 +1,4 @@
-"""The loop of every stage: bf16 compute on fp32 master weights, a schedule by the clock, a log, checkpoints."""
+"""The training loop of every stage: bf16 compute on fp32 master weights, a schedule by wall clock, log, checkpoints."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,17 @@ from tqdm import tqdm
 
 from utils.files import write_whole
 
-WARMUP, FLOOR = 0.03, 0.02  # shares of the budget and of the peak rate
-SAVE_EVERY, EVALUATE_EVERY, LOG_EVERY = 240, 480, 20  # seconds, seconds, seconds
+WARMUP, FLOOR = 0.03, 0.02  # warm-up as a share of the time; last learning rate as a share of the peak
+SAVE_EVERY, EVALUATE_EVERY, LOG_EVERY = 240, 480, 20  # seconds
+Batch = dict[str, Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: its name, seconds it may train, peak learning rate, and where log and checkpoints go.
+    """One stage: name, seconds of training, peak learning rate, folder of log and checkpoints.
 
-    spare_core: a file whose appearance says that the stage on the other core has ended, so that this one may use both.
+    spare_core: a file that appears when the stage on the other core has finished; from then on this one uses both.
     """
 
     name: str
@@ -33,36 +36,37 @@ class StagePlan:
     spare_core: Path | None = None
 
 
-class MixedPrecision:
-    """A bf16 copy of a model that computes, and the fp32 original that AdamW updates.
+class MixedPrecision(Generic[Model]):
+    """A bf16 copy of a model for forward and backward passes, and the fp32 original that AdamW updates.
 
-    Matrix products in bf16 are several times faster than in fp32 on CPUs with bf16 instructions, and copying whole
-    models costs less than autocast's casts at every operation.
+    Matrix products in bf16 are several times faster than in fp32 on CPUs with bf16 instructions, and copying all
+    weights once per step costs less than autocast's casts at every operation.
     """
 
-    def __init__(self, master: nn.Module, rate: float):
-        self.master, self.live = master, deepcopy(master).bfloat16()
+    def __init__(self, master: Model, rate: float):
+        self.master = master
+        self.compute: Model = deepcopy(master).bfloat16()
         self._keep_exact()
-        learned = [p for p in master.parameters() if p.requires_grad]
-        decay = [p for p in learned if p.ndim > 1]
-        plain = [p for p in learned if p.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+        trainable = [p for p in master.parameters() if p.requires_grad]
+        matrices = [p for p in trainable if p.ndim > 1]
+        vectors = [p for p in trainable if p.ndim <= 1]  # biases and norms
+        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
     def _keep_exact(self) -> None:
-        """Rotary frequencies and SAM's frozen Fourier matrix stay fp32: phases do not survive bf16."""
-        for (_, exact), (_, copy) in zip(self.master.named_buffers(), self.live.named_buffers(), strict=True):
+        """Rotary frequencies and SAM's frozen Fourier matrix stay fp32: bf16 is too coarse for phases."""
+        for (_, exact), (_, copy) in zip(self.master.named_buffers(), self.compute.named_buffers(), strict=True):
             copy.data = exact.clone()
-        for exact, copy in zip(self.master.parameters(), self.live.parameters(), strict=True):
+        for exact, copy in zip(self.master.parameters(), self.compute.parameters(), strict=True):
             if not exact.requires_grad:
                 copy.data = exact.detach().clone()
 
     def step(self, loss: Tensor, rate: float) -> float:
-        """One update at learning rate `rate`; the gradient norm before clipping."""
+        """One update at learning rate `rate`; returns the gradient norm before clipping."""
         loss.backward()
-        for slow, fast in zip(self.master.parameters(), self.live.parameters(), strict=True):
-            slow.grad = None if fast.grad is None else fast.grad.float()
-            fast.grad = None
+        for exact, copy in zip(self.master.parameters(), self.compute.parameters(), strict=True):
+            exact.grad = None if copy.grad is None else copy.grad.float()
+            copy.grad = None
         norm = nn.utils.clip_grad_norm_(self.master.parameters(), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -72,12 +76,12 @@ class MixedPrecision:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the master weights into the computing copy."""
-        torch._foreach_copy_(list(self.live.parameters()), list(self.master.parameters()))
+        """Copy the master weights into the bf16 copy."""
+        torch._foreach_copy_(list(self.compute.parameters()), list(self.master.parameters()))
 
 
 def learning_rate(progress: float, peak: float) -> float:
-    """Linear warm-up, then a cosine down to a fiftieth."""
+    """Linear warm-up to `peak`, then a cosine down to FLOOR of it. progress: share of the time that has passed."""
     if progress < WARMUP:
         return peak * max(progress, 0.002) / WARMUP
     share = (min(progress, 1.0) - WARMUP) / (1 - WARMUP)
@@ -86,45 +90,49 @@ def learning_rate(progress: float, peak: float) -> float:
 
 def train_stage(
     plan: StagePlan,
-    master: nn.Module,
-    batches: Callable[[int], Iterator[dict[str, Tensor]]],
-    objective: Callable[[nn.Module, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]],
-    evaluate: Callable[[nn.Module], dict[str, float]],
-    publish: Callable[[nn.Module], None],
+    master: Model,
+    batches: Callable[[int], Iterator[Batch]],
+    objective: Callable[[Model, Batch], tuple[Tensor, dict[str, Tensor]]],
+    evaluate: Callable[[Model], dict[str, float]],
+    publish: Callable[[Model], object],
 ) -> dict[str, float]:
-    """Train `master` for the plan's seconds (evaluation and data waits included); the last evaluation's figures.
+    """Train `master` for the plan's seconds, evaluation and waiting for data included; the last held-out figures.
 
-    `batches(step)` yields batches from that step on, so that a resumed run sees no scene twice.
+    batches: yields batches from a given step on, so that a resumed run uses no scene twice. objective: loss and figures
+    to log. publish: called with the fp32 model at every checkpoint.
     """
     model = MixedPrecision(master, plan.rate)
     state = _Progress(plan, model)
     publish(model.master)
-    stream, started = batches(state.step), time.monotonic() - state.seconds
-    saved = evaluated = logged = state.seconds
+    stream = batches(state.step)
+    started = time.monotonic() - state.seconds
+    saved_at = evaluated_at = logged_at = state.seconds
     sums: dict[str, float] = {}
     bar = tqdm(total=round(plan.seconds), initial=round(state.seconds), unit="s", desc=plan.name, mininterval=5)
     steps_since = 0
     while (now := time.monotonic() - started) < plan.seconds:
-        loss, parts = objective(model.live, next(stream))
+        loss, parts = objective(model.compute, next(stream))
         norm = model.step(loss, learning_rate(now / plan.seconds, plan.rate))
-        state.step, steps_since = state.step + 1, steps_since + 1
+        state.step += 1
+        steps_since += 1
         for key, value in {**parts, "loss": loss.detach(), "norm": norm}.items():
             sums[key] = sums.get(key, 0.0) + float(value)
-        if now - logged > LOG_EVERY:
+        if now - logged_at > LOG_EVERY:
             means = {key: round(value / steps_since, 4) for key, value in sums.items()}
-            state.log({"step_seconds": round((now - logged) / steps_since, 3), **means}, now)
+            state.log({"step_seconds": round((now - logged_at) / steps_since, 3), **means}, now)
             bar.update(round(now) - bar.n)
             bar.set_postfix(loss=means["loss"], refresh=False)
-            sums, steps_since, logged = {}, 0, now
+            sums, steps_since = {}, 0
+            logged_at = now
             if plan.spare_core and plan.spare_core.exists() and torch.get_num_threads() == 1:
                 torch.set_num_threads(2)
-        if now - evaluated > EVALUATE_EVERY:
+        if now - evaluated_at > EVALUATE_EVERY:
             state.log({"held_out": _measure(evaluate, model)}, now)
-            evaluated = now
-        if now - saved > SAVE_EVERY:
+            evaluated_at = now
+        if now - saved_at > SAVE_EVERY:
             state.save(now)
             publish(model.master)
-            saved = now
+            saved_at = now
     bar.close()
     state.save(plan.seconds)
     publish(model.master)
@@ -133,16 +141,18 @@ def train_stage(
     return figures
 
 
-def _measure(evaluate: Callable[[nn.Module], dict[str, float]], model: MixedPrecision) -> dict[str, float]:
+def _measure(evaluate: Callable[[Model], dict[str, float]], model: MixedPrecision[Model]) -> dict[str, float]:
     with torch.no_grad():
-        return {key: round(float(value), 4) for key, value in evaluate(model.live).items()}
+        return {key: round(float(value), 4) for key, value in evaluate(model.compute).items()}
 
 
 class _Progress:
     """Step and seconds of a stage, its checkpoint file and its JSONL log."""
 
-    def __init__(self, plan: StagePlan, model: MixedPrecision):
-        self.plan, self.model, self.step, self.seconds = plan, model, 0, 0.0
+    def __init__(self, plan: StagePlan, model: MixedPrecision[Any]):
+        self.plan = plan
+        self.model = model
+        self.step, self.seconds = 0, 0.0
         self.file = plan.scratch / f"{plan.name}.pt"
         plan.scratch.mkdir(parents=True, exist_ok=True)
         if plan.resume and self.file.exists():
@@ -159,7 +169,7 @@ class _Progress:
         return self.plan.scratch / f"{self.plan.name}.jsonl"
 
     def _cut_log(self) -> None:
-        """Drop what was logged after the checkpoint: those steps are done again."""
+        """Drop what was logged after the checkpoint: those steps are repeated."""
         if (log := self._log_file()).exists():
             lines = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
             write_whole(log, "".join(lines))
@@ -178,4 +188,4 @@ class _Progress:
         }
         part = self.file.with_suffix(".part")
         torch.save(stored, part)
-        part.replace(self.file)
+        part.replace(self.file)  # at once: a killed process leaves the old checkpoint or the new one

@@ -1,14 +1,14 @@
-"""Questions and answers about a scene for the LLaVA stage: plain words and place words, and no mask token anywhere."""
+"""Questions and answers about a scene for the LLaVA stage, in plain words and place words, without mask tokens."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from toy.base.facts import Facts, cell_at, corners, spot, union
-from toy.world.scene import CLASSES, SIDE
+from toy.world.scene import CLASSES, SIDE, Thing
 from toy.world.words import NUMBERS, noun
 
-SYNONYMS = {"fish": "animal"}  # what the ADE20K list calls it
+SYNONYMS = {"fish": "animal"}  # the name in the class list of ADE20K
 Turn = tuple[str, str]
 TurnBuilder = Callable[[Facts, np.random.Generator], Turn | None]
 
@@ -27,44 +27,47 @@ _LIST = ("name all things and their places.", "describe this image with places."
 
 
 def sample_classes(facts: Facts, rng: np.random.Generator, least: int = 4) -> list[str]:
-    """Classes to ask for, in random order: some of the present ones among absent ones; sometimes all there are."""
+    """Classes to ask for, in random order: some present and some absent ones; sometimes all classes.
+
+    least: absent classes at least.
+    """
     present = [CLASSES[i] for i in rng.permutation(len(CLASSES)) if CLASSES[i] in facts.groups]
     absent = [CLASSES[i] for i in rng.permutation(len(CLASSES)) if CLASSES[i] not in facts.groups]
     if rng.random() < 0.3:
-        chosen = present + absent
+        names = present + absent
     else:
-        chosen = present[: rng.integers(1, len(present) + 1)] + absent[: rng.integers(least, len(absent) + 1)]
-    return [chosen[i] for i in rng.permutation(len(chosen))]
+        names = present[: rng.integers(1, len(present) + 1)] + absent[: rng.integers(least, len(absent) + 1)]
+    return [names[i] for i in rng.permutation(len(names))]
 
 
-def _each(
-    facts: Facts, rng: np.random.Generator, questions: tuple[str, ...], say: Callable[[list], str], no: str
+def _ask_each(
+    facts: Facts, rng: np.random.Generator, questions: tuple[str, ...], answer: Callable[[list[Thing]], str], no: str
 ) -> Turn:
-    """A question with a list of classes, answered class by class in the order asked."""
+    """A question with a list of classes, answered class by class in the order of the question."""
     names = sample_classes(facts, rng)
-    spoken = {name: SYNONYMS[name] if name in SYNONYMS and rng.random() < 0.4 else name for name in names}
-    answers = [f"{spoken[name]} {say(facts.groups[name]) if name in facts.groups else no}" for name in names]
-    return _pick(questions, rng).format(", ".join(spoken.values())), " ".join(answers)
+    wording = {name: SYNONYMS[name] if name in SYNONYMS and rng.random() < 0.4 else name for name in names}
+    answers = [f"{wording[name]} {answer(facts.groups[name]) if name in facts.groups else no}" for name in names]
+    return _pick(questions, rng).format(", ".join(wording.values())), " ".join(answers)
 
 
 def find(facts: Facts, rng: np.random.Generator) -> Turn:
-    return _each(facts, rng, _FIND, lambda things: " ".join(spot(thing.mask) for thing in things), "no")
+    return _ask_each(facts, rng, _FIND, lambda things: " ".join(spot(thing.mask) for thing in things), "no")
 
 
 def present(facts: Facts, rng: np.random.Generator) -> Turn:
-    return _each(facts, rng, _PRESENT, lambda things: "yes", "no")
+    return _ask_each(facts, rng, _PRESENT, lambda things: "yes", "no")
 
 
 def boxes(facts: Facts, rng: np.random.Generator) -> Turn:
-    return _each(facts, rng, _BOXES, lambda things: corners(union(things)), "no")
+    return _ask_each(facts, rng, _BOXES, lambda things: corners(union(things)), "no")
 
 
 def counts(facts: Facts, rng: np.random.Generator) -> Turn:
-    return _each(facts, rng, _COUNTS, lambda things: NUMBERS[len(things)], NUMBERS[0])
+    return _ask_each(facts, rng, _COUNTS, lambda things: NUMBERS[len(things)], NUMBERS[0])
 
 
 def what_at(facts: Facts, rng: np.random.Generator) -> Turn:
-    """Name what is at some places: half of them on objects."""
+    """Name what is at eight places; stuff is often skipped, so that about half of the places are on objects."""
     places, names = [], []
     while len(places) < 8:
         x, y = rng.integers(0, SIDE, 2)
@@ -77,12 +80,12 @@ def what_at(facts: Facts, rng: np.random.Generator) -> Turn:
 
 
 def refer(facts: Facts, rng: np.random.Generator) -> Turn | None:
-    """One object told from the others, by toyworld's referring expressions."""
+    """One object, by a referring expression of the toy world."""
     if not facts.expressions:
         return None
     kinds = sorted(facts.expressions)
-    chosen = facts.expressions[kinds[rng.integers(len(kinds))]]
-    item = chosen[rng.integers(len(chosen))]
+    items = facts.expressions[kinds[rng.integers(len(kinds))]]  # every kind equally often
+    item = items[rng.integers(len(items))]
     thing = facts.scene.things[item.targets[0]]
     text = item.text.removeprefix("the ") if rng.random() < 0.3 else item.text
     return _pick(_REFER, rng).format(text), _place(thing.name, [thing], rng)
@@ -97,10 +100,10 @@ def where_class(facts: Facts, rng: np.random.Generator) -> Turn:
 
 def knowledge(facts: Facts, rng: np.random.Generator) -> Turn | None:
     """An implicit query, short or long, answered by place, by name and place, or with the reason."""
-    found = facts.implicit
-    if not found:
+    queries = facts.implicit
+    if not queries:
         return None
-    item = found[rng.integers(len(found))]
+    item = queries[rng.integers(len(queries))]
     things = [facts.scene.things[i] for i in item.targets]
     if rng.random() < 0.5:
         question = _pick(_REFER, rng).format(f"the {item.query_short}" if rng.random() < 0.7 else item.query_short)
@@ -112,6 +115,7 @@ def knowledge(facts: Facts, rng: np.random.Generator) -> Turn | None:
 
 
 def parts(facts: Facts, rng: np.random.Generator) -> Turn | None:
+    """A part of an object whose class is there once."""
     options = [
         (name, things[0], part) for name, things in facts.groups.items() if len(things) == 1 for part in things[0].parts
     ]
@@ -137,7 +141,7 @@ def talk(facts: Facts, rng: np.random.Generator) -> Turn:
     return facts.pairs[rng.integers(len(facts.pairs))]
 
 
-MENU: dict[TurnBuilder, float] = {
+MENU: dict[TurnBuilder, float] = {  # relative frequencies
     find: 3.0,
     present: 1.5,
     boxes: 2.0,
@@ -153,12 +157,14 @@ MENU: dict[TurnBuilder, float] = {
 }
 
 
-def _place(name: str, things: list, rng: np.random.Generator) -> str:
+def _place(name: str, things: list[Thing], rng: np.random.Generator) -> str:
     """Spots from the left, then the box of all; sometimes the name first, sometimes a sentence."""
     spots = " ".join(spot(thing.mask) for thing in things)
     answer = f"{spots} {corners(union(things))}" if rng.random() < 0.6 else spots
-    draw = rng.random()
-    return answer if draw < 0.65 else f"it is {answer}" if draw < 0.75 else f"{name} {answer}"
+    style = rng.random()
+    if style < 0.65:
+        return answer
+    return f"it is {answer}" if style < 0.75 else f"{name} {answer}"
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:

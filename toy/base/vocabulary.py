@@ -1,4 +1,4 @@
-"""The toy LLaMA vocabulary: a small sentencepiece BPE model in which every word of the toy world is one piece."""
+"""The toy LLaMA vocabulary: a small sentencepiece BPE model in which the words that matter are one piece each."""
 
 import io
 import json
@@ -21,12 +21,12 @@ SYSTEM = (
     "and polite answers to the human's questions."
 )
 WORDS_FILE = Path(__file__).with_name("words.txt")
-SCENES = 400  # scenes whose dialogues the model is fitted to
+SCENES = 400  # scenes with whose dialogues the model is trained
 OTHER_WORDS = ["USER", "ASSISTANT", "yes", "no", "animal"]
 
 
 def train_vocabulary(folder: Path, seed: int) -> sentencepiece.SentencePieceProcessor:
-    """Fit the model, write the tokenizer's files into `folder`, and check that the words that matter are one piece."""
+    """Train the model, write the tokenizer's files into `folder`, and check that every important word is one piece."""
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_corpus(seed)),
@@ -51,7 +51,9 @@ def train_vocabulary(folder: Path, seed: int) -> sentencepiece.SentencePieceProc
     pieces = load_vocabulary(folder)
     split = [word for word in _single_words() if len(pieces.encode(word)) != 1]
     if split:
-        raise ValueError(f"the vocabulary of {PIECES} pieces splits {', '.join(split)}: raise PIECES or their weight")
+        raise ValueError(
+            f"the vocabulary of {PIECES} pieces splits {', '.join(split)}: raise PIECES or the weight of these words"
+        )
     return pieces
 
 
@@ -70,7 +72,7 @@ def _single_words() -> list[str]:
 
 
 def _corpus(seed: int) -> list[str]:
-    """Lines to fit: the words that must be whole (often), other words (in between), and dialogues of scenes."""
+    """Training text: the words that must be one piece (often), other words (less often), and dialogues about scenes."""
     lines = _single_words() * 3000
     for line in WORDS_FILE.read_text(encoding="utf-8").splitlines():
         lines += [line] * 12

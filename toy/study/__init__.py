@@ -1,1 +1,1 @@
-"""Five papers in miniature: what is trained, what it is asked, and the page that shows what came of it."""
+"""Five papers in miniature: trains every system on the toy world, evaluates and compares them."""

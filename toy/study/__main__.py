@@ -1,12 +1,13 @@
-"""Five papers in miniature: trains every system from the same toy base in the same way, and asks each everything.
+"""Five papers in miniature: trains every system from the same toy base with the same budget and compares them.
 
-    bash scripts/miniature.sh                                    # all of it, into runs/miniature
-    bash scripts/miniature.sh runs/miniature --only lisa gsva    # two rows; the others can follow later
-    bash scripts/miniature.sh runs/miniature --write_doc         # nothing but docs/miniature.md, from what OUT holds
+    python -m toy.study                                   # everything, into runs/miniature
+    python -m toy.study runs/miniature --only lisa gsva   # two rows; the others can follow later
+    python -m toy.study runs/miniature --write_doc        # only rewrite docs/miniature.md from the results in OUT
 
-Every row (a system, or LaSagnA without one of its strategies) has a folder OUT/<row>: train/ (run folder), a folder of
-answers for each way of asking, exam.json, log.txt. What is finished is not done again, what was cut goes on.
-Writes OUT/results.json, OUT/table.md, OUT/*.png; --write_doc also docs/miniature.md and its pictures.
+Every row of the tables (a system, or LaSagnA without one of its strategies) has a folder OUT/<row>: train/ (the run
+folder), one folder of answers per part of the evaluation, exam.json (its figures), log.txt. Finished stages are not
+repeated, interrupted ones resume. Writes OUT/results.json, OUT/table.md and OUT/*.png; --write_doc also updates
+docs/miniature.md and its images.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ LAYOUTS = (
     *("refzom", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog", "muse", "reason_seg"),
     *("llava_instruct", "paco_lvis", "pascal_part", "openimage"),
 )
-SETTINGS = ("steps", "batch_size", "images", "most")  # what all rows of a folder have in common
-VAL_PICTURES = 60  # of each benchmark; the exam asks about so many or fewer
-REPORT_SECONDS = 30  # seconds between two lines of progress
-SAVE_STEPS = 40  # steps between two checkpoints, so much a cut costs at most
+SETTINGS = ("steps", "batch_size", "images", "most")  # flags that all rows of a folder share
+VAL_IMAGES = 60  # per benchmark; the evaluation uses this many or fewer
+REPORT_SECONDS = 30  # between two lines of progress
+SAVE_STEPS = 40  # steps between two checkpoints: what an interruption costs at most
+WAITING, TRAINING, EVALUATING, DONE, FAILED = "waiting", "training", "evaluating", "done", "failed"  # stages of a row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,90 +65,98 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     style = argparse.RawDescriptionHelpFormatter
     epilog = f"rows: {', '.join(row.name for row in ROWS)}"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, epilog=epilog, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m toy.study", description=__doc__, formatter_class=style, epilog=epilog, allow_abbrev=False
+    )
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs/miniature"), help="default: runs/miniature")
-    parser.add_argument("--only", nargs="+", default=[row.name for row in ROWS], metavar="ROW", help="these rows alone")
-    parser.add_argument("--steps", type=int, default=320, help="of training, the same for all (default 320)")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures a step, the same for all (default 8)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="rows at a time (default: cores)")
-    parser.add_argument("--images", type=int, default=6000, help="training pictures of the toy world (default 6000)")
-    parser.add_argument("--most", type=int, default=0, help="pictures a benchmark at most (default 0: as planned)")
-    parser.add_argument("--write_doc", action="store_true", help="run nothing, write docs/miniature.md from OUT")
-    parser.add_argument("--doc", type=Path, default=ROOT / "docs" / "miniature.md", help="the page that this writes")
+    parser.add_argument("--only", nargs="+", default=[row.name for row in ROWS], metavar="ROW", help="only these rows")
+    parser.add_argument("--steps", type=int, default=320, help="training steps of each row (default 320)")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per step (default 8)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="rows at the same time (default: number of cores)"
+    )
+    parser.add_argument("--images", type=int, default=6000, help="training images of the toy world (default 6000)")
+    parser.add_argument("--most", type=int, default=0, help="upper limit of images per benchmark (default 0: none)")
+    parser.add_argument("--write_doc", action="store_true", help="run nothing, only write docs/miniature.md from OUT")
+    parser.add_argument(
+        "--doc", type=Path, default=ROOT / "docs" / "miniature.md", help="the page to write (default docs/miniature.md)"
+    )
     args = parser.parse_args(argv)
-    if strange := set(args.only) - {row.name for row in ROWS}:
-        parser.error(f"no row {', '.join(sorted(strange))}; {epilog}")
+    if unknown := set(args.only) - {row.name for row in ROWS}:
+        parser.error(f"no row {', '.join(sorted(unknown))}; {epilog}")
     if min(args.steps, args.batch_size, args.jobs, args.images) < 1 or args.most < 0:
         parser.error("--steps, --batch_size, --jobs and --images must be 1 or more, --most not negative")
     return args
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """No second one works in the same folder. What this one starts holds the lock, too, should it be killed alone."""
+def lock(path: Path) -> Generator[None]:
+    """Keep a second process out of the folder. Child processes inherit the lock, so it lasts if this one is killed."""
     with path.open("w") as file:
         os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SystemExit(f"{path.parent}: another miniature is at work there (it holds {path})") from None
+            raise SystemExit(f"{path.parent}: another miniature study is running there (it holds {path})") from None
         yield
 
 
 def check_settings(args: argparse.Namespace) -> None:
-    """Rows of one folder are made alike: a folder made with other settings is refused."""
+    """Refuse a folder whose rows were made with other settings: they would not compare."""
     file = args.out / "settings.json"
-    mine = {name: getattr(args, name) for name in SETTINGS}
+    settings = {name: getattr(args, name) for name in SETTINGS}
     if args.write_doc and not file.is_file():
         raise SystemExit(f"{args.out} holds no results: no {file.name} there")
-    made = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else mine
-    if made != mine and not args.write_doc:
-        told = ", ".join(f"--{name} {value}" for name, value in made.items())
-        raise SystemExit(f"{args.out} was made with {told}: go on with these, or choose another folder")
-    write_whole(file, json.dumps(made) + "\n")
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else settings
+    if saved != settings and not args.write_doc:
+        flags = ", ".join(f"--{name} {value}" for name, value in saved.items())
+        raise SystemExit(f"{args.out} was made with {flags}: continue with these, or choose another folder")
+    write_whole(file, json.dumps(saved) + "\n")
 
 
 def render_world(args: argparse.Namespace) -> None:
-    """The toy world; one that was drawn to its end is kept (the file behind it is written last)."""
+    """Render the toy world unless it is complete: the marker file is written last."""
     done = args.out / "dataset.done"
     if not done.is_file():
-        print("drawing the toy world", flush=True)
-        flags = ["--force", "--images", args.images, "--val_images", args.most or VAL_PICTURES, "--only", *LAYOUTS]
+        print("rendering the toy world", flush=True)
+        flags = ["--force", "--images", args.images, "--val_images", args.most or VAL_IMAGES, "--only", *LAYOUTS]
         run_program(["-m", "toy.world", args.out / "dataset", *flags], args.out / "dataset.log", {})
         done.touch()
 
 
 @dataclass
 class RowRunner:
-    """Rows, some at a time, each on one thread of its own; what fails does not stop the others."""
+    """Trains and evaluates rows, several at a time, each on one core; a row that fails does not stop the others."""
 
     args: argparse.Namespace
+    stages: dict[str, str] = field(default_factory=dict)  # row -> stage
 
     def run(self, rows: Sequence[Row]) -> list[str]:
         """The names of the rows that failed."""
-        self.stages = {row.name: "done" if self._exam_file(row).is_file() else "waits" for row in rows}
-        over = threading.Event()
-        teller = threading.Thread(target=self._report, args=(over,), daemon=True)
-        teller.start()
+        self.stages = {row.name: DONE if self._exam_file(row).is_file() else WAITING for row in rows}
+        finished = threading.Event()
+        reporter = threading.Thread(target=self._report, args=(finished,), daemon=True)
+        reporter.start()
         with ThreadPoolExecutor(self.args.jobs) as pool:
-            list(pool.map(self._row, (row for row in rows if self.stages[row.name] == "waits")))
-        over.set()
-        teller.join()
-        return [name for name, stage in self.stages.items() if stage == "failed"]
+            list(pool.map(self._row, (row for row in rows if self.stages[row.name] == WAITING)))
+        finished.set()
+        reporter.join()
+        return [name for name, stage in self.stages.items() if stage == FAILED]
 
     def _row(self, row: Row) -> None:
         folder = self.args.out / row.name
         folder.mkdir(exist_ok=True)
         try:
-            for stage, command in (("trains", self._training(row)), ("answers", self._evaluation(row))):
+            for stage, command in ((TRAINING, self._training(row)), (EVALUATING, self._evaluation(row))):
                 self.stages[row.name] = stage
                 run_program(command, folder / "log.txt", {"OMP_NUM_THREADS": "1"})
-            self.stages[row.name] = "done"
+            self.stages[row.name] = DONE
         except subprocess.CalledProcessError:
-            self.stages[row.name] = "failed"
+            self.stages[row.name] = FAILED
 
     def _training(self, row: Row) -> list[Any]:
-        sets = {
+        """The command that trains a row; train_ds.py resumes by itself from the last checkpoint."""
+        settings = {
             "train.epochs": 1,
             "train.steps_per_epoch": self.args.steps,
             "train.batch_size": self.args.batch_size,
@@ -156,36 +166,40 @@ class RowRunner:
             "eval.no_eval": "true",
             "run.tensorboard": "false",
         }
-        changes = [*(f"{name}={value}" for name, value in sets.items()), *row.changes]
+        changes = [*(f"{name}={value}" for name, value in settings.items()), *row.changes]
         flags = ["--dataset_dir", self.args.out / "dataset", "--log_base_dir", self.args.out / row.name]
         flags += ["--exp_name", "train"]
         flags += [part for change in changes for part in ("--set", change)]
         return [ROOT / "train_ds.py", "--config", row.config, *flags]
 
     def _evaluation(self, row: Row) -> list[Any]:
+        """The command that evaluates a row; ablations answer class lists only."""
         flags = ["--run", self.args.out / row.name / "train", "--dataset_dir", self.args.out / "dataset"]
         flags += ["--out", self.args.out / row.name, "--most", self.args.most]
-        return ["-m", "toy.study.exam", *flags, *(["--lists_only"] if row.kind == ABLATION else [])]
+        if row.kind == ABLATION:
+            flags.append("--lists_only")
+        return ["-m", "toy.study.exam", *flags]
 
     def _exam_file(self, row: Row) -> Path:
         return self.args.out / row.name / "exam.json"
 
-    def _report(self, over: threading.Event) -> None:
-        """A line now and then: where each row stands."""
+    def _report(self, finished: threading.Event) -> None:
+        """Print the stage of every row from time to time."""
         started = time.monotonic()
-        while not over.wait(REPORT_SECONDS):
-            told = ", ".join(f"{name} {self._stage(name)}" for name in self.stages)
-            print(f"[{(time.monotonic() - started) / 60:5.1f} min] {told}", flush=True)
+        while not finished.wait(REPORT_SECONDS):
+            stages = ", ".join(f"{name} {self._stage(name)}" for name in self.stages)
+            print(f"[{(time.monotonic() - started) / 60:5.1f} min] {stages}", flush=True)
 
     def _stage(self, name: str) -> str:
-        stage, log = self.stages[name], self.args.out / name / "train" / "log.jsonl"
-        if stage == "trains" and log.is_file() and (rows := read_log(log)):
-            return f"trains {rows[-1]['step']}/{self.args.steps}"
+        stage = self.stages[name]
+        log = self.args.out / name / "train" / "log.jsonl"
+        if stage == TRAINING and log.is_file() and (rows := read_log(log)):
+            return f"{stage} {rows[-1]['step']}/{self.args.steps}"
         return stage
 
 
 def measure_speed(args: argparse.Namespace) -> None:
-    """All finished systems against each other, with no other row at work; again when others have come."""
+    """Time all finished systems together, while no row is running; again when further systems have finished."""
     runs = {row.name: args.out / row.name / "train" for row in finished_rows(args.out) if row.kind == SYSTEM}
     file = args.out / "speed.json"
     if not runs or (file.is_file() and json.loads(file.read_text(encoding="utf-8")).keys() == runs.keys()):
@@ -201,29 +215,30 @@ def finished_rows(out: Path) -> list[Row]:
 
 
 def write_results(args: argparse.Namespace) -> None:
-    """Table, plots and pictures of what is finished; with --write_doc the page, its written words kept."""
+    """Table, plots and answer sheet of the finished rows; with --write_doc also the page, whose prose stays."""
     rows = finished_rows(args.out)
     if not rows:
         return
     results = page.collect_results(args.out, rows)
     write_whole(args.out / "results.json", json.dumps(results, indent=1) + "\n")
     (args.out / "table.md").write_text(page.all_tables(results), encoding="utf-8")
-    pictures = [
+    figures = [
         *plots.write_plots(results, args.out),
         *sheet.write_answer_sheet(args.out, [row for row in rows if row.kind == SYSTEM]),
     ]
     print(page.all_tables(results))
     if args.write_doc:
-        page.update_page(args.doc, results, pictures)
+        page.update_page(args.doc, results, figures)
         print(f"page: {args.doc}")
 
 
 def run_program(command: Sequence[Any], log: Path, environment: dict[str, str]) -> None:
-    """Runs a program of this project, its words at the end of `log`; raises where it fails."""
+    """Run a program of this project, with its output appended to `log`; raises CalledProcessError where it fails."""
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **environment}
     with log.open("a", encoding="utf-8") as file:
-        words = [sys.executable, *map(str, command)]
-        subprocess.run(words, stdout=file, stderr=file, cwd=ROOT, env=env, check=True, close_fds=False)
+        # Open descriptors are inherited: the lock of `main` then lasts as long as the program.
+        arguments = [sys.executable, *map(str, command)]
+        subprocess.run(arguments, stdout=file, stderr=file, cwd=ROOT, env=env, check=True, close_fds=False)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a trained row is asked: every toy benchmark, class lists of four kinds, multi-target questions; all generated.
+"""Evaluates a trained row: every toy benchmark, class lists of four kinds, multi-target questions, by generation.
 
     python -m toy.study.exam --run OUT/lisa/train --dataset_dir OUT/dataset --out OUT/lisa [--lists_only]
 
-Writes below --out: one folder a part (results.json, predictions) and exam.json, the figures of all parts. A cut exam
-goes on where it stopped.
+Writes below --out one folder per part (results.json, predictions) and exam.json, the figures of all parts. An
+interrupted evaluation resumes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from toy.study.questions import DatasetQuestions, ListQuestions, with_questions
 from utils.files import write_whole
 from utils.log import setup_logging
 
-CLASSES = "toy_classes/{source}.txt"  # the classes that the toy world has of each label set
+CLASSES = "toy_classes/{source}.txt"  # the classes of each label set that the toy world has
 LIST_SUITE, MULTI_SUITE = "ade20k|val", "muse|val"
-WHOLE, OWN, SHIPPED = "whole", "own", "shipped"
-LISTS = {"present": 0.0, "half": 1.0, "double": 2.0}  # list -> absent classes asked about for each present one
-SUITES = {  # asked in each system's own way: suite -> pictures, fewer where a picture has many questions
+WHOLE, OWN, SHIPPED = "whole", "own", "shipped"  # parts: the full class list; own prompts; the data set's questions
+LISTS = {"present": 0.0, "half": 1.0, "double": 2.0}  # part -> number of absent classes in the list per present class
+SUITES = {  # evaluated with each system's own prompts: suite -> images, fewer where an image has many questions
     "cocostuff|val": 20,
     "cityscapes|val": 20,
     "mapillary|val": 20,
@@ -46,12 +46,12 @@ SUITES = {  # asked in each system's own way: suite -> pictures, fewer where a p
     "ReasonSeg|val": 60,
     "muse|val": 40,
 }
-LIST_PICTURES = MULTI_PICTURES = 40
+LIST_IMAGES = MULTI_IMAGES = 40
 
 
 @dataclass(frozen=True)
 class Part:
-    """Suites with their numbers of pictures, asked in one way."""
+    """Suites with their numbers of images, evaluated with one way of asking."""
 
     name: str
     suites: dict[str, int]
@@ -67,10 +67,10 @@ def _ask_dataset_questions(assistant: Assistant) -> Assistant:
 
 
 LIST_PARTS = (
-    Part(WHOLE, {LIST_SUITE: LIST_PICTURES}),
-    *(Part(name, {LIST_SUITE: LIST_PICTURES}, partial(_ask_lists, absent=absent)) for name, absent in LISTS.items()),
+    Part(WHOLE, {LIST_SUITE: LIST_IMAGES}),
+    *(Part(name, {LIST_SUITE: LIST_IMAGES}, partial(_ask_lists, absent=absent)) for name, absent in LISTS.items()),
 )
-PARTS = (*LIST_PARTS, Part(SHIPPED, {MULTI_SUITE: MULTI_PICTURES}, _ask_dataset_questions), Part(OWN, SUITES))
+PARTS = (*LIST_PARTS, Part(SHIPPED, {MULTI_SUITE: MULTI_IMAGES}, _ask_dataset_questions), Part(OWN, SUITES))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,27 +86,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m toy.study.exam", description=__doc__, formatter_class=style, allow_abbrev=False
+    )
     parser.add_argument("--run", type=Path, required=True, help="run folder of train_ds.py")
     parser.add_argument("--dataset_dir", type=Path, required=True, help="the toy data set")
-    parser.add_argument("--out", type=Path, required=True, help="where the answers go")
-    parser.add_argument("--lists_only", action="store_true", help="class lists alone, as for ablations")
-    parser.add_argument("--most", type=int, default=0, help="pictures a suite at most (default 0: as planned)")
-    parser.add_argument("--batch_size", type=int, default=4, help="pictures a batch (default 4)")
-    parser.add_argument("--max_new_tokens", type=int, default=160, help="longest answer (default 160)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for answers and figures")
+    parser.add_argument("--lists_only", action="store_true", help="class lists only, as for ablations")
+    parser.add_argument("--most", type=int, default=0, help="upper limit of images per suite (default 0: none)")
+    parser.add_argument("--batch_size", type=int, default=4, help="images per batch (default 4)")
+    parser.add_argument("--max_new_tokens", type=int, default=160, help="token limit of an answer (default 160)")
     return parser.parse_args(argv)
 
 
 def evaluate_part(assistant: Assistant, part: Part, args: argparse.Namespace) -> dict[str, Any]:
-    """Suite -> its standard figures, with the numbers of pictures and questions; missing data end the program."""
-    found: dict[str, Any] = {}
-    for suite, pictures in part.suites.items():
+    """Suite -> its standard figures, with the numbers of images and questions; missing data ends the program."""
+    figures: dict[str, Any] = {}
+    for suite, images in part.suites.items():
         results = evaluate(
             part.ask(assistant),
             [suite],
             args.dataset_dir,
             GENERATED,
-            min(pictures, args.most or pictures),
+            min(images, args.most or images),
             args.out / part.name,
             batch_size=args.batch_size,
             max_new_tokens=args.max_new_tokens,
@@ -118,9 +120,9 @@ def evaluate_part(assistant: Assistant, part: Part, args: argparse.Namespace) ->
             raise SystemExit("\n".join(f"{name}: {message}" for name, message in results["missing"].items()))
         (scored,) = results["suites"].values()
         counts = {name: scored[name] for name in ("pictures", "queries", "unfinished")}
-        found[suite] = {**summary(results)[suite], **counts}
-        print(f"{part.name} {suite}: {found[suite]}", flush=True)
-    return found
+        figures[suite] = {**summary(results)[suite], **counts}
+        print(f"{part.name} {suite}: {figures[suite]}", flush=True)
+    return figures
 
 
 if __name__ == "__main__":

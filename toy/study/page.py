@@ -1,4 +1,4 @@
-"""The figures of all rows, as tables, and the page that holds them between words written by hand."""
+"""The figures of all rows as tables, and the page that shows them between prose written by hand."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from toy.study.rows import ABLATION, SYSTEM, Row
 from utils.log import read_log
 
 BEGIN, END = "<!-- measured: begin (scripts/miniature.py --write_doc) -->", "<!-- measured: end -->"
-SPEED = "speed"  # stands for a part of the exam
+SPEED = "speed"  # stands for a part of the evaluation
 
 
 @dataclass(frozen=True)
 class Column:
-    """Where a figure of a table is found: part of the exam (or SPEED), suite, metric."""
+    """Where a figure of a table comes from: part of the evaluation (or SPEED), suite, metric."""
 
     title: str
     part: str
@@ -50,8 +50,8 @@ MAIN = (
     Column("FP-RefCOCO See", "own", PREMISE, "See"),
     Column("Segment", "own", PREMISE, "Segment"),
     Column("MUSE gIoU", "shipped", MUSE, "gIoU"),
-    Column("ms a phrase", SPEED, "", "phrase_ms"),
-    Column("ms a label set", SPEED, "", "list_ms"),
+    Column("ms per phrase", SPEED, "", "phrase_ms"),
+    Column("ms per label set", SPEED, "", "list_ms"),
 )
 LISTS = {"present": "none absent", "half": "half absent", "double": "two thirds absent", "whole": "all 22"}
 LIST_FIGURES = (
@@ -60,12 +60,12 @@ LIST_FIGURES = (
     Column("absent refused (all 22)", "whole", ADE, "absent_accuracy"),
     Column("absent refused (half)", "half", ADE, "absent_accuracy"),
 )
-# What is shown of the other benchmarks: the first metric that a suite has here says which figures these are.
+# Figures shown of the other benchmarks: those of the first metric here that the suite has.
 METRICS = {"See": ("See", "Segment"), "N-acc": ("gIoU", "N-acc", "T-acc"), "mIoU": ("mIoU",), "Pr@0.5": ("cIoU",)}
 
 
 def collect_results(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
-    """Everything that the finished rows gave: {"settings", "rows": name -> title, kind, exam, training, speed}."""
+    """All results of the finished rows: {"settings", "rows": name -> title, kind, exam, training, speed}."""
     speed_file = out / "speed.json"
     speed = read_json(speed_file) if speed_file.is_file() else {}
     return {
@@ -84,9 +84,9 @@ def collect_results(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def training_curves(run: Path) -> dict[str, Any]:
-    """From a run's log: the losses at each step that was logged, and where it was made with."""
+    """The losses of a run at each logged step, and the revision that it was trained with."""
     lines = read_log(run / "log.jsonl")
-    steps = {line["step"]: line for line in lines if line["kind"] == "train"}  # of a step done twice the last counts
+    steps = {line["step"]: line for line in lines if line["kind"] == "train"}  # the last line of a repeated step counts
     starts = read_json(run / "meta.json")
     curves = {name: [line[name] for line in steps.values()] for name in ("ce", "bce", "dice")}
     return {"step": list(steps), **curves, "revision": starts[-1]["revision"]}
@@ -106,28 +106,31 @@ def all_tables(results: dict[str, Any]) -> str:
     if ablation and "lasagna" in rows:
         full = {"lasagna": {**rows["lasagna"], "title": "all three strategies"}}
         parts += ["### LaSagnA's three strategies", markdown_table({**full, **ablation}, LIST_FIGURES)]
-    parts += ["### The other benchmarks", markdown_table(systems, other_columns(systems), turned=True)]
+    parts += ["### The other benchmarks", markdown_table(systems, other_columns(systems), transpose=True)]
     return "\n\n".join(parts) + "\n"
 
 
 def other_columns(systems: dict[str, dict[str, Any]]) -> list[Column]:
-    """Columns for what was asked beside the main table."""
-    shown = {(column.part, column.suite) for column in MAIN}
+    """Columns for the benchmarks that are not in the main table."""
+    in_main = {(column.part, column.suite) for column in MAIN}
     columns = []
     for suite, figures in next(iter(systems.values()), {"exam": {}})["exam"].get("own", {}).items():
-        if ("own", suite) in shown:
+        if ("own", suite) in in_main:
             continue
-        metrics = next((names for sign, names in METRICS.items() if sign in figures), ("gIoU",))
+        metrics = next((names for first, names in METRICS.items() if first in figures), ("gIoU",))
         columns += [Column(f"{suite.split('|')[0]} {metric}", "own", suite, metric) for metric in metrics]
     return columns
 
 
-def markdown_table(rows: dict[str, dict[str, Any]], columns: Sequence[Column], *, turned: bool = False) -> str:
-    """Rows by title; the best of a column in bold (of times the least), where any differ. turned: columns as rows."""
+def markdown_table(rows: dict[str, dict[str, Any]], columns: Sequence[Column], *, transpose: bool = False) -> str:
+    """Rows by title, the best value of a column in bold where values differ (the least of times).
+
+    transpose: one line per column instead.
+    """
     best = {column: best_cell(rows, column) for column in columns}
     cells = [[emphasize(column.cell(row), best[column]) for column in columns] for row in rows.values()]
     left, above = [row["title"] for row in rows.values()], [column.title for column in columns]
-    if turned:
+    if transpose:
         left, above, cells = above, left, list(zip(*cells, strict=True))
     lines = [
         ["", *above],
@@ -142,27 +145,28 @@ def emphasize(cell: str, best: str | None) -> str:
 
 
 def best_cell(rows: dict[str, dict[str, Any]], column: Column) -> str | None:
-    """The best cell of a column as it is shown; None where all are alike."""
-    found = [(value, column.cell(row)) for row in rows.values() if (value := column.value(row)) is not None]
-    if len({cell for _, cell in found}) < 2:
+    """The best cell of a column as it is printed; None where all are equal."""
+    values = [(value, column.cell(row)) for row in rows.values() if (value := column.value(row)) is not None]
+    if len({cell for _, cell in values}) < 2:
         return None
-    return (min if column.part == SPEED else max)(found)[1]
+    best = min(values) if column.part == SPEED else max(values)
+    return best[1]
 
 
-def update_page(page: Path, results: dict[str, Any], pictures: Sequence[Path]) -> None:
-    """Puts tables and pictures between the two marks of a page; what is around them stays as somebody wrote it."""
+def update_page(page: Path, results: dict[str, Any], figures: Sequence[Path]) -> None:
+    """Replace what is between the two marks of a page by tables and images; the prose around them stays."""
     text = page.read_text(encoding="utf-8") if page.is_file() else f"# Five papers in miniature\n\n{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise SystemExit(f"{page} lacks the lines {BEGIN} and {END}: put them where the tables shall stand")
+        raise SystemExit(f"{page} lacks the lines {BEGIN} and {END}: put them where the tables should be")
     page.parent.mkdir(parents=True, exist_ok=True)
-    names = [f"miniature_{picture.name}" for picture in pictures]
-    for picture, name in zip(pictures, names, strict=True):
-        shutil.copy(picture, page.parent / name)
+    names = [f"miniature_{figure.name}" for figure in figures]
+    for figure, name in zip(figures, names, strict=True):
+        shutil.copy(figure, page.parent / name)
     settings = " ".join(f"--{name} {value}" for name, value in results["settings"].items())
-    shown = "\n\n".join(f"![{Path(name).stem}]({name})" for name in names)
-    middle = f"\n\nMade with `{settings}`.\n\n{all_tables(results)}\n{shown}\n\n"
+    images = "\n\n".join(f"![{Path(name).stem}]({name})" for name in names)
+    middle = f"\n\nMade with `{settings}`.\n\n{all_tables(results)}\n{images}\n\n"
     page.write_text(f"{before}{BEGIN}{middle}{END}{after}", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Three plots of the figures: class lists by what is absent, every benchmark as bars, the losses while training."""
+"""Three plots of the results: class lists by share of absent classes, every benchmark as bars, training losses."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from toy.study.page import ADE, LISTS, MAIN, SPEED, Column
 from toy.study.rows import ABLATION, SYSTEM
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#777777", "#222222")
-SMOOTHING = 5  # logged steps that a point of a curve is the mean of
+SMOOTHING = 5  # logged steps per point of a loss curve, averaged
 Rows = dict[str, dict[str, Any]]
 
 
 def write_plots(results: dict[str, Any], out: Path) -> list[Path]:
-    """Writes lists.png, benchmarks.png and losses.png into `out`."""
+    """Write lists.png, benchmarks.png and losses.png into `out`; returns their paths."""
     rows = results["rows"]
     colours = dict(zip(rows, COLOURS, strict=False))
     systems = {name: row for name, row in rows.items() if row["kind"] == SYSTEM}
-    made = {
+    figures = {
         "lists": lists(rows, colours),
         "benchmarks": benchmarks(systems, colours),
         "losses": losses(systems, colours),
     }
     files = []
-    for name, figure in made.items():
-        files.append(out / f"{name}.png")
-        figure.savefig(files[-1], dpi=110)
+    for name, figure in figures.items():
+        file = out / f"{name}.png"
+        figure.savefig(file, dpi=110)
+        files.append(file)
         plt.close(figure)
     return files
 
 
 def lists(rows: Rows, colours: dict[str, str]) -> plt.Figure:
-    """mIoU and the share of absent classes refused, by how much of the list is absent; left systems, right ablation."""
+    """mIoU and the share of absent classes refused, by the absent share of the list; left systems, right ablation."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, sharey="row", layout="constrained")
     groups = {
         "systems": {name: row for name, row in rows.items() if row["kind"] == SYSTEM},
@@ -70,7 +71,7 @@ def lists(rows: Rows, colours: dict[str, str]) -> plt.Figure:
 
 
 def benchmarks(rows: Rows, colours: dict[str, str]) -> plt.Figure:
-    """One small panel a column of the main table."""
+    """One small panel per column of the main table."""
     figure, axes = plt.subplots(3, 4, figsize=(12, 7.5), layout="constrained")
     for ax, column in zip(axes.flat, MAIN, strict=True):
         bars(ax, rows, column, colours)
@@ -79,8 +80,8 @@ def benchmarks(rows: Rows, colours: dict[str, str]) -> plt.Figure:
 
 def bars(ax: Axes, rows: Rows, column: Column, colours: dict[str, str]) -> None:
     values = [column.value(row) or 0.0 for row in rows.values()]
-    drawn = ax.barh([row["title"] for row in rows.values()], values, color=[colours[name] for name in rows])
-    ax.bar_label(drawn, [column.cell(row) for row in rows.values()], fontsize=8, padding=2)
+    container = ax.barh([row["title"] for row in rows.values()], values, color=[colours[name] for name in rows])
+    ax.bar_label(container, [column.cell(row) for row in rows.values()], fontsize=8, padding=2)
     ax.invert_yaxis()
     ax.set_title(column.title, fontsize=10)
     ax.tick_params(labelsize=8)
@@ -91,7 +92,7 @@ def bars(ax: Axes, rows: Rows, column: Column, colours: dict[str, str]) -> None:
 
 
 def losses(rows: Rows, colours: dict[str, str]) -> plt.Figure:
-    """Weighted losses as they are trained on, smoothed."""
+    """The weighted losses of training, smoothed."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for ax, (name, title) in zip(axes, {"ce": "text", "bce": "mask BCE", "dice": "mask dice"}.items(), strict=True):
         for key, row in rows.items():
@@ -109,6 +110,6 @@ def losses(rows: Rows, colours: dict[str, str]) -> plt.Figure:
 
 
 def smooth(values: Sequence[float]) -> np.ndarray:
-    """Means of so many neighbours, of fewer where there are fewer."""
+    """Means over SMOOTHING neighbours, or over all values where there are fewer."""
     window = min(SMOOTHING, len(values))
     return np.convolve(values, np.full(window, 1 / max(1, window)), mode="valid") if window else np.array([])

@@ -1,4 +1,4 @@
-"""Questions that no single benchmark asks: lists with more or less that is absent, one question for several targets."""
+"""Questions beyond the benchmarks: class lists with more or fewer absent classes, one question for several targets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from systems.single import SENTENCE_PROMPT
 
 @dataclass(frozen=True)
 class ListQuestions:
-    """Asks about the present classes and `absent` times as many others, in the label set's order, not about all of it.
+    """Asks about the present classes and `absent` times as many absent ones, in the order of the label set.
 
-    Which others hangs on the picture's name alone, so that every model is asked the same.
+    The absent classes depend only on the image's name, so that every model gets the same list.
     """
 
     task: SegTask
@@ -27,13 +27,13 @@ class ListQuestions:
         names, present = label_set(record)
         others = [name for name in names if name not in present]
         rng = np.random.default_rng(zlib.crc32(record.image.name.encode()))
-        asked = {*present, *sample_items(others, round(self.absent * len(present)), rng)}
-        return self.task.queries(replace(record, vocabulary=tuple(name for name in names if name in asked)))
+        wanted = {*present, *sample_items(others, round(self.absent * len(present)), rng)}
+        return self.task.queries(replace(record, vocabulary=tuple(name for name in names if name in wanted)))
 
 
 @dataclass(frozen=True)
 class DatasetQuestions:
-    """Asks every model a multi-target question in the data set's own words, once for all its targets."""
+    """Asks multi-target questions in the data set's own words, one question for all its targets."""
 
     def queries(self, record: Record) -> list[Query]:
         queries = []
@@ -45,5 +45,5 @@ class DatasetQuestions:
 
 
 def with_questions(assistant: Assistant, task: ListQuestions | DatasetQuestions) -> Assistant:
-    """The same assistant, asked by `task`."""
+    """The same assistant with the queries of `task`."""
     return replace(assistant, system=replace(assistant.system, task=task))

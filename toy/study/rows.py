@@ -1,4 +1,4 @@
-"""What is trained: one row a model, all from the same base, for the same number of steps of the same batch."""
+"""The models of the study, one per row of its tables: same base, same number of steps, same batch size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SYSTEM, ABLATION = "system", "ablation"
 
 @dataclass(frozen=True)
 class Row:
-    """A toy recipe, and what is changed in it (`--set` of train_ds.py); an ablation is asked about class lists only."""
+    """A toy recipe and its changes (`--set` of train_ds.py); an ablation is evaluated on class lists only."""
 
     name: str
     recipe: str
@@ -24,7 +24,7 @@ class Row:
         return CONFIGS / self.recipe
 
 
-# Every class of the list is answered in all of them, or leaving classes out would be a second difference.
+# All recipes answer every class of the list: an ablation that also left classes out would differ in two ways.
 ROWS = (
     Row("lisa", "toy_lisa.yaml", "LISA"),
     Row("lasagna", "toy_lasagna.yaml", "LaSagnA"),

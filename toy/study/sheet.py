@@ -1,4 +1,4 @@
-"""A sheet of pictures: the same question to every system, the answers side by side, from the answers they wrote."""
+"""A sheet of example answers: one question per row, the answer of every system side by side, from saved predictions."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from evaluation.suites import find_suites
 from toy.study.exam import CLASSES
 from toy.study.rows import Row
 
-SIDE, LINE, MARGIN, LINES = 190, 15, 5, 7  # pixels: width of a cell, height of a line; lines of words at most
+SIDE, LINE, MARGIN = 190, 15, 5  # pixels: width of a cell, height of a line, margin
+MAX_LINES = 7  # of text per cell
 FONT = ImageFont.load_default(11)
 INK, SOFT = (30, 30, 30), (120, 120, 120)
 
 
 @dataclass(frozen=True)
 class SheetRow:
-    """A row of the sheet: which answers, about which picture.
+    """A row of the sheet: an image and the answers to show.
 
-    absent: those about one phrase alone, the first that is there (False) or is not (True). number: one question alone.
+    index: position among the evaluated images, modulo their number. absent: show only the answer about one phrase, the
+    first that the image has (False) or has not (True). number: show only this question.
     """
 
     title: str
@@ -49,57 +51,64 @@ SHEET = (
 
 
 def write_answer_sheet(out: Path, rows: Sequence[Row]) -> list[Path]:
-    """Writes answers.png into `out`: a column for the truth and one a system, a row a question that all answered."""
+    """Write answers.png into `out`: a column for the truth and one per system, a row per question that all answered."""
     strips = []
-    for shown in SHEET:
-        lines = {row.name: find_prediction(out / row.name, shown) for row in rows}
-        if lines and all(lines.values()):
-            record = open_record(out / "dataset", shown, next(iter(lines.values()))["index"])
-            answers = {name: select_answers(line, record, shown) for name, line in lines.items()}
-            strips += [render_row(record, shown, rows, answers)] if all(answers.values()) else []
+    for sheet_row in SHEET:
+        found = {row.name: find_prediction(out / row.name, sheet_row) for row in rows}
+        lines = {name: line for name, line in found.items() if line is not None}
+        if not lines or len(lines) < len(found):
+            continue
+        record = open_record(out / "dataset", sheet_row, next(iter(lines.values()))["index"])
+        answers = {name: select_answers(line, record, sheet_row) for name, line in lines.items()}
+        if all(answers.values()):
+            strips.append(render_row(record, sheet_row, rows, answers))
+    if not strips:
+        return []
     file = out / "answers.png"
-    if strips:
-        Image.fromarray(np.concatenate(strips)).quantize(256).save(file, optimize=True)
-    return [file] if strips else []
+    Image.fromarray(np.concatenate(strips)).quantize(256).save(file, optimize=True)
+    return [file]
 
 
-def open_record(dataset_dir: Path, shown: SheetRow, index: int) -> Record:
-    (suite,) = find_suites([shown.suite])
+def open_record(dataset_dir: Path, sheet_row: SheetRow, index: int) -> Record:
+    (suite,) = find_suites([sheet_row.suite])
     options = {"classes": CLASSES.format(source=suite.base)} if suite.metric == "semantic" else {}
     return suite.open(dataset_dir, options)[index]
 
 
-def find_prediction(folder: Path, shown: SheetRow) -> Prediction | None:
-    """What a system answered about the picture, of few pictures about another; None where it was not asked."""
-    file = folder / shown.part / "predictions" / f"{shown.suite.replace('|', '_')}.jsonl"
-    lines = predictions([file])[shown.suite] if file.is_file() else []
-    return lines[shown.index % len(lines)] if lines else None
+def find_prediction(folder: Path, sheet_row: SheetRow) -> Prediction | None:
+    """The saved answers of a system about the image; None where it was not evaluated on the suite."""
+    file = folder / sheet_row.part / "predictions" / f"{sheet_row.suite.replace('|', '_')}.jsonl"
+    lines = predictions([file])[sheet_row.suite] if file.is_file() else []
+    return lines[sheet_row.index % len(lines)] if lines else None
 
 
-def select_answers(line: Prediction, record: Record, shown: SheetRow) -> list[dict[str, Any]]:
-    """The answers to be shown: all, or that about one phrase, with what else stood in the same answer left out."""
-    if shown.absent is None:
-        return line["answers"] if shown.number is None else [line["answers"][shown.number]]
-    target = next((i for i, t in enumerate(record.targets) if (t.mask is None) == shown.absent), None)
+def select_answers(line: Prediction, record: Record, sheet_row: SheetRow) -> list[dict[str, Any]]:
+    """The answers to show: all, one question, or one phrase without the rest of the answer around it."""
+    if sheet_row.absent is None:
+        return line["answers"] if sheet_row.number is None else [line["answers"][sheet_row.number]]
+    target = next((i for i, t in enumerate(record.targets) if (t.mask is None) == sheet_row.absent), None)
     for answer in line["answers"]:
         if target in answer["targets"]:
             place = answer["targets"].index(target)
             claims = [Claim(*claim) for claim in answer["claims"]]
             claim = assign_claims(claims, answer["asked"])[place]
-            kept = [[claim.phrase, claim.mask]] if claim else []
-            return [{**answer, "claims": kept, "asked": [answer["asked"][place]], "targets": [target]}]
+            claims_left = [[claim.phrase, claim.mask]] if claim else []
+            return [{**answer, "claims": claims_left, "asked": [answer["asked"][place]], "targets": [target]}]
     return []
 
 
 def render_row(
-    record: Record, shown: SheetRow, rows: Sequence[Row], answers: dict[str, list[dict[str, Any]]]
+    record: Record, sheet_row: SheetRow, rows: Sequence[Row], answers: dict[str, list[dict[str, Any]]]
 ) -> np.ndarray:
     """One row of the sheet."""
     panels = {name: replay(record, mine) for name, mine in answers.items()}
     first = next(iter(panels.values()))
-    asked = dict.fromkeys(name for answer in answers[rows[0].name] for name in answer["asked"])
-    words = ", ".join(asked) if shown.number is None else answers[rows[0].name][0]["question"].partition("\n")[2]
-    cells = [render_cell(first.image, first.true, f"{shown.title}: {words.strip()}", "truth")]
+    first_answers = answers[rows[0].name]
+    if sheet_row.number is None:
+        words = ", ".join(dict.fromkeys(name for answer in first_answers for name in answer["asked"]))
+    else:
+        words = first_answers[0]["question"].partition("\n")[2]  # after the line of the image token
+    cells = [render_cell(first.image, first.true, f"{sheet_row.title}: {words.strip()}", "truth")]
     for row in rows:
         words = " | ".join(answer["text"] for answer in masks_first(answers[row.name]))
         cells.append(
@@ -112,21 +121,21 @@ def render_row(
 
 
 def masks_first(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Answers with a mask first: they are the ones to be seen where there are many."""
+    """Answers with a mask first: long lists of answers are cut after MAX_LINES."""
     return sorted(answers, key=lambda answer: not answer["masks"])
 
 
 def render_cell(image: np.ndarray, layers: Sequence[Layer], words: str, title: str) -> np.ndarray:
-    """A title, the picture with masks and legend, and words below."""
-    picture = Image.fromarray(with_legend(_resize_image(image), [_resize_layer(layer) for layer in layers]))
-    lines = wrap_text(words.replace("]", "] "), SIDE - 2 * MARGIN)  # may break behind every token
-    lines = lines if len(lines) <= LINES else [*lines[: LINES - 1], "[...]"]
-    page = Image.new("RGB", (SIDE + MARGIN, LINE + picture.height + LINE * (len(lines) + 1)), (255, 255, 255))
-    page.paste(picture, (0, LINE))
+    """A title, the image with masks and legend, and text below."""
+    overlay = Image.fromarray(with_legend(_resize_image(image), [_resize_layer(layer) for layer in layers]))
+    lines = wrap_text(words.replace("]", "] "), SIDE - 2 * MARGIN)  # lines may break after every token
+    lines = lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], "[...]"]
+    page = Image.new("RGB", (SIDE + MARGIN, LINE + overlay.height + LINE * (len(lines) + 1)), (255, 255, 255))
+    page.paste(overlay, (0, LINE))
     pen = ImageDraw.Draw(page)
     pen.text((MARGIN, 0), title, fill=SOFT, font=FONT)
     for number, line in enumerate(lines):
-        pen.text((MARGIN, LINE + picture.height + number * LINE), line, fill=INK, font=FONT)
+        pen.text((MARGIN, LINE + overlay.height + number * LINE), line, fill=INK, font=FONT)
     return np.asarray(page)
 
 

@@ -1,9 +1,9 @@
-"""Milliseconds a query of every trained system: one thread, one picture at a time, the systems taking turns.
+"""Milliseconds per query of every trained system: one thread, one image at a time, the systems taking turns.
 
     python -m toy.study.speed --runs lisa=OUT/lisa/train gsva=OUT/gsva/train --dataset_dir OUT/dataset --out FILE
 
-A query is a phrase (picture read, encoded, answer written, mask drawn), or a whole label set in as many questions as
-the system needs. Medians: what else the machine does falls on all systems alike.
+A query is a phrase (read the image, encode it, generate the answer, decode the mask), or a full label set in as many
+questions as the system needs. Medians of interleaved queries: other load on the machine affects all systems equally.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from toy.study.exam import CLASSES, LIST_SUITE
 from utils.files import write_whole
 from utils.log import setup_logging
 
-PHRASES, LISTS, WARM_UP = 40, 20, 3  # timed queries of each kind, and rounds before them that do not count
+PHRASES, LISTS, WARM_UP = 40, 20, 3  # timed queries of each kind; untimed rounds before them
 PHRASE_SUITE = "refcoco|unc|val"
 Request = Callable[[Predictor], object]
 
@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     torch.set_num_threads(1)
     runs = dict(item.split("=", 1) for item in args.runs)
-    how = {"checkpoint": "last", "max_new_tokens": 160}
-    predictors = {name: Predictor.from_pretrained(run, **how) for name, run in runs.items()}
+    predictors = {
+        name: Predictor.from_pretrained(run, checkpoint="last", max_new_tokens=160) for name, run in runs.items()
+    }
     phrases = [_phrase_request(record) for record in _records(PHRASE_SUITE, args.dataset_dir, args.most or PHRASES)]
     lists = [_list_request(record) for record in _records(LIST_SUITE, args.dataset_dir, args.most or LISTS)]
     phrase_ms, list_ms = medians(predictors, phrases), medians(predictors, lists)
@@ -46,24 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m toy.study.speed", description=__doc__, formatter_class=style, allow_abbrev=False
+    )
     parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=RUN", help="run folders of train_ds.py")
     parser.add_argument("--dataset_dir", type=Path, required=True, help="the toy data set")
     parser.add_argument("--out", type=Path, required=True, help="file for the figures")
-    parser.add_argument("--most", type=int, default=0, help="queries of each kind at most (default 0: as planned)")
+    parser.add_argument("--most", type=int, default=0, help="upper limit of queries per kind (default 0: none)")
     return parser.parse_args(argv)
 
 
-def medians(predictors: dict[str, Predictor], asks: Sequence[Request]) -> dict[str, float]:
-    """Name -> median milliseconds; each query goes round all systems before the next."""
-    spent: dict[str, list[float]] = {name: [] for name in predictors}
-    for number, ask in enumerate([*asks[:WARM_UP], *asks]):
+def medians(predictors: dict[str, Predictor], requests: Sequence[Request]) -> dict[str, float]:
+    """Name -> median milliseconds; all systems answer a query before the next one."""
+    times: dict[str, list[float]] = {name: [] for name in predictors}
+    for number, request in enumerate([*requests[:WARM_UP], *requests]):
         for name, predictor in predictors.items():
             started = time.perf_counter()
-            ask(predictor)
-            if number >= min(WARM_UP, len(asks)):
-                spent[name].append(1000 * (time.perf_counter() - started))
-    return {name: round(statistics.median(times), 1) for name, times in spent.items()}
+            request(predictor)
+            if number >= min(WARM_UP, len(requests)):
+                times[name].append(1000 * (time.perf_counter() - started))
+    return {name: round(statistics.median(values), 1) for name, values in times.items()}
 
 
 def _records(suite: str, dataset_dir: Path, number: int) -> list[Record]:

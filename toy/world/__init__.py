@@ -1,1 +1,1 @@
-"""A small world of drawn scenes whose facts are known: what the project trains and tests on where no real data is."""
+"""A small world of rendered scenes whose facts are known: data for training and tests where no real data is at hand."""

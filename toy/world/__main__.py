@@ -1,9 +1,9 @@
-"""Draw the toy world and write it in the on-disk layouts of the real data sets.
+"""Render the toy world and write it in the on-disk layouts of the real data sets.
 
-    python scripts/make_toy_dataset.py runs/toy                          # every layout, 2000 training pictures
-    python scripts/make_toy_dataset.py runs/toy --only ade20k refcoco    # two of them
+    python -m toy.world runs/toy                          # every layout, 2000 training images
+    python -m toy.world runs/toy --only ade20k refcoco    # two of them
 
-The same seed gives the same files; training, validation and test pictures never coincide.
+The same seed gives the same files; training, validation and test images never coincide.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from toy.world.layouts import LAYOUTS, POOLS, World
 from toy.world.layouts.world import FILES
 
-MARK = "toy_world.json"  # tells a folder that this program wrote, the only kind it will delete
+MARK = "toy_world.json"  # marks a folder that this program wrote, the only kind that it deletes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,27 +29,30 @@ def main(arguments: list[str] | None = None) -> int:
     world.file(MARK).write_text(json.dumps(settings, indent=1))
     for name in args.only:
         print(f"{name:16}{LAYOUTS[name].write(world)}", flush=True)
-    print(f"toy world of seed {args.seed} in {args.out}, drawn in {time.perf_counter() - started:.0f} s")
+    print(f"toy world of seed {args.seed} in {args.out}, rendered in {time.perf_counter() - started:.0f} s")
     return 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     style = argparse.RawDescriptionHelpFormatter
+    epilog = f"layouts: {', '.join(LAYOUTS)}"
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=style, epilog=f"layouts: {', '.join(LAYOUTS)}"
+        prog="python -m toy.world", description=__doc__, formatter_class=style, epilog=epilog
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to: the --dataset_dir of training")
-    parser.add_argument("--seed", type=int, default=0, help="which toy world (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the toy world (default 0)")
     parser.add_argument(
-        "--images", type=int, default=2000, help="training pictures in all, spread over the layouts (default 2000)"
+        "--images", type=int, default=2000, help="training images in total, shared among the layouts (default 2000)"
     )
     parser.add_argument(
         "--val_images",
         type=int,
         default=120,
-        help="validation pictures of every layout, and as many test pictures where it has a test split (default 120)",
+        help="validation images of every layout, and as many test images where it has a test split (default 120)",
     )
-    parser.add_argument("--only", nargs="+", default=list(LAYOUTS), choices=LAYOUTS, metavar="LAYOUT", help="which")
+    parser.add_argument(
+        "--only", nargs="+", default=list(LAYOUTS), choices=LAYOUTS, metavar="LAYOUT", help="layouts to write"
+    )
     parser.add_argument("--force", action="store_true", help="replace a toy data set that is in OUT already")
     args = parser.parse_args(arguments)
     pools = {LAYOUTS[name].pool for name in args.only}
@@ -59,7 +62,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def prepare(out: Path, force: bool) -> None:
-    """Make sure that OUT is an empty folder; only what this program wrote is ever deleted."""
+    """Make sure that OUT is an empty folder; only a folder that this program wrote is ever deleted."""
     if out.exists() and not out.is_dir():
         sys.exit(f"{out} is a file; give a folder")
     if not out.is_dir() or not any(out.iterdir()):
@@ -82,7 +85,7 @@ def strangers(out: Path) -> list[str]:
 
 
 def share_out(images: int, layouts: list[str]) -> dict[str, int]:
-    """Training pictures of each pool, by its weight; each gets at least one."""
+    """Number of training images of each pool, in proportion to its weight; at least one."""
     pools = [pool for pool in POOLS if pool in {LAYOUTS[name].pool for name in layouts}]
     total = sum(POOLS[pool] for pool in pools)
     return {pool: max(1, images * POOLS[pool] // total) for pool in pools}

@@ -1,4 +1,4 @@
-"""Referring expressions: phrases that fit exactly one object of a scene, and fit it plainly."""
+"""Referring expressions: phrases that fit exactly one object of a scene beyond doubt."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from math import dist
 from toy.world.scene import Scene, Thing
 from toy.world.words import ORDINALS, by_class, center, noun, shows_color, shows_size
 
-CLEAR_GAP = 12  # pixels between two centres that make "left of" or "first from the left" plain
-STEEP = 0.5  # "above" needs at least this much height for a step aside, "left of" likewise
-NEARER = 1.4  # the next candidate must be this much further away
-LARGER = 1.4  # the next candidate must be this much smaller in area
+CLEAR_GAP = 12  # pixels between two centres from which "left of" or "first from the left" is beyond doubt
+STEEP = 0.5  # "above" needs at least this much vertical distance per horizontal distance; so does "left of", turned
+NEARER = 1.4  # the next candidate must be at least this many times as far away
+LARGER = 1.4  # the largest must have at least this many times the area of the next
 POSITIONAL = ("relation", "ordinal")
 
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, direction
@@ -28,16 +28,16 @@ class Expression:
 
 
 def expressions(scene: Scene) -> list[Expression]:
-    """All plain referring expressions of the scene's objects; a doubtful one is left out."""
+    """All referring expressions of the scene's objects; doubtful ones are left out."""
     groups = [ids for name, ids in by_class(scene).items() if not scene.things[ids[0]].stuff]
-    found: dict[str, Expression] = {}
+    by_text: dict[str, Expression] = {}
     for ids in groups:
         for make in (_attributes, _superlatives, _ordinals):
-            found |= {item.text: item for item in make(scene, ids)}
+            by_text |= {item.text: item for item in make(scene, ids)}
         for other in groups:
             if len(other) == 1 and other is not ids:
-                found |= {item.text: item for item in _relations(scene, ids, other[0])}
-    return list(found.values())
+                by_text |= {item.text: item for item in _relations(scene, ids, other[0])}
+    return list(by_text.values())
 
 
 def _attributes(scene: Scene, ids: list[int]) -> Iterator[Expression]:
@@ -87,6 +87,7 @@ def _ordinals(scene: Scene, ids: list[int]) -> Iterator[Expression]:
 
 
 def _relations(scene: Scene, ids: list[int], anchor: int) -> Iterator[Expression]:
+    """ "the car left of the tree": one object of a class clearly on that side, all others on the opposite one."""
     name, anchor_noun = scene.things[ids[0]].name, scene.things[anchor].name
     home = center(scene.things[anchor])
     for words, (axis, direction) in SIDES.items():

@@ -5,7 +5,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-TILE = 320  # side of the texture tiles that backgrounds are cut from
+TILE = 320  # side of the texture tiles from which backgrounds are cropped
 TONES: dict[str, tuple[int, int, int]] = {
     "sky": (150, 200, 240),
     "grass": (112, 176, 84),
@@ -55,6 +55,7 @@ def _stack_bands(names: tuple[str, ...], size: int, rng: np.random.Generator) ->
 
 
 def _wave(size: int, rng: np.random.Generator) -> np.ndarray:
+    """A gentle border: three sines of random phase."""
     x = np.linspace(0, 2 * np.pi, size)
     return sum(rng.uniform(1, 4) / k * np.sin(k * x * rng.uniform(0.7, 1.3) + rng.uniform(0, 6.3)) for k in (1, 2, 4))
 
@@ -69,7 +70,7 @@ def _ridge(size: int, rng: np.random.Generator) -> np.ndarray:
 
 @cache
 def _texture(name: str) -> np.ndarray:
-    """A (TILE, TILE) float32 relief around zero, drawn once a process."""
+    """A (TILE, TILE) float32 relief around zero, the same in every process."""
     rng = np.random.default_rng(STUFF.index(name))
     coarse = cv2.resize(rng.normal(size=(10, 10)).astype(np.float32), (TILE, TILE), interpolation=cv2.INTER_CUBIC)
     fine = rng.normal(size=(TILE, TILE)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Implicit queries: questions that name no class and need a little knowledge of the world to answer."""
+"""Implicit queries: questions that name no class and need a little world knowledge to answer."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,10 @@ from toy.world.words import by_class, with_article
 
 @dataclass(frozen=True)
 class Implicit:
-    """A query as a short phrase and as a long sentence (`phrasings` holds that sentence first, then others of its
-    meaning), an answer that names the class, and the indices of all the things of that class."""
+    """A query as a short phrase and as a long sentence, an answer that names the class, and all things of that class.
+
+    phrasings: the long sentence first, then others of the same meaning. targets: indices into `Scene.things`.
+    """
 
     query_short: str
     query_long: str
@@ -22,7 +24,7 @@ class Implicit:
 
 @dataclass(frozen=True)
 class Fact:
-    """What the classes in `fits`, and no others, are or do: "thing that …", and the reason to give."""
+    """What the classes in `fits`, and no others, are or do: a phrase "thing that ..." and a reason."""
 
     fits: tuple[str, ...]
     phrase: str
@@ -97,25 +99,25 @@ FACTS: tuple[Fact, ...] = tuple(Fact(tuple(names.split()), phrase, reason) for n
 def implicit(scene: Scene, rng: np.random.Generator) -> list[Implicit]:
     """The queries that exactly one class of the scene fits; the targets are all its instances."""
     groups = by_class(scene)
-    found = []
+    queries = []
     for fact in FACTS:
         present = [name for name in fact.fits if name in groups]
         if len(present) == 1:
-            found.append(_ask(fact, present[0], tuple(groups[present[0]]), rng))
-    return found
+            queries.append(_ask(fact, present[0], tuple(groups[present[0]]), rng))
+    return queries
 
 
 def unmet(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """(short query, long query, answer) about what nothing in the scene fits, in random order."""
+    """(short query, long query, answer) of queries that nothing in the scene fits, in random order."""
     present = by_class(scene)
     facts = [fact for fact in FACTS if not present.keys() & set(fact.fits)]
     objects = [name for name in present if name in OBJECTS]
-    found = []
+    unmet_queries = []
     for fact in (facts[i] for i in rng.permutation(len(facts))):
-        there = with_article(objects[rng.integers(len(objects))])
+        other = with_article(objects[rng.integers(len(objects))])
         question = _QUESTIONS[rng.integers(len(_QUESTIONS))].format(phrase=fact.phrase)
-        found.append((fact.phrase, question, f"no, there is no {fact.phrase} here, but there is {there}."))
-    return found
+        unmet_queries.append((fact.phrase, question, f"no, there is no {fact.phrase} here, but there is {other}."))
+    return unmet_queries
 
 
 def _ask(fact: Fact, name: str, targets: tuple[int, ...], rng: np.random.Generator) -> Implicit:

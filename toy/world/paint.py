@@ -1,4 +1,4 @@
-"""Draws one object as a small sprite: colour, coverage and which part each pixel shows."""
+"""Renders one object as a small sprite: colour, coverage, and the part that each pixel shows."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ import numpy as np
 
 from toy.world.shapes import COLORS, MAIN, NATURAL, OBJECTS, Shape
 
-ZOOM = 3  # sprites are drawn this much larger and shrunk, which smooths their edges
+ZOOM = 3  # sprites are rendered at this multiple of their size and shrunk, which smooths their edges
 SUBPIXEL = 4  # fractional bits of OpenCV's coordinates
-PADDING = 2  # pixels left free around the shape, for its outline
+PADDING = 2  # pixels around the shape, for its outline
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """A drawn object: premultiplied RGB (h, w, 3) 0-255, coverage (h, w) 0-1, 1 + part index (h, w) uint8."""
+    """A rendered object: premultiplied RGB (h, w, 3) 0-255, coverage (h, w) 0-1, 1 + part index (h, w) uint8."""
 
     rgb: np.ndarray
     coverage: np.ndarray
@@ -22,7 +22,7 @@ class Sprite:
 
 
 def draw_object(name: str, *, color: str, across: float, rng: np.random.Generator) -> Sprite:
-    """Draw `name` with its longer side about `across` pixels; pose, proportions and shade vary with `rng`."""
+    """Render `name` with its longer side about `across` pixels; pose, proportions and shade vary with `rng`."""
     shape = OBJECTS[name]
     transform, width, height = _pose(shape, across, rng)
     canvas = np.zeros((height * ZOOM, width * ZOOM, 3), np.uint8)

@@ -1,16 +1,16 @@
-"""Masks as polygons without holes and as run lengths, the two ways in which annotation files hold them."""
+"""Masks as polygons without holes and as run lengths, the two forms of annotation files."""
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
 FINE = 4  # outlines are traced on an enlarged mask, so that they run along pixel edges and not through centres
-ROUNDING = 1  # enlarged pixels; with this shift, and not with 0.5, COCO's rasteriser gives the mask back exactly
+ROUNDING = 1  # enlarged pixels; COCO's rasteriser restores the mask exactly with this shift, not with 0.5
 CORNERS = 3  # a polygon has at least this many points
 
 
 def pixel_polygons(mask: np.ndarray) -> list[list[list[int]]]:
-    """[[x, y], …] outlines through pixel centres: filled together with their border they give the mask back."""
+    """[[x, y], …] outlines through pixel centres: filled together with their border they restore the mask."""
     return [_at_least_a_triangle(outline).tolist() for outline in _outlines(mask)]
 
 
@@ -29,7 +29,11 @@ def rle(mask: np.ndarray) -> dict:
 
 
 def _outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """Outer borders (N, 2) int of the mask's pieces; a piece with a hole is cut in two through that hole."""
+    """Outer borders (N, 2) int of the mask's pieces.
+
+    Annotation polygons cannot have holes: a piece with a hole is cut in two along a vertical line through the middle of
+    the hole, again and again until no piece has one.
+    """
     contours, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if tree is None:
         return []
@@ -37,7 +41,7 @@ def _outlines(mask: np.ndarray) -> list[np.ndarray]:
     for index, (_, _, hole, parent) in enumerate(tree[0]):
         if parent >= 0:
             continue
-        if hole < 0:
+        if hole < 0:  # OpenCV's first child: the piece has none
             found.append(contours[index][:, 0])
             continue
         piece = cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, index, 1, cv2.FILLED) > 0

@@ -1,4 +1,4 @@
-"""Scenes of the toy world: a picture and everything that is true of it, drawn from one integer."""
+"""Scenes of the toy world: an image and all facts about it, both from one integer seed."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +14,8 @@ __all__ = ["CLASSES", "COLORS", "OBJECTS", "PARTS", "SIDE", "STUFF", "Scene", "T
 SIDE = 160  # pixels
 CLASSES: tuple[str, ...] = (*OBJECTS, *STUFF)
 ACROSS = {"small": (27, 36), "large": (45, 60)}  # longer side in pixels, so that the sizes never overlap
-VISIBLE_SHARE, VISIBLE_PIXELS = 0.4, 60  # an object that would keep less than this is not placed
-PLACES = 12  # positions tried for one object
+VISIBLE_SHARE, VISIBLE_PIXELS = 0.4, 60  # every object keeps at least this much in view, or the new one is not placed
+PLACES = 12  # positions tried per object
 SPLITS = ("base", "train", "val")
 
 
@@ -40,7 +40,7 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture (H, W, 3) uint8 RGB and its things: stuff from the top, then objects from back to front."""
+    """An image (H, W, 3) uint8 RGB and its things: stuff from the top, then objects from back to front."""
 
     seed: int
     image: np.ndarray
@@ -56,22 +56,22 @@ class Scene:
 
 
 def scene_seed(split: str, index: int, seed: int = 0) -> int:
-    """The seed of a split's scene; scenes of "base" (pretraining), "train" and "val" never coincide."""
+    """The seed of scene `index` of a split; those of "base" (pretraining), "train" and "val" never coincide."""
     if split not in SPLITS:
         raise ValueError(f"no split {split!r} of toy scenes; have: {', '.join(SPLITS)}")
     if not (0 <= index < 1 << 32 and 0 <= seed < 1 << 24):
         raise ValueError(f"scene index {index} must be in [0, 2^32) and seed {seed} in [0, 2^24)")
-    return SPLITS.index(split) << 56 | seed << 32 | index
+    return SPLITS.index(split) << 56 | seed << 32 | index  # three fields of one integer, so no two can be equal
 
 
 def make_scene(seed: int) -> Scene:
-    """Draw the scene of `seed`: the same seed always gives the same picture and the same facts."""
+    """Render the scene of `seed`: the same seed always gives the same image and the same facts."""
     rng = np.random.default_rng(seed)
     image, bands, stuff_names = draw_ground(SIDE, rng)
-    owner = np.full((SIDE, SIDE), -1, np.int8)  # which object each pixel shows
-    part_of = np.zeros((SIDE, SIDE), np.uint8)
+    owner = np.full((SIDE, SIDE), -1, np.int8)  # index of the object at each pixel, -1 for background
+    part_of = np.zeros((SIDE, SIDE), np.uint8)  # 1 + index of its part
     placed: list[tuple[str, str, str]] = []
-    areas: list[int] = []
+    areas: list[int] = []  # pixels of each object before others hide some
     for name in _choose_names(rng):
         size = "large" if rng.random() < 0.5 else "small"
         color = list(COLORS)[rng.integers(len(COLORS))]
@@ -93,7 +93,7 @@ def make_scene(seed: int) -> Scene:
 
 
 def _choose_names(rng: np.random.Generator) -> list[str]:
-    """Two to six objects; in two scenes of five one class comes two or three times."""
+    """Class names of two to six objects; in 40 % of the scenes one class comes two or three times."""
     count = int(rng.integers(2, 7))
     names = [list(OBJECTS)[i] for i in rng.choice(len(OBJECTS), count, replace=False)]
     if rng.random() < 0.4:
@@ -105,7 +105,7 @@ def _choose_names(rng: np.random.Generator) -> list[str]:
 def _find_place(
     sprite: Sprite, owner: np.ndarray, areas: list[int], rng: np.random.Generator
 ) -> tuple[int, int] | None:
-    """A corner (x, y) that hides none of the earlier objects too much; usually one that hides nothing."""
+    """A corner (x, y) where the sprite leaves earlier objects visible enough; usually one where it hides nothing."""
     height, width = sprite.labels.shape
     solid = sprite.labels > 0
     overlap_allowed = rng.random() < 0.25

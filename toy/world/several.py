@@ -1,4 +1,4 @@
-"""Phrases that fit several objects of a scene, or none: what several things share, and what is not true of any."""
+"""Phrases that fit several objects of a scene (all of a class, of a colour, a pair), or none of it."""
 
 import re
 from collections.abc import Iterator
@@ -16,30 +16,30 @@ OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "be
 
 @dataclass(frozen=True)
 class FalsePremise:
-    """A phrase that fits nothing, and the true expression that it was made from."""
+    """A phrase that fits nothing in the scene, and the true expression from which it was made."""
 
     text: str
     truth: Expression
 
 
 def several(scene: Scene) -> list[Expression]:
-    """All plain phrases that name two or more objects; `targets` holds every one of them."""
-    found = {item.text: item for make in (_classes, _colors, _pairs) for item in make(scene)}
-    return list(found.values())
+    """All phrases that clearly name two or more objects; `targets` has every one of them."""
+    by_text = {item.text: item for make in (_classes, _colors, _pairs) for item in make(scene)}
+    return list(by_text.values())
 
 
 def false_premises(scene: Scene, items: list[Expression], rng: np.random.Generator) -> list[FalsePremise]:
     """True expressions of the scene with the class, the colour or the side changed, so that they fit nothing."""
-    found: dict[str, FalsePremise] = {}
+    by_text: dict[str, FalsePremise] = {}
     for item in items:
         for change in (_other_class, _other_color, _other_side):
             if text := change(scene, item, rng):
-                found.setdefault(text, FalsePremise(text, item))
-    return list(found.values())
+                by_text.setdefault(text, FalsePremise(text, item))
+    return list(by_text.values())
 
 
 def absent(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Phrases about one object of a class that is not in the picture, in random order."""
+    """Phrases about one object of a class that is not in the image, in random order."""
     texts = []
     for name in _shuffle(_missing(scene), rng):
         color = list(COLORS)[rng.integers(len(COLORS))]
@@ -48,7 +48,7 @@ def absent(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def none_of_several(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Phrases of the forms of `several` that fit nothing, in random order."""
+    """Phrases in the forms of `several` that fit nothing in the scene, in random order."""
     names = _shuffle(_missing(scene), rng)
     unused = [color for color in COLORS if all(thing.color != color for thing in scene.things)]
     texts = [f"all {color} things" for color in unused]
@@ -65,7 +65,7 @@ def _classes(scene: Scene) -> Iterator[Expression]:
 
 
 def _colors(scene: Scene) -> Iterator[Expression]:
-    """A colour is plain when everything of it shows it, and nobody merely wears it."""
+    """Only colours that show on every object of that colour; what a person wears does not count."""
     for color in COLORS:
         ids = [index for index, thing in enumerate(scene.things) if thing.color == color]
         things = [scene.things[index] for index in ids]
@@ -98,7 +98,7 @@ def _other_color(scene: Scene, item: Expression, rng: np.random.Generator) -> st
 
 
 def _other_side(scene: Scene, item: Expression, rng: np.random.Generator) -> str | None:
-    """Only of a class that is there once: another one could well be on the other side."""
+    """Only of a class that is there once: another object of it could be on the other side."""
     side = next((words for words in OPPOSITES if f" {words} " in item.text), None)
     if item.kind != "relation" or side is None or len(by_class(scene)[scene.things[item.targets[0]].name]) > 1:
         return None

@@ -1,4 +1,4 @@
-"""Silhouettes of the toy objects: every shape is a few flat polygons in the square [-1, 1]^2, y pointing down."""
+"""Silhouettes of the toy objects: every shape is a few flat polygons in the square [-1, 1]^2, with y pointing down."""
 
 from dataclasses import dataclass
 
@@ -27,12 +27,12 @@ NATURAL: dict[str, tuple[int, int, int]] = {  # fixed colours of the other parts
     "leaf": (62, 122, 58),
     "shadow": (66, 56, 56),
 }
-MAIN = "main"  # stands for the object's own colour
+MAIN = "main"  # in place of a key of NATURAL: the object's own colour
 
 
 @dataclass(frozen=True)
 class PartLayer:
-    """Polygons of one part, painted in one colour (MAIN or a key of NATURAL) over the layers before."""
+    """Polygons of one part in one colour (MAIN or a key of NATURAL), painted over the previous layers."""
 
     part: str
     paint: str
@@ -41,7 +41,7 @@ class PartLayer:
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers from back to front; `aspect` is width / height of the whole."""
+    """Layers from back to front; `aspect` is width / height of the object."""
 
     layers: tuple[PartLayer, ...]
     aspect: float = 1.0

@@ -1,4 +1,4 @@
-"""What can be said of a scene: captions, and short dialogues about number, colour, presence and place."""
+"""Captions of a scene, and short dialogues about number, colour, presence and place."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,12 @@ from toy.world.shapes import OBJECTS
 from toy.world.words import NUMBERS, by_class, center, join, noun, place, plural, shows_color, with_article
 
 ROUNDS = 4  # at most this many questions in one dialogue
-PRESENCE_QUESTIONS = 3  # present classes asked for in presence questions, and as many absent ones
+PRESENCE_QUESTIONS = 3  # about present classes, and as many about absent ones
 Pair = tuple[str, str]
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Three captions: every object with its looks and place from left to right, a count of classes, and the ground."""
+    """Three captions: objects from left to right with looks and place; numbers per class; objects and ground."""
     objects = _from_left(scene)
     full = [f"{with_article(noun(thing, size=True))} {place(thing)}" for thing in objects]
     opening = ("there is", "i see", "the picture shows")[rng.integers(3)]
@@ -102,5 +102,5 @@ def _contents(scene: Scene, rng: np.random.Generator) -> Iterator[Pair]:
     present = [list(groups)[i] for i in rng.permutation(len(groups))]
     offered = [*present[: int(rng.integers(1, 5))], *_absent(scene, rng, 4)]
     offered = [offered[i] for i in rng.permutation(len(offered))]
-    seen = [name for name in offered if name in groups]
-    yield f"which of these can you see: {', '.join(offered)}?", f"i see {join(seen)}."
+    visible = [name for name in offered if name in groups]
+    yield f"which of these can you see: {', '.join(offered)}?", f"i see {join(visible)}."

@@ -1,4 +1,4 @@
-"""How the toy world names what it shows, and which facts are plain enough to be said."""
+"""How the toy world names things, and which facts are clear enough in the image to be mentioned."""
 
 from toy.world.scene import SIDE, Scene, Thing
 from toy.world.shapes import MAIN, OBJECTS, PARTS
@@ -10,7 +10,7 @@ _PAINTED = {  # the parts that carry an object's colour
     name: tuple(dict.fromkeys(layer.part for layer in shape.layers if layer.paint == MAIN))
     for name, shape in OBJECTS.items()
 }
-COLOR_PIXELS = 40  # an object's colour is spoken of when its painted parts show at least this much
+COLOR_PIXELS = 40  # an object's colour is mentioned when at least this much of its coloured parts shows
 LARGE_SIDE = 43  # pixels; a large object hidden down to less than this looks small
 
 
@@ -28,7 +28,7 @@ def join(phrases: list[str]) -> str:
 
 
 def noun(thing: Thing, *, color: bool = True, size: bool = False) -> str:
-    """ "small red car", "person in red": the thing's name with the properties asked for, as far as they show."""
+    """ "small red car", "person in red": the thing's name with the requested properties, as far as they show."""
     words = [thing.size] if size and shows_size(thing) else []
     if not (color and shows_color(thing)):
         return " ".join([*words, thing.name])
@@ -38,14 +38,14 @@ def noun(thing: Thing, *, color: bool = True, size: bool = False) -> str:
 
 
 def shows_color(thing: Thing) -> bool:
-    """Is enough of the coloured part in view?"""
+    """Whether enough of the coloured part is in view."""
     painted = [thing.parts[part] for part in _PAINTED.get(thing.name, ()) if part in thing.parts]
     masks = painted if thing.name in PARTS else [thing.mask]
     return bool(thing.color) and sum(int(mask.sum()) for mask in masks) >= COLOR_PIXELS
 
 
 def shows_size(thing: Thing) -> bool:
-    """Does the thing look as large or small as it is, in spite of what hides it?"""
+    """Whether the thing looks as large or small as it is, in spite of what hides it."""
     return bool(thing.size) and (across(thing) >= LARGE_SIDE) == (thing.size == "large")
 
 
@@ -60,7 +60,7 @@ def center(thing: Thing) -> tuple[float, float]:
 
 
 def place(thing: Thing) -> str:
-    """The thing's cell of a 3 x 3 grid over the picture: "at the top left", "in the middle", …"""
+    """The thing's cell of a 3 x 3 grid over the image: "at the top left", "in the middle", …"""
     x, y = center(thing)
     row = "top" if y < 0.36 * SIDE else "bottom" if y > 0.64 * SIDE else ""
     column = "left" if x < 0.36 * SIDE else "right" if x > 0.64 * SIDE else ""

@@ -1,4 +1,7 @@
-"""Toy scenes in the on-disk layouts of real data sets. To add one: a function from World to a line of summary, here."""
+"""Toy scenes in the on-disk layouts of real data sets.
+
+To add a layout: write a function that takes a World and returns a one-line summary, and list it in LAYOUTS.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ __all__ = ["LAYOUTS", "POOLS", "Layout", "World"]
 
 @dataclass(frozen=True)
 class Layout:
-    """`write` draws its training pictures from `pool`; layouts of one pool share their pictures."""
+    """`write` takes its training scenes from `pool`; layouts of one pool share their images."""
 
     pool: str
     write: Callable[[World], str]

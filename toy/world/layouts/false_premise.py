@@ -1,4 +1,4 @@
-"""Sentences that are not true of the picture: R-RefCOCO/+/g and FP-RefCOCO/+/g (sesame.md 4.2)."""
+"""Sentences that are not true of the image: R-RefCOCO/+/g and FP-RefCOCO/+/g (sesame.md 4.2)."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from toy.world.layouts.world import World
 from toy.world.scene import Scene
 from toy.world.several import absent, false_premises
 
-WRONG = 2  # false sentences for one object, at most
+WRONG = 2  # false sentences per object, at most
 BERKELEY = ("refs(berkeley_exclude_unified).p",)
 STYLES: dict[str, tuple[Phrases, str, str]] = {  # phrases, split_by, test splits
     "refcoco": (phrases, "unc", "testAB"),
@@ -21,13 +21,13 @@ STYLES: dict[str, tuple[Phrases, str, str]] = {  # phrases, split_by, test split
 
 
 def denied(world: World, name: str) -> str:
-    """R-<name>: sentences with `exist`; the false ones name something of which the picture has none."""
+    """R-<name>: sentences with `exist`; the false ones name something that is not in the image."""
     said, split_by, tests = STYLES[name]
     return write_refs(world, RefSet(f"R-{name}", (f"refs({split_by}_exclude_unified).p",), said, _some_absent, tests))
 
 
 def corrected(world: World, name: str) -> str:
-    """fp<name>: sentences with `is_false_premise` and `gt_sent`, what is there instead."""
+    """fp<name>: sentences with `is_false_premise` and `gt_sent`, the true sentence instead."""
     said, _, tests = STYLES[name]
     return write_refs(world, RefSet(f"fp{name}", BERKELEY, said, _some_wrong, tests))
 

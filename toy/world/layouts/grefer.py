@@ -11,7 +11,7 @@ from toy.world.layouts.world import World
 from toy.world.scene import Scene
 from toy.world.several import absent, false_premises, none_of_several, several
 
-ONE, MANY, NONE = 2, 3, 2  # refs of each kind in a picture, at most
+ONE, MANY, NONE = 2, 3, 2  # refs of each kind per image, at most
 
 
 def grefcoco(world: World) -> str:
@@ -20,7 +20,7 @@ def grefcoco(world: World) -> str:
 
 
 def refzom(world: World) -> str:
-    """`ann_id` is a list, empty where the phrase fits nothing; pictures of both halves of COCO 2014."""
+    """`ann_id` is a list, empty where the phrase fits nothing; images of train2014 and val2014."""
     refset = RefSet("refzom", ("Ref_ZOM.p",), _phrases, _zero_to_many, tests="test", val2014=True)
     return write_refs(world, refset)
 
@@ -43,9 +43,9 @@ def _zero_to_many(scene: Scene, items: list[Expression], rng: np.random.Generato
 def _sample_phrases(scene: Scene, items: list[Expression], rng: np.random.Generator) -> Iterator[tuple[list[int], str]]:
     """(things, phrase): some that fit one object, some that fit several, some that fit none."""
     for at_most, fits in ((ONE, lambda n: n == 1), (MANY, lambda n: n > 1)):
-        chosen = [item for item in items if fits(len(item.targets))]
-        for i in rng.permutation(len(chosen))[:at_most]:
-            yield list(chosen[i].targets), chosen[i].text
+        candidates = [item for item in items if fits(len(item.targets))]
+        for i in rng.permutation(len(candidates))[:at_most]:
+            yield list(candidates[i].targets), candidates[i].text
     single = [item for item in items if len(item.targets) == 1]
     wrong = [item.text for item in false_premises(scene, single, rng)]
     nothing = [*wrong[: 2 * NONE], *absent(scene, rng)[:NONE], *none_of_several(scene, rng)[: 2 * NONE]]

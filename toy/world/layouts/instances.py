@@ -1,10 +1,10 @@
-"""Objects as COCO-style annotation files hold them."""
+"""Objects as entries of COCO-style annotation files."""
 
 from toy.world.layouts.labels import label_table, label_values
 from toy.world.polygons import coco_polygons, rle
 from toy.world.scene import CLASSES, Scene, Thing
 
-THINGS_PER_PICTURE = 16  # room for annotation ids
+THINGS_PER_IMAGE = 16  # the next image's annotation ids start this much later
 FIRST_TOY_CATEGORY = 201  # for classes that COCO does not have
 
 
@@ -14,7 +14,7 @@ def image_entry(scene: Scene, number: int, file_name: str) -> dict:
 
 
 def annotation(scene: Scene, index: int, number: int, *, as_rle: bool = False) -> dict:
-    """The entry of one thing. as_rle: a list of one run-length mask, as RefCLEF has them, instead of polygons."""
+    """The entry of one thing. as_rle: a list with one run-length mask, as in RefCLEF, instead of polygons."""
     thing = scene.things[index]
     return {
         "id": annotation_id(number, index),
@@ -28,7 +28,7 @@ def annotation(scene: Scene, index: int, number: int, *, as_rle: bool = False) -
 
 
 def annotation_id(number: int, index: int) -> int:
-    return number * THINGS_PER_PICTURE + index
+    return number * THINGS_PER_IMAGE + index
 
 
 def bbox(thing: Thing) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the toy classes are called in the real data sets, and with which label values."""
+"""Names and label values of the toy classes in the real data sets."""
 
 import re
 from functools import cache
@@ -11,7 +11,7 @@ from toy.world.scene import CLASSES, Scene
 TABLES = Path(__file__).resolve().parents[3] / "data" / "labels"
 MAPILLARY_TABLE = Path(__file__).with_name("mapillary_v2.txt")
 
-OTHER_NAMES: dict[str, dict[str, str]] = {  # toy class -> the real name, where the two differ; "" = has none
+OTHER_NAMES: dict[str, dict[str, str]] = {  # toy class -> the real name, where they differ; "": the set lacks the class
     "ade20k": {"fish": "animal"},
     "cocostuff": {"ball": "sports ball", "lamp": "light", "water": "water-other", "fish": "", "flag": ""},
     "cityscapes": {"house": "building", "tree": "vegetation", "grass": "terrain"},
@@ -26,8 +26,8 @@ def label_values(dataset: str) -> dict[str, int]:
     """Toy class -> label value, for the classes that the data set has, in order of value."""
     values = {name: value for value, name in reversed(label_table(dataset))}
     renamed = {name: OTHER_NAMES[dataset].get(name, name) for name in CLASSES}
-    known = {name: values[real] for name, real in renamed.items() if real in values}
-    return dict(sorted(known.items(), key=lambda item: item[1]))
+    toy_values = {name: values[real] for name, real in renamed.items() if real in values}
+    return dict(sorted(toy_values.items(), key=lambda item: item[1]))
 
 
 @cache
@@ -52,7 +52,7 @@ def mapillary_names_v1() -> list[str]:
 
 
 def real_names(dataset: str) -> list[str]:
-    """The names to ask for: the data set's, in order of label value, without the suffixes of COCO-Stuff."""
+    """The data set's names of the toy classes, in order of label value, without the suffixes of COCO-Stuff."""
     names = dict(label_table(dataset))
     return [re.sub("-(merged|other|stuff)$", "", names[value]) for value in sorted(set(label_values(dataset).values()))]
 

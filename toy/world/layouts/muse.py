@@ -1,4 +1,4 @@
-"""MUSE: questions about several objects, answers with a hole for each (pixellm.md 4.1)."""
+"""MUSE: questions about several objects, answers with a {seg} for each (pixellm.md 4.1)."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ URL, PICTURES = "http://images.cocodataset.org", "refer_seg/images/mscoco/images
 
 
 def muse(world: World) -> str:
-    """muse/muse_{train,val,test_less,test_many}.json; pictures of COCO 2017, and of 2014 in training."""
+    """muse/muse_{train,val,test_less,test_many}.json; images of COCO 2017, and of 2014 in training."""
     scenes = {"train": list(_named(world, "train")), "val": list(_named(world, "val"))}
     scenes["test_less"] = scenes["test_many"] = list(_named(world, "test"))
     fits = {"test_less": lambda n: n <= FEW, "test_many": lambda n: n > FEW}

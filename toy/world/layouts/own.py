@@ -1,4 +1,4 @@
-"""Layouts for data of one's own: COCO instances and panoptic files, a folder of label maps, a file of queries."""
+"""Layouts for custom data: COCO instances and panoptic files, a folder of label maps, a file of queries."""
 
 import json
 
@@ -13,13 +13,15 @@ from toy.world.polygons import coco_polygons, rle
 from toy.world.scene import CLASSES, STUFF, Scene
 from toy.world.several import false_premises
 
-CROWD = 3  # so many of a class or more are one crowd in the instances file
+CROWD = 3  # this many objects of a class or more are one crowd in the instances file
 
 
 def coco(world: World) -> str:
     """coco/annotations/{instances,panoptic}_{train,val}2017.json, and the panoptic PNGs."""
-    known, segments = categories(), 0
-    kinds = [entry | {"isthing": int(entry["id"] not in {category_id(name) for name in STUFF})} for entry in known]
+    segments = 0
+    plain_categories = categories()
+    stuff_ids = {category_id(name) for name in STUFF}
+    panoptic_categories = [entry | {"isthing": int(entry["id"] not in stuff_ids)} for entry in plain_categories]
     for split, scenes in (("train", world.train("coco2017")), ("val", world.val())):
         images, things, panoptic = [], [], []
         for number, scene in scenes:
@@ -29,14 +31,15 @@ def coco(world: World) -> str:
             things += _instances(scene, number)
             panoptic.append(_panoptic(world, scene, number, f"coco/annotations/panoptic_{split}2017", f"{name}.png"))
             segments += len(panoptic[-1]["segments_info"])
-        for kind, entries, names in (("instances", things, known), ("panoptic", panoptic, kinds)):
-            data = {"images": images, "annotations": entries, "categories": names}
+        files = (("instances", things, plain_categories), ("panoptic", panoptic, panoptic_categories))
+        for kind, entries, kind_categories in files:
+            data = {"images": images, "annotations": entries, "categories": kind_categories}
             world.file(f"coco/annotations/{kind}_{split}2017.json").write_text(json.dumps(data))
     return f"{segments} segments"
 
 
 def _instances(scene: Scene, number: int) -> list[dict]:
-    """Objects as polygons; a class of many is one crowd with plain run lengths in a compressed form."""
+    """Objects as polygons; a class of CROWD objects or more is one crowd with compressed run lengths."""
     entries, names = [], [thing.name for thing in scene.things]
     for index, thing in enumerate(scene.things):
         if thing.stuff:
@@ -51,9 +54,10 @@ def _instances(scene: Scene, number: int) -> list[dict]:
 
 def _panoptic(world: World, scene: Scene, number: int, folder: str, file_name: str) -> dict:
     """The PNG and its entry; a segment's id is R + 256 G + 65536 B."""
-    ids, infos = np.zeros(scene.image.shape[:2], np.uint32), []
+    ids = np.zeros(scene.image.shape[:2], np.uint32)
+    infos = []
     for index, thing in enumerate(scene.things):
-        segment = annotation_id(number, index) * 7 % (1 << 24) + 1
+        segment = annotation_id(number, index) * 7 % (1 << 24) + 1  # spread, so that all three bytes are in use
         ids[thing.mask] = segment
         own = {"id": segment, "category_id": category_id(thing.name), "iscrowd": 0}
         infos.append(own | {"bbox": bbox(thing), "area": int(thing.mask.sum())})
@@ -78,7 +82,7 @@ def folder(world: World) -> str:
 
 
 def jsonl(world: World) -> str:
-    """my_queries/{train,val}.jsonl beside the pictures: phrases and questions, with every way to give a mask."""
+    """my_queries/{train,val}.jsonl next to the images: phrases and questions, with every way to give a mask."""
     lines = 0
     for split, scenes in (("train", world.train("cityscapes")), ("val", world.val())):
         with world.file(f"my_queries/{split}.jsonl").open("w", encoding="utf-8") as file:

@@ -78,7 +78,7 @@ def _write(
     categories: list[dict],
     shapes: Callable[[Thing], Iterator[tuple[int, np.ndarray, Shape]]],
 ) -> str:
-    """One annotation file and its pictures below `folder`."""
+    """Write one annotation file and its images below `folder`."""
     images, annotations, numbers = [], [], count(1)
     for file_name, number, scene in files:
         world.picture(f"{folder}/{file_name}", scene)

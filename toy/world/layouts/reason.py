@@ -35,7 +35,7 @@ def reason_seg(world: World) -> str:
 
 
 def _entry(scene: Scene, query: Implicit, *, is_sentence: bool) -> dict:
-    """The labelme-like file of a picture; every polygon is part of the one answer."""
+    """The labelme-like file of an image; all polygons together are the answer."""
     polygons = chain.from_iterable(pixel_polygons(scene.things[i].mask) for i in query.targets)
     shapes = [{"label": "target", "labels": ["target"], "shape_type": "polygon", "points": p} for p in polygons]
     return {
@@ -46,9 +46,9 @@ def _entry(scene: Scene, query: Implicit, *, is_sentence: bool) -> dict:
 
 
 def _false_premises(scene: Scene, rng: np.random.Generator, entry: dict) -> list[list]:
-    """[question, is it a sentence, answer] about things that are not in the picture, sentences and phrases in turn.
+    """[question, is it a sentence, answer] about things that are not in the image, sentences and phrases in turn.
 
-    As many as the picture has true queries: SESAME's training takes one for each that it draws.
+    As many as the image has true queries: SESAME's training takes one for each that it draws.
     """
     found = unmet(scene, rng)[: len(entry["text"])]
     flags = [entry["is_sentence"] ^ bool(index % 2) for index in range(len(found))]

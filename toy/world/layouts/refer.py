@@ -6,12 +6,15 @@ from toy.world.layouts.world import World
 from toy.world.scene import Scene
 from toy.world.words import noun
 
-UNC = ("refs(unc).p", "refs(unc_exclude_unified).p")  # SESAME's selection: no toy picture is in two sets, so it is all
+UNC = (
+    "refs(unc).p",
+    "refs(unc_exclude_unified).p",
+)  # SESAME's selection leaves out images shared between sets; no toy image is
 UMD = ("refs(umd).p", "refs(umd_exclude_unified).p")
 
 
 def refcoco(world: World) -> str:
-    """Short phrases, words of position among them."""
+    """Short phrases, with words of position."""
     return write_refs(world, RefSet("refcoco", UNC, phrases))
 
 
@@ -21,12 +24,12 @@ def refcoco_plus(world: World) -> str:
 
 
 def refcocog(world: World) -> str:
-    """Whole descriptions: looks and relation."""
+    """Full descriptions: looks and relation."""
     return write_refs(world, RefSet("refcocog", UMD, descriptions, tests="test"))
 
 
 def refclef(world: World) -> str:
-    """Short phrases; masks as lists of run lengths, pictures in nested folders."""
+    """Short phrases; masks as lists of run lengths, images in nested folders."""
     return write_refs(world, RefSet("refclef", UNC[:1], phrases, tests="testABC", pool="saiapr"))
 
 
@@ -40,10 +43,10 @@ def looks_only(scene: Scene) -> list[Expression]:
 
 def descriptions(scene: Scene) -> list[Expression]:
     """ "the large red car left of the house": a relation that holds for one object, and how that object looks."""
-    found = []
+    items = []
     for item in expressions(scene):
         thing = scene.things[item.targets[0]]
         if item.kind == "relation":
             text = item.text.replace(thing.name, noun(thing, size=True), 1)
-            found.append(Expression(text, item.targets, item.kind))
-    return found
+            items.append(Expression(text, item.targets, item.kind))
+    return items

@@ -1,4 +1,4 @@
-"""How a referring set is written: pictures, refs and instances.json, the REFER toolkit's layout (lisa.md 4.4)."""
+"""Writes a referring set: images, refs and instances.json, in the REFER toolkit's layout (lisa.md 4.4)."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ from toy.world.layouts.instances import annotation, annotation_id, categories, c
 from toy.world.layouts.world import World
 from toy.world.scene import Scene
 
-SENTENCES = 3  # at most, for one object
+SENTENCES = 3  # at most per object
 LETTERED = {"testAB": {"testA", "testB"}, "testABC": {"testA", "testB", "testC"}}
 ANIMALS = {"fish"}
 
@@ -31,19 +31,19 @@ def one_object(scene: Scene, items: list[Expression], rng: np.random.Generator) 
 
 @dataclass(frozen=True)
 class RefSet:
-    """A referring set: its folder below refer_seg, the names of its refs file (each is written), and what it says."""
+    """A referring set: its folder below refer_seg, the names of its refs file (all are written), phrases and refs."""
 
     name: str
     files: tuple[str, ...]
     phrases: Phrases
     refs: Refs = one_object
-    tests: str = "testAB"  # test splits: those of these letters, or this one
+    tests: str = "testAB"  # test splits: a key of LETTERED, or the name of the only one
     pool: str = "coco2014"
-    val2014: bool = False  # pictures of val and test are of COCO's val2014, but lie in train2014, where GSVA looks
+    val2014: bool = False  # images of val and test are of COCO's val2014, but lie in train2014, where GSVA looks
 
 
 def write_refs(world: World, refset: RefSet) -> str:
-    """Write pictures, refs files and `instances.json` of one set."""
+    """Write images, refs files and `instances.json` of one set."""
     images, annotations, refs = [], [], []
     for split, number, scene in _pictures(world, refset):
         folder, file_name = _place(refset, split, number)
@@ -63,7 +63,7 @@ def write_refs(world: World, refset: RefSet) -> str:
 
 
 def _pictures(world: World, refset: RefSet) -> Iterator[tuple[str, int, Scene]]:
-    """(split, picture id, scene); the test pictures go on until every test split has an object."""
+    """(split, image id, scene); test scenes continue until every test split has an object."""
     for split, pictures in (("train", world.train(refset.pool)), ("val", world.val())):
         yield from ((split, number, scene) for number, scene in pictures)
     missing = LETTERED.get(refset.tests, {refset.tests}).copy()
@@ -75,7 +75,7 @@ def _pictures(world: World, refset: RefSet) -> Iterator[tuple[str, int, Scene]]:
 
 
 def _split(split: str, scene: Scene, things: tuple[int, ...]) -> str:
-    """testA holds people, testB everything else, or all of it but the animals, which are then testC."""
+    """testA has people; testB everything else, without the animals where there is a testC, which has them."""
     if split not in LETTERED:
         return split
     names = {scene.things[index].name for index in things}
@@ -85,7 +85,7 @@ def _split(split: str, scene: Scene, things: tuple[int, ...]) -> str:
 
 
 def _released(ref: dict, scene: Scene, number: int, split: str, file_name: str) -> dict:
-    """The entry of the refs file, but for the ids that `_count` gives; a list of things is one of annotations."""
+    """The entry of the refs file without the ids that `_count` adds; a list of things gives lists of annotations."""
     things = ref.pop("thing")
     listed = things if isinstance(things, list) else [things]
     ids, kinds = ([f(i) for i in listed] for f in (lambda i: annotation_id(number, i), lambda i: _kind(scene, i)))
@@ -123,5 +123,5 @@ def _place(refset: RefSet, split: str, number: int) -> tuple[str, str]:
 
 
 def _ref_file_name(file_name: str, annotation: int) -> str:
-    """A ref's own `file_name` carries the annotation, as in the released files; the picture's name does not."""
+    """A ref's own `file_name` carries the annotation, as in the released files; the image's name does not."""
     return f"{file_name.rpartition('/')[2].removesuffix('.jpg')}_{annotation}.jpg"

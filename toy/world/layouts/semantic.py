@@ -115,7 +115,7 @@ def _both(world: World, pool: str) -> Iterator[tuple[str, int, Scene]]:
 
 
 def _class_list(world: World, dataset: str) -> int:
-    """Write toy_classes/<dataset>.txt, the vocabulary that makes sense to ask for here; its length."""
+    """Write toy_classes/<dataset>.txt, the classes of the label set that the toy world has; returns their number."""
     names = real_names(dataset)
     world.file(f"toy_classes/{dataset}.txt").write_text("".join(f"{name}\n" for name in names))
     return len(names)
@@ -129,6 +129,6 @@ def _save(labels: np.ndarray, world: World, path: str, palette: list[int] | None
 
 
 def _color(value: int) -> list[int]:
-    """A colour of its own for each label value."""
+    """A distinct colour for each label value."""
     channels = colorsys.hsv_to_rgb(value * 0.381966 % 1, 0.55 + 0.4 * (value % 2), 0.95 - 0.2 * (value % 3))
     return [round(255 * channel) for channel in channels]

@@ -1,4 +1,4 @@
-"""The scenes a data set is written from: which ones each layout draws, and each picture written once."""
+"""The scenes of a data set: which ones each layout takes, and a writer that writes every image once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from toy.world.scene import Scene, make_scene, scene_seed
 
-POOLS: dict[str, int] = {  # pools of training scenes, and how many of 20 training pictures each one gets
+POOLS: dict[str, int] = {  # pools of training scenes, and how many of 20 training images each one gets
     "ade20k": 5,
     "coco2017": 4,
     "coco2014": 5,
@@ -20,7 +20,7 @@ POOLS: dict[str, int] = {  # pools of training scenes, and how many of 20 traini
     "mapillary": 1,
     "saiapr": 1,
 }
-ID_OFFSET = {"train": 1, "val": 1_000_001, "test": 2_000_001}  # picture ids of the splits never meet
+ID_OFFSET = {"train": 1, "val": 1_000_001, "test": 2_000_001}  # image ids of the splits never coincide
 POOL_BITS, TEST_BIT = 24, 1 << 24
 
 
@@ -40,26 +40,26 @@ class World:
     _listed: set[str] = field(default_factory=set)
 
     def train(self, pool: str) -> Iterator[tuple[int, Scene]]:
-        """(picture id, scene) of the pool's training pictures."""
+        """(image id, scene) of the pool's training images."""
         first = list(POOLS).index(pool) << POOL_BITS
-        return self._draw("train", pool, range(first, first + self.train_images[pool]))
+        return self._scenes("train", pool, range(first, first + self.train_images[pool]))
 
     def val(self) -> Iterator[tuple[int, Scene]]:
-        return self._draw("val", "val", range(self.val_images))
+        return self._scenes("val", "val", range(self.val_images))
 
     def test(self) -> Iterator[tuple[int, Scene]]:
         return islice(self.endless_test(), self.val_images)
 
     def endless_test(self) -> Iterator[tuple[int, Scene]]:
-        """The test scenes and those after them, for a split that needs a kind of scene which the first ones lack."""
-        return self._draw("test", "test", count(TEST_BIT))
+        """The test scenes and those after them, for a split that needs scenes of a kind which the first ones lack."""
+        return self._scenes("test", "test", count(TEST_BIT))
 
     def words(self, scene: Scene, layout: str) -> np.random.Generator:
-        """The chance that chooses words: its own for every scene and layout."""
+        """The random generator for wording, one per scene and layout."""
         return np.random.default_rng([scene.seed, *layout.encode()])
 
     def picture(self, path: str, scene: Scene) -> Path:
-        """Write the scene's picture, `path` being relative to the data set; layouts that share it write it once."""
+        """Write the scene's image to `path`, relative to the data set; layouts that share an image write it once."""
         target = self.file(path)
         if target not in self._written:
             Image.fromarray(scene.image).save(target, quality=95, subsampling=0, compress_level=1)
@@ -77,7 +77,7 @@ class World:
                 file.write(f"{path}\n")
         return target
 
-    def _draw(self, split: str, title: str, indices: range | count) -> Iterator[tuple[int, Scene]]:
+    def _scenes(self, split: str, title: str, indices: range | count) -> Iterator[tuple[int, Scene]]:
         home = "train" if split == "train" else "val"
         bar = tqdm(indices, desc=f"  {title}", unit="picture", leave=False, disable=self.quiet or None)
         for number, index in enumerate(bar, ID_OFFSET[split]):
