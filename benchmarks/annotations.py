@@ -1,11 +1,11 @@
-"""How fast and how large are annotations of real size: the shared index against pycocotools, in one run.
+"""Time and memory of reading annotations of real size: the shared index against pycocotools, in one run.
 
     python benchmarks/make_big_annotations.py /tmp/big
     python benchmarks/annotations.py /tmp/big --out annotations.json
 
-Each start is a process of its own. A start opens instances.json as the source `coco`, or with pycocotools.COCO; then
-1, 2 and 4 workers, forked as a DataLoader forks them, look up random pictures with all their polygons and say how much
-memory they hold: Rss (everything mapped), Pss (shared pages divided by their users) and private.
+Each start is a process of its own. It opens instances.json as the source `coco`, or with pycocotools.COCO; then 1, 2
+and 4 workers, forked as a DataLoader forks them, look up random images with all their polygons and report their memory:
+Rss (everything mapped), Pss (shared pages divided by their users) and private.
 """
 
 from __future__ import annotations
@@ -50,23 +50,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, metavar="ROOT", help="what make_big_annotations.py wrote")
-    parser.add_argument("--reads", type=int, default=5000, help="pictures that each worker looks up (default 5000)")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder written by make_big_annotations.py")
+    parser.add_argument("--reads", type=int, default=5000, help="images that each worker looks up (default 5000)")
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write the figures there")
     parser.add_argument("--child", choices=OPEN, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def run_start(kind: str, args: argparse.Namespace) -> dict[str, Any]:
-    words = [sys.executable, __file__, str(args.root), "--reads", str(args.reads), "--child", kind]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    """`measure_start` in a new process."""
+    command = [sys.executable, __file__, str(args.root), "--reads", str(args.reads), "--child", kind]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def measure_start(kind: str, root: Path, reads: int) -> dict[str, Any]:
-    """Opens the annotations in this process, then looks pictures up in forked workers."""
-    make = OPEN[kind](root)  # imports first: they cost the same with every way of reading
-    before, began, cpu = memory(), time.perf_counter(), time.process_time()
-    look_up, pictures = make()
+    """Open the annotations in this process, then look images up in forked workers."""
+    open_annotations = OPEN[kind](root)  # imports come first: they cost the same with every way of reading
+    before = memory()
+    began, cpu = time.perf_counter(), time.process_time()
+    look_up, images = open_annotations()
     figures: dict[str, Any] = {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
@@ -75,31 +77,33 @@ def measure_start(kind: str, root: Path, reads: int) -> dict[str, Any]:
         "opened_mb": memory()["Rss"],
     }
     for workers in WORKERS:
-        figures[f"{workers} workers"] = measure_workers(look_up, pictures, workers, reads)
+        figures[f"{workers} workers"] = measure_workers(look_up, images, workers, reads)
     return figures
 
 
-def measure_workers(look_up: Callable[[int], int], pictures: int, workers: int, reads: int) -> dict[str, Any]:
+def measure_workers(look_up: Callable[[int], int], images: int, workers: int, reads: int) -> dict[str, Any]:
     """Means over the workers, measured while all of them are alive."""
     fork = multiprocessing.get_context("fork")
-    done, answers = fork.Barrier(workers), fork.Queue()
+    done = fork.Barrier(workers)
+    answers = fork.Queue()
 
     def work(number: int) -> None:
-        rng, began = np.random.default_rng(number), time.process_time()
-        for index in rng.integers(pictures, size=reads):
+        rng = np.random.default_rng(number)
+        began = time.process_time()
+        for index in rng.integers(images, size=reads):
             look_up(int(index))
         spent = time.process_time() - began
-        done.wait()
+        done.wait()  # nobody has left yet, so that pages are still shared by all
         answers.put({**memory(), "us_each": spent / reads * 1e6})
         done.wait()
 
     children = [fork.Process(target=work, args=(number,)) for number in range(workers)]
     for child in children:
         child.start()
-    told = [answers.get() for _ in children]
+    reports = [answers.get() for _ in children]
     for child in children:
         child.join()
-    return {key: sum(entry[key] for entry in told) / workers for key in told[0]}
+    return {key: sum(report[key] for report in reports) / workers for key in reports[0]}
 
 
 def open_index(root: Path) -> Callable[[], tuple[Callable[[int], int], int]]:
@@ -142,7 +146,7 @@ def as_table(figures: dict[str, Any]) -> str:
     lines = [
         f"instances.json {figures['file_mb']} MB, index {figures['index_mb']} MB",
         "| | seconds | CPU seconds | peak MB | MB after imports | opened | "
-        + " | ".join(f"{n} workers: Rss / Pss / private MB each, µs a picture" for n in WORKERS)
+        + " | ".join(f"{n} workers: Rss / Pss / private MB each, µs per image" for n in WORKERS)
         + " |",
         "| --- |" + " ---: |" * (5 + len(WORKERS)),
     ]

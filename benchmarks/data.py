@@ -1,11 +1,11 @@
-"""Samples a second of the whole data path on one core, and where the time goes.
+"""Samples per second of the full data path on one core, and where the time goes.
 
     python benchmarks/data.py configs/lasagna.yaml --tokenizer LLAVA --dataset_dir ./dataset
     python benchmarks/data.py RECIPE --tokenizer LLAVA --set 'data.mixture=[{task: own, sets: [...]}]' --workers 0 2
 
-The path is that of training: facts from the source, words from the system, ids, the picture read and decoded, both
+The path is that of training: facts from the source, words from the system, ids, reading and decoding the image, both
 views, masks, a batch. Times are CPU times of one thread (other programs do not change them), after a first round that
-warms the page cache. --workers also measures a real loader, by the clock.
+warms the page cache. --workers also measures a real loader, by wall clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,7 +30,7 @@ from data.mixture import Mixture, Stream
 from data.readers.index import set_index_folder
 from data.tokens import load_tokenizer
 from data.types import Record
-from data.views import ClipView, SamView, Views, read_image
+from data.views import ClipView, SamView, SegView, Views, read_image
 from systems.base import build_system
 from utils.config import Recipe, from_dict, load_recipe, override, to_dict
 
@@ -39,7 +39,7 @@ STEPS = ("facts", "words", "ids", "read and decode", "language-side view", "mask
 
 
 class CpuClock:
-    """CPU seconds by step, of this thread."""
+    """CPU seconds of this thread per step."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STEPS, 0.0)
@@ -81,11 +81,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="FOLDER", help="a LLaVA folder")
-    parser.add_argument("--dataset_dir", type=Path, metavar="ROOT", help="the dataset folder, if not the recipe's")
+    parser.add_argument("--dataset_dir", type=Path, metavar="ROOT", help="dataset folder (default: the recipe's)")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=V", help="set any recipe field")
     parser.add_argument("--clip_size", type=int, default=224, help="side of the language-side view (default 224)")
-    parser.add_argument("--samples", type=int, default=200, help="samples to draw (default 200)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[], metavar="N", help="loaders to measure as well")
+    parser.add_argument("--samples", type=int, default=200, help="number of samples (default 200)")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[], metavar="N", help="also measure a loader with N workers"
+    )
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write the figures there")
     return parser.parse_args(argv)
 
@@ -100,7 +102,7 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
 
 
 def build_mixture(recipe: Recipe, args: argparse.Namespace) -> Mixture:
-    """The recipe's mixture with rows of any length; no model is needed for that."""
+    """The recipe's mixture with rows of any length; needs no model."""
     system = build_system(recipe.system, recipe.options)
     choices = {"release": recipe.model.tokenization, "legacy": recipe.model.tokenizer_legacy}
     tokenizer = load_tokenizer(args.tokenizer, system.tokens, 10**9, **choices)
@@ -110,9 +112,10 @@ def build_mixture(recipe: Recipe, args: argparse.Namespace) -> Mixture:
 
 
 def build_sample(mixture: Mixture, index: int, clock: CpuClock, args: argparse.Namespace) -> int:
-    """Makes sample `index` as `Mixture.draw` does, each step on the clock; the picture's pixels."""
+    """Makes sample `index` as `Mixture.draw` does, each step timed; returns the image's number of pixels."""
     rng = np.random.default_rng((mixture.seed, index))
-    maker, dialogues = mixture.maker, []
+    maker = mixture.maker
+    dialogues = []
     while not dialogues:
         part, position = mixture.pick(index, rng, again=False)
         record: Record = clock("facts", part.source.__getitem__, position)
@@ -120,7 +123,7 @@ def build_sample(mixture: Mixture, index: int, clock: CpuClock, args: argparse.N
     rows = clock("ids", lambda: [maker.encoder(dialogue) for dialogue in dialogues])
     image = clock("read and decode", read_image, record.image)
     pixels = clock("language-side view", maker.views.language, image)
-    seg_pixels, geometry = clock("mask-side view", maker.views.seg, image)
+    seg_pixels, geometry = clock("mask-side view", cast(SegView, maker.views.seg), image)
     holes = [hole for row in rows for hole in row.holes]
     masks = clock("masks", rasterize_masks, record, holes, geometry.original)
     sample = Sample(str(record.image), pixels, seg_pixels, geometry, rows, masks)
@@ -129,11 +132,12 @@ def build_sample(mixture: Mixture, index: int, clock: CpuClock, args: argparse.N
 
 
 def loader_speed(mixture: Mixture, workers: int, args: argparse.Namespace, batch_size: int = 2) -> float:
-    """Samples a second, by the clock, after the workers have started."""
+    """Samples per second by wall clock, after the workers have started."""
     stream = Stream(mixture, batch_size, image_tokens=mixture.maker.encoder.image_tokens, workers=workers)
     for _ in range(2 * max(1, workers)):
         next(stream)
-    began, batches = time.perf_counter(), args.samples // batch_size
+    batches = args.samples // batch_size
+    began = time.perf_counter()
     for _ in range(batches):
         next(stream)
     return batches * batch_size / (time.perf_counter() - began)
@@ -141,12 +145,12 @@ def loader_speed(mixture: Mixture, workers: int, args: argparse.Namespace, batch
 
 def as_table(figures: dict[str, Any]) -> str:
     total = sum(figures["ms_each"].values())
-    lines = ["| step | ms a sample | share |", "| --- | ---: | ---: |"]
+    lines = ["| step | ms per sample | share |", "| --- | ---: | ---: |"]
     lines += [f"| {step} | {ms:.2f} | {100 * ms / total:.0f} % |" for step, ms in figures["ms_each"].items()]
-    lines.append(f"| all | {total:.2f} | {figures['samples_per_core_second']:.1f} samples a core and second |")
+    lines.append(f"| all | {total:.2f} | {figures['samples_per_core_second']:.1f} samples per core and second |")
     lines.append(f"\n{figures['samples']} samples, {figures['megapixels_each']:.2f} megapixels each")
     for workers, speed in figures["loader_samples_per_second"].items():
-        lines.append(f"loader with {workers} workers: {speed:.1f} samples a second")
+        lines.append(f"loader with {workers} workers: {speed:.1f} samples per second")
     return "\n".join(lines)
 
 

@@ -1,14 +1,14 @@
-"""Queries a second of the evaluator against the one-by-one path, on the same random weights in the same run.
+"""Queries per second of the evaluator against the one-by-one path, on the same random weights in the same run.
 
     python benchmarks/eval_speed.py --json speed.json
 
-one by one: each query alone, picture encoded, prompt read, answer written, masks drawn. together: all queries of a
-picture in one batch, as `evaluation/protocols.py` has it. Both must write the same answers, or the program fails.
-Weights are random, but for two rows: every answer begins with the mask token, and none ends before it has the length
-that `--new_tokens` says. The mask encoder has the depth and the pattern of SAM's smallest (ViT-B), and a small width.
-Memory is the highest resident size (GPU: allocated) while the queries are answered together. At the end one query is
-answered with `model.embedding_cache`: when its picture is new and when it was seen before.
-The JSON also has the ratio of CPU seconds (cpu_speedup), which means more where other programs run.
+one by one: each query alone, with its image encoded, its prompt read, its answer generated and its masks decoded.
+together: all queries about an image in one batch, as in `evaluation/protocols.py`. Both must give the same answers, or
+the program fails. Weights are random but for a few rows, so that every answer begins with the mask token and has
+exactly --new_tokens tokens. The mask encoder has the depth and the attention pattern of the smallest SAM (ViT-B), and a
+small width. Memory is the peak resident size (GPU: allocated) while the queries are answered together. At the end one
+query is answered with `model.embedding_cache`, for a new image and for a cached one. The JSON also has the ratio of CPU
+seconds (cpu_speedup), which is more reliable where other programs run.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.shapes import llava, sam_head
 from data.types import IMAGE_ID, Batch, Geometry
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble
@@ -36,9 +38,9 @@ from model.seg_model import Answer, SegModel
 
 BOS, EOS, MASK, ASK, FIRST_WORD = 1, 2, 3, 4, 5
 MIB = 2**20
-PICTURE = (480, 640)
+IMAGE = (480, 640)  # height and width
 TOLERANCE = 0.02  # of mask logits, in float32
-LOUD = 30  # so much above the others that the layers cannot drown it
+LOUD = 30  # gain of ASK's embedding, so large that the layers cannot hide it
 
 
 @dataclass
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(args.device)
     model = build_model(args).to(device)
     table: dict[str, Any] = {}
-    answer(model, questions(args, 2).to(device, model.dtype), 2)  # what is allocated or chosen once
+    answer(model, questions(args, 2).to(device, model.dtype), 2)  # warm-up
     print(
         f"{'queries':>8}{'one by one':>14}{'together':>12}{'speedup':>9}{'queries/s':>11}{'peak MiB':>10}{'masks':>7}"
     )
@@ -65,22 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         table[str(queries)] = row = compare(model, batch, args.new_tokens, args.repeats)
         values = (row["one_by_one_seconds"], row["seconds"], row["speedup"], queries / row["seconds"], row["peak_mib"])
         print(f"{queries:>11}" + "".join(f"{value:>11.2f}" for value in values) + f"{row['masks']:>11}", flush=True)
-    kept = measure_cache(model, questions(args, 1).to(device, model.dtype), args.new_tokens, args.repeats)
+    cache = measure_cache(model, questions(args, 1).to(device, model.dtype), args.new_tokens, args.repeats)
     print(
-        f"embedding cache, 1 query: {kept['without_seconds']:.2f} s without, {kept['new_seconds']:.2f} s for a new "
-        f"picture, {kept['seen_seconds']:.2f} s for one seen before ({kept['speedup']:.2f}x), {kept['mib']:.2f} MiB"
+        f"embedding cache, 1 query: {cache['without_seconds']:.2f} s without, {cache['new_seconds']:.2f} s for a new "
+        f"image, {cache['seen_seconds']:.2f} s for a cached one ({cache['speedup']:.2f}x), {cache['mib']:.2f} MiB"
     )
     if args.json:
         setup = {key: value for key, value in vars(args).items() if key != "json"}
         setup |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
         args.json.write_text(
-            json.dumps({"setup": setup, "queries_per_picture": table, "embedding_cache": kept}, indent=1) + "\n"
+            json.dumps({"setup": setup, "queries_per_picture": table, "embedding_cache": cache}, indent=1) + "\n"
         )
     return 0
 
 
 def compare(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dict[str, Any]:
-    """Both paths in turn, `repeats` times; the fastest of each counts. Different answers raise."""
+    """Both paths in turn, `repeats` times; the fastest of each counts. Raises where answers differ."""
     rows = range(len(batch.ids))
     together = [lambda: answer(model, batch, new_tokens)]
     single = [lambda row=row: answer(model, single_query(batch, row), new_tokens) for row in rows]
@@ -108,16 +110,19 @@ def compare(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dic
 
 
 def measure_cache(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dict[str, Any]:
-    """Seconds of one batch without the cache, with an empty one, and with one that has the picture; the fastest."""
-    weights, seconds = fingerprint(model.head.encoder), {"without": [], "new": [], "seen": []}
+    """Seconds of one batch without the cache, with an empty one, and with one that has the image; the fastest."""
+    head = sam_head(model)
+    weights = fingerprint(head.encoder)
+    seconds: dict[str, list[float]] = {"without": [], "new": [], "seen": []}
+    mib = 0.0
     for _ in range(repeats):
         seconds["without"].append(time_calls([lambda: answer(model, batch, new_tokens)]).seconds)
         with tempfile.TemporaryDirectory() as folder:
-            model.head.cache = EmbeddingCache(folder, 1, weights)
+            head.cache = EmbeddingCache(folder, 1, weights)
             for name in ("new", "seen"):
                 seconds[name].append(time_calls([lambda: answer(model, batch, new_tokens)]).seconds)
             mib = sum(path.stat().st_size for path in Path(folder).rglob("*.bin")) / MIB / len(batch)
-        model.head.cache = None
+        head.cache = None
     best = {f"{name}_seconds": round(min(times), 4) for name, times in seconds.items()}
     return {**best, "speedup": round(best["without_seconds"] / best["seen_seconds"], 3), "mib": round(mib, 3)}
 
@@ -133,7 +138,7 @@ def time_calls(calls: Sequence[Callable[[], list[Answer]]]) -> Timing:
 
 
 class Peak:
-    """The most memory in use meanwhile: on a GPU as its allocator counts, else the process's resident size, sampled."""
+    """Peak memory during the `with` block: of the allocator on a GPU, else sampled resident size of the process."""
 
     def __enter__(self) -> Peak:
         self.mib, self._stop = 0.0, threading.Event()
@@ -162,13 +167,13 @@ def answer(model: SegModel, batch: Batch, new_tokens: int) -> list[Answer]:
 
 
 def single_query(batch: Batch, row: int) -> Batch:
-    """One query with its picture, without padding."""
-    kept = batch.attention[row]
-    return replace(batch, ids=batch.ids[row : row + 1, kept], attention=kept[kept][None], row_image=batch.row_image[:1])
+    """One query with its image, without padding."""
+    real = batch.attention[row]
+    return replace(batch, ids=batch.ids[row : row + 1, real], attention=real[real][None], row_image=batch.row_image[:1])
 
 
 def questions(args: argparse.Namespace, queries: int) -> Batch:
-    """One picture of noise with prompts that share all but their last 7 to 14 tokens."""
+    """An image of noise with prompts that share all but their last 7 to 14 tokens."""
     generator = torch.Generator().manual_seed(args.seed)
 
     def words(count: int) -> list[int]:
@@ -178,8 +183,8 @@ def questions(args: argparse.Namespace, queries: int) -> Batch:
     rows = [[*shared, *words(6 + row % 8), ASK] for row in range(queries)]
     length = max(map(len, rows))
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
-    scale = args.sam_side / max(PICTURE)
-    resized = tuple(round(side * scale) for side in PICTURE)
+    scale = args.sam_side / max(IMAGE)
+    resized = (round(IMAGE[0] * scale), round(IMAGE[1] * scale))
     return Batch(
         pixels=torch.randn(1, 3, args.tower_side, args.tower_side, generator=generator),
         seg_pixels=torch.randn(1, 3, args.sam_side, args.sam_side, generator=generator),
@@ -190,7 +195,7 @@ def questions(args: argparse.Namespace, queries: int) -> Batch:
         mask_rows=torch.zeros(0, dtype=torch.long),
         mask_positions=torch.zeros(0, 1, dtype=torch.long),
         masks=[],
-        geometry=[Geometry(PICTURE, resized)],
+        geometry=[Geometry(IMAGE, resized)],
     )
 
 
@@ -203,15 +208,17 @@ def build_model(args: argparse.Namespace) -> SegModel:
             weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
         elif "norm" not in name:
             weight.zero_()
-    words, head = model.vlm.language.get_input_embeddings().weight, model.vlm.language.lm_head.weight
-    head[MASK] = words[ASK]
-    words[ASK] *= LOUD
-    head[EOS] = 0  # another logit is always above 0
+    language = llava(model).language
+    embeddings = cast(nn.Embedding, language.get_input_embeddings()).weight
+    output = language.lm_head.weight
+    output[MASK] = embeddings[ASK]  # the state at ASK then points to the mask token
+    embeddings[ASK] *= LOUD
+    output[EOS] = 0  # some other logit is always above 0
     return model
 
 
 def architecture(args: argparse.Namespace) -> Architecture:
-    """LLaMA, CLIP and SAM of the sizes asked for."""
+    """LLaMA, CLIP and SAM with the sizes of the command line."""
     grid = round(args.image_tokens**0.5)
     language = {
         "vocab_size": args.vocabulary,
@@ -253,9 +260,9 @@ def architecture(args: argparse.Namespace) -> Architecture:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, nargs="+", default=[1, 4, 8, 16], help="queries a picture")
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 4, 8, 16], help="queries per image")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--repeats", type=int, default=3, help="the fastest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements; the fastest counts")
     parser.add_argument("--new_tokens", type=int, default=12, help="length of each answer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")

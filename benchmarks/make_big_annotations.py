@@ -1,10 +1,10 @@
-"""Write annotation files of real size, for benchmarks/annotations.py; the pictures are empty files.
+"""Write annotation files of real size, for benchmarks/annotations.py; the images are empty files.
 
-    python benchmarks/make_big_annotations.py /tmp/big                  # 150,000 pictures, 1.2 M polygons, 0.7 GB
+    python benchmarks/make_big_annotations.py /tmp/big                  # 150,000 images, 1.2 M polygons, 0.7 GB
     python benchmarks/make_big_annotations.py /tmp/small --scale 0.01
 
 Writes instances.json (COCO), refer_seg/refcoco (50,000 objects, 140,000 expressions) and
-llava_dataset/llava_instruct_150k.json (150,000 dialogues), all on the pictures in coco/train2017.
+llava_dataset/llava_instruct_150k.json (150,000 dialogues), all on the images in coco/train2017.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-PICTURES, POLYGONS, CATEGORIES, REFS, EXPRESSIONS = 150_000, 1_200_000, 80, 50_000, 140_000
-SHAPES, CORNERS = 5_000, (6, 46)  # polygons that the annotations share in turn, and how many corners they have
+IMAGES, POLYGONS, CATEGORIES, REFS, EXPRESSIONS = 150_000, 1_200_000, 80, 50_000, 140_000
+SHAPES, CORNERS = 5_000, (6, 46)  # distinct polygons, used in turn, and the range of their corners
 HEIGHT, WIDTH = 480, 640
 WORDS = ("the", "man", "left", "red", "cup", "near", "table", "dog", "on", "chair", "blue", "woman", "holding", "ball")
 
@@ -27,14 +27,14 @@ WORDS = ("the", "man", "left", "red", "cup", "near", "table", "dog", "on", "chai
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     rng = np.random.default_rng(args.seed)
-    pictures, polygons = (max(1, round(number * args.scale)) for number in (PICTURES, POLYGONS))
-    make_pictures(args.out / "coco/train2017", pictures)
-    print(f"{pictures:,} pictures (empty files)", flush=True)
+    images, polygons = (max(1, round(number * args.scale)) for number in (IMAGES, POLYGONS))
+    make_images(args.out / "coco/train2017", images)
+    print(f"{images:,} images (empty files)", flush=True)
     shapes = [json.dumps(shape) for shape in make_shapes(rng)]
-    write_instances(args.out / "instances.json", pictures, polygons, shapes, rng)
+    write_instances(args.out / "instances.json", images, polygons, shapes, rng)
     print_size(args.out / "instances.json", f"{polygons:,} polygons")
-    write_refer(args.out / "refer_seg/refcoco", pictures, args.scale, shapes, rng)
-    write_dialogues(args.out / "llava_dataset/llava_instruct_150k.json", pictures, rng)
+    write_refer(args.out / "refer_seg/refcoco", images, args.scale, shapes, rng)
+    write_dialogues(args.out / "llava_dataset/llava_instruct_150k.json", images, rng)
     return 0
 
 
@@ -46,14 +46,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make_pictures(folder: Path, count: int) -> None:
+def make_images(folder: Path, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         (folder / file_name(number)).touch()
 
 
 def make_shapes(rng: np.random.Generator) -> Iterator[list[list[float]]]:
-    """Star-shaped polygons [[x0, y0, ...]] inside the picture, two decimals, as COCO's are written."""
+    """Star-shaped polygons [[x0, y0, ...]] inside the image, two decimals, as in COCO."""
     for _ in range(SHAPES):
         corners = int(rng.integers(*CORNERS))
         angles = np.sort(rng.random(corners)) * 2 * np.pi
@@ -63,28 +63,30 @@ def make_shapes(rng: np.random.Generator) -> Iterator[list[list[float]]]:
         yield [points.round(2).ravel().tolist()]
 
 
-def write_instances(path: Path, pictures: int, polygons: int, shapes: list[str], rng: np.random.Generator) -> None:
-    """A COCO file, written piece by piece; annotations in random order of their pictures, as in the real one."""
-    images, categories = rng.integers(pictures, size=polygons), rng.integers(CATEGORIES, size=polygons)
+def write_instances(path: Path, images: int, polygons: int, shapes: list[str], rng: np.random.Generator) -> None:
+    """A COCO file, written piece by piece; annotations in random order of their images, as in the real one."""
+    image_ids = rng.integers(images, size=polygons)
+    categories = rng.integers(CATEGORIES, size=polygons)
     with path.open("w") as file:
         file.write('{"info": {}, "images": [')
-        file.writelines(separated(image_entry(number) for number in range(pictures)))
+        file.writelines(separated(image_entry(number) for number in range(images)))
         file.write('], "annotations": [')
         file.writelines(
             separated(
                 f'{{"segmentation": {shapes[number % SHAPES]}, "area": 702.25, "iscrowd": 0, "image_id": {image}, '
                 f'"bbox": [473.07, 395.93, 38.65, 28.67], "category_id": {category + 1}, "id": {number + 1}}}'
-                for number, (image, category) in enumerate(zip(images, categories, strict=True))
+                for number, (image, category) in enumerate(zip(image_ids, categories, strict=True))
             )
         )
         names = [{"supercategory": "x", "id": number + 1, "name": f"thing {number}"} for number in range(CATEGORIES)]
         file.write(f'], "categories": {json.dumps(names)}}}')
 
 
-def write_refer(folder: Path, pictures: int, scale: float, shapes: list[str], rng: np.random.Generator) -> None:
-    """refs(unc).p and instances.json: one object a ref, several expressions each."""
+def write_refer(folder: Path, images: int, scale: float, shapes: list[str], rng: np.random.Generator) -> None:
+    """refs(unc).p and instances.json: one object per ref, several expressions per object."""
     folder.mkdir(parents=True, exist_ok=True)
-    count, used = max(1, round(REFS * scale)), max(1, pictures // 8)
+    count = max(1, round(REFS * scale))
+    used = max(1, images // 8)  # images that have refs
     entries = [json.loads(image_entry(number)) for number in range(used)]
     annotations = [
         {"id": number, "image_id": number % used, "category_id": 1, "segmentation": json.loads(shapes[number % SHAPES])}
@@ -106,22 +108,22 @@ def write_refer(folder: Path, pictures: int, scale: float, shapes: list[str], rn
     print_size(folder / "instances.json", f"{count:,} objects")
 
 
-def write_dialogues(path: Path, pictures: int, rng: np.random.Generator) -> None:
+def write_dialogues(path: Path, images: int, rng: np.random.Generator) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = [
         {
             "id": f"{number:012d}",
             "image": file_name(number),
             "conversations": [
-                said
+                message
                 for _ in range(3)
-                for said in ({"from": "human", "value": words(rng, 9)}, {"from": "gpt", "value": words(rng, 25)})
+                for message in ({"from": "human", "value": words(rng, 9)}, {"from": "gpt", "value": words(rng, 25)})
             ],
         }
-        for number in range(pictures)
+        for number in range(images)
     ]
     path.write_text(json.dumps(entries))
-    print_size(path, f"{pictures:,} dialogues")
+    print_size(path, f"{images:,} dialogues")
 
 
 def image_entry(number: int) -> str:

@@ -1,4 +1,4 @@
-"""What a training step takes: seconds by part, memory at its highest, arithmetic."""
+"""Measures a training step: seconds per part, peak memory, floating-point operations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.shapes import llava, sam_head
 from data.types import Batch
 from model.seg_model import SegModel
 
 MIB = 2**20
-RESET_PEAK = "5"  # what /proc/self/clear_refs takes for it
-MMAP_THRESHOLD, LARGE = -3, 2**18  # glibc's name of the option; from so many bytes on a block goes back when freed
-PEAK_FLOPS = {  # dense, 16 bit, as the makers state them; by a part of the device's name, the first that fits
+RESET_PEAK = "5"  # written to /proc/self/clear_refs, resets the peak resident size
+MMAP_THRESHOLD, LARGE = -3, 2**18  # glibc's M_MMAP_THRESHOLD; blocks of at least LARGE bytes are returned when freed
+PEAK_FLOPS = {  # dense, 16 bit, from the data sheets; by a part of the device's name, first match
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "H200": 989e12,
@@ -29,7 +31,10 @@ PEAK_FLOPS = {  # dense, 16 bit, as the makers state them; by a part of the devi
 
 
 class PartClock:
-    """Seconds by part; the parts of the model are counted in their forward pass, and out of `forward`'s rest."""
+    """Seconds per part of a step.
+
+    Forward passes of the model's parts count for themselves and are subtracted from "forward", which keeps the rest.
+    """
 
     def __init__(self, model: SegModel):
         self.device = model.device
@@ -57,9 +62,10 @@ class PartClock:
 
 
 class PeakMemory:
-    """The most that is held from now on, beyond what is held now: allocated on a GPU, resident on a CPU (Linux).
+    """Peak memory from now on, beyond what is in use now: allocated on a GPU, resident on a CPU (Linux).
 
-    On a CPU freed blocks go back at once from here on, so that resident is what is in use; that costs time.
+    On a CPU freed blocks are returned to the system at once from now on, so that resident means in use; that costs
+    time, so steps are timed without it.
     """
 
     def __init__(self, device: torch.device):
@@ -79,36 +85,43 @@ class PeakMemory:
         return now - self.base
 
     def _resident(self) -> float:
-        """The high-water mark, which `clear_refs` has put to the resident size."""
+        """The peak resident size since it was reset."""
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def parts_of(model: SegModel) -> dict[str, torch.nn.Module]:
-    parts = {"tower": model.vlm.tower, "language model": model.vlm.language.model}
-    return parts | {"mask encoder": model.head.encoder, "mask decoder": model.head.decoder}
+def parts_of(model: SegModel) -> dict[str, nn.Module]:
+    vlm, head = llava(model), sam_head(model)
+    return {
+        "tower": vlm.tower,
+        "language model": vlm.language.model,
+        "mask encoder": head.encoder,
+        "mask decoder": head.decoder,
+    }
 
 
 def step_flops(model: SegModel, batch: Batch) -> float:
-    """Floating-point operations that a training step needs, whatever is computed twice to save memory.
+    """Floating-point operations that a training step needs; recomputation to save memory does not count.
 
     The forward pass as torch counts it, by part: once for frozen parts, twice where gradients pass through frozen
-    weights, three times where they train. Attention on a CPU is not counted (torch has no formula for its kernel).
+    weights, three times for trained parts. Attention on a CPU is not counted (torch has no formula for its kernel).
     """
-    with FlopCounterMode(display=False) as counter:  # with gradients, for inference goes another way in places
+    with FlopCounterMode(display=False) as counter:  # with gradients: inference takes other paths in places
         model(batch)
     by_part = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     names = {part: name for name, part in model.named_modules()}
     root = type(model).__name__
-    vocabulary = model.vlm.language.lm_head
-    factors = {model.vlm.tower: 1, model.vlm.projector: 1, model.head.encoder: 1, model.vlm.language.model: 2}
-    factors |= {vocabulary: 3 if vocabulary.weight.requires_grad else 2}
-    taken = {part: by_part.get(f"{root}.{names[part]}", 0) for part in factors}
-    rest = by_part["Global"] - sum(taken.values())  # trained: text MLP and mask decoder
-    return 3 * rest + sum(factors[part] * flops for part, flops in taken.items())
+    vlm = llava(model)
+    vocabulary = vlm.language.lm_head
+    factors: dict[nn.Module, int] = {vlm.tower: 1, vlm.projector: 1, sam_head(model).encoder: 1}
+    factors[vlm.language.model] = 2  # with LoRA's own products
+    factors[vocabulary] = 3 if vocabulary.weight.requires_grad else 2
+    flops = {part: by_part.get(f"{root}.{names[part]}", 0) for part in factors}
+    rest = by_part["Global"] - sum(flops.values())  # trained: text MLP and mask decoder
+    return 3 * rest + sum(factors[part] * number for part, number in flops.items())
 
 
 def utilisation(flops: float, seconds: float, device: str) -> float | None:
-    """Share of what the device can do (MFU); None for one that PEAK_FLOPS does not know."""
+    """Model FLOPs utilisation (MFU), 0 to 1; None for a device that PEAK_FLOPS does not list."""
     peak = next((value for name, value in PEAK_FLOPS.items() if name in device), None)
     return None if peak is None else flops / seconds / peak

@@ -1,11 +1,11 @@
-"""What a training step costs as it grows: dialogues a picture, classes in the list, picture size, processes.
+"""Time of a training step by dialogues per image, classes in the list, image size, and number of processes.
 
     python benchmarks/scaling.py --json scaling.json --plot docs/scaling.png
     python benchmarks/scaling.py --shape tiny --repeats 1 --plot /tmp/scaling.png
 
-The step that recipes take when told nothing against the one of the original programs (benchmarks/plain_step.py), each
-point in a process of its own. Processes, each with one thread and its own pictures, train through DeepSpeed as
-train_ds.py does; there the question is how many pictures a second all of them take.
+The step of recipes by default, against the one of the original programs (benchmarks/plain_step.py), each point in a
+process of its own. For the number of processes, each has one thread and its own images and trains through DeepSpeed as
+in train_ds.py; the figure is the images per second of all of them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from model.seg_model import SegModel
 from utils.config import LoraConfig, LossConfig, ModelConfig, Recipe, TrainConfig
 
 DIALOGUES, CLASSES, PROCESSES = (1, 2, 4, 8), (10, 80, 150), (1, 2)
-GROWTH = (0.5, 1.0, 2.0)  # of both sides of the picture
+GROWTH = (0.5, 1.0, 2.0)  # of both sides of the image
 MASKS = 4  # present among the classes of a list
-PANELS = {"dialogues": "dialogues a picture", "classes": "classes in the list", "pixels": "pixels of the picture"}
+PANELS = {"dialogues": "dialogues per image", "classes": "classes in the list", "pixels": "pixels of the image"}
 WAYS = {"published": "as published", "product": "this program"}
 MODEL = ModelConfig(gradient_checkpointing=False, lora=LoraConfig(dropout=0.0), precision="fp32")
 
@@ -48,15 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     figures: dict[str, Any] = {panel: {way: {} for way in WAYS} for panel in PANELS}
     fork = multiprocessing.get_context("fork")
-    for panel, value, shape, asked in points(SHAPES[args.shape]):
+    for panel, value, shape, contents in points(SHAPES[args.shape]):
         for way in WAYS:
-            with fork.Pool(1) as process:  # nothing has run in this one that a fork breaks
-                figures[panel][way][value] = process.apply(step_seconds, (shape, asked, way, args))
+            with fork.Pool(1) as process:  # torch has run nothing here yet, so that forking is safe
+                figures[panel][way][value] = process.apply(step_seconds, (shape, contents, way, args))
         old, new = (figures[panel][way][value] for way in WAYS)
         print(f"{PANELS[panel]:<24}{value:>9}{old:>9.3f} s as published{new:>9.3f} s{old / new:>7.2f}x", flush=True)
     figures["processes"] = {world: distributed_seconds(world, args) for world in PROCESSES}
     for world, seconds in figures["processes"].items():
-        print(f"{'processes':<24}{world:>9}{seconds:>9.3f} s, {world / seconds:.3f} pictures a second", flush=True)
+        print(f"{'processes':<24}{world:>9}{seconds:>9.3f} s, {world / seconds:.3f} images per second", flush=True)
     figures["setup"] = {"shape": args.shape, "repeats": args.repeats, "torch": torch.__version__}
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -68,15 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw them")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also plot them")
     parser.add_argument("--shape", choices=("issue", "tiny"), default="issue")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed steps, after one that is not")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0: as torch chooses")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed steps, after a warm-up step")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0: torch's default")
     return parser.parse_args(argv)
 
 
 def points(shape: ModelShape) -> Iterator[tuple[str, int, ModelShape, dict[str, int]]]:
-    """(panel, value on its axis, shape, what is asked about one picture)."""
+    """(panel, value on its axis, sizes, options of `make_batch` for one image)."""
     for each in DIALOGUES:
         yield "dialogues", each, shape, {"each": each}
     for classes in CLASSES:
@@ -86,11 +86,11 @@ def points(shape: ModelShape) -> Iterator[tuple[str, int, ModelShape, dict[str, 
         yield "pixels", height * width, replace(shape, picture=(height, width)), {"each": 2}
 
 
-def step_seconds(shape: ModelShape, asked: dict[str, int], way: str, args: argparse.Namespace) -> float:
+def step_seconds(shape: ModelShape, contents: dict[str, int], way: str, args: argparse.Namespace) -> float:
     """Median seconds of a step."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    model, batch = prepare(shape, asked)
+    model, batch = prepare(shape, contents)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)
     if way == "published":
         take_apart(model, ())
@@ -108,20 +108,20 @@ def step_seconds(shape: ModelShape, asked: dict[str, int], way: str, args: argpa
 
 
 def distributed_seconds(world: int, args: argparse.Namespace) -> float:
-    """Median seconds of a step of `world` processes with a picture each."""
+    """Median seconds of a step of `world` processes with one image each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     spawn = multiprocessing.get_context("spawn")
     results = spawn.Queue()
-    started = [spawn.Process(target=run_rank, args=(rank, world, port, args, results)) for rank in range(world)]
-    for process in started:
+    processes = [spawn.Process(target=run_rank, args=(rank, world, port, args, results)) for rank in range(world)]
+    for process in processes:
         process.start()
-    for process in started:
+    for process in processes:
         process.join()
         if process.exitcode:
             raise SystemExit(f"a process of {world} ended with code {process.exitcode}")
-    return max(results.get() for _ in started)
+    return max(results.get() for _ in processes)
 
 
 def run_rank(rank: int, world: int, port: int, args: argparse.Namespace, results: Any) -> None:
@@ -147,10 +147,10 @@ def run_rank(rank: int, world: int, port: int, args: argparse.Namespace, results
     dist.stop()
 
 
-def prepare(shape: ModelShape, asked: dict[str, int]) -> tuple[SegModel, Batch]:
+def prepare(shape: ModelShape, contents: dict[str, int]) -> tuple[SegModel, Batch]:
     model = prepare_training(random_model(shape, "fp32", "sdpa", torch.device("cpu")), MODEL)
     model.configure(RuntimeOptions(pack_rows=True, checkpoint_decoder=True))
-    return model, make_batch(shape, model.vlm.image_tokens, pictures=1, **asked)
+    return model, make_batch(shape, model.vlm.image_tokens, images=1, **contents)
 
 
 def median_seconds(step: Any, repeats: int) -> float:
@@ -164,7 +164,7 @@ def median_seconds(step: Any, repeats: int) -> float:
 
 
 def plot_scaling(figures: dict[str, Any], path: Path) -> None:
-    """Four panels: seconds of a step, and pictures a second of all processes."""
+    """Four panels: seconds per step, and images per second of all processes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -174,11 +174,11 @@ def plot_scaling(figures: dict[str, Any], path: Path) -> None:
     for axis, (panel, label) in zip(axes, PANELS.items(), strict=False):
         for way, title in WAYS.items():
             axis.plot(list(figures[panel][way]), list(figures[panel][way].values()), "o-", label=title)
-        axis.set(xlabel=label, ylabel="seconds a step", ylim=(0, None))
+        axis.set(xlabel=label, ylabel="seconds per step", ylim=(0, None))
         axis.legend()
     worlds = figures["processes"]
     axes[3].plot(list(worlds), [world / seconds for world, seconds in worlds.items()], "o-", color="tab:orange")
-    axes[3].set(xlabel="processes of one thread", ylabel="pictures a second", ylim=(0, None), xticks=list(worlds))
+    axes[3].set(xlabel="processes of one thread", ylabel="images per second", ylim=(0, None), xticks=list(worlds))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

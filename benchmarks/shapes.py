@@ -1,8 +1,9 @@
-"""Models of random weights in the sizes that benchmarks measure, and batches for them."""
+"""Models with random weights in the sizes of the benchmarks, and batches for them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,16 @@ from torch import Tensor, nn
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble, dtype_of
+from model.heads.sam import SamHead
 from model.seg_model import SegModel
+from model.vlm.llava import Llava
 
 MASK_TOKEN = 3
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """By default where the model dominates: 256 image tokens, SAM at 1024 pixels."""
+    """Sizes of a model and its inputs; by default the model dominates: 256 image tokens, SAM at 1024 pixels."""
 
     width: int = 512
     inner: int = 1365  # width of the language model's gates
@@ -31,12 +34,12 @@ class ModelShape:
     sam_width: int = 96
     sam_layers: int = 4
     sam_heads: int = 4
-    sam_global: tuple[int, ...] = (3,)  # layers that look at the whole picture
+    sam_global: tuple[int, ...] = (3,)  # layers with global attention
     sam_side: int = 1024
     prompt: int = 256  # width of the mask decoder
-    picture: tuple[int, int] = (480, 640)
-    opening: int = 40  # tokens before the picture
-    text: int = 40  # tokens of a question and of its answer, each
+    picture: tuple[int, int] = (480, 640)  # height and width of an image
+    opening: int = 40  # tokens before the image
+    text: int = 40  # tokens of a question, and of an answer
 
 
 SHAPES = {
@@ -47,56 +50,68 @@ SHAPES = {
 
 
 def random_model(shape: ModelShape, precision: str, attention: str, device: torch.device) -> SegModel:
-    """Made on its device in its precision: 7B weights are never anywhere in float32."""
+    """A LLaVA with SAM, created on its device in its precision: 7B weights never exist in float32."""
     torch.manual_seed(0)
-    usual = torch.get_default_dtype()
+    default = torch.get_default_dtype()
     torch.set_default_dtype(dtype_of(precision))
     try:
         with torch.device(device):
             model = assemble(_architecture(shape), attention)
     finally:
-        torch.set_default_dtype(usual)
-    nn.init.normal_(model.head.prompts.shared_embedding.positional_embedding)
+        torch.set_default_dtype(default)
+    nn.init.normal_(sam_head(model).prompts.shared_embedding.positional_embedding)
     model.vlm.reset_buffers()
     model.added_ids = [MASK_TOKEN, shape.vocabulary - 2, shape.vocabulary - 1]
     return model.to(device)
 
 
-def make_batch(
-    shape: ModelShape, image_tokens: int, *, pictures: int, each: int, masks: int = 1, classes: int = 0
-) -> Batch:
-    """Pictures with `each` dialogues that open alike, ask in other words and answer with `masks` masks.
+def llava(model: SegModel) -> Llava:
+    """The vision-language model of a benchmark, which is always LLaVA."""
+    return cast(Llava, model.vlm)
 
-    classes: in the list of the question, three tokens each, and in the answer, four; 0: `text` tokens.
+
+def sam_head(model: SegModel) -> SamHead:
+    """The mask head of a benchmark, which is always SAM."""
+    return cast(SamHead, model.head)
+
+
+def make_batch(
+    shape: ModelShape, image_tokens: int, *, images: int, each: int, masks: int = 1, classes: int = 0
+) -> Batch:
+    """Images with `each` dialogues that share the opening, ask in different words and answer with `masks` masks.
+
+    classes: number of classes, with three tokens each in the question and four in the answer; 0: `text` tokens in both.
     """
     generator = torch.Generator().manual_seed(0)
-    rows = pictures * each
-    asked, answered = (3 * classes, max(4 * classes, 2 * masks + 2)) if classes else (shape.text, shape.text)
+    rows = images * each
+    question = 3 * classes or shape.text  # tokens
+    answer = max(4 * classes, 2 * masks + 2) if classes else shape.text
 
     def words(*size: int) -> Tensor:
         return torch.randint(MASK_TOKEN + 1, shape.vocabulary - 2, size, generator=generator)
 
     opening = torch.cat([words(shape.opening), torch.full((image_tokens,), IMAGE_ID)])
-    ids = torch.cat([opening.expand(rows, -1), words(rows, asked + answered)], dim=1)
+    ids = torch.cat([opening.expand(rows, -1), words(rows, question + answer)], dim=1)
     labels = ids.clone()
-    labels[:, :-answered] = IGNORE_ID
-    places = ids.shape[1] - 2 * torch.arange(masks, 0, -1)  # of the mask tokens
-    ids[:, places] = labels[:, places] = MASK_TOKEN
+    labels[:, :-answer] = IGNORE_ID
+    mask_places = ids.shape[1] - 2 * torch.arange(masks, 0, -1)  # every other position at the end
+    ids[:, mask_places] = labels[:, mask_places] = MASK_TOKEN
     scale = shape.sam_side / max(shape.picture)
-    place = Geometry(shape.picture, tuple(round(side * scale) for side in shape.picture))
+    height, width = shape.picture
+    geometry = Geometry(shape.picture, (round(height * scale), round(width * scale)))
     truth = torch.rand(each * masks, *shape.picture, generator=generator) > 0.5
     return Batch(
-        pixels=torch.randn(pictures, 3, shape.tower_side, shape.tower_side, generator=generator),
-        seg_pixels=torch.randn(pictures, 3, shape.sam_side, shape.sam_side, generator=generator),
+        pixels=torch.randn(images, 3, shape.tower_side, shape.tower_side, generator=generator),
+        seg_pixels=torch.randn(images, 3, shape.sam_side, shape.sam_side, generator=generator),
         ids=ids,
         labels=labels,
         attention=torch.ones_like(ids, dtype=torch.bool),
-        row_image=torch.arange(pictures).repeat_interleave(each),
+        row_image=torch.arange(images).repeat_interleave(each),
         mask_rows=torch.arange(rows).repeat_interleave(masks),
-        mask_positions=(places - 1).repeat(rows)[:, None],
-        masks=[truth.float()] * pictures,
-        geometry=[place] * pictures,
-        names=[f"picture {index}" for index in range(pictures)],
+        mask_positions=(mask_places - 1).repeat(rows)[:, None],  # the state before the token
+        masks=[truth.float()] * images,
+        geometry=[geometry] * images,
+        names=[f"image {index}" for index in range(images)],
     )
 
 
@@ -105,7 +120,11 @@ def _architecture(shape: ModelShape) -> Architecture:
     language |= {"num_hidden_layers": shape.layers, "num_attention_heads": shape.heads}
     tower = {"hidden_size": shape.tower_width, "intermediate_size": 4 * shape.tower_width, "patch_size": 14}
     tower |= {"num_hidden_layers": shape.tower_layers, "num_attention_heads": shape.tower_heads}
-    encoder = {"hidden_size": shape.sam_width, "mlp_dim": 4 * shape.sam_width, "num_hidden_layers": shape.sam_layers}
+    encoder: dict[str, Any] = {
+        "hidden_size": shape.sam_width,
+        "mlp_dim": 4 * shape.sam_width,
+        "num_hidden_layers": shape.sam_layers,
+    }
     encoder |= {"num_attention_heads": shape.sam_heads, "image_size": shape.sam_side, "output_channels": shape.prompt}
     encoder |= {"global_attn_indexes": list(shape.sam_global), "num_pos_feats": shape.prompt // 2}
     prompt = {"hidden_size": shape.prompt, "image_size": shape.sam_side}

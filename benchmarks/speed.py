@@ -1,17 +1,17 @@
-"""Seconds and memory of a training step, with what saves work switched on one thing after another, in one run.
+"""Time and memory of a training step, with the optimisations switched on one after another, in one run.
 
     python benchmarks/speed.py --json speed.json
     python benchmarks/speed.py --shape tiny --repeats 1
     python benchmarks/speed.py --shape 7b --device cuda --precision bf16 --checkpointing --json 7b.json
 
-all_off goes as the original programs do (benchmarks/plain_step.py). Each line adds one thing to the line above. Up to
-`defaults`, the training step that recipes take when told nothing, all give the same loss, or the program fails; then
-come choices of recipes: loss.mask_size, model.train_vocabulary, model.embedding_cache (full, as from the second epoch
-on). Weights are random; LoRA, the vocabulary, the text MLP and the mask decoder train, with AdamW.
+all_off is the step of the original programs (benchmarks/plain_step.py). Each line adds one optimisation to the line
+above. All lines up to `defaults`, the training step of recipes by default, give the same loss, or the program fails;
+the lines after it are choices of recipes: loss.mask_size, model.train_vocabulary, model.embedding_cache (filled, as
+from the second epoch on). Weights are random; LoRA, vocabulary, text MLP and mask decoder train, with AdamW.
 
-Each line has a process of its own. Memory is what a step takes at its highest, beyond what lies there between steps
-(weights, gradients, optimizer), in a step that is not timed: resident size on a CPU (Linux), allocated on a GPU. The
-JSON also has CPU seconds, which mean more where other programs run.
+Each line runs in a process of its own. Memory is the peak of a step beyond what is in use between steps (weights,
+gradients, optimizer), in a step that is not timed: resident size on a CPU (Linux), allocated on a GPU. The JSON also
+has CPU seconds, which are more reliable where other programs run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CHOICES = DECODER_MASKS, NEW_TOKENS, CACHED = "decoder_masks", "new_tokens", "ca
 LINES = {"all_off": ()} | {name: LADDER[: index + 1] for index, name in enumerate(LADDER)}
 LINES |= {DEFAULTS: (*LADDER, DEFAULTS), DECODER_MASKS: (*LADDER, DEFAULTS, DECODER_MASKS)}
 LINES |= {NEW_TOKENS: (*LADDER, DEFAULTS, DECODER_MASKS, NEW_TOKENS), "all_on": (*LADDER, DEFAULTS, *CHOICES)}
-TITLES = {DEFAULTS: "+ together, redrawn", "all_on": "+ cache: all_on"}
+TITLES = {DEFAULTS: "+ batched, recomputed", "all_on": "+ cache: all_on"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     context = multiprocessing.get_context("spawn" if args.device == "cuda" else "fork")
     with tempfile.TemporaryDirectory() as folder:
         for name in args.lines:
-            with context.Pool(1) as process:  # nothing has run in this one that a fork breaks
+            with context.Pool(1) as process:  # torch has run nothing here yet, so that forking is safe
                 results[name] = process.apply(measure_line, (LINES[name], args, folder))
             print(result_line(name, results[name], results["all_off"]), flush=True)
     check_losses({name: result["loss"] for name, result in results.items()}, args.precision)
@@ -84,25 +84,27 @@ RATES = ("tokens_per_second", "images_per_second", "mfu")
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument("--shape", choices=SHAPES, default="issue", help="tiny: nothing but the program is tested")
-    parser.add_argument("--pictures", type=int, default=2, metavar="N")
-    parser.add_argument("--dialogues", type=int, default=3, metavar="N", help="about each picture")
-    parser.add_argument("--repeats", type=int, default=4, metavar="N", help="timed steps, after one that is not")
+    parser.add_argument("--shape", choices=SHAPES, default="issue", help="tiny: only tests the program")
+    parser.add_argument("--pictures", type=int, default=2, metavar="N", help="images per step")
+    parser.add_argument("--dialogues", type=int, default=3, metavar="N", help="dialogues per image")
+    parser.add_argument("--repeats", type=int, default=4, metavar="N", help="timed steps, after a warm-up step")
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations, in every line")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of the CPU; 0: as torch chooses")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0: torch's default")
     parser.add_argument("--compile", default="", metavar="BACKEND", help="model.compile, in every line")
-    parser.add_argument("--only_ends", action="store_true", help="all_off, defaults and all_on alone")
+    parser.add_argument("--only_ends", action="store_true", help="only all_off, defaults and all_on")
     args = parser.parse_args(argv)
     args.lines = ["all_off", DEFAULTS, "all_on"] if args.only_ends else list(LINES)
     return args
 
 
 def measure_line(on: Sequence[str], args: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """Median seconds of a step, its memory, its loss, the seconds of its parts and its rates, with these things on.
-    folder: for cached embeddings."""
+    """Median seconds of a step, its peak memory, loss, seconds per part and rates, with the optimisations in `on`.
+
+    folder: for cached embeddings.
+    """
     if args.threads:
         torch.set_num_threads(args.threads)
     device, shape = torch.device(args.device), SHAPES[args.shape]
@@ -120,26 +122,30 @@ def measure_line(on: Sequence[str], args: argparse.Namespace, folder: str) -> di
     take_apart(model, on)
     if CACHED in on:
         model.head.use_cache(CacheConfig(folder, max_gib=1.0))
-    batch = make_batch(shape, model.vlm.image_tokens, pictures=args.pictures, each=args.dialogues)
+    batch = make_batch(shape, model.vlm.image_tokens, images=args.pictures, each=args.dialogues)
     batch = batch.to(device, DTYPES[args.precision])
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)
-    loss, clock, seconds, of_cpu = loss_of(model, batch, on), PartClock(model), [], []
+    loss = loss_of(model, batch, on)
+    clock = PartClock(model)
+    seconds: list[float] = []
+    cpu_seconds: list[float] = []
     first = train_step(loss, optimizer, clock)
     clock.seconds.clear()
     for _ in range(args.repeats):
-        began, worked = clock.now(), time.process_time()
+        began, cpu_began = clock.now(), time.process_time()
         train_step(loss, optimizer, clock)
         seconds.append(clock.now() - began)
-        of_cpu.append(time.process_time() - worked)
+        cpu_seconds.append(time.process_time() - cpu_began)
     parts = {name: value / args.repeats for name, value in clock.seconds.items()}
     memory = PeakMemory(device)
     train_step(loss, optimizer, clock)
-    result = {"seconds": statistics.median(seconds), "cpu_seconds": statistics.median(of_cpu)}
+    result: dict[str, Any] = {"seconds": statistics.median(seconds), "cpu_seconds": statistics.median(cpu_seconds)}
     result |= {"peak_mib": memory.peak_mib(), "loss": first, "parts": parts}
     return result | rates(model, batch, result["seconds"], device)
 
 
 def loss_of(model: SegModel, batch: Batch, on: Sequence[str]) -> Callable[[], Tensor]:
+    """The forward pass with the optimisations in `on`, as a function."""
     config = LossConfig(mask_size="decoder" if DECODER_MASKS in on else "full")
     model.configure(replace(model.runtime, full_size_masks=config.mask_size == "full"))
     if DEFAULTS in on:
@@ -148,7 +154,7 @@ def loss_of(model: SegModel, batch: Batch, on: Sequence[str]) -> Callable[[], Te
 
 
 def train_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clock: PartClock) -> float:
-    """Forward, backward, update; the loss. Gradients stay allocated from step to step."""
+    """Forward, backward, update; returns the loss. Gradients stay allocated from step to step."""
     total = clock("forward", loss)
     clock("backward", total.backward)
     clock("optimizer", lambda: (optimizer.step(), optimizer.zero_grad(set_to_none=False)))
@@ -156,15 +162,19 @@ def train_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clo
 
 
 def rates(model: SegModel, batch: Batch, seconds: float, device: torch.device) -> dict[str, Any]:
-    """Tokens are those of the rows, image tokens included, however they are packed."""
+    """Tokens and images per second, and MFU. Tokens are those of the rows with image tokens, before packing."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     flops = step_flops(model, batch)
-    figures = int(batch.attention.sum()) / seconds, len(batch) / seconds, utilisation(flops, seconds, name)
-    return dict(zip(RATES, figures, strict=True)) | {"flops": flops}
+    return {
+        "tokens_per_second": int(batch.attention.sum()) / seconds,
+        "images_per_second": len(batch) / seconds,
+        "mfu": utilisation(flops, seconds, name),
+        "flops": flops,
+    }
 
 
 def check_losses(losses: dict[str, float], precision: str) -> None:
-    """Up to the defaults they are one; a row that masks are compared in cells may change the mask's part a little."""
+    """Raise where the lines up to `defaults` differ; the choices after it may change the loss."""
     same = [loss for name, loss in losses.items() if name not in (*CHOICES, "all_on")]
     tolerance = 1e-4 if precision == "fp32" else 3e-2
     if max(same) - min(same) > tolerance * abs(same[0]):

@@ -10,11 +10,11 @@ from benchmarks.scaling import CLASSES, DIALOGUES, GROWTH, PANELS, PROCESSES, WA
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_every_point_is_measured_and_drawn(tmp_path):
-    """In a process of its own: the program forks, which this one, with threads, should not."""
-    file, picture = tmp_path / "scaling.json", tmp_path / "scaling.png"
+def test_every_point_is_measured_and_plotted(tmp_path):
+    """In a process of its own: the program forks, which is unsafe in this one with its threads."""
+    file, plot = tmp_path / "scaling.json", tmp_path / "scaling.png"
     command = [sys.executable, "benchmarks/scaling.py", "--shape", "tiny", "--repeats", "1", "--threads", "1"]
-    command += ["--json", str(file), "--plot", str(picture)]
+    command += ["--json", str(file), "--plot", str(plot)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())
@@ -24,4 +24,4 @@ def test_every_point_is_measured_and_drawn(tmp_path):
             assert list(figures[panel][way]) == [str(value) for value in values[panel]]
             assert all(seconds > 0 for seconds in figures[panel][way].values())
     assert list(figures["processes"]) == [str(world) for world in PROCESSES]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")

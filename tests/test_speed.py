@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_line_gives_the_same_loss_and_the_figures_are_written(tmp_path):
-    """In a process of its own: the program forks, which this one, with threads, should not."""
+    """In a process of its own: the program forks, which is unsafe in this one with its threads."""
     file = tmp_path / "speed.json"
     command = [sys.executable, "benchmarks/speed.py", "--shape", "tiny", "--repeats", "1", "--threads", "1"]
     done = subprocess.run([*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True, timeout=600)
@@ -34,11 +34,11 @@ def test_every_line_gives_the_same_loss_and_the_figures_are_written(tmp_path):
     on = figures["parts"]["all_on"]
     parts = {"tower", "language model", "mask encoder", "mask decoder", "forward", "backward", "optimizer"}
     assert parts == set(figures["parts"]["defaults"]["parts"])
-    assert parts - {"mask encoder"} == set(on["parts"]), "its embeddings are kept"
+    assert parts - {"mask encoder"} == set(on["parts"]), "its embeddings are cached"
     assert all(seconds >= 0 for seconds in on["parts"].values())
     assert on["images_per_second"] == pytest.approx(2 / on["seconds"])
     assert on["tokens_per_second"] == pytest.approx(6 * (6 + 16 + 12) / on["seconds"]), "rows, whatever they share"
-    assert on["mfu"] is None, "no figure for a processor"
+    assert on["mfu"] is None, "no peak is listed for a CPU"
 
 
 @pytest.mark.parametrize(("vocabulary", "precision"), [("full", "fp32"), ("new_tokens", "bf16")])
@@ -51,7 +51,7 @@ def test_operations_are_those_that_torch_counts(vocabulary, precision):
             gradient_checkpointing=checkpointing, decoder_checkpointing=False, train_vocabulary=vocabulary
         )
         prepare_training(model, config).configure(RuntimeOptions(pack_rows=True))
-        batch = make_batch(shape, model.vlm.image_tokens, pictures=2, each=3).to("cpu", model.dtype)
+        batch = make_batch(shape, model.vlm.image_tokens, images=2, each=3).to("cpu", model.dtype)
         with FlopCounterMode(display=False) as counter:
             objective(model(batch), batch, LossConfig()).total.backward()
         counts.append((step_flops(model, batch), counter.get_total_flops()))
@@ -68,7 +68,7 @@ def test_utilisation():
 
 def test_dialogues_of_class_lists():
     shape = SHAPES["tiny"]
-    batch = make_batch(shape, 16, pictures=2, each=2, masks=3, classes=5)
+    batch = make_batch(shape, 16, images=2, each=2, masks=3, classes=5)
     assert batch.ids.shape == (4, shape.opening + 16 + 15 + 20)
     assert [len(masks) for masks in batch.masks] == [6, 6]
     rows = batch.mask_rows[:, None]

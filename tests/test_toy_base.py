@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -32,7 +33,8 @@ FOLDER, SAM = BASE / LLAVA_FOLDER, BASE / SAM_FILE
 
 @pytest.fixture(scope="module")
 def llava() -> LlavaForConditionalGeneration:
-    model, report = LlavaForConditionalGeneration.from_pretrained(FOLDER, output_loading_info=True, dtype=torch.float32)
+    loaded = LlavaForConditionalGeneration.from_pretrained(FOLDER, output_loading_info=True, dtype=torch.float32)
+    model, report = cast(tuple[LlavaForConditionalGeneration, dict], loaded)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     return model.eval()
 
