@@ -129,11 +129,11 @@ def measure_cache(model: SegModel, batch: Batch, new_tokens: int, repeats: int) 
 
 def time_calls(calls: Sequence[Callable[[], list[Answer]]]) -> Timing:
     with Peak() as peak:
-        started, worked = time.perf_counter(), time.process_time()
+        began, cpu_began = time.perf_counter(), time.process_time()
         answers = [answer for call in calls for answer in call()]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     return Timing(seconds, cpu_seconds, peak.mib, answers)
 
 

@@ -68,7 +68,8 @@ def counts(facts: Facts, rng: np.random.Generator) -> Turn:
 
 def what_at(facts: Facts, rng: np.random.Generator) -> Turn:
     """Name what is at eight places; stuff is often skipped, so that about half of the places are on objects."""
-    places, names = [], []
+    places: list[str] = []
+    names: list[str] = []
     while len(places) < 8:
         x, y = rng.integers(0, SIDE, 2)
         thing = facts.thing_at(x, y)

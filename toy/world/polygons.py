@@ -37,12 +37,12 @@ def _outlines(mask: np.ndarray) -> list[np.ndarray]:
     contours, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if tree is None:
         return []
-    found = []
+    borders = []
     for index, (_, _, hole, parent) in enumerate(tree[0]):
         if parent >= 0:
             continue
         if hole < 0:  # OpenCV's first child: the piece has none
-            found.append(contours[index][:, 0])
+            borders.append(contours[index][:, 0])
             continue
         piece = cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, index, 1, cv2.FILLED) > 0
         piece &= mask
@@ -50,8 +50,8 @@ def _outlines(mask: np.ndarray) -> list[np.ndarray]:
         middle = x + width // 2
         left = piece.copy()
         left[:, middle:] = False
-        found += _outlines(left) + _outlines(piece & ~left)
-    return found
+        borders += _outlines(left) + _outlines(piece & ~left)
+    return borders
 
 
 def _at_least_a_triangle(outline: np.ndarray) -> np.ndarray:

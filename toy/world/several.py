@@ -90,8 +90,8 @@ def _other_class(scene: Scene, item: Expression, rng: np.random.Generator) -> st
 
 def _other_color(scene: Scene, item: Expression, rng: np.random.Generator) -> str | None:
     thing = scene.things[item.targets[0]]
-    taken = {other.color for other in scene.things if other.name == thing.name}
-    colors = [color for color in COLORS if color not in taken]
+    used = {other.color for other in scene.things if other.name == thing.name}
+    colors = [color for color in COLORS if color not in used]
     if thing.color not in item.text.split() or not colors:
         return None
     return re.sub(rf"\b{thing.color}\b", colors[rng.integers(len(colors))], item.text, count=1)

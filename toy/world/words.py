@@ -62,10 +62,15 @@ def center(thing: Thing) -> tuple[float, float]:
 def place(thing: Thing) -> str:
     """The thing's cell of a 3 x 3 grid over the image: "at the top left", "in the middle", …"""
     x, y = center(thing)
-    row = "top" if y < 0.36 * SIDE else "bottom" if y > 0.64 * SIDE else ""
-    column = "left" if x < 0.36 * SIDE else "right" if x > 0.64 * SIDE else ""
-    where = " ".join(filter(None, (row, column)))
+    where = " ".join(filter(None, (_end(y, "top", "bottom"), _end(x, "left", "right"))))
     return f"at the {where}" if where else "in the middle"
+
+
+def _end(position: float, first: str, last: str) -> str:
+    """The name of the outer third that `position` is in; "" for the middle."""
+    if position < 0.36 * SIDE:
+        return first
+    return last if position > 0.64 * SIDE else ""
 
 
 def by_class(scene: Scene) -> dict[str, list[int]]:

@@ -36,7 +36,7 @@ def _grefs(scene: Scene, items: list[Expression], rng: np.random.Generator) -> I
 
 def _zero_to_many(scene: Scene, items: list[Expression], rng: np.random.Generator) -> Iterator[dict]:
     for things, text in _sample_phrases(scene, items, rng):
-        source = "zero" if not things else "one" if len(things) == 1 else "many"
+        source = {0: "zero", 1: "one"}.get(len(things), "many")
         yield {"thing": things, "none": [], "source": source, "sentences": [{"sent": text}]}
 
 

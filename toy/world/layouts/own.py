@@ -40,7 +40,8 @@ def coco(world: World) -> str:
 
 def _instances(scene: Scene, number: int) -> list[dict]:
     """Objects as polygons; a class of CROWD objects or more is one crowd with compressed run lengths."""
-    entries, names = [], [thing.name for thing in scene.things]
+    entries = []
+    names = [thing.name for thing in scene.things]
     for index, thing in enumerate(scene.things):
         if thing.stuff:
             continue
