@@ -98,7 +98,7 @@ def test_decisions_of_the_published_rule(assistant, folder, asked, record):
     for index, replies in enumerate(PROTOCOLS[TWO_PASS](assistant, samples, queries)):
         output = record[f"output_ids{index}_reeval1"]
         expected = [token == seg for token in output.flatten() if token in (seg, rej)]
-        forced = [slot for query in queries[index] for slot in query.forced if not isinstance(slot, str)]
+        forced = [slot for query in queries[index] for slot in query.reference_answer if not isinstance(slot, str)]
         assert [claim.mask is not None for reply in replies for claim in reply.released] == expected
         if GOLDEN == OWN and folder.name == "gsva":
             phrases = [claim.phrase for reply in replies for claim in reply.claims]

@@ -81,7 +81,7 @@ def test_pixellm_mixes_its_two_lists_of_questions_as_released(lists, base):
     short = {template.format(phrase=PHRASE.lower()) for template in wording["phrase"]}
     asked = [turn.question[8:] for turn in turns("pixellm", record("refer", PHRASE), **options)]
     assert share([question in short for question in asked]) == close_to(base, len(asked))
-    shipped = record("multi", PHRASE, asked=((Turn("Where?", (Mask(0),)),),))
+    shipped = record("multi", PHRASE, dialogues=((Turn("Where?", (Mask(0),)),),))
     long = {template.format(sentence="Where?") for template in wording["sentence"]}
     asked = [turn.question[8:] for turn in turns("pixellm", shipped, **options)]
     assert share([question in long for question in asked]) == close_to(2 / 7, len(asked))
@@ -245,7 +245,7 @@ def test_evaluation_lower_cases_expressions_and_leaves_reasoning_as_it_is(system
 def test_reasoning_texts_and_explanations_are_trained_with_their_outer_blanks():
     """lisa.md 4.6: in training the text is unchanged."""
     why = ((Turn("<image>\nwhy", (" It swims. ",)),),)
-    said = turns("lisa", record("reason", " What Swims? ", asked=why), 200)
+    said = turns("lisa", record("reason", " What Swims? ", dialogues=why), 200)
     assert all(turn.question.startswith("<image>\n What Swims? ") for turn in said)
     told = Counter(turn.answer[-1] for turn in said if "It swims." in text(turn))
     assert set(told) == {" It swims. ", "  It swims. "}  # alone; behind a mask and a blank
