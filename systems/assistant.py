@@ -24,7 +24,7 @@ from model.vlm.prefix_packing import can_pack
 from systems.base import SYSTEMS, System, build_system
 from systems.weights_recipe import CHECKPOINTS, RECIPE, check_options, is_run, recipe_in
 from utils import dist
-from utils.config import ModelConfig, Recipe, from_dict, merge, to_dict
+from utils.config import ModelConfig, Recipe, from_dict, merge, to_dict, with_new_names
 from utils.registry import unknown
 
 WEIGHTS = "trainable.safetensors"
@@ -81,6 +81,7 @@ def load(
     """
     device = torch.device(device) if device is not None else dist.device()
     folder = fetch(path)
+    model = with_new_names({"model": dict(model or {})})["model"]
     if is_run(folder):
         recipe = _overridden(_checked(recipe_in(folder), folder, system), options, model, device)
         return _load_run(folder, recipe, device, checkpoint)
@@ -88,8 +89,10 @@ def load(
         recipe = _checked(recipe_in(folder), folder, system)
         check_options(folder, recipe, options or ())
     else:
-        recipe = _told(folder, system, bare=bool((model or {}).get("weight")))
-    recipe = replace(recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None, weight=None))
+        recipe = _told(folder, system, bare=bool(model.get("checkpoint_file")))
+    recipe = replace(
+        recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None, checkpoint_file=None)
+    )
     recipe = _overridden(recipe, options, model, device)
     found = _system_of(recipe)
     tokenizer = _tokenizer(folder, found, recipe)

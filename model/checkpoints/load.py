@@ -38,10 +38,8 @@ from model.vlm.tower import TowerInput, fit_tower, tower_input, tower_view
 from utils.config import ModelConfig
 from utils.log import log
 from utils.plain import leaves
-from utils.registry import unknown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
 NEW_ROW_STD = 0.02  # of new vocabulary rows (lisa.md 2.3)
 NEW_DEPTH, NEW_GROWTH = 2, 2  # of a new projector: layers, and the width between them in widths of the language model
@@ -55,8 +53,8 @@ def build_model(
 
     `config.version` is a base LLaVA (Hugging Face's or the original layout), which takes the mask head from
     `vision_pretrained` and gets a new text MLP, or a finished assistant (published or our own), whose weights all
-    count. `config.weight`, a training program's whole-model file, makes any base a finished assistant. A needed
-    weight that is missing, or one without a place, is an error unless `allow_missing`.
+    count. `config.checkpoint_file`, a training program's whole-model file, makes any base a finished assistant. A
+    needed weight that is missing, or one without a place, is an error unless `allow_missing`.
     """
     folder = fetch(config.version)
     generator, where = torch.Generator().manual_seed(seed), str(folder / "config.json")
@@ -127,15 +125,11 @@ def views_for(model: SegModel) -> Views:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    if precision not in DTYPES:
-        raise ValueError(unknown("precision", precision, DTYPES))
     return DTYPES[precision]
 
 
 def resolve_attention(name: str, precision: str) -> str:
     """`auto` is flash-attention 2 where it is installed and can run (GPU, 16 bit), else SDPA."""
-    if name not in ATTENTION:
-        raise ValueError(unknown("attn_implementation", name, ATTENTION))
     installed = importlib.util.find_spec("flash_attn") is not None
     if name == "flash_attention_2" and not installed:
         raise ImportError("attn_implementation=flash_attention_2 needs the flash-attn package (requirements-gpu.txt)")
@@ -182,12 +176,12 @@ class _Source:
     tower_name: str | None = None
     view: LanguageView | None = None
     fresh: list[str] = field(default_factory=list)
-    weight: Path | None = None  # the file of model.weight, which counts before the folder's own weights
+    weight: Path | None = None  # the file of model.checkpoint_file, which counts before the folder's own weights
 
     @property
     def blamed(self) -> str:
         """Whose weights they are, for messages."""
-        return f"{self.weight} (model.weight, over {self.folder})" if self.weight else str(self.folder)
+        return f"{self.weight} (model.checkpoint_file, over {self.folder})" if self.weight else str(self.folder)
 
 
 def _read(folder: Path, config: ModelConfig, head: str) -> _Source:
@@ -196,8 +190,8 @@ def _read(folder: Path, config: ModelConfig, head: str) -> _Source:
     if _LM_HEAD not in tensors and _EMBED in tensors and values.get("text_config", values).get("tie_word_embeddings"):
         tensors[_LM_HEAD] = tensors[_EMBED].clone()
     finished = any(name.startswith("head.") for name in tensors)
-    options = {"decoder_heads": config.decoder_heads, **config.head}
-    return _Source(folder, values, head, tensors, report, finished, options, tower_input(values, config.tower))
+    view = tower_input(values, config.tower)
+    return _Source(folder, values, head, tensors, report, finished, dict(config.head_options), view)
 
 
 def _add_head(source: _Source, config: ModelConfig) -> _Source:
@@ -210,7 +204,7 @@ def _add_head(source: _Source, config: ModelConfig) -> _Source:
     if not head.NEEDS_WEIGHTS:
         return source
     if not config.vision_pretrained:
-        if config.weight:
+        if config.checkpoint_file:
             return source
         raise ValueError(
             f"{source.folder} is a base model without a mask head: name the head's weights in model.vision_pretrained "
@@ -223,9 +217,9 @@ def _add_head(source: _Source, config: ModelConfig) -> _Source:
 
 def _add_weight(source: _Source, config: ModelConfig) -> _Source:
     """A training program's file counts before everything else; what it lacks (frozen parts) is kept."""
-    if not config.weight:
+    if not config.checkpoint_file:
         return source
-    file = fetch(config.weight)
+    file = fetch(config.checkpoint_file)
     try:
         merged = merge_factors(read_tensors(file), config.lora.alpha)
     except ValueError as error:

@@ -48,7 +48,13 @@ def check_target(folder: str | Path, sources: Iterable[str | Path | None] = (), 
 
 def read_from(config: ModelConfig) -> tuple[str | None, ...]:
     """The places that a model is made from."""
-    return config.version, config.vision_tower, config.vision_pretrained, config.weight, config.tower.preprocessor
+    return (
+        config.version,
+        config.vision_tower,
+        config.vision_pretrained,
+        config.checkpoint_file,
+        config.tower.preprocessor,
+    )
 
 
 def _strange(folder: Path) -> list[str]:

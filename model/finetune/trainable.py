@@ -21,7 +21,6 @@ from utils.log import log
 from utils.registry import unknown
 
 ADAPTER = "default"
-VOCABULARIES = ("full", "new_tokens")
 
 
 def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> SegModel:
@@ -85,7 +84,7 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
         parts.append(model.vlm.decoder_layers)
     parts.append(model.project)
     if config.train_mask_decoder:
-        parts.extend(model.head.trainable_parts(config.head))
+        parts.extend(model.head.trainable_parts(config.head_options))
     vision = model.vlm.vision_parts()
     if config.tower.train_projector:
         parts.extend(vision["projector"])
@@ -102,8 +101,6 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
 
 def _vocabulary(model: SegModel, config: ModelConfig) -> list[nn.Module | nn.Parameter]:
     """The vocabulary rows that train, embedding and output: all, or those of the tokens that the system adds."""
-    if config.train_vocabulary not in VOCABULARIES:
-        raise ValueError(unknown("model.train_vocabulary", config.train_vocabulary, VOCABULARIES))
     language = model.vlm.language
     if config.train_vocabulary == "full":
         return [language.get_input_embeddings(), language.lm_head]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,8 @@ from model.heads.sam_weights import MLP_NAMES, SAM_NAMES
 from model.vlm.base import Vision
 from model.vlm.llava import mlp_projector
 from utils.config import from_dict
-from utils.registry import unknown
 
 PROJECTOR_DEPTH, PROJECTOR_GROWTH = 2, 2  # layers, and the width between them in widths of the language model
-FUSIONS = ("released", "trained")
 NAMES: list[Pair] = [
     ("out_mm_projector.#.*", "projector.#.*"),
     ("image_feature_neck.#.*", "neck.#.*"),
@@ -45,10 +43,12 @@ NAMES: list[Pair] = [
 
 @dataclass(frozen=True)
 class Options:
-    """`model.head` of a recipe; sizes count for a new head alone."""
+    """`model.head_options` of a recipe; sizes count for a new head alone."""
 
     levels: tuple[int, ...] = (-2, -11)  # hidden states of the tower, decoded in this order
-    fusion: str = "released"  # weights of tokens and levels: released (constants) | trained (from these constants)
+    fusion: Literal["released", "trained"] = (
+        "released"  # weights of tokens and levels: constants, or trained from these
+    )
     train_neck: bool = True  # and the no-mask embedding; the release leaves both at their random initialisation
     width: int = 256
     mlp_dim: int = 2048
@@ -90,10 +90,10 @@ class PixelHead(MaskHead):
         if context.saved_config:
             return {**context.saved_config, "trained_fusion": trained}
         if not all(-context.tower_layers - 1 <= level <= context.tower_layers for level in chosen.levels):
-            raise ValueError(f"model.head.levels {chosen.levels}: the tower has {context.tower_layers} layers")
+            raise ValueError(f"model.head_options.levels {chosen.levels}: the tower has {context.tower_layers} layers")
         if len(chosen.levels) not in (1, 2) or context.tokens % len(chosen.levels):
             raise ValueError(
-                f"model.head.levels must be 1 or 2 that divide {context.tokens} tokens, got {chosen.levels}"
+                f"model.head_options.levels must be 1 or 2 that divide {context.tokens} tokens, got {chosen.levels}"
             )
         sizes = {"width": chosen.width, "mlp_dim": chosen.mlp_dim, "tower_width": context.tower_width}
         sizes |= {
@@ -194,10 +194,7 @@ class PixelHead(MaskHead):
 
 
 def _options(values: dict[str, Any]) -> Options:
-    options = from_dict(Options, values, "model.head")
-    if options.fusion not in FUSIONS:
-        raise ValueError(unknown("model.head.fusion", options.fusion, FUSIONS))
-    return options
+    return from_dict(Options, values, "model.head_options")
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
@@ -217,7 +214,9 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
 def _sam_config(config: dict[str, Any], attention: str) -> SamConfig:
     width, heads = config["width"], config["heads"]
     if width % (2 * heads):
-        raise ValueError(f"model.decoder_heads={heads} does not divide the decoder's attention width {width // 2}")
+        raise ValueError(
+            f"model.head_options.decoder_heads={heads} does not divide the decoder's attention width {width // 2}"
+        )
     decoder = {"hidden_size": width, "mlp_dim": config["mlp_dim"], "num_attention_heads": heads, "layer_norm_eps": 1e-5}
     sam = SamConfig(prompt_encoder_config={"hidden_size": width}, mask_decoder_config=decoder)
     cast(SamMaskDecoderConfig, sam.mask_decoder_config)._attn_implementation = attention

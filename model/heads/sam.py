@@ -28,7 +28,7 @@ from utils.config import CacheConfig, from_dict
 
 @dataclass(frozen=True)
 class Options:
-    """`model.head` of a recipe."""
+    """`model.head_options` of a recipe."""
 
     decoder_heads: int = 8
     train_encoder: bool = False  # the image encoder, too; as published it is frozen
@@ -53,7 +53,7 @@ class SamHead(MaskHead):
     def config_for(
         cls, tensors: dict[str, Tensor], options: dict[str, Any], context: HeadContext | None = None
     ) -> dict[str, Any]:
-        chosen = from_dict(Options, options, "model.head")
+        chosen = from_dict(Options, options, "model.head_options")
         saved = context.saved_config if context else None
         return saved or sam_sizes(tensors, chosen.decoder_heads)
 
@@ -89,7 +89,7 @@ class SamHead(MaskHead):
         self.cache = EmbeddingCache.of(self.encoder, settings)
 
     def trainable_parts(self, options: dict[str, Any]) -> Iterable[nn.Module]:
-        train_encoder = from_dict(Options, options, "model.head").train_encoder
+        train_encoder = from_dict(Options, options, "model.head_options").train_encoder
         return (self.decoder, self.encoder) if train_encoder else (self.decoder,)
 
     def features(self, batch: Batch, vision: Vision) -> Tensor:

@@ -111,7 +111,9 @@ def _decoder(tensors: dict[str, Tensor], heads: int) -> dict[str, Any]:
     tokens = tensors["decoder.mask_tokens.weight"]
     narrow = tensors["decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight"].shape[0]
     if narrow % heads:
-        raise ValueError(f"model.decoder_heads={heads} does not divide the mask decoder's attention width {narrow}")
+        raise ValueError(
+            f"model.head_options.decoder_heads={heads} does not divide the mask decoder's attention width {narrow}"
+        )
     layers = {number for name in tensors for number in re.findall(r"^decoder\.transformer\.layers\.(\d+)\.", name)}
     return {
         "hidden_size": tokens.shape[1],

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from data.views import SAM_MEAN, SAM_STD, ClipView, LanguageView, PaddedView
 from model.checkpoints.architecture import SECTION
-from utils.config import TowerConfig
+from utils.config import TowerConfig, find_config
 from utils.limits import VIEW
 from utils.registry import unknown
 
@@ -52,7 +52,8 @@ def tower_input(values: dict[str, Any], asked: TowerConfig) -> TowerInput:
     if told is None:
         told = {"size": values.get("resize_vision_tower_size")} if values.get("resize_vision_tower") else {}
         told |= {"pad": True, "pool": 2} if values.get("pad_train_clip_images") else {}  # the release always does both
-    chosen = {name: getattr(asked, name) for name in TowerInput.__dataclass_fields__}
+    names = {"positions": "position_resize"}  # a field of saved folders, and its name in a recipe
+    chosen = {name: getattr(asked, names.get(name, name)) for name in TowerInput.__dataclass_fields__}
     if asked.preprocessor:
         side = ClipView.load(_file(asked.preprocessor)).size
         if asked.size not in (None, side):
@@ -134,7 +135,7 @@ def write_view(folder: Path, view: LanguageView) -> None:
 
 
 def _file(preprocessor: str) -> Path:
-    file = Path(preprocessor)
+    file = find_config(preprocessor)
     if not file.is_file():
         raise FileNotFoundError(f"model.tower.preprocessor: no file {file}; expected an image-processor JSON")
     return file

@@ -48,7 +48,6 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
     if not saved_config and head == "sam":
         saved_config = _sam(config.vision_pretrained, context)
     context = replace(context, saved_config=saved_config)
-    options = {"decoder_heads": config.decoder_heads, **config.head}
     if config.tower.new_projector:
         projector_depth = NEW_DEPTH
     else:
@@ -59,7 +58,7 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
         projector_depth=projector_depth,
         feature_layer=-2,
         head=head,
-        head_config=HEADS[head].config_for({}, options, context),
+        head_config=HEADS[head].config_for({}, config.head_options, context),
         projector_width=NEW_GROWTH * language["hidden_size"] if config.tower.new_projector else None,
         tower_input=asdict(view),
     )
