@@ -41,7 +41,7 @@ SYSTEMS = {
     "lisa": Told(),
     "lasagna": Told(),
     # a ReLU of the mask decoder is at 2e-6 here: SDPA's rounding puts it on the other side, and gradients differ by 2%
-    "gsva": Told(loss={"refused": "counted"}, masks="pred{}_reeval0", attention="eager"),
+    "gsva": Told(loss={"count_refused": True}, masks="pred{}_reeval0", attention="eager"),
     "pixellm": Told(),
     "sesame": Told(options={"prompt_template": "llava_v1"}, patches=576),
 }
@@ -81,7 +81,12 @@ class Case:
 def case(request) -> Case:
     folder, system = record_folder(request.param), system_of(request.param)
     settings, told = SYSTEMS[system], json.loads((folder / "golden.json").read_text())
-    model = {"precision": "fp32", "decoder_heads": 4, "model_max_length": 0, "attn_implementation": settings.attention}
+    model = {
+        "precision": "fp32",
+        "head_options": {"decoder_heads": 4},
+        "model_max_length": 0,
+        "attn_implementation": settings.attention,
+    }
     model["conv_type"] = told.get("conv_type", "llava_v1")
     assistant = load(folder, model=model, options=settings.options, device="cpu")
     assert assistant.system.name == system

@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden" / "lisa"
 TOY = Path(__file__).parents[1] / "assets" / "toy"
 SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 OTHER = TokenSpec(added=("<ins>", "<no_ins>"), mask=("<ins>",), refuse="<no_ins>")
-CONFIG = ModelConfig(vision_tower=None, precision="fp32", decoder_heads=4)
+CONFIG = ModelConfig(vision_tower=None, precision="fp32", head_options={"decoder_heads": 4})
 PIECES = 600  # of the golden tokenizer, without added tokens
 
 
@@ -218,7 +218,7 @@ def test_folders_come_back_equal(golden, tmp_path, write):
     text = "It is [SEG]. Yes</s>USER: <im_start> <im_end>\n a"
     assert again(text).input_ids == tokenizer(text).input_ids
     shutil.move(tmp_path / "out", tmp_path / "moved")
-    model = load_folder(tmp_path / "moved", SPEC, again, config=replace(CONFIG, decoder_heads=4))
+    model = load_folder(tmp_path / "moved", SPEC, again, config=replace(CONFIG, head_options={"decoder_heads": 4}))
     assert_same(model, golden, skip=())
     assert model.vlm.view == golden.vlm.view
     assert not any(weight.requires_grad for weight in model.parameters())
@@ -416,7 +416,7 @@ def test_wrong_sizes_and_choices_are_named(published, sam, tmp_path):
         ({"image_size": 512}, "image_size is 512, the mask encoder takes 1024"),
         ({"precision": "fp8"}, "no precision 'fp8'.*bf16"),
         ({"attn_implementation": "flash"}, "no attn_implementation 'flash'.*sdpa"),
-        ({"decoder_heads": 5}, "decoder_heads=5 does not divide"),
+        ({"head_options": {"decoder_heads": 5}}, "decoder_heads=5 does not divide"),
     ):
         with pytest.raises(ValueError, match=message):
             build(folder, sam, **changes)
@@ -491,13 +491,13 @@ def test_faults_of_a_weight_file_name_that_file(published, golden, sam, tmp_path
     tensors.pop("model.text_hidden_fcs.0.2.bias")
     torch.save(tensors, file)
     with pytest.raises(ValueError, match=rf"^{file} \(model\.weight, over {folder}\): the weights do not fit"):
-        build(folder, weight=str(file))
+        build(folder, checkpoint_file=str(file))
     torch.save({**published, "lm_head.weight": published["lm_head.weight"][:-1]}, file)
     with pytest.raises(ValueError, match=rf"^{file} \(model\.weight"):
-        build(folder, weight=str(file))
+        build(folder, checkpoint_file=str(file))
     with pytest.raises(ValueError, match=rf"^{file} \(model\.weight.*another system"):
         torch.save(published, file)
-        build(folder, weight=str(file), spec=OTHER)
+        build(folder, checkpoint_file=str(file), spec=OTHER)
 
 
 def test_a_tower_of_another_machine_says_how_to_name_one(published, sam, tmp_path):

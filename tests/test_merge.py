@@ -67,7 +67,7 @@ def test_merged_folder_answers_as_the_run(run, truth, tmp_path):
 
 
 def test_training_changed_the_answers(run, truth):
-    base = load(BASE, model={"vision_tower": str(BASE / "clip"), "decoder_heads": 4})
+    base = load(BASE, model={"vision_tower": str(BASE / "clip"), "head_options": {"decoder_heads": 4}})
     assert (answers(place(base, run)) - truth).abs().max() > 1e-2
 
 
@@ -77,7 +77,7 @@ def test_original_layout_answers_as_the_run(run, truth, tmp_path):
     published = (line.split()[0] for line in (BASE / "keys.txt").read_text().splitlines() if line.strip())
     assert set(names) == {name for name in published if not name.endswith("inv_freq") and "vision_tower" not in name}
     assert json.loads((tmp_path / "original" / "config.json").read_text())["architectures"] == ["LISAForCausalLM"]
-    found = load(tmp_path / "original", model={"decoder_heads": 4})
+    found = load(tmp_path / "original", model={"head_options": {"decoder_heads": 4}})
     torch.testing.assert_close(answers(place(found, run)), truth, rtol=1e-5, atol=1e-5)
 
 

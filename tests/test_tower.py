@@ -27,7 +27,7 @@ from tests.tiny_model import tiny_model
 from utils.config import TowerConfig
 
 SIDE, PATCH = 448, 14
-PREPROCESSOR = Path(__file__).parents[1] / "configs" / "preprocessor_448.json"
+PREPROCESSOR = Path(__file__).parents[1] / "configs" / "released" / "preprocessor_448.json"
 
 
 @pytest.fixture

@@ -336,7 +336,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run is written, and who else is told of it."""
+    """Where a run is written and reported."""
 
     log_base_dir: str = setting("./runs", "folder of all runs")
     exp_name: str = setting("run", "name of the run folder")

@@ -37,13 +37,13 @@ class Flag:
     value: bool | None = None
 
     @property
-    def type(self) -> Any:
+    def value_type(self) -> Any:
         return self.kind or _field_type(self.field)
 
     @property
     def spellings(self) -> tuple[str, ...]:
         """With underscores; the parser takes dashes as well."""
-        negated = self.value is None and (self.type is bool or self.switch)
+        negated = self.value is None and (self.value_type is bool or self.switch)
         return (f"--{self.name}", f"--no_{self.name}") if negated else (f"--{self.name}",)
 
 
@@ -287,7 +287,7 @@ def _parser() -> _Parser:
         text = f"{flag.help} [{flag.field}]"
         if flag.value is not None:
             parser.add_argument(*flag.spellings, action="store_const", const=flag.value, help=text)
-        elif flag.type is bool:
+        elif flag.value_type is bool:
             parser.add_argument(*flag.spellings, action=_Switch, dest=flag.name, nargs=0, help=text)
         elif flag.switch:
             alone, negated = flag.switch
@@ -309,7 +309,7 @@ def _parser() -> _Parser:
 class _HelpConfig(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> NoReturn:
         print(reference(), end="")
-        parser.exit()
+        raise SystemExit
 
 
 class _Switch(argparse.Action):
@@ -320,8 +320,8 @@ class _Switch(argparse.Action):
 
 
 def _reader(flag: Flag) -> Callable[[str], Any]:
-    if flag.type in (int, float, str):
-        return flag.type
+    if flag.value_type in (int, float, str):
+        return flag.value_type
     return lambda text: _split(text, flag.separator)
 
 
@@ -400,6 +400,8 @@ def _default(flag: Flag) -> str:
         if not dataclasses.is_dataclass(value):
             return "the system's"
         value = getattr(value, key)
+    if value is None:
+        return "`null`"
     text = flag.separator.join(value) if isinstance(value, tuple) else str(value)
     return f"`{text}`".replace("|", "\\|") if text else ""
 

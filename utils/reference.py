@@ -22,7 +22,7 @@ def reference() -> str:
         "a number out of range are refused when the recipe is read. Fields marked *start* say how a program is "
         "started, and are no part of the experiment.",
     ]
-    for section, cls in _sections(Recipe, ""):
+    for section, cls in sections(Recipe, ""):
         title = f"`{section}`" if section else "At the top"
         rows = [_row(entry, kind) for entry, kind in _plain_fields(cls)]
         table = ["| field | type and choices | default | what |", "| --- | --- | --- | --- |", *rows]
@@ -37,7 +37,7 @@ def reference() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(cls: type, where: str) -> Iterator[tuple[str, type]]:
+def sections(cls: Any, where: str) -> Iterator[tuple[str, Any]]:
     """The dotted name and class of a section, and of those inside it, depth first; [] stands for an entry of a list."""
     yield where, cls
     for entry, kind in _typed_fields(cls):
@@ -45,10 +45,10 @@ def _sections(cls: type, where: str) -> Iterator[tuple[str, type]]:
         if typing.get_origin(inner) is tuple:
             inner, name = typing.get_args(inner)[0], f"{name}[]"
         if dataclasses.is_dataclass(inner):
-            yield from _sections(typing.cast(type, inner), name)
+            yield from sections(inner, name)
 
 
-def _plain_fields(cls: type) -> Iterator[tuple[dataclasses.Field, Any]]:
+def _plain_fields(cls: Any) -> Iterator[tuple[dataclasses.Field, Any]]:
     """The fields that are no sections, which have a table of their own."""
     return (pair for pair in _typed_fields(cls) if not dataclasses.is_dataclass(pair[1]))
 
