@@ -24,7 +24,7 @@ from utils.config import (
     to_dict,
     with_new_names,
 )
-from utils.reference import sections, reference
+from utils.reference import reference, sections
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD = {  # every field of earlier recipes, with a value that is not its default
