@@ -128,9 +128,18 @@ MIXTURE = {
     "multi_reason_seg_data": "sets of the task multi_reason_seg: questions about several objects",
     "reason_seg_data": 'sets of the task reason_seg, "ReasonSeg|train"',
 }
-INSTEAD = {  # flag: (help, validation suite that it removes, suite that it adds)
-    "val_refzom": ("validate on Ref-ZOM instead of gRefCOCO", "grefcoco|unc|val", "refzom|final|test"),
-}
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A flag that replaces one validation suite by another."""
+
+    help: str
+    removes: str
+    adds: str
+
+
+SWAPS = {"val_refzom": Swap("validate on Ref-ZOM instead of gRefCOCO", "grefcoco|unc|val", "refzom|final|test")}
 WITHOUT_MEANING = {  # flags of the originals that are accepted, and why they change nothing
     "vis_save_path": "training renders no images of its own; chat.py and test_sem.py have it",
     "save_inter": "set train.save_steps to save between epochs",
@@ -150,32 +159,37 @@ def resolve(argv: list[str], takes: Callable[..., list[str]], say: Callable = pr
     --config the system is that of --system, or the one that takes the flags and knows the tasks of the mixture, and its
     `configs/released/<system>.yaml` is the base.
     """
-    given = vars(_parser().parse_args(underscored(argv)))
-    flags = set(given)
-    config, system, sets = given.pop("config", None), given.pop("system", None), given.pop("set", [])
-    for name in [name for name in given if name in WITHOUT_MEANING]:
-        given.pop(name)
-        if WITHOUT_MEANING[name]:
-            say(f"--{name} does nothing here: {WITHOUT_MEANING[name]}")
+    arguments = vars(_parser().parse_all(underscored(argv)))
+    flags = set(arguments)
+    config = arguments.pop("config", None)
+    system = arguments.pop("system", None)
+    assignments = arguments.pop("set", [])
+    for name, why in WITHOUT_MEANING.items():
+        if name in arguments:
+            del arguments[name]
+            if why:
+                say(f"--{name} does nothing here: {why}")
     over: dict[str, Any] = {}
     for flag in FLAGS:
-        if flag.name in given:
+        if flag.name in arguments:
             *outer, last = flag.field.split(".")
-            over = merge(over, _nest(outer, {last: given.pop(flag.name)}))
+            over = merge(over, _nest(outer, {last: arguments.pop(flag.name)}))
     if config:
         base = load_yaml(config)
-        base |= {"system": system} if system else {}
+        if system:
+            base["system"] = system
     else:
-        system = system or _system_of(over.get("options", {}), flags, _tasks_named(given), takes)
+        system = system or _system_of(over.get("options", {}), flags, _tasks_named(arguments), takes)
         if system not in takes({}):
             raise ValueError(f"--system: {unknown('system', system, takes({}))}")
         base = _base(system)
     values = to_dict(from_dict(Recipe, merge(base, over)))
-    for name in [name for name in INSTEAD if given.pop(name, False)]:
-        _, leaves, comes = INSTEAD[name]
-        values["eval"]["suites"] = [suite for suite in values["eval"]["suites"] if suite != leaves] + [comes]
-    values["data"]["mixture"] = mix(values["data"]["mixture"], given)
-    for assignment in sets:
+    for name, swap in SWAPS.items():
+        if arguments.pop(name, False):
+            suites = [suite for suite in values["eval"]["suites"] if suite != swap.removes]
+            values["eval"]["suites"] = [*suites, swap.adds]
+    values["data"]["mixture"] = mix(values["data"]["mixture"], arguments)
+    for assignment in assignments:
         values = override(values, assignment)
     return from_dict(Recipe, values)
 
@@ -189,45 +203,47 @@ def underscored(argv: Sequence[str]) -> list[str]:
     return normal
 
 
-def mix(mixture: list[dict[str, Any]], given: dict[str, Any]) -> list[dict[str, Any]]:
+def mix(mixture: list[dict[str, Any]], arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """The recipe's mixture changed by --dataset, --sample_rates and --<task>_data.
 
     A task or set that the recipe already has keeps its rate and options; a new one starts at rate 1. The recipe knows a
     task at rate 0 but does not train on it, until --dataset names it and --sample_rates gives it a rate.
     """
-    mixture = [dict(task) for task in mixture]
-    have = {task["task"]: task for task in mixture}
-    named = _split(given["dataset"], "||") if "dataset" in given else []
-    names = named or list(have)
-    sets = {name.removesuffix(TASK_DATA): value for name, value in given.items() if name.endswith(TASK_DATA)}
-    for task, value in sets.items():
-        if task not in names:
-            raise ValueError(f"--{task}{TASK_DATA}: {unknown('task', task, names)}")
-        known = {item["source"]: item for item in have.get(task, {}).get("sets", ())}
-        chosen = [known.get(name, {"source": name, "rate": 1.0, "options": {}}) for name in _split(value, "||")]
-        have[task] = {"task": task, "rate": 1.0, **have.get(task, {}), "sets": chosen}
+    tasks = {task["task"]: dict(task) for task in mixture}
+    listing = _split(arguments.get("dataset", ""), "||")  # of --dataset
+    names = listing or list(tasks)
+    sets = {name.removesuffix(TASK_DATA): text for name, text in arguments.items() if name.endswith(TASK_DATA)}
+    for name, text in sets.items():
+        if name not in names:
+            raise ValueError(f"--{name}{TASK_DATA}: {unknown('task', name, names)}")
+        task = tasks.get(name, {"task": name, "rate": 1.0, "sets": ()})
+        entries = {entry["source"]: entry for entry in task["sets"]}
+        new = [entries.get(source, {"source": source, "rate": 1.0, "options": {}}) for source in _split(text, "||")]
+        tasks[name] = {**task, "sets": new}
     for name in names:
-        if name not in have:
+        if name not in tasks:
             raise ValueError(
-                f"--dataset: {unknown('task', name, have)}; give a new task its sets by --{name}{TASK_DATA}"
+                f"--dataset: {unknown('task', name, tasks)}; give a new task its sets by --{name}{TASK_DATA}"
             )
-    chosen = [dict(have[name]) for name in names]
-    idle = [task for task in chosen if not task["rate"]]
-    if "sample_rates" in given:
-        rates = _split(given["sample_rates"], ",")
-        rated = chosen if named or len(rates) == len(chosen) else [task for task in chosen if task["rate"]]
-        if len(rates) != len(rated):
-            known = ", ".join(task["task"] for task in rated)
-            raise ValueError(f"--sample_rates has {len(rates)} numbers for {len(rated)} tasks ({known})")
-        for task, rate in zip(rated, rates, strict=True):
+    result = [dict(tasks[name]) for name in names]
+    idle = [task for task in result if not task["rate"]]
+    if "sample_rates" in arguments:
+        rates = _split(arguments["sample_rates"], ",")
+        # Numbers are for all tasks; where --dataset names none, they may leave out the tasks at rate 0.
+        active = [task for task in result if task["rate"]]
+        to_set = result if listing or len(rates) == len(result) else active
+        if len(rates) != len(to_set):
+            expected = ", ".join(task["task"] for task in to_set)
+            raise ValueError(f"--sample_rates has {len(rates)} numbers for {len(to_set)} tasks ({expected})")
+        for task, rate in zip(to_set, rates, strict=True):
             task["rate"] = rate
-    unused = [task["task"] for task in idle if not task["rate"] and task["task"] in (*named, *sets)]
+    unused = [task["task"] for task in idle if not task["rate"] and task["task"] in (*listing, *sets)]
     if unused:
         raise ValueError(
             f"the recipe has {', '.join(unused)} at rate 0 and does not train on it: name every task in --dataset and "
             "give each its rate in --sample_rates"
         )
-    return chosen
+    return result
 
 
 def markdown() -> str:
@@ -239,7 +255,7 @@ def markdown() -> str:
     for name, text in MIXTURE.items():
         escaped = text.replace("|", "\\|")
         lines.append(f"| `--{name}` | `data.mixture` | | {escaped} |")
-    lines += [f"| `--{name}` | `eval.suites` | | {text} |" for name, (text, *_) in INSTEAD.items()]
+    lines += [f"| `--{name}` | `eval.suites` | | {swap.help} |" for name, swap in SWAPS.items()]
     lines += [f"| `--{name}` | | | accepted, changes nothing: {why} |" for name, why in WITHOUT_MEANING.items() if why]
     return "\n".join(lines)
 
@@ -262,14 +278,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise SystemExit(f"{self.prog}: {message}")
 
-    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        found, extra = self.parse_known_args(args, namespace)
+    def parse_all(self, args: list[str]) -> argparse.Namespace:
+        """As `parse_args`, with the nearest flag in the message about an unknown one."""
+        namespace, extra = self.parse_known_args(args)
         for text in extra:
             name = text.partition("=")[0]
             near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else "see --help"
             self.error(f"unknown {'flag' if text.startswith('-') else 'argument'} {text!r}; {hint}")
-        return found
+        return namespace
 
 
 def _parser() -> _Parser:
@@ -297,8 +314,8 @@ def _parser() -> _Parser:
             parser.add_argument(f"--{flag.name}", type=_reader(flag), metavar="V", help=text)
     for name, text in MIXTURE.items():
         parser.add_argument(f"--{name}", metavar="V", help=text)
-    for name, (text, *_) in INSTEAD.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
+    for name, swap in SWAPS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=swap.help)
     for name, why in WITHOUT_MEANING.items():
         parser.add_argument(
             f"--{name}", nargs="?", metavar="V", help=f"accepted, changes nothing: {why}" if why else argparse.SUPPRESS
@@ -307,6 +324,8 @@ def _parser() -> _Parser:
 
 
 class _HelpConfig(argparse.Action):
+    """Prints the reference of recipe fields and ends the program."""
+
     def __call__(self, parser, namespace, values, option_string=None) -> NoReturn:
         print(reference(), end="")
         raise SystemExit
@@ -364,9 +383,9 @@ def _tasks_of(system: str) -> set[str]:
     return {task["task"] for task in _base(system).get("data", {}).get("mixture", ())}
 
 
-def _tasks_named(given: dict[str, Any]) -> set[str]:
-    tasks = {name.removesuffix(TASK_DATA) for name in given if name.endswith(TASK_DATA)}
-    return tasks | set(_split(given.get("dataset", ""), "||"))
+def _tasks_named(arguments: dict[str, Any]) -> set[str]:
+    tasks = {name.removesuffix(TASK_DATA) for name in arguments if name.endswith(TASK_DATA)}
+    return tasks | set(_split(arguments.get("dataset", ""), "||"))
 
 
 def _system_of(options: dict[str, Any], flags: set[str], tasks: set[str], takes: Callable[..., list[str]]) -> str:
@@ -374,7 +393,8 @@ def _system_of(options: dict[str, Any], flags: set[str], tasks: set[str], takes:
 
     A system that nobody has released has no such file: a command line never means it without --system.
     """
-    names, default = [name for name in takes(options, flags) if _base_file(name).is_file()], takes({})[0]
+    default = takes({})[0]
+    names = [name for name in takes(options, flags) if _base_file(name).is_file()]
     names = [name for name in names if tasks <= _tasks_of(name)] or names
     if default in names:
         return default
