@@ -261,12 +261,15 @@ def test_published_7b_names_and_shapes():
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     vision = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120}
     sam = {"vision_config": vision | {"global_attn_indexes": [7, 15, 23, 31]}}
-    plan = Architecture(
-        language | {"num_attention_heads": 32}, tower | {"image_size": 224, "patch_size": 14}, 1, -2, "sam", sam
-    )
+    vlm_config = {
+        "language": language | {"num_attention_heads": 32},
+        "tower": tower | {"image_size": 224, "patch_size": 14},
+        "projector_depth": 1,
+    }
+    plan = Architecture("llava", vlm_config, "sam", sam)
     with torch.device("meta"):
         model = assemble(plan)
-    table = published_table(HEADS["sam"].WEIGHT_NAMES, projector_depth=1)
+    table = published_table(model.vlm.published_names(vlm_config), HEADS["sam"].WEIGHT_NAMES)
     shapes = {table.to_layout(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: shape for name, shape in shapes.items() if "vision_tower" not in name}
     assert len(shapes) == 923 - 32
@@ -424,7 +427,7 @@ def test_wrong_sizes_and_choices_are_named(published, sam, tmp_path):
     for key, value, message in (
         ("intermediate_size", 97, r"shapes differ.*gate_proj\.weight \(96, 48\) for \(97, 48\)"),
         ("mm_vision_select_feature", "cls_patch", "no vision feature selection 'cls_patch'"),
-        ("model_type", "mistral", "no language model 'mistral'"),
+        ("model_type", "mistral", "no vision-language model 'mistral'.*llava"),
     ):
         (folder / "config.json").write_text(json.dumps(values | {key: value}))
         with pytest.raises(ValueError, match=message):
@@ -504,8 +507,8 @@ def test_a_tower_of_another_machine_says_how_to_name_one(published, sam, tmp_pat
     folder = write_base(tmp_path / "llava", base_tensors(published), clip=False)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"mm_vision_tower": "/home/someone/clip"}))
-    message = r"config\.json names the vision tower /home/someone/clip, which is not here .*--vision_tower"
-    with pytest.raises(FileNotFoundError, match=message):
+    message = r"config\.json names the vision tower '/home/someone/clip', which lies outside the folder.*--vision_tower"
+    with pytest.raises(ValueError, match=message):
         build(folder, sam, vision_tower=None)
     with pytest.raises(FileNotFoundError, match=r"model\.vision_tower names .*/elsewhere/clip.*--vision_tower"):
         build(folder, sam, vision_tower="/elsewhere/clip")

@@ -18,6 +18,7 @@ from transformers.models.sam.modeling_sam import SamLayerNorm, SamPositionalEmbe
 from data.types import Batch, Geometry
 from data.views import LanguageView, PaddedView
 from model.checkpoints.name_table import Pair, under
+from model.checkpoints.size_keys import SizeKeys
 from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.pixel_decoder import PixelDecoder
 from model.heads.sam_weights import MLP_NAMES, SAM_NAMES
@@ -64,6 +65,11 @@ class PixelHead(MaskHead):
     """
 
     WEIGHT_NAMES = NAMES
+    SIZE_KEYS = SizeKeys(
+        widths=frozenset({"width", "mlp_dim", "heads", "tower_width", "language_width", "projector_width"}),
+        counts=frozenset({"tokens"}),
+        others=frozenset({"levels", "trained_fusion"}),
+    )
     NEEDS_WEIGHTS = False
     OPTIONAL_WEIGHTS = ("fusion", "balance")
     view = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.views import SAM_MEAN, SAM_STD, ClipView, LanguageView, PaddedView
-from model.checkpoints.architecture import SECTION
+from model.checkpoints.config_file import SECTION
 from utils.config import TowerConfig
 from utils.limits import VIEW
 from utils.registry import unknown
