@@ -15,21 +15,20 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from data.tokens import TokenSpec, load_tokenizer
 from model.checkpoints.architecture import Architecture
-from model.checkpoints.files import read_tensors, write_tensors
+from model.checkpoints.files import read_tensors
 from model.checkpoints.layouts import published_table
 from model.checkpoints.load import assemble, build_model, dtype_of, fetch, load_folder, resolve_attention, views_for
 from model.checkpoints.save import save_folder, save_original
 from model.heads import HEADS
 from model.vlm.base import Vision
+from tests.tiny_base import GOLDEN, PIECES, base_tensors, write_base, write_sam
 from tests.tiny_model import LANGUAGE, TOWER
 from utils.config import ModelConfig
 
-GOLDEN = Path(__file__).parent / "golden" / "lisa"
 TOY = Path(__file__).parents[1] / "assets" / "toy"
 SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 OTHER = TokenSpec(added=("<ins>", "<no_ins>"), mask=("<ins>",), refuse="<no_ins>")
 CONFIG = ModelConfig(vision_tower=None, precision="fp32", decoder_heads=4)
-PIECES = 600  # of the golden tokenizer, without added tokens
 
 
 @pytest.fixture(scope="module")
@@ -45,36 +44,7 @@ def golden():
 @pytest.fixture
 def sam(published, tmp_path) -> Path:
     """`sam_vit_*.pth`: upstream's names, a pickle of tensors."""
-    prefix = "model.visual_model."
-    torch.save({n.removeprefix(prefix): t for n, t in published.items() if n.startswith(prefix)}, tmp_path / "sam.pth")
-    return tmp_path / "sam.pth"
-
-
-def base_tensors(published, *, tower: bool = False):
-    """What an original LLaVA holds: no mask head, no text MLP, no added rows, the tower or not."""
-    drop = ("model.visual_model.", "model.text_hidden_fcs.", *(() if tower else ("model.vision_tower.",)))
-    kept = {name: tensor for name, tensor in published.items() if not name.startswith(drop)}
-    return {name: tensor[:PIECES] if tensor.shape[0] == PIECES + 3 else tensor for name, tensor in kept.items()}
-
-
-def write_base(folder: Path, tensors, config: dict | None = None, *, clip: bool = True, safe: bool = True) -> Path:
-    folder.mkdir(exist_ok=True)
-    write_tensors(tensors, folder, safe=safe)
-    plain = json.loads((GOLDEN / "config.json").read_text())
-    for key in ("train_mask_decoder", "out_dim", "architectures"):
-        plain.pop(key)
-    wrong_ids = {
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": -1,
-        "vocab_size": PIECES,
-    }  # as in published bases
-    (folder / "config.json").write_text(json.dumps(config or plain | wrong_ids))
-    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(GOLDEN / name, folder / name)
-    if clip:
-        shutil.copytree(GOLDEN / "clip", folder / "clip", dirs_exist_ok=True)
-    return folder
+    return write_sam(tmp_path / "sam.pth", published)
 
 
 def build(folder: Path, sam: Path | None = None, spec=SPEC, **changes):

@@ -3,7 +3,7 @@
 A backbone is a `VisionLanguageModel` in a file next to this one, registered in `VLMS` under the values that
 `model_type` has in its `config.json`. The instance says how images are encoded; the class says what its files look
 like: weight names, sizes, parts that lie elsewhere. Its language side is `model/vlm/decoder.py`, unless the family
-needs another. Everything outside `model/vlm` goes through the members below and never reaches into a backbone's modules.
+needs another. Everything outside `model/vlm` goes through the members below and never into a backbone's modules.
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
 
-from data.views import LanguageView
+from data.views import ClipView, PaddedView
 from model.checkpoints.config_file import SECTION, read_config
 from model.checkpoints.files import read_tensors, write_json, write_tensors
 from model.checkpoints.hub import fetch
@@ -114,7 +114,7 @@ class LlavaFiles(VisionLanguageModel):
     @classmethod
     def config_for(
         cls, source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[dict[str, Any], LanguageView]:
+    ) -> tuple[dict[str, Any], ClipView | PaddedView]:
         """The tower inside the folder counts; one outside gives what is lacking (sizes, weights, image settings)."""
         asked_input = tower_input(source.values, config.tower)
         inside = any(name.startswith("vlm.tower.") for name in source.tensors)
@@ -243,7 +243,7 @@ class LlavaFiles(VisionLanguageModel):
         return {"mm_vision_tower": name, "vision_tower": name}
 
     def write_view(self, folder: Path) -> None:
-        write_view(folder, self.view)
+        write_view(folder, cast(ClipView | PaddedView, self.view))  # no other is ever given to a LLaVA
 
 
 def language_sizes(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
