@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from data.encode import Encoder
 from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
-from model.checkpoints.architecture import read_config
+from model.checkpoints.config_file import read_config
 from model.checkpoints.files import read_tensors
-from model.checkpoints.load import build_model, fetch, load_folder, views_for
+from model.checkpoints.hub import fetch
+from model.checkpoints.load import build_model, load_folder, views_for
 from model.finetune.quantize import quantize
 from model.finetune.trainable import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
 from model.runtime import inference_options, training_options
@@ -96,7 +97,7 @@ def load(
     recipe = _overridden(recipe, options, model, device)
     found = _system_of(recipe)
     tokenizer = _tokenizer(folder, found, recipe)
-    weighed = load_folder(folder, found.tokens, tokenizer, recipe.model.mask_head or found.head, recipe.model)
+    weighed = load_folder(folder, found.tokens, tokenizer, found.head, recipe.model)
     return _assemble(found, tokenizer, weighed, recipe, device)
 
 
@@ -198,13 +199,8 @@ def _parts(recipe: Recipe) -> tuple[System, PreTrainedTokenizerBase, SegModel]:
     """System, tokenizer and untrained model of a recipe, on the CPU."""
     system = _system_of(recipe)
     tokenizer = _tokenizer(fetch(recipe.model.version), system, recipe)
-    return (
-        system,
-        tokenizer,
-        build_model(
-            recipe.model, system.tokens, tokenizer, recipe.model.mask_head or system.head, seed=recipe.train.seed
-        ),
-    )
+    model = build_model(recipe.model, system.tokens, tokenizer, system.head, seed=recipe.train.seed)
+    return system, tokenizer, model
 
 
 def _tokenizer(folder: Path, system: System, recipe: Recipe) -> PreTrainedTokenizerBase:

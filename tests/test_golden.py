@@ -18,7 +18,6 @@ from data.collate import collate, collate_prompts, load_views
 from data.tokens import decode, mask_ids
 from data.types import Dialogue
 from model.checkpoints.layouts import published_table
-from model.heads import HEADS
 from model.losses import objective
 from model.vlm.prefix_packing import pack
 from systems.assistant import Assistant, load
@@ -176,10 +175,8 @@ def test_rows_apart_give_the_same(case, trained):
 
 def test_gradient_norms(case, trained):
     recorded = json.loads((case.folder / "grad_norms.json").read_text())
-    table = published_table(
-        HEADS[case.assistant.system.head].WEIGHT_NAMES,
-        projector_depth=case.assistant.model.architecture.projector_depth,
-    )
+    model = case.assistant.model
+    table = published_table(model.vlm.published_names(model.architecture.vlm_config), model.head.WEIGHT_NAMES)
     norms = {table.to_layout(name): gradient.norm().item() for name, gradient in trained[2].items()}
     counted = {name: norm for name, norm in recorded.items() if norm > 1e-6}
     assert len(counted) > 100

@@ -16,7 +16,9 @@ from data.collate import SampleBuilder, collate
 from data.sources import build_source
 from model.checkpoints.layouts import published_table
 from model.heads import HEADS
+from model.vlm import VLMS
 from systems.assistant import Assistant, load
+from tests.tiny_model import LLAVA
 from tests.tiny_run import BASE, write_reason_seg, write_recipe
 from utils.config import load_recipe
 from utils.files import whole_folder
@@ -86,7 +88,8 @@ def test_one_file_of_whole_weights(run, truth, tmp_path, wrapped):
     """What zero_to_fp32 makes of this program's shards, and of the original programs'."""
     weights = load_file(run / "checkpoints" / "step_4" / "trainable.safetensors")
     if wrapped:
-        table = published_table(HEADS["sam"].WEIGHT_NAMES, 1)
+        names = VLMS["llava"].published_names({**LLAVA, "projector_depth": 1})
+        table = published_table(names, HEADS["sam"].WEIGHT_NAMES)
         weights = {f"base_model.model.{table.to_layout(name)}": value for name, value in weights.items()}
     torch.save(weights, tmp_path / "pytorch_model.bin")
     recipe = run / "recipe.yaml"

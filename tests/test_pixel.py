@@ -281,19 +281,17 @@ def test_published_names_and_shapes(width, inner, layers, heads):
     language = {"vocab_size": 32009, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     config = HEADS["pixel"].config_for({}, {}, HeadContext(1024, 24, width, 6))
-    plan = Architecture(
-        language | {"num_attention_heads": heads},
-        tower | {"image_size": 448, "patch_size": 14},
-        2,
-        -2,
-        "pixel",
-        config,
-        projector_width=2 * width,
-        tower_input={"pool": 2},
-    )
+    vlm_config = {
+        "language": language | {"num_attention_heads": heads},
+        "tower": tower | {"image_size": 448, "patch_size": 14},
+        "projector_depth": 2,
+        "projector_width": 2 * width,
+        "tower_input": {"pool": 2},
+    }
+    plan = Architecture("llava", vlm_config, "pixel", config)
     with torch.device("meta"):
         model = assemble(plan)
-    table = published_table(HEADS["pixel"].WEIGHT_NAMES, projector_depth=2)
+    table = published_table(model.vlm.published_names(vlm_config), HEADS["pixel"].WEIGHT_NAMES)
     shapes = {table.to_layout(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     language_names = {name for name in shapes if name.startswith(("model.layers.", "model.norm."))}
     own = {n: s for n, s in shapes.items() if n not in language_names and "vision_tower" not in n}

@@ -16,8 +16,9 @@ from transformers import SamConfig, SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamLayerNorm, SamPositionalEmbedding, SamPromptEncoder
 
 from data.types import Batch, Geometry
-from data.views import LanguageView, PaddedView
+from data.views import LanguageView
 from model.checkpoints.name_table import Pair, under
+from model.checkpoints.size_keys import SizeKeys
 from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.pixel_decoder import PixelDecoder
 from model.heads.sam_weights import MLP_NAMES, SAM_NAMES
@@ -64,6 +65,11 @@ class PixelHead(MaskHead):
     """
 
     WEIGHT_NAMES = NAMES
+    SIZE_KEYS = SizeKeys(
+        widths=frozenset({"width", "mlp_dim", "heads", "tower_width", "language_width", "projector_width"}),
+        counts=frozenset({"tokens"}),
+        others=frozenset({"levels", "trained_fusion"}),
+    )
     NEEDS_WEIGHTS = False
     OPTIONAL_WEIGHTS = ("fusion", "balance")
     view = None
@@ -127,7 +133,7 @@ class PixelHead(MaskHead):
         return self.prompts.hidden_size
 
     def check_view(self, language_view: LanguageView) -> None:
-        if not isinstance(language_view, PaddedView):
+        if not language_view.shows_all:
             raise ValueError(
                 "this mask head decodes in the vision tower's view, which must show the whole image: set "
                 "model.tower.pad=true (--pad_train_clip_images)"

@@ -21,7 +21,7 @@ from model.checkpoints.name_table import under
 from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.embedding_cache import EmbeddingCache
 from model.heads.sam_attention import use_chunked_attention, use_folded_attention
-from model.heads.sam_weights import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
+from model.heads.sam_weights import SAM_NAMES, SAM_SIZE_KEYS, folder_decoder_heads, rename_sam, sam_sizes
 from model.vlm.base import Vision
 from utils.config import CacheConfig, from_dict
 
@@ -39,6 +39,7 @@ class SamHead(MaskHead):
     """Segment Anything with a text prompt (lisa.md 1.6). As published only its decoder trains."""
 
     WEIGHT_NAMES = under(SAM_NAMES, "visual_model.", "")
+    SIZE_KEYS = SAM_SIZE_KEYS
     NEEDS_WEIGHTS = True
     tokens = 1  # any number will do: each is a prompt of its own
 
