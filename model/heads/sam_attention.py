@@ -67,7 +67,7 @@ def use_chunked_attention(encoder: SamVisionEncoder) -> SamVisionEncoder:
 class FoldedCrossAttention(SamAttention):
     """With the weights and the interface of SamAttention: (Q, 1, T or N, C) query, (Q, 1, N or T, C) key and value."""
 
-    def forward(
+    def forward(  # ty: ignore[incompatible-method-override]  (the parent declares a Tensor and returns this tuple)
         self, query: Tensor, key: Tensor, value: Tensor, attention_similarity: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         if torch.is_grad_enabled() or attention_similarity is not None:
