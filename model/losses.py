@@ -46,7 +46,7 @@ def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
     sums = [mask_losses(*group) for group in _by_size(images)]
     blank = _refused(batch, config)
     count += sum(map(len, blank))
-    sums += [mask_losses(masks, masks) for masks in blank]
+    sums.extend(mask_losses(masks, masks) for masks in blank)
     bce = config.bce * sum((bce for bce, _ in sums), zero) / count
     dice = config.dice * sum((dice for _, dice in sums), zero) / count
     total = ce + bce + dice

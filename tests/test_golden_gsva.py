@@ -169,5 +169,5 @@ def test_a_bare_file_that_lost_a_factor_is_refused(folder, settings, tmp_path):
     tensors = torch.load(file, weights_only=True)
     lost = next(name for name in tensors if ".lora_B." in name)
     torch.save({name: tensor for name, tensor in tensors.items() if name != lost}, file)
-    with pytest.raises(ValueError, match=r"gsva\.bin: .*lora_A.*expected .*lora_B\.default beside it"):
+    with pytest.raises(ValueError, match=r"gsva\.bin: .*lora_A.*expected .*lora_B\.default next to it"):
         load(base, system="gsva", model={**settings, "checkpoint_file": str(file)}, device="cpu")

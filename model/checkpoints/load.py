@@ -64,7 +64,7 @@ def build_model(
         head_class = _head_class(head, where)
         table = reading_table(backbone.WEIGHT_NAMES, head_class.WEIGHT_NAMES)
         source = _read(folder, values, table, backbone)
-        _check_head(source, head)
+        _check_head(source, head, config.allow_missing)
         options = _add_head(source, config, head_class)
         if config.checkpoint_file:
             _add_weight(source, fetch(config.checkpoint_file), table, config.lora.alpha)
@@ -171,10 +171,11 @@ def _read(folder: Path, values: dict[str, Any], table: NameTable, backbone: type
     return Source(folder, values, tensors, report, finished)
 
 
-def _check_head(source: Source, head: str) -> None:
+def _check_head(source: Source, head: str, lenient: bool) -> None:
     """Raises where the folder holds the weights of another mask head than `head`."""
     saved = saved_head(source.values)
-    if saved is None and not source.finished:  # published files name no head: whose names are the unexpected ones?
+    if saved is None and not source.finished and not lenient:
+        # published files name no head: whose names are the unexpected ones?
         saved = next((other for other in HEADS if _fits(source.report.unexpected, HEADS[other])), None)
     if saved not in (None, head):
         raise ValueError(
@@ -254,7 +255,6 @@ def _fit_vocabulary(
             "its tokenizer files belong to another checkpoint"
         )
     for name, table in ((backbone.EMBEDDING, embedding), (backbone.LM_HEAD, lm_head)):
-        # sampled even where there are none: the generator's state must not depend on which tables grow
         new = torch.randn(max(0, size - len(table)), table.shape[1], generator=generator) * NEW_ROW_STD
         if len(table) != size:
             source.tensors[name] = torch.cat([table[:size], new.to(table.dtype)])
@@ -268,7 +268,8 @@ def _head_config(
     options: dict[str, Any],
     tokens: int,
 ) -> dict[str, Any]:
-    """The mask head's configuration: from `config.json` where the folder is finished and has one, else from shapes."""
+    """The mask head's configuration: its class takes it from `config.json` where a finished folder has one, else from
+    the shapes of the weights."""
     saved = source.values.get(SECTION, {}).get("head_config") if source.finished else None
     if saved is not None and not isinstance(saved, dict):
         raise ValueError(f"{source.where}: {SECTION}.head_config must be a mapping of sizes, got {saved!r}")

@@ -124,7 +124,7 @@ def trainable_names(model: SegModel) -> list[str]:
 
 
 def trainable_state(model: SegModel) -> dict[str, Tensor]:
-    """The trained tensors under their `state_dict` names: all that a checkpoint must hold beside the base."""
+    """The trained tensors under their `state_dict` names: all that a checkpoint must hold in addition to the base."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

@@ -67,6 +67,7 @@ class VisionLanguageModel(nn.Module):
     EMBEDDING: ClassVar[str]  # our name of the embedding, one row per token
     LM_HEAD: ClassVar[str]  # and of the output layer, if its rows are separate
     SIZE_KEYS: ClassVar[SizeKeys]  # of `size_sections`
+    LIGER: ClassVar[str | None] = None  # Liger's function that replaces kernels of `language`, if it has one
 
     language: PreTrainedModel  # a causal language model: get_input_embeddings(), lm_head
     view: LanguageView  # makes the pixels that `encode_images` takes

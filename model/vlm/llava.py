@@ -62,7 +62,7 @@ class Llava(LlavaFiles, DecoderVLM):
     def build(cls, config: dict[str, Any], attention: str = "sdpa", view: LanguageView | None = None) -> Llava:
         """An uninitialised model of LlavaSizes. `attention` is the language model's; the tower's is never flash."""
         sizes = LlavaSizes(**config)
-        sight = TowerInput(**sizes.tower_input)
+        shown = TowerInput(**sizes.tower_input)
         tower, language = CLIPVisionConfig(**sizes.tower), LlamaConfig(**sizes.language)
         tower._attn_implementation = "eager" if attention == "eager" else "sdpa"
         language._attn_implementation = attention
@@ -72,8 +72,8 @@ class Llava(LlavaFiles, DecoderVLM):
             mlp_projector(tower.hidden_size, width, depth, sizes.projector_width),
             LlamaForCausalLM(language),
             feature_layer=sizes.feature_layer,
-            pool=sight.pool,
-            view=view or (PaddedView(sizes.tower["image_size"]) if sight.pad else None),
+            pool=shown.pool,
+            view=view or (PaddedView(sizes.tower["image_size"]) if shown.pad else None),
         )
 
     @property

@@ -96,6 +96,7 @@ class LlavaFiles(VisionLanguageModel):
     FOLDER_NAMES = _HUGGING_FACE
     EMBEDDING = "vlm.language.model.embed_tokens.weight"
     LM_HEAD = "vlm.language.lm_head.weight"
+    LIGER = "apply_liger_kernel_to_llama"
     SIZE_KEYS = SizeKeys(
         widths=frozenset(
             {
@@ -116,7 +117,7 @@ class LlavaFiles(VisionLanguageModel):
         cls, source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[dict[str, Any], ClipView | PaddedView]:
         """The tower inside the folder counts; one outside gives what is lacking (sizes, weights, image settings)."""
-        asked_input = tower_input(source.values, config.tower)
+        shown = tower_input(source.values, config.tower)
         inside = any(name.startswith("vlm.tower.") for name in source.tensors)
         name = tower_name(source.values)
         if "vision_config" in source.values and inside:
@@ -126,8 +127,8 @@ class LlavaFiles(VisionLanguageModel):
         if not inside:
             source.tensors.update(_read_tower(folder, source))
         values = source.values if folder == source.folder else read_config(folder)
-        tower = fit_tower(tower_sizes(values), source.tensors, asked_input)
-        view = tower_view(folder, tower["image_size"], asked_input, config.tower.preprocessor)
+        tower = fit_tower(tower_sizes(values), source.tensors, shown)
+        view = tower_view(folder, tower["image_size"], shown, config.tower.preprocessor)
 
         width = source.tensors[cls.EMBEDDING].shape[1]
         new_projector = config.tower.new_projector and not source.finished
@@ -139,7 +140,7 @@ class LlavaFiles(VisionLanguageModel):
             projector_depth=NEW_DEPTH if new_projector else _projector_depth(source.tensors, source.where),
             feature_layer=_feature_layer(source.values, source.where),
             projector_width=NEW_GROWTH * width if new_projector else len(source.tensors["vlm.projector.0.weight"]),
-            tower_input=asdict(asked_input),
+            tower_input=asdict(shown),
             tower_name=name,
         )
         return asdict(sizes), view
@@ -183,9 +184,9 @@ class LlavaFiles(VisionLanguageModel):
 
     @classmethod
     def image_tokens_of(cls, values: dict[str, Any], config: ModelConfig) -> int:
-        asked_input = tower_input(values, config.tower)
+        shown = tower_input(values, config.tower)
         sizes = tower_sizes(values if "vision_config" in values else read_config(Path(config.vision_tower or "")))
-        return ((asked_input.size or sizes["image_size"]) // sizes["patch_size"] // asked_input.pool) ** 2
+        return ((shown.size or sizes["image_size"]) // sizes["patch_size"] // shown.pool) ** 2
 
     @classmethod
     def published_names(cls, config: dict[str, Any]) -> list[Pair]:
@@ -196,7 +197,7 @@ class LlavaFiles(VisionLanguageModel):
     @classmethod
     def check_published(cls, config: dict[str, Any]) -> None:
         saved = LlavaSizes(**config).tower_input
-        # how the position table was resized need not be said: a table that is not the hub's is written with the tower
+        # how the position table was resized needs no field: a tower with another table than the hub's is written out
         if not representable(replace(TowerInput(**saved), positions="released")):
             raise ValueError(f"the published layout has no fields for this model's tower input: {saved}")
 
