@@ -141,7 +141,8 @@ def _truth(output: SegOutput, batch: Batch, config: LossConfig) -> tuple[list[Te
     covered, and a cell with any ignored pixel is ignored."""
     if config.mask_size not in MASK_SIZES:
         raise ValueError(unknown("loss.mask_size", config.mask_size, MASK_SIZES))
-    truth, ignored = batch.masks, _ignored(batch, config)
+    truth = batch.masks
+    ignored = _ignored(batch, config)
     if config.mask_size == "full":
         return truth, ignored
     sizes = [masks.shape[1:] for masks in output.masks]

@@ -58,6 +58,8 @@ def build_model(
     folder = fetch(config.version)
     generator = torch.Generator().manual_seed(seed)
     where = str(folder / "config.json")
+    # Weights before sizes: what `config.json` asks for is bounded by the weights that are there, and a part that lies
+    # elsewhere may bring sizes of its own.
     with laying_out(where):
         values = read_config(folder)
         backbone = vlm_class(values, where)
@@ -223,7 +225,7 @@ def _add_weight(source: Source, file: Path, table: NameTable, alpha: float) -> N
         raise ValueError(f"{file}: {error}") from None
     source.tensors.update(to_model_names(merged, table, source.report))
     source.finished = True
-    source.fresh = []
+    source.fresh = []  # a trained file must hold the text MLP, which a base's loading would initialise
     source.weight = file
 
 
@@ -292,6 +294,7 @@ def _init_head(source: Source, model: SegModel, seed: int) -> None:
     new = [name for name in absent if not source.finished or name.removeprefix("head.") in head.OPTIONAL_WEIGHTS]
     if head.NEEDS_WEIGHTS or not new:
         return
+    # on a fork: how the head is initialised must not move the random numbers of the rest of the program
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         initial = head.build(model.architecture.head_config, "sdpa").state_dict()
@@ -330,6 +333,7 @@ def _fill(model: SegModel, source: Source, dtype: torch.dtype, generator: torch.
     bound = 1 / math.sqrt(model.vlm.hidden_size)
     # in the order of the state dict, so that a seed keeps its meaning whatever the file's own order is
     state |= {name: _init_weight(name, tuple(wanted[name].shape), bound, generator) for name in absent}
+    # assigned, not copied: a memory-mapped tensor of the right precision is never read before it is used
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     model.vlm.reset_buffers()
     log.info("%s: %s", source.folder, report)

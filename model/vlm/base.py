@@ -42,7 +42,7 @@ class Vision:
     """B encoded images, as the language model and the mask heads read them."""
 
     states: Tensor  # (B, P, H) image tokens, projected to the language model's width
-    layers: tuple[Tensor, ...]  # hidden states of the vision tower, (B, 1 + patches, W), class token first
+    layers: tuple[Tensor, ...]  # hidden states of the vision tower, (B, patches, W) row by row, without a class token
     attention: Tensor | None = None  # (B, P) bool: image tokens that show some of the image, not padding; None: all
 
 
