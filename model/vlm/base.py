@@ -20,7 +20,7 @@ from data.types import Geometry
 from data.views import LanguageView
 from model.checkpoints.name_table import Pair
 from model.checkpoints.size_keys import SizeKeys
-from model.checkpoints.source import Source
+from model.checkpoints.weight_source import WeightSource
 from utils.config import ModelConfig
 from utils.registry import Registry
 
@@ -74,7 +74,7 @@ class VisionLanguageModel(nn.Module):
 
     @classmethod
     def config_for(
-        cls, source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
+        cls, source: WeightSource, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[dict[str, Any], LanguageView]:
         """The configuration (plain values, see `build`) of the model that `source` holds, and its view.
 
