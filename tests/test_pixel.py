@@ -78,7 +78,7 @@ def base(published, tmp_path) -> Path:
 
 
 def build(folder: Path, **changes):
-    changes = {"tower": PUBLISHED_TOWER, "head": SMALL, **changes}
+    changes = {"tower": PUBLISHED_TOWER, "head_options": SMALL, **changes}
     config = replace(CONFIG, version=str(folder), **changes)
     return build_model(config, SPEC, load_tokenizer(folder, SPEC), "pixel")
 
@@ -164,9 +164,9 @@ def test_padding_reaches_no_word(assistant):
                 )
             )
     (patches, words), (patches_changed, words_changed) = hidden
-    seen = 1 + 26 * 32
-    torch.testing.assert_close(patches[:, :seen], patches_changed[:, :seen])
-    assert (patches[:, 1 + 27 * 32 :] - patches_changed[:, 1 + 27 * 32 :]).abs().max() > 1e-3
+    visible, padding = 26 * 32, 27 * 32
+    torch.testing.assert_close(patches[:, :visible], patches_changed[:, :visible])
+    assert (patches[:, padding:] - patches_changed[:, padding:]).abs().max() > 1e-3
     is_text = batch.ids[0] != IMAGE_ID
     torch.testing.assert_close(words[0, is_text], words_changed[0, is_text])
 

@@ -55,7 +55,7 @@ def _check_section(section: str, values: dict[str, Any], keys: SizeKeys, widest:
 
 
 @contextmanager
-def laying_out(where: str) -> Generator[None]:
+def naming_size_errors(where: str) -> Generator[None]:
     """Turns what a library raises while it builds a model of impossible sizes into a ValueError that names the file."""
     try:
         yield

@@ -59,6 +59,7 @@ def _strange(folder: Path) -> list[str]:
         written = {WRITTEN, *json.loads((folder / WRITTEN).read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError):
         written = set()
+    # everything that is no folder, broken links too: it would be removed with the rest
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     return sorted(set(files) - written)
 
@@ -135,7 +136,7 @@ def _write_original(model: SegModel, folder: Path, tokenizer: PreTrainedTokenize
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
-    if pieces := pieces_file(tokenizer):
+    if pieces := pieces_file(tokenizer):  # the library does not copy it, and the old programs read nothing else
         _copy(pieces, folder)
 
 

@@ -156,8 +156,8 @@ class PixelHead(MaskHead):
 
     def features(self, batch: Batch, vision: Vision) -> list[Tensor]:
         """(B, C, h, w) of the first level, and (B, C, 2h, 2w) of each further one."""
-        # all levels in one batch, without the class token: projector and neck are shared
-        states = torch.cat([self.projector(vision.layers[level][:, 1:]) for level in self.levels])
+        # all levels in one batch: projector and neck are shared
+        states = torch.cat([self.projector(vision.layers[level]) for level in self.levels])
         side = math.isqrt(states.shape[1])
         narrow = self.neck(states.transpose(1, 2).unflatten(2, (side, side)))
         first, *rest = narrow.chunk(len(self.levels))

@@ -21,7 +21,7 @@ from model.checkpoints.hub import fetch
 from model.checkpoints.layouts import to_model_names
 from model.checkpoints.name_table import NameTable, Pair
 from model.checkpoints.size_keys import SizeKeys
-from model.checkpoints.source import Source
+from model.checkpoints.weight_source import WeightSource
 from model.vlm.base import BackboneSizes, VisionLanguageModel
 from model.vlm.tower import TowerInput, fit_tower, published_fields, representable, tower_input, tower_view, write_view
 from utils.config import ModelConfig
@@ -114,7 +114,7 @@ class LlavaFiles(VisionLanguageModel):
 
     @classmethod
     def config_for(
-        cls, source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
+        cls, source: WeightSource, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[dict[str, Any], ClipView | PaddedView]:
         """The tower inside the folder counts; one outside gives what is lacking (sizes, weights, image settings)."""
         shown = tower_input(source.values, config.tower)
@@ -303,7 +303,7 @@ def _projector_depth(tensors: dict[str, Tensor], where: str) -> int:
     return depth
 
 
-def _drop_projector(source: Source) -> None:
+def _drop_projector(source: WeightSource) -> None:
     """A base's projector gives way to a new, wider one."""
     old = [name for name in source.tensors if name.startswith("vlm.projector.")]
     source.report.ignored.extend(old)
@@ -312,7 +312,7 @@ def _drop_projector(source: Source) -> None:
     source.fresh.extend(f"vlm.projector.{2 * i}.{kind}" for i in range(NEW_DEPTH) for kind in ("weight", "bias"))
 
 
-def _find_tower(source: Source, named: str | None, config: ModelConfig) -> tuple[Path, str | None]:
+def _find_tower(source: WeightSource, named: str | None, config: ModelConfig) -> tuple[Path, str | None]:
     """The tower's folder, and the name to remember it by. named: in `config.json`.
 
     Folders count before hub names, the recipe's before the one that `config.json` names (inside its folder or
@@ -344,7 +344,7 @@ def _find_tower(source: Source, named: str | None, config: ModelConfig) -> tuple
         ) from None
 
 
-def _read_tower(folder: Path, source: Source) -> dict[str, Tensor]:
+def _read_tower(folder: Path, source: WeightSource) -> dict[str, Tensor]:
     """Weights of a CLIP folder; its text side has no place in a LLaVA."""
     tensors = read_tensors(folder)
     rest = {name for name in tensors if _TOWER_REST.fullmatch(name)}
