@@ -1,6 +1,6 @@
 """The annotated file tree of docs/tree.md, from the first sentence of every module's docstring.
 
-    python -m tools.tree > docs/tree.md
+python -m tools.tree > docs/tree.md
 """
 
 from __future__ import annotations

@@ -295,13 +295,18 @@ class TrainConfig:
             )
 
     @property
+    def known_steps_per_epoch(self) -> int:
+        """`steps_per_epoch`, which `training.run.with_epochs` fills in."""
+        if self.steps_per_epoch is None:
+            raise ValueError("train.steps_per_epoch is not known before the mixture is")
+        return self.steps_per_epoch
+
+    @property
     def total_steps(self) -> int:
-        """Optimizer steps of the run; `training.run.with_epochs` has made the steps per epoch a number."""
+        """Optimizer steps of the run."""
         if self.steps is not None:
             return self.steps
-        if self.epochs is None or self.steps_per_epoch is None:
-            raise ValueError("train.steps_per_epoch is not known before the mixture is")
-        return self.epochs * self.steps_per_epoch
+        return (self.epochs or EPOCHS) * self.known_steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -366,6 +371,24 @@ class Recipe:
             raise ValueError(
                 "eval.every_steps goes with train.steps; where train.epochs gives the length, set eval.every_epochs"
             )
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether the run saves after `step` and asks for a validation: after each epoch, or, where the recipe counts
+        steps alone, after every eval.every_steps and the last one."""
+        train = self.train
+        if train.steps is None:
+            return step % train.known_steps_per_epoch == 0
+        every = self.eval.every_steps
+        return step == train.steps or bool(every and step % every == 0)
+
+    def validates_after(self, step: int) -> bool:
+        """Whether the suites are scored after this step, which ends an epoch: not each does, where eval.every_epochs is
+        more than 1."""
+        train = self.train
+        if train.steps is not None:
+            return True
+        epoch = step // train.known_steps_per_epoch
+        return epoch == train.epochs or epoch % self.eval.every_epochs == 0
 
 
 @dataclass(frozen=True)
