@@ -12,6 +12,7 @@ import math
 import os
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -382,8 +383,8 @@ class Recipe:
         return step == train.steps or bool(every and step % every == 0)
 
     def validates_after(self, step: int) -> bool:
-        """Whether the suites are scored after this step, which ends an epoch: not each does, where eval.every_epochs is
-        more than 1."""
+        """Whether the suites are scored after this step, which ends an epoch: after the last one, and after every
+        eval.every_epochs of them."""
         train = self.train
         if train.steps is not None:
             return True
@@ -683,6 +684,13 @@ def override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
     for key in keys:
         translated = translated[key]
     return _put(values, keys, translated, dotted)
+
+
+def with_overrides(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """The values after all assignments of `--set`, in their order."""
+    for assignment in assignments:
+        values = override(values, assignment)
+    return values
 
 
 def _value(text: str, dotted: str) -> Any:
