@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
                 near = difflib.get_close_matches(name, self._option_string_actions, n=1)
                 self.error(f"unknown argument {name!r}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
             if name != "--local_rank":
-                print(f"{name} is ignored here: the checkpoint says it, or it is for training only")
+                print(f"{name} has no meaning here: the checkpoint says it, or it is for training only")
             alone = value or position + 1 == len(extra) or extra[position + 1].startswith("--")
             position += 1 if alone else 2
         return args
