@@ -34,7 +34,7 @@ from training.checkpoint import Checkpoints, TrainState, restore
 from training.engine import Engine, check_settings
 from training.loss_guard import LossGuard
 from training.meters import Meters, Progress
-from training.run import Run, Stop, ends_epoch, open_run, validates, with_epochs
+from training.run import Run, Stop, open_run, with_epochs
 from utils import dist
 from utils.config import DatasetConfig, Recipe
 from utils.flags import resolve
@@ -101,7 +101,7 @@ def train(assistant: Assistant, run: Run) -> None:
             state.step += 1
             bar.step()
 
-            leave, epoch_ends = stop() and state.step < total, ends_epoch(recipe, state.step)
+            leave, epoch_ends = stop() and state.step < total, recipe.ends_epoch(state.step)
             if state.step % settings.print_freq == 0 or epoch_ends:
                 means = meters.read()
                 bar.show(means)
@@ -178,11 +178,11 @@ def validate(
 
     Without validation the newest checkpoint counts as best.
     """
-    if not ends_epoch(recipe, state.step) or state.validated == state.step:
+    if not recipe.ends_epoch(state.step) or state.validated == state.step:
         return
     state.validated, best = state.step, not (recipe.eval.validate and recipe.eval.suites)
     out = recipe.run.folder / "validation"
-    if not best and validates(recipe, state.step):
+    if not best and recipe.validates_after(state.step):
         with engine.gathered():
             scores = score(assistant, recipe, recipe.eval.suites, out=out)
         run_log.write("val", state.step, scores)

@@ -25,8 +25,9 @@ from model.vlm.prefix_packing import can_pack
 from systems.base import SYSTEMS, System, build_system
 from systems.weights_recipe import CHECKPOINTS, RECIPE, check_options, is_run, recipe_in
 from utils import dist
-from utils.config import ModelConfig, Recipe, from_dict, merge, to_dict, with_new_names
+from utils.config import ModelConfig, Recipe, from_dict, merge, to_dict
 from utils.registry import unknown
+from utils.renamed import with_new_names
 
 WEIGHTS = "trainable.safetensors"
 POINTERS = ("best", "last")

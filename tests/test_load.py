@@ -464,12 +464,12 @@ def test_faults_of_a_weight_file_name_that_file(published, golden, sam, tmp_path
     shutil.copy(GOLDEN / "added_tokens.json", folder)
     tensors.pop("model.text_hidden_fcs.0.2.bias")
     torch.save(tensors, file)
-    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight, over {folder}\): the weights do not fit"):
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.checkpoint_file, over {folder}\): the weights do not fit"):
         build(folder, checkpoint_file=str(file))
     torch.save({**published, "lm_head.weight": published["lm_head.weight"][:-1]}, file)
-    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight"):
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.checkpoint_file"):
         build(folder, checkpoint_file=str(file))
-    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight.*another system"):
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.checkpoint_file.*another system"):
         torch.save(published, file)
         build(folder, checkpoint_file=str(file), spec=OTHER)
 

@@ -33,7 +33,7 @@ GOLDEN = OWN / "pixellm"
 SPEC = TokenSpec(added=tuple(f"[SEG{i}]" for i in range(6)), mask=tuple(f"[SEG{i}]" for i in range(6)))
 CONFIG = ModelConfig(vision_tower=None, precision="fp32", head_options={"decoder_heads": 4})
 PUBLISHED_TOWER = TowerConfig(size=448, pad=True, pool=2, new_projector=True, train_projector=True)
-SMALL = {"width": 32, "mlp_dim": 64}
+SMALL = {"decoder_heads": 4, "width": 32, "mlp_dim": 64}
 POSITIONS = "embeddings.position_embedding.weight"
 PIECES = 600  # of the golden tokenizer, without added tokens
 PARTS = ("out_mm_projector", "prompt_encoder", "mask_decoder", "image_feature_neck", "text_hidden_fcs")
@@ -267,7 +267,7 @@ def test_whole_training_file_over_a_base(base, published, assistant, tmp_path):
     """--weight: the only way in which the released program scores right (pixellm.md 0, 5.1)."""
     file = tmp_path / "pytorch_model.bin"
     torch.save({f"base_model.model.{name}": tensor for name, tensor in published.items()}, file)
-    model = build(base, checkpoint_file=str(file), head_options={})
+    model = build(base, checkpoint_file=str(file), head_options={"decoder_heads": 4})
     state = assistant.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
@@ -275,10 +275,10 @@ def test_whole_training_file_over_a_base(base, published, assistant, tmp_path):
 def test_wrong_choices_are_refused(base):
     for changes, message in (
         ({"tower": replace(PUBLISHED_TOWER, pad=False)}, r"must show the whole image.*pad_train_clip_images"),
-        ({"head": {"fusion": "mean"}}, r"no model\.head\.fusion 'mean'.*trained"),
-        ({"head": {"neck": 1}}, r"no field in model\.head 'neck'.*train_neck"),
-        ({"head": {"levels": [-2, -30]}}, r"levels.*13 layers"),
-        ({"head": {"levels": [-2, -3, -4]}}, "must be 1 or 2"),
+        ({"head_options": {"fusion": "mean"}}, r"no model\.head_options\.fusion 'mean'.*trained"),
+        ({"head_options": {"neck": 1}}, r"no field in model\.head_options 'neck'.*train_neck"),
+        ({"head_options": {"levels": [-2, -30]}}, r"levels.*13 layers"),
+        ({"head_options": {"levels": [-2, -3, -4]}}, "must be 1 or 2"),
         ({"head_options": {"width": 36, "decoder_heads": 4}}, r"decoder_heads=4 does not divide"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from systems.base import build_system
-from utils.config import Recipe, new_name, to_dict
+from utils.config import Recipe, to_dict
+from utils.renamed import new_name
 
 COMPUTED = (  # fields of `model` that say how it is computed, not what
     *("precision", "attn_implementation", "pack_rows", "pack_length", "gradient_checkpointing"),

@@ -51,27 +51,6 @@ def with_epochs(recipe: Recipe, pictures: int) -> Recipe:
     return replace(recipe, train=replace(train, steps_per_epoch=train.steps_per_epoch or steps))
 
 
-def ends_epoch(recipe: Recipe, step: int) -> bool:
-    """Whether a checkpoint is saved after `step` for a validation: after each epoch, or, where the recipe counts steps
-    alone, after every eval.every_steps and the last."""
-    train = recipe.train
-    if train.steps is None:
-        assert train.steps_per_epoch is not None, "see with_epochs"
-        return step % train.steps_per_epoch == 0
-    every = recipe.eval.every_steps
-    return step == train.steps or bool(every and step % every == 0)
-
-
-def validates(recipe: Recipe, step: int) -> bool:
-    """Whether the suites are scored where an epoch ends: not after each, where eval.every_epochs is more than 1."""
-    train = recipe.train
-    if train.steps is not None:
-        return True
-    assert train.steps_per_epoch is not None, "see with_epochs"
-    epoch = step // train.steps_per_epoch
-    return epoch == train.epochs or epoch % recipe.eval.every_epochs == 0
-
-
 @contextmanager
 def open_run(recipe: Recipe) -> Iterator[Run]:
     """The run folder of a recipe, for this training alone, compared with the recipe before anything is built.

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from data.views import SAM_MEAN, SAM_STD, ClipView, PaddedView
 from model.checkpoints.config_file import SECTION
-from utils.config import TowerConfig, find_config
+from utils.config import TowerConfig
 from utils.limits import VIEW
 from utils.registry import unknown
+from utils.renamed import find_config
 
 POSITIONS = "vlm.tower.embeddings.position_embedding.weight"
 CHOICES = {"stats": ("sam", "tower"), "positions": ("released", "correct")}
