@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     precision = args.precision or assistant.recipe.model.precision
     assistant.model.to(dtype_of(precision))
     if args.format == "original":
-        architecture = (*assistant.system.published, "LlavaLlamaForCausalLM")[0]
+        architecture = (*assistant.system.released.architectures, "LlavaLlamaForCausalLM")[0]
         save_original(assistant.model, args.save_path, assistant.tokenizer, architecture, overwrite=args.overwrite)
     else:
         save_folder(assistant.model, args.save_path, assistant.tokenizer, assistant.recipe, overwrite=args.overwrite)

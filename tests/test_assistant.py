@@ -158,7 +158,7 @@ def test_a_folder_that_tells_nothing_lists_the_systems(tmp_path):
     folder = copied("lisa", tmp_path / "base", architectures=["LlavaLlamaForCausalLM"])
     added = json.loads((folder / "added_tokens.json").read_text())
     (folder / "added_tokens.json").write_text(json.dumps({**added, "[OTHER]": 603}))
-    with pytest.raises(ValueError, match=r"does not tell its system.*have: .*lasagna, lisa"):
+    with pytest.raises(ValueError, match=r"does not say which system it is of.*have: .*lasagna, lisa"):
         load(folder, model=TINY, device="cpu")
 
 

@@ -141,7 +141,7 @@ def test_reading_frees_names_of_the_words_around_them():
     for start, part in styles:
         slots = [("red car", "[SEG]"), ("blue dog, left", "[REJ]"), ("tree", "[SEG]")]
         said = ", ".join(part.format(phrase=name, mask=token) for name, token in slots)
-        claims = system.read(f"{start} {said}.</s>")
+        claims = system.read(f"{start} {said}.")
         assert [(claim.phrase, claim.mask) for claim in claims] == [
             ("red car", 0),
             ("blue dog, left", None),

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.types import Dialogue, Mask, Record, Refuse, Target, Turn
-from systems.base import ABSENT, build_system
+from systems.base import build_system
 from systems.lasagna import sample_classes
+from systems.targets import ABSENT
 
 ADE = tuple(f"class {index}" for index in range(150))
 
@@ -209,12 +210,11 @@ def test_dialogues_of_a_dataset_pass_unchanged():
 @pytest.mark.parametrize(
     ("text", "claims"),
     [
-        ("sky<ins>traffic light<no_ins>wall<ins></s>", [("sky", 0), ("traffic light", None), ("wall", 1)]),
-        ("sky <ins> traffic light <no_ins> wall <ins> </s>", [("sky", 0), ("traffic light", None), ("wall", 1)]),
+        ("sky<ins>traffic light<no_ins>wall<ins>", [("sky", 0), ("traffic light", None), ("wall", 1)]),
+        ("sky <ins> traffic light <no_ins> wall <ins> ", [("sky", 0), ("traffic light", None), ("wall", 1)]),
         ("<ins>sky<ins><ins>wall<no_ins>", [("", 0), ("sky", 1), ("", 2), ("wall", None)]),
         ("sky<ins>sky<ins>", [("sky", 0), ("sky", 1)]),
         ("Here it is: <ins>.", [("Here it is", 0)]),
-        ("USER: x <ins> ASSISTANT: wall <ins> boat <no_ins></s>", [("wall", 0), ("boat", None)]),
         ("<semantic>sea\nwater<ins>", [("sea water", 0)]),
         ("nothing here", []),
         ("", []),

@@ -217,13 +217,13 @@ def test_forced_answers_tell_the_truth():
 
 
 def test_reading_is_the_first_mask_or_a_refusal():
-    assert build_system("sesame").read("Yes: [SEG]. And [SEG].</s>") == [Claim("", 0)]
+    assert build_system("sesame").read("Yes: [SEG]. And [SEG].") == [Claim("", 0)]
     assert build_system("sesame", {"masks": "all"}).read("Yes: [SEG]. And [SEG].") == [Claim("", 0), Claim("", 1)]
     assert build_system("sesame").read("There is no dog.") == [Claim("", None)]
 
 
 def test_generated_answers_have_a_template_of_their_own():
-    assert build_system("sesame").prompt_template == "vicuna_v1"
+    assert build_system("sesame").released.prompt_template == "vicuna_v1"
     with pytest.raises(ValueError, match="no conversation template 'vicuna'"):
         build_system("sesame", {"prompt_template": "vicuna"})
 

@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from data.types import Mask, Record, Refuse, Target, Turn
-from systems.base import SYSTEMS, WORDING, Wording, build_system, load_wording, pattern_before_mask
+from systems.base import SYSTEMS, build_system
 from systems.gsva import answer_of
 from systems.pixellm import LISTS
-from systems.single import SLOTS
+from systems.single import FIELDS
+from systems.wording import WORDING, Wording, load_wording, pattern_before_mask
 
 THE = {  # share of phrase questions that say "the {phrase}": as published, where known, else from 0.50 to 0.78
     "lisa": 2 / 4,
@@ -151,7 +152,7 @@ def test_words_may_be_filled_in_several_times(tmp_path):
     """As in a third of a published list."""
     twice = "Is the {phrase} here? Mark {phrase}, only {phrase}."
     path = written(tmp_path, phrase=[twice], sentence=["{sentence} Again: {sentence}"])
-    assert load_wording(path, SLOTS).lists["phrase"] == (twice,)
+    assert load_wording(path, FIELDS).lists["phrase"] == (twice,)
     (turn,) = turns("lisa", record("refer", "cat"), 1, wording=path)
     assert turn.question == "<image>\nIs the cat here? Mark cat, only cat."
     (turn,) = turns("lisa", record("reason", "Who?"), 1, wording=path)
@@ -166,19 +167,19 @@ def test_words_may_be_filled_in_several_times(tmp_path):
         ({"phrase": ["{}"]}, "must hold {phrase}"),
         ({"phrase": ["{phrase"]}, "'{phrase' must hold {phrase}"),
         ({"phrase": [7]}, "phrase: 7 must hold {phrase}"),
-        ({"explain": ["{phrase}"]}, "must hold no slot"),
+        ({"explain": ["{phrase}"]}, "must hold no field"),
     ],
 )
 def test_tokens_stand_once_and_broken_templates_are_named(tmp_path, lists, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        load_wording(written(tmp_path, **lists), SLOTS)
+        load_wording(written(tmp_path, **lists), FIELDS)
     assert "words.yaml" in str(caught.value)
 
 
 def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "words.yaml").write_text("- a\n- b\n")
     with pytest.raises(ValueError, match=r"words.yaml: expected the lists"):
-        load_wording(str(tmp_path / "words.yaml"), SLOTS)
+        load_wording(str(tmp_path / "words.yaml"), FIELDS)
 
 
 def test_answers_that_name_a_thing_twice_are_read_back(tmp_path):

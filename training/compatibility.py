@@ -102,7 +102,9 @@ def _is_an_amount(change: Change, before: Recipe, now: Recipe) -> bool:
     """A number among a system's options that leaves tokens and mask head as they are says how much, not what: how many
     dialogues a picture, which share of them is explained. An option that says the default is no difference either."""
     old, new = build_system(before.system, before.options), build_system(now.system, now.options)
-    if any(getattr(old, name) != getattr(new, name) for name in ("name", "tokens", "head", "prompt_template")):
+    if (old.name, old.tokens, old.head) != (new.name, new.tokens, new.head):
+        return False
+    if old.released.prompt_template != new.released.prompt_template:
         return False
     values = [value for value in (change.before, change.now) if value is not None]
     return old.task == new.task or all(type(value) in (int, float) for value in values)

@@ -81,7 +81,9 @@ def _encoder(system: System, config: ModelConfig) -> tuple[Encoder, str]:
     except (OSError, ValueError, KeyError) as error:
         tokenizer, limit = OnlyTokens(spec), 0
         unchecked = f"the length of rows: the tokenizer of model.version is not here ({error})"
-    encoder = Encoder(tokenizer, spec, config.conv_type, limit, _image_tokens(folder, config), system.prompt_template)
+    encoder = Encoder(
+        tokenizer, spec, config.conv_type, limit, _image_tokens(folder, config), system.released.prompt_template
+    )
     return encoder, unchecked
 
 
