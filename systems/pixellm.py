@@ -1,4 +1,4 @@
-"""PixelLM (arXiv 2312.02228): several targets per question, a codebook of tokens per mask, a mask decoder without SAM."""
+"""PixelLM (arXiv 2312.02228): several targets per question, several tokens per mask, a mask decoder without SAM."""
 
 from __future__ import annotations
 

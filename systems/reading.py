@@ -12,7 +12,7 @@ def read_claims(answer: str, tokens: TokenSpec) -> list[Claim]:
     """Every mask and refusal of an answer, in order, with the words that stand directly before it.
 
     answer: the text of the answer alone, added tokens verbatim, without the conversation before it and without the
-    end-of-sequence token (`data.tokens.decode` of the generated ids). With `<ins>` for a mask and `<no_ins>` for absence:
+    end-of-sequence token (`data.tokens.decode` of the generated ids). With `<ins>` for a mask, `<no_ins>` for absence:
 
         "sky<ins>, boat <no_ins>"  ->  [Claim("sky", mask=0), Claim("boat", mask=None)]
 

@@ -275,7 +275,7 @@ def test_moments_that_are_no_numbers_are_not_saved_either(tmp_path):
     first = engine(recipe(0))
     run(first, range(2))
     next(iter(first.engine.optimizer.state.values()))["exp_avg_sq"][0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"exp_avg_sq\.safetensors.*no numbers"):
+    with pytest.raises(FloatingPointError, match=r"exp_avg_sq\.safetensors.*not finite"):
         Checkpoints(tmp_path).save(first, TrainState(step=2))
 
 
@@ -287,7 +287,7 @@ def test_a_full_disk_leaves_what_was_there_and_says_what_is_missing(stored):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
         with pytest.raises(
-            OSError, match=r"File too large.*GiB free.*step 5 takes about 3\.00 GiB.*is whole \(.*step_4"
+            OSError, match=r"File too large.*GiB free.*step 5 takes about 3\.00 GiB.*is complete \(.*step_4"
         ):
             stored.save(full, TrainState(step=5))
         assert tree(stored.folder) == before
@@ -372,7 +372,7 @@ def test_another_number_of_pictures_a_step_is_told(stored, caplog):
     path = stored.last() / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "processes": 3, "pictures": 24}))
     state = restore(engine(recipe(2)), stored.last(), recipe(2))
-    assert "24 pictures a step, now it is 8" in caplog.text
+    assert "24 images per step, now it is 8" in caplog.text
     assert (state.processes, state.pictures) == (1, 8)
 
 

@@ -211,12 +211,12 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_offered(world, 
         (newest / {"state": "state.json", "counters": "engine.json"}[harm]).write_text('{"step": ')
     before = tree(folder)
     with pytest.raises(
-        (ValueError, FileNotFoundError), match=rf"step_2 is .*step_1.* is whole: --resume {older} resumes"
+        (ValueError, FileNotFoundError), match=rf"step_2 is .*step_1.* is complete: --resume {older} resumes"
     ):
         find_resume(recipe)
     assert tree(folder) == before
     (older / "trainable.safetensors").write_bytes(b"")
-    with pytest.raises((ValueError, FileNotFoundError), match="No earlier one here is whole"):
+    with pytest.raises((ValueError, FileNotFoundError), match="No earlier one here is complete"):
         find_resume(recipe)
 
 

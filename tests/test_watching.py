@@ -22,7 +22,7 @@ from evaluation.report.draw import Layer
 from evaluation.report.panels import panel, replay
 from tools import plot_run
 from training.meters import CUT_ROWS, CUT_TOKENS, LEFT_OUT, MEMORY, SPEED, WAIT, Meters, peak_memory
-from training.provenance import describe, describe_data, fingerprint, starts, versions
+from training.provenance import describe_data, describe_start, fingerprint, starts, versions
 from utils.config import RunConfig
 from utils.log import RunLog, import_wandb, log, read_log
 
@@ -225,7 +225,7 @@ def test_a_run_folder_tells_what_it_was_trained_on_and_when_that_changes(tmp_pat
     warned: list[str] = []
     monkeypatch.setattr(log, "warning", lambda text, *words: warned.append(text % words))
     for _ in range(2):
-        describe(tmp_path)
+        describe_start(tmp_path)
         describe_data(tmp_path, [part])
     assert not warned
     first, second = starts(tmp_path)
@@ -234,7 +234,7 @@ def test_a_run_folder_tells_what_it_was_trained_on_and_when_that_changes(tmp_pat
     assert mine["records"] == 2 and mine["used"] == 1 and mine["files"] == {str(notes): [2, 10**18]}
     assert {"command", "revision", "device", "versions", "started"} <= first.keys()
     notes.write_text("[1]")
-    describe(tmp_path)
+    describe_start(tmp_path)
     describe_data(tmp_path, [Part("refer/mine", Listed((notes,), ["b.jpg", "a.jpg"]), 0.5, [1])])
     assert len(warned) == 1 and "refer/mine" in warned[0] and "files, pictures differ" in warned[0]
 
