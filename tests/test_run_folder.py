@@ -178,7 +178,7 @@ def test_checkpoints_without_a_readable_recipe_are_not_gone_on_with(run, harm):
     else:
         file.write_text("{" if harm == "not YAML" else yaml.safe_dump({"sistem": "lisa"}))
     before = tree(folder)
-    with pytest.raises((ValueError, FileNotFoundError), match=r"recipe\.yaml.*what (they|the checkpoints.*) mean"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"recipe\.yaml.*what (they|the run's checkpoints) mean"):
         find_resume(recipe)
     assert tree(folder) == before
 
