@@ -76,7 +76,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2, size: int = 0):
-        self.folder, self.keep, self.size = folder, max(1, keep), size
+        self.folder = folder
+        self.keep = max(1, keep)
+        self.size = size
 
     def prepare(self) -> None:
         """Makes the folder and removes what a killed process left half done (main process)."""

@@ -32,7 +32,8 @@ class Engine:
 
     def __init__(self, model: nn.Module, recipe: Recipe):
         deepspeed = _import_deepspeed()
-        train, self.device = recipe.train, dist.device()
+        train = recipe.train
+        self.device = dist.device()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise ValueError("nothing to train: no parameter of the model requires gradients")
@@ -130,7 +131,8 @@ def _is_plain(value: Any) -> bool:
 
 def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's configuration. It states every setting whose default differs between versions (lisa.md 5.4)."""
-    train, precision = recipe.train, recipe.model.precision
+    train = recipe.train
+    precision = recipe.model.precision
     check_settings(train)
     bucket = min(PUBLISHED_BUCKET, trained)
     on_gpu = device.type == "cuda"

@@ -122,7 +122,9 @@ class RunLog:
         old_files = list(folder.glob("events.out.tfevents.*"))
         self.board = SummaryWriter(str(folder), purge_step=0)
         for row in rows:
-            kind, step, values = row["kind"], row["step"], {k: v for k, v in row.items() if k not in ROW}
+            kind = row["kind"]
+            step = row["step"]
+            values = {name: value for name, value in row.items() if name not in ROW}
             self._to_board(partial(_add_numbers, kind=kind, step=step, values=values, now=row.get("time")))
             if (path := self._image_path(kind, step)).is_file():
                 image = np.asarray(Image.open(path).convert("RGB"))
