@@ -1,7 +1,7 @@
 """Trains a segmentation assistant: build it, then the training loop, in the open.
 
     deepspeed train_ds.py --version=LLAVA --vision_pretrained=SAM --dataset_dir=./dataset --exp_name=mine ...
-    python train_ds.py --config configs/toy_lasagna.yaml
+    python train_ds.py --config configs/toy/lasagna.yaml
     torchrun --nproc_per_node 2 train_ds.py --config RECIPE --set train.zero_stage=3
 
 Writes runs/<exp_name>/: recipe.yaml, meta.json, log.jsonl, tensorboard/, checkpoints/{step_*, last, best}.
@@ -22,10 +22,10 @@ from model.losses import objective
 from systems.assistant import Assistant, build
 from systems.base import systems_accepting
 from training.checkpoint import TrainState, restore
-from training.engine import Engine, check_settings, steps_per_epoch, total_steps
+from training.engine import Engine, check_settings
 from training.loss_guard import LossGuard
 from training.meters import Meters, Progress
-from training.run import Run, StopSignal, open_run, with_epochs
+from training.run import Run, StopSignal, ends_epoch, open_run, with_epochs
 from training.validation import check_suites, evaluation_splits, score_final, score_only, validate
 from utils import dist
 from utils.config import Recipe
@@ -58,7 +58,7 @@ def train(assistant: Assistant, run: Run) -> None:
     mixture = training_mixture(assistant, run.recipe)
     recipe = with_epochs(run.recipe, mixture.pictures)
     settings = recipe.train
-    last_step = total_steps(settings)
+    last_step = settings.total_steps
     checkpoints = run.checkpoints(assistant.model)
     engine = Engine(assistant.model, recipe)
     state = restore(engine, run.resume, recipe) if run.resume else TrainState.begin(recipe)
@@ -95,7 +95,7 @@ def train(assistant: Assistant, run: Run) -> None:
 
             # One answer for all ranks. Each must ask at every step, hence first: the answer is a collective operation.
             stopping = stop_signal() and state.step < last_step
-            epoch_ends = state.step % steps_per_epoch(settings) == 0
+            epoch_ends = ends_epoch(recipe, state.step)
             if state.step % settings.print_freq == 0 or epoch_ends:
                 means = meters.read()
                 progress.show(means)

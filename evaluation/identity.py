@@ -18,7 +18,7 @@ from systems.assistant import Assistant
 from systems.base import SegTask
 
 NAMED = 3  # of the broken weights
-VIEW = ("use_mm_start_end", "image_size", "load_in_8bit", "load_in_4bit", "decoder_heads", "head", "mask_head")
+VIEW = ("use_mm_start_end", "image_size", "load_in_8bit", "load_in_4bit", "head_options", "mask_head")
 
 
 class NotNumbers(ArithmeticError):

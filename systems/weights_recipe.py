@@ -17,7 +17,7 @@ from utils.plain import leaves
 RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
 MEANING = (  # fields of `model`
     *("conv_type", "model_max_length", "image_size", "out_dim", "precision", "attn_implementation", "pack_rows"),
-    *("use_mm_start_end", "decoder_heads", "head", "mask_head", "lora", "tokenization", "tokenizer_legacy"),
+    *("use_mm_start_end", "head_options", "mask_head", "lora", "tokenization", "tokenizer_legacy"),
 )
 
 

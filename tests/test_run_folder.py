@@ -74,8 +74,8 @@ def changed(recipe: Recipe, **sections) -> Recipe:
         (["--no-use_mm_start_end"], r"model\.use_mm_start_end: True in the run, False asked for"),
         (["--vision_pretrained", "sam.pth"], r"model\.vision_pretrained: None in the run, sam\.pth asked for"),
         (["--version", str(BASE.parent / "gsva")], r"model\.version: .*lisa in the run, .*gsva asked for"),
-        (["--set", "model.tower.positions=correct"], r"model\.tower\.positions"),
-        (["--set", "model.head.anything=1"], r"model\.head\.anything: None in the run, 1 asked for"),
+        (["--set", "model.tower.position_resize=correct"], r"model\.tower\.position_resize"),
+        (["--set", "model.head_options.anything=1"], r"model\.head_options\.anything: None in the run, 1 asked for"),
         (["--set", "train.seed=1"], r"train\.seed: 0 in the run, 1 asked for"),
         (["--set", "model.train_vocabulary=new_tokens"], r"model\.train_vocabulary"),
     ],
@@ -302,7 +302,7 @@ def test_the_best_score_begins_again_when_something_else_is_measured(world, run,
     state = folder / "checkpoints" / "step_2" / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "best": 0.75, "best_step": 2}))
     train_ds.main(["--config", str(world[1]), "--exp_name", "copy", "--epochs", "2", "--set", "eval.best_by=cIoU"])
-    assert "the best score so far, 0.75, counts no more" in capsys.readouterr().out
+    assert "the best score so far, 0.75, no longer counts" in capsys.readouterr().out
     assert (folder / "checkpoints" / "best").read_text() == "step_4\n"
 
 

@@ -167,13 +167,13 @@ def test_dropout_of_a_step_is_its_own():
 
 @pytest.mark.parametrize(
     ("sampling", "stated", "steps"),
-    [("rates", None, 500), ("rates", 7, 7), ("once", None, 4), ("once", 4, 4), ("once", 9, 9)],
+    [("rates", None, 500), ("rates", 7, 7), ("epoch", None, 4), ("epoch", 4, 4), ("epoch", 9, 9)],
 )
 def test_an_epoch_of_every_record_once_counts_its_own_steps(caplog, sampling, stated, steps):
     train = TrainConfig(batch_size=2, grad_accumulation_steps=3, steps_per_epoch=stated)
     found = with_epochs(Recipe(data=DataConfig(sampling=sampling), train=train), pictures=20)
     assert found.train == replace(train, steps_per_epoch=steps)
-    assert ("an epoch of data.sampling once is 4 steps (20 images, 6 per step)" in caplog.text) == (stated == 9)
+    assert ("an epoch of data.sampling epoch is 4 steps (20 images, 6 per step)" in caplog.text) == (stated == 9)
 
 
 def test_sigterm_and_time_limit_ask_to_stop():
@@ -208,7 +208,7 @@ def test_rows_that_are_cut_are_trained_on_and_counted_in_the_log(tmp_path):
         tmp_path,
         model={"model_max_length": 256 + 139},  # every question fits, no dialogue does
         data={"mixture": mixture, "on_bad_sample": "skip", "long_rows": "cut"},
-        eval={"suites": [], "no_eval": True},
+        eval={"suites": [], "validate": False},
     )
     train_ds.main(["--config", str(recipe)])
     rows = train_log(tmp_path / "runs" / "tiny")

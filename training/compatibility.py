@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from systems.base import build_system
-from utils.config import Recipe, to_dict
+from utils.config import Recipe, new_name, to_dict
 
 COMPUTED = (  # fields of `model` that change how it is computed, not what
     *("precision", "attn_implementation", "pack_rows", "pack_length", "gradient_checkpointing"),
     *("decoder_checkpointing", "compile", "liger", "load_in_8bit", "allow_missing", "embedding_cache"),
     *("lora.dropout", "model_max_length"),
 )
-PATHS = ("version", "vision_tower", "weight", "vision_pretrained", "tower.preprocessor")  # compared by file content
+PATHS = (  # compared by file content
+    *("version", "vision_tower", "checkpoint_file", "vision_pretrained", "tower.preprocessor"),
+)
 SEED = "train.seed"  # initialises the new tokens' rows, and a mask head that starts from no file
 OF_A_START = ("train.auto_resume", "train.resume", "eval.eval_only")  # actions of one start, not settings of a run
 BEST_BY = ("eval.suites", "eval.best_by", "eval.protocol", "eval.limit", "eval.custom")  # what a best score depends on
@@ -47,6 +49,7 @@ def differences(before: Recipe, now: Recipe, content: Mapping[str, str | None]) 
     folder has another path and the same content: no change of meaning. A base folder whose weights were replaced has
     the same path and another content: a change of meaning, although the recipes are equal.
     """
+    content = {new_name(field): digest for field, digest in content.items()}
     meaning: list[Change] = []
     others: list[Change] = []
     for change in changes(before, now):

@@ -16,10 +16,8 @@ from training.optimizer_state import MOMENTS, WEIGHT, TrainedParameters
 from utils import dist
 from utils.config import Recipe, TrainConfig
 from utils.log import log
-from utils.registry import unknown
 
 PUBLISHED_BUCKET = 500_000_000  # elements; buffers are allocated at full size, so never larger than what trains
-ON_BAD_LOSS = ("stop", "skip")
 OFFLOADS = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "all": (3,)}  # with which ZeRO stages
 
 
@@ -140,7 +138,7 @@ def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[
     return {
         "train_micro_batch_size_per_gpu": train.batch_size,
         "gradient_accumulation_steps": train.grad_accumulation_steps,
-        "gradient_clipping": train.clip,
+        "gradient_clipping": train.grad_clip,
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16"},
         "zero_optimization": {
@@ -163,32 +161,15 @@ def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[
 
 
 def check_settings(train: TrainConfig) -> None:
-    """Raises ValueError where the `train` section has an unknown choice or a combination that does not work."""
-    if train.zero_stage not in OFFLOADS["none"]:
-        raise ValueError(f"train.zero_stage is 0, 1, 2 or 3, got {train.zero_stage}")
-    if train.offload not in OFFLOADS:
-        raise ValueError(unknown("train.offload", train.offload, OFFLOADS))
+    """Raises ValueError where fields of the `train` section do not go together."""
     if train.zero_stage not in (stages := OFFLOADS[train.offload]):
         have = ", ".join(map(str, stages))
         raise ValueError(f"train.offload={train.offload} needs train.zero_stage {have}, got {train.zero_stage}")
-    if train.on_bad_loss not in ON_BAD_LOSS:
-        raise ValueError(unknown("train.on_bad_loss", train.on_bad_loss, ON_BAD_LOSS))
-
-
-def steps_per_epoch(train: TrainConfig) -> int:
-    """The recipe's number of steps per epoch, which `training.run.with_epochs` has filled in."""
-    if train.steps_per_epoch is None:
-        raise ValueError("train.steps_per_epoch is not known yet: it depends on the data (training.run.with_epochs)")
-    return train.steps_per_epoch
-
-
-def total_steps(train: TrainConfig) -> int:
-    return train.epochs * steps_per_epoch(train)
 
 
 def _schedule(train: TrainConfig) -> dict[str, Any]:
     """Linear from 0 to `train.lr` over the warm-up, then linearly to 0 at the last step."""
-    total = total_steps(train)
+    total = train.total_steps
     if train.warmup_steps >= total:
         log.warning("warm-up of %d steps in a run of %d: train.lr is never reached", train.warmup_steps, total)
     return {

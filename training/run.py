@@ -16,7 +16,6 @@ from torch import nn
 from data.mixture import Part
 from training.checkpoint import Checkpoints, TrainState, check_writable, global_batch_size
 from training.compatibility import BEST_BY, Change, contents, differences
-from training.engine import total_steps
 from training.lock import Lock
 from training.provenance import describe_data, describe_start, last_start
 from utils import dist
@@ -29,19 +28,21 @@ STEPS_PER_EPOCH = 500  # as released
 
 
 def with_epochs(recipe: Recipe, pictures: int) -> Recipe:
-    """The recipe with `train.steps_per_epoch` filled in where it states none.
+    """The recipe with `train.steps_per_epoch` filled in, unless it counts no epochs (`train.steps`).
 
-    With `data.sampling` once, an epoch takes the steps that visit each of the mixture's records (`pictures` of them)
-    once; else 500, as released.
+    With `data.sampling` epoch, an epoch has as many steps as visit each of the mixture's records (`pictures` of them)
+    once; else 500, as released. A number that the recipe states stays.
     """
     train = recipe.train
+    if train.steps is not None:
+        return recipe
     steps = STEPS_PER_EPOCH
-    if recipe.data.sampling == "once":
+    if recipe.data.sampling == "epoch":
         per_step = global_batch_size(train, dist.world_size())
         steps = math.ceil(pictures / per_step)
         if train.steps_per_epoch not in (None, steps):
             log.warning(
-                "train.steps_per_epoch is %d; an epoch of data.sampling once is %d steps (%d images, %d per step): "
+                "train.steps_per_epoch is %d; an epoch of data.sampling epoch is %d steps (%d images, %d per step): "
                 "leave it out (null) for that",
                 train.steps_per_epoch,
                 steps,
@@ -49,6 +50,27 @@ def with_epochs(recipe: Recipe, pictures: int) -> Recipe:
                 per_step,
             )
     return replace(recipe, train=replace(train, steps_per_epoch=train.steps_per_epoch or steps))
+
+
+def ends_epoch(recipe: Recipe, step: int) -> bool:
+    """Whether a checkpoint is saved after `step` for a validation: after each epoch, or, where the recipe counts steps
+    alone, after every eval.every_steps and the last."""
+    train = recipe.train
+    if train.steps is None:
+        assert train.steps_per_epoch is not None, "see with_epochs"
+        return step % train.steps_per_epoch == 0
+    every = recipe.eval.every_steps
+    return step == train.steps or bool(every and step % every == 0)
+
+
+def validates(recipe: Recipe, step: int) -> bool:
+    """Whether the suites are scored where an epoch ends: not after each, where eval.every_epochs is more than 1."""
+    train = recipe.train
+    if train.steps is not None:
+        return True
+    assert train.steps_per_epoch is not None, "see with_epochs"
+    epoch = step // train.steps_per_epoch
+    return epoch == train.epochs or epoch % recipe.eval.every_epochs == 0
 
 
 @contextmanager
@@ -150,7 +172,7 @@ class Run:
         folder = recipe.run.folder
         changed: list[Change] = []
         more: dict[str, Any] = {"content": contents(recipe), "step": state.step}
-        finished = state.step >= total_steps(recipe.train)
+        finished = state.step >= recipe.train.total_steps
         if self.resume is not None:
             run = self.resume.absolute().parents[1]
             more["from"] = str(self.resume)

@@ -14,7 +14,8 @@ from evaluation.runner import as_table, evaluate, source_options, summary
 from evaluation.suites import find_suites
 from systems.assistant import Assistant, build, load
 from training.checkpoint import Checkpoints, TrainState
-from training.engine import Engine, steps_per_epoch
+from training.engine import Engine
+from training.run import ends_epoch, validates
 from utils import dist
 from utils.config import DatasetConfig, Recipe
 from utils.log import RunLog, log
@@ -29,19 +30,17 @@ def validate(
     Does nothing within an epoch, or where this step has been validated already. Without validation the newest
     checkpoint counts as best. All processes call it.
     """
-    epoch, steps_into_next = divmod(state.step, steps_per_epoch(recipe.train))
-    if steps_into_next or state.validated == state.step:
+    if not ends_epoch(recipe, state.step) or state.validated == state.step:
         return
     state.validated = state.step
     settings = recipe.eval
-    is_best = settings.no_eval or not settings.suites
-    is_due = epoch == recipe.train.epochs or epoch % settings.every_epochs == 0
-    if not is_best and is_due:
+    is_best = not (settings.validate and settings.suites)
+    if not is_best and validates(recipe, state.step):
         out = recipe.run.folder / "validation"
         with engine.gathered():
             scores = score(assistant, recipe, settings.suites, out=out)
         run_log.write("val", state.step, scores)
-        if settings.pictures and dist.is_main():
+        if settings.num_examples and dist.is_main():
             run_log.picture("val", state.step, sample_grid(out, settings))
         value = next(iter(scores.values()))[settings.best_by]  # of the first suite
         if value is not None and (state.best is None or value > state.best):
@@ -103,7 +102,7 @@ def suites_needed(recipe: Recipe) -> tuple[str, ...]:
     """Every suite that this command will score."""
     settings = recipe.eval
     names: list[str] = []
-    if settings.eval_only or not settings.no_eval:
+    if settings.eval_only or settings.validate:
         names += settings.suites
     if settings.final_eval:
         names += settings.final_suites
@@ -125,7 +124,7 @@ def check_suites(recipe: Recipe) -> None:
     suites = find_suites(names, settings.custom) if names else []
     for suite in suites:
         suite.open(recipe.data.dataset_dir, source_options(recipe, suite))
-    if not settings.no_eval and settings.suites:
+    if settings.validate and settings.suites:
         first = find_suites(settings.suites, settings.custom)[0]
         figures = {figure.metric for figure in SCORERS[first.metric]().figures()}
         if settings.best_by not in figures:

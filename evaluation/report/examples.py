@@ -72,11 +72,11 @@ def examples(
 
 
 def sample_grid(folder: Path, how: EvalConfig) -> np.ndarray:
-    """(H, W, 3) uint8: the first `how.pictures` pictures of the first suite, from an evaluation's folder."""
+    """(H, W, 3) uint8: the first `how.num_examples` pictures of the first suite, from an evaluation's folder."""
     folder = folder / "predictions"
     name = find_suites(how.suites, how.custom)[0].name
     answered = (line for line in predictions([folder])[name] if LEFT_OUT not in line["counts"])
-    lines = sorted(answered, key=lambda line: line["index"])[: how.pictures]
+    lines = sorted(answered, key=lambda line: line["index"])[: how.num_examples]
     shown = examples(lines, settings_of([folder]).get(name), how.custom, EVERYWHERE)
     return grid([example.panel for example in shown if example.panel])
 
