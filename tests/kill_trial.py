@@ -145,21 +145,23 @@ def wait_for_the_lock(run: Path) -> None:
 
 def differences(run: Path, whole: Path) -> list[str]:
     """In what a run that was killed and resumed differs from the uninterrupted one."""
-    found = []
+    unequal = []
     if rows(run) != rows(whole):
-        found.append(f"log.jsonl: {rows(run)} for {rows(whole)}")
+        unequal.append(f"log.jsonl: {rows(run)} for {rows(whole)}")
     if board(run) != board(whole):
-        found.append("TensorBoard")
+        unequal.append("TensorBoard")
     for pointer in ("last", "best"):
         pair = [(folder / "checkpoints" / pointer).read_text() for folder in (run, whole)]
-        found += [f"{pointer}: {pair}"] if pair[0] != pair[1] else []
-    pictures = [sorted(path.name for path in (folder / "pictures").iterdir()) for folder in (run, whole)]
-    found += [f"pictures: {pictures}"] if pictures[0] != pictures[1] else []
-    ends = [load_file(checkpoints(folder).last() / "trainable.safetensors") for folder in (run, whole)]
-    if ends[0].keys() != ends[1].keys() or not all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]):
-        found.append("weights")
-    found += [f"left behind: {path.name}" for path in run.rglob(".unfinished*")]
-    return found
+        if pair[0] != pair[1]:
+            unequal.append(f"{pointer}: {pair}")
+    images = [sorted(path.name for path in (folder / "pictures").iterdir()) for folder in (run, whole)]
+    if images[0] != images[1]:
+        unequal.append(f"pictures: {images}")
+    first, second = (load_file(str(checkpoints(folder).last()) + "/trainable.safetensors") for folder in (run, whole))
+    if first.keys() != second.keys() or not all(torch.equal(first[name], second[name]) for name in first):
+        unequal.append("weights")
+    unequal += [f"unfinished: {path.name}" for path in run.rglob(".unfinished*")]
+    return unequal
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from systems.assistant import load
 from tests.tiny_run import start, train_log, write_reason_seg, write_recipe
 
 COLUMNS = ("step", "loss", "ce", "bce", "dice")
-NEAR = {"rel": 1e-5}  # sums of fp32 numbers in another order, through four updates
+NEAR: dict[str, Any] = {"rel": 1e-5}  # sums of fp32 numbers in another order, through four updates
 NOISE = "k_proj.bias"  # softmax does not see it: its gradient is rounding alone, which Adam makes as large as any other
 STAGES = ("stage0", "stage1", "stage2", "stage3")
 
@@ -82,9 +83,12 @@ def world(tmp_path_factory):
     def argv(name: str, *words: str, stage: int = 2) -> list[str]:
         return ["--config", str(recipe), "--exp_name", name, "--set", f"train.zero_stage={stage}", *words]
 
-    plain = [{"argv": argv(f"stage{stage}", *["--no_eval"] * (stage < 2), stage=stage)} for stage in range(4)]
+    plain: list[dict[str, Any]] = []
+    for stage in range(4):
+        words = ("--no_eval",) if stage < 2 else ()
+        plain.append({"argv": argv(f"stage{stage}", *words, stage=stage)})
     poison = {"poison": [1, 1]}
-    unlucky = [
+    unlucky: list[dict[str, Any]] = [
         {"argv": argv("skip", "--no_eval", "--set", "train.on_bad_loss=skip", stage=3), **poison},
         {"argv": argv("stop", "--no_eval"), **poison},
         {"argv": argv("term", "--no_eval", "--set", "train.steps_per_epoch=500"), "terminate": 1},
@@ -96,7 +100,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(world):
-    """One process with the same micro-batches a step."""
+    """One process with the same number of micro-batches per step."""
     runs, argv = world
     train_ds.main(argv("alone", "--no_eval", "--grad_accumulation_steps", "2", stage=0))
     return runs / "alone"

@@ -57,7 +57,8 @@ def test_semantic_miou():
         assert len(reading.masks) == len(logits)
         truth = torch.from_numpy(arrays["label"][picture].astype(np.int64))
         truth[truth == 255] = -1
-        predicted = released_map([(index, logits[mask]) for index, mask in reading.masks], truth.shape)
+        height, width = truth.shape
+        predicted = released_map([(index, logits[mask]) for index, mask in reading.masks], (height, width))
         confusion.add(confusion_cells(released_truth(truth), predicted, len(classes)))
     assert confusion.miou() == pytest.approx(expected["expected"]["miou"], abs=TOLERANCE)
     iou = confusion.iou()

@@ -37,7 +37,8 @@ def code_strings_and_names(path: Path) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        docstring = first.value if isinstance(first, ast.Expr) else None
+        if isinstance(body, list) and isinstance(docstring, ast.Constant) and isinstance(docstring.value, str):
             body[0] = ast.Pass()
     return ast.unparse(tree)
 

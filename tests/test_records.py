@@ -73,7 +73,8 @@ def record(tmp_path, monkeypatch):
         "labels": [labels + [IGNORE_ID] * (length - len(labels)) for _, labels in rows],
         "attention_mask": [[True] * len(ids) + [False] * (length - len(ids)) for ids, _ in rows],
     }
-    np.savez(folder / "golden.npz", **{name: np.array(rows) for name, rows in arrays.items()})
+    ids, labels, attention = (np.array(arrays[name]) for name in ("input_ids", "labels", "attention_mask"))
+    np.savez(folder / "golden.npz", input_ids=ids, labels=labels, attention_mask=attention)
     (folder / "golden.json").write_text(json.dumps({"conversations": [[text for text, _ in ROUNDS]]}))
     monkeypatch.setattr(records, "GOLDEN", tmp_path)
     return folder

@@ -251,7 +251,7 @@ def test_a_run_that_is_trained_elsewhere_is_refused_until_that_process_is_dead(w
         [sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
-        assert holder.stdout.readline() == "held\n"
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         before = tree(folder)
         with pytest.raises(OSError, match=rf"copy is in use: process {holder.pid} on .*--exp_name"):
             train_ds.main(["--config", str(world[1]), "--exp_name", "copy", "--no_eval"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from data.types import Mask, Record, Refuse, Target, Turn
 from systems.base import build_system
-from systems.gsva import LIST_PART, PhraseList
+from systems.gsva import LIST_PART, GsvaTask
 from utils.masks import EmptyMask
 
 NAMES = ("Red Car", "a dog.", " tall tree ", "no such thing", "nobody")
@@ -135,8 +136,7 @@ def test_a_label_set_is_asked_whole():
 
 def test_reading_frees_names_of_the_words_around_them():
     system = build_system("gsva")
-    lists: PhraseList = system.task.lists
-    words = lists.wording.lists
+    words = cast(GsvaTask, system.task).lists.wording.lists
     styles = [*zip(words["start"], words["part"], strict=True), ("Sure,", LIST_PART)]
     for start, part in styles:
         slots = [("red car", "[SEG]"), ("blue dog, left", "[REJ]"), ("tree", "[SEG]")]

@@ -13,6 +13,7 @@ from data.types import Claim, Dialogue, Mask, Record, Refuse, Target
 from systems.base import build_system
 from systems.sesame import LISTS
 from systems.single import PHRASE_PROMPT, SENTENCE_PROMPT
+from systems.wording import load_wording
 
 CLASSES = tuple(f"class {index}" for index in range(12))
 
@@ -157,7 +158,7 @@ def test_a_false_question_follows_its_own_flag(kind, flag):
     """sesame.md 4.3: its own flag, not the image's; a true phrase is in lower case, a false one is not."""
     false = Target("What Flies Here", None, "Nothing flies.", sentence=flag)
     one = record(Target("What Swims", mask), false, kind=kind)
-    lists = build_system("sesame").task.wording.lists
+    lists = load_wording("sesame", LISTS).lists
     sentence = kind == "reason" if flag is None else flag
     name = "sentence" if sentence else "phrase"
     asked = {template.format(**{name: false.phrase}) for template in lists[name]}
@@ -202,7 +203,7 @@ def test_evaluation_questions_are_fixed_by_seed_picture_and_phrase():
     one = record(*(Target(f"thing {index}", mask) for index in range(20)))
     assert questions(one) == questions(one) and len({q.replace(f"{i}", "") for i, q in enumerate(questions(one))}) > 5
     assert questions(one, eval_seed=1) != questions(one) != questions(record(*one.targets, name="other.jpg"))
-    first = build_system("sesame").task.wording.lists["phrase"][0]
+    first = load_wording("sesame", LISTS).lists["phrase"][0]
     assert questions(one, eval_prompt="first")[3] == "<image>\n" + first.format(phrase="thing 3")
     published = "<image>\n What is thing 3 in this image? Please output segmentation mask."
     assert questions(one, eval_prompt="lisa")[3] == published
@@ -243,7 +244,7 @@ def test_wrong_options_are_refused(options):
 
 
 def test_every_list_has_many_templates_and_confirmations_end_in_the_mask():
-    lists = build_system("sesame").task.wording.lists
+    lists = load_wording("sesame", LISTS).lists
     assert lists.keys() == LISTS.keys() and all(len(set(items)) == len(items) for items in lists.values())
     assert len(lists["phrase"]) >= 15 and len(lists["deny"]) >= 10 and len(lists["correct"]) >= 10
     for name in ("confirm", "answer", "correct_and_mask"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def record(kind: str, *phrases: str, absent: tuple[str, ...] = (), **fields) -> 
     return Record(Path("photo.jpg"), kind, tuple(targets), **fields)
 
 
-def turns(system: str, record: Record, seeds: int = 2000, **options) -> list[Turn]:
+def turns(system: str, record: Record, seeds: int = 2000, **options: Any) -> list[Turn]:
     task, rng = build_system(system, options).task, np.random.default_rng(1)
     return [turn for _ in range(seeds) for dialogue in task.converse(record, rng) for turn in dialogue]
 
@@ -60,7 +61,7 @@ def share(found: list[bool]) -> float:
 
 @pytest.mark.parametrize("system", sorted(THE))
 def test_questions_say_the_phrase_as_often_as_published(system):
-    options = {"listed_phrases": 0.0} if system == "unified" else {}
+    options: dict[str, Any] = {"listed_phrases": 0.0} if system == "unified" else {}
     kind = "phrase" if system in ("gsva", "unified") else "refer"  # gsva lists expressions
     asked = [turn.question for turn in turns(system, record(kind, PHRASE), **options)]
     assert share([f"the {PHRASE.lower()}" in question for question in asked]) == close_to(THE[system], len(asked))

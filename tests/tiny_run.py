@@ -82,7 +82,7 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
-def start(*words: str, launcher: tuple[str, ...] = (sys.executable,), check: bool = True, timeout: float = 300):
+def start(*words: str | Path, launcher: tuple[str, ...] = (sys.executable,), check: bool = True, timeout: float = 300):
     """Runs an entry point from the root, as a user would."""
     done = subprocess.run(
         [*launcher, *map(str, words)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
