@@ -19,7 +19,7 @@ import train_ds
 from tests.tiny_assistant import toy_world
 from tests.tiny_run import ROOT, environment, start, train_log, write_reason_seg, write_recipe
 from training.run import StopSignal, with_epochs
-from utils.config import DataConfig, Recipe, TrainConfig
+from utils.config import DataConfig, Recipe, TrainConfig, load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,21 @@ def test_second_run_does_not_overwrite_the_first(world, finished):
     _, recipe = world
     with pytest.raises(FileExistsError, match=r"already holds a run up to step_4.*--auto_resume"):
         train_ds.main(["--config", str(recipe), "--exp_name", "whole", "--no-auto_resume"])
+
+
+def test_a_run_may_count_steps_without_epochs(world):
+    """train.steps replaces the recipe's epochs; the run validates and saves every eval.every_steps and at the end."""
+    folder, recipe = world
+    line = ["--config", str(recipe), "--exp_name", "steps", "--set", "train.steps=3", "--set", "eval.every_steps=2"]
+    train_ds.main(line)
+    run = folder / "runs" / "steps"
+    saved = load_recipe(run)
+    assert (saved.train.steps, saved.train.epochs, saved.train.steps_per_epoch) == (3, None, None)
+    assert [row["step"] for row in train_log(run)] == [1, 2, 3]
+    assert [row["step"] for row in train_log(run, "val")] == [2, 3]
+    assert {path.name for path in (run / "checkpoints").glob("step_*")} == {"step_2", "step_3"}
+    train_ds.main([*line, "--set", "train.steps=4"])
+    assert [row["step"] for row in train_log(run)] == [1, 2, 3, 4]
 
 
 def test_eval_only_scores_and_trains_nothing(world, finished):
