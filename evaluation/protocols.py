@@ -50,7 +50,7 @@ def generate(
 ) -> list[list[Reply]]:
     """The model writes its own answers, greedily. `queries[b]` are about `samples[b]`; all rows in one batch, but for
     systems whose batches see their padding, where the batch has a say in the answers."""
-    together = assistant.system.visible_padding
+    together = assistant.system.released.visible_padding
     if not together:
         return _write(assistant, samples, queries, max_new_tokens)
     replies: list[list[Reply]] = []
@@ -66,7 +66,7 @@ def _write(
     tokenizer, model = assistant.tokenizer, assistant.model
     prompts = [_prompts(assistant, sample, group) for sample, group in zip(samples, queries, strict=True)]
     batch = _place(collate_prompts(samples, prompts, model.vlm.image_tokens, tokenizer.pad_token_id), assistant)
-    if assistant.system.visible_padding:
+    if assistant.system.released.visible_padding:
         batch.attention[:] = True
     answers = model.generate(
         batch,

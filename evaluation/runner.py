@@ -309,7 +309,7 @@ class SuiteEvaluation:
             counts = {LEFT_OUT: item.left_out, "unmatched": 0}
         else:
             self._check_masks(item, replies)
-            released = self.assistant.system.released_truth
+            released = self.assistant.system.released.truth
             metric = SCORERS[self.suite.metric]
             counts = metric.count(item.record, item.queries, replies, self.protocol, released)
         return {

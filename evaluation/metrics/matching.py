@@ -10,7 +10,7 @@ from rapidfuzz import fuzz, process, utils
 
 from data.types import Claim
 
-MARKS = " ,.;:"  # what `read_claims` takes off the words before a mask
+MARKS = " ,.;:"  # what `systems.reading.read_claims` takes off the words before a mask
 TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>")  # as systems add them
 
 
