@@ -21,11 +21,12 @@ import torch
 from data.collate import SampleBuilder
 from data.mixture import Mixture, Stream
 from data.readers.index import set_index_folder
-from evaluation.metrics.scorers import SCORERS
+from evaluation.metrics import SCORERS
 from evaluation.protocols import protocol_named
 from evaluation.report.examples import sample_grid
 from evaluation.report.html import write_report
-from evaluation.runner import as_table, evaluate, source_options, summary
+from evaluation.report.markdown import as_table
+from evaluation.runner import evaluate, source_options
 from evaluation.suites import find_suites
 from model.losses import objective
 from systems.assistant import Assistant, build, load
@@ -221,11 +222,11 @@ def score(assistant: Assistant, recipe: Recipe, suites: Sequence[str], out: Path
         custom=recipe.eval.custom,
     )
     log.info("%s", as_table(results))
-    if results["missing"]:
-        raise ValueError("; ".join(f"{name}: {message}" for name, message in results["missing"].items()))
+    if results.missing:
+        raise ValueError("; ".join(f"{name}: {message}" for name, message in results.missing.items()))
     if out and dist.is_main():
         write_report(results, [out / "predictions"], out / "report", how.custom)
-    return summary(results)
+    return results.summary()
 
 
 def suites_of(recipe: Recipe) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What the programs that use a finished assistant share: the flags that load one, in the originals' spelling."""
+"""Shared by the programs that use a trained assistant: the flags that load one, in the originals' spelling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL_FIELDS = ("weight", "precision", "vision_tower", "conv_type", "load_in_8bi
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags with dashes or underscores; those that only training has are taken with a word, others refused."""
+    """Takes flags with dashes or underscores. Those of training only are ignored with a message, others refused."""
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         args, extra = self.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
@@ -40,42 +40,43 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model_flags(parser: Parser) -> None:
-    """--version and how to load it."""
+    """Adds --version and the flags that say how to load it."""
     parser.add_argument("--version", help="run folder, merged folder, or published checkpoint (folder or hub name)")
-    parser.add_argument("--system", help="the system of the checkpoint, where its files do not tell")
+    parser.add_argument("--system", help="the system of the checkpoint, where its files do not say")
     parser.add_argument("--checkpoint", default="best", help="of a run folder: best, last, or a name like step_500")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: as trained; fp32 on a CPU")
-    parser.add_argument("--weight", help="training file over the weights of --version, a base: a bare .bin")
+    parser.add_argument("--weight", help="training's bare .bin file, loaded over the weights of --version, a base")
     parser.add_argument("--vision_tower", help="CLIP folder or hub name, for checkpoints without one")
     parser.add_argument("--conv_type", help="conversation template; default: as trained")
     parser.add_argument("--load_in_8bit", action="store_true", help="8-bit language model (bitsandbytes, GPU)")
     parser.add_argument("--load_in_4bit", action="store_true", help="4-bit language model (bitsandbytes, GPU)")
-    parser.add_argument("--allow_missing", action="store_true", help="go on when weights are missing or unexpected")
+    parser.add_argument("--allow_missing", action="store_true", help="load in spite of missing or unexpected weights")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="A.B=V",
-        help="replace a field of its recipe, model.* or options.*",
+        help="replace a field of the checkpoint's recipe, model.* or options.*; may be repeated",
     )
 
 
 def load_assistant(args: argparse.Namespace) -> Assistant:
-    """The assistant of `--version`, ready to answer; what cannot be loaded ends the program with a message."""
+    """The assistant of `--version`, ready to answer. Ends the program with a message where it cannot be loaded."""
     try:
-        over = overrides(args)
-        return load(args.version, system=args.system, checkpoint=args.checkpoint, device=dist.device(), **over)
+        fields = overrides(args)
+        return load(args.version, system=args.system, checkpoint=args.checkpoint, device=dist.device(), **fields)
     except (OSError, ValueError, KeyError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         raise SystemExit(f"cannot load {args.version}: {message}") from None
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """Fields of the checkpoint's recipe that flags and `--set` replace: those of `model` and `options` count here."""
+    """Fields of the checkpoint's recipe that flags and `--set` replace. Only `model` and `options` have any here."""
     model = {name: getattr(args, name) for name in MODEL_FIELDS if getattr(args, name) not in (None, False)}
     values: dict[str, Any] = {"model": model, "options": {}}
     for assignment in args.set:
         values = override(values, assignment)
-    if strange := values.keys() - {"model", "options"}:
-        raise ValueError(f"--set {', '.join(sorted(strange))}: only model.* and options.* can be set for a checkpoint")
+    other = values.keys() - {"model", "options"}
+    if other:
+        raise ValueError(f"--set {', '.join(sorted(other))}: only model.* and options.* can be set for a checkpoint")
     return values

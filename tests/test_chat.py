@@ -144,7 +144,7 @@ def test_what_is_there_and_what_is_not_is_said(tmp_path, capsys, monkeypatch, na
     assert run(tmp_path, "--image", str(PICTURE), "--prompt", PROMPT) == 0
     report, said = json.loads((tmp_path / "image0.json").read_text()), capsys.readouterr().out
     assert [mask["name"] for mask in report["masks"]] == named and report["absent"] == absent
-    assert text in said and all(f"  {thing}: not in the picture" in said for thing in absent)
+    assert text in said and all(f"  {thing}: not in the image" in said for thing in absent)
     assert all(f"  {thing}: " in said or f"  {thing} (what is there instead): " in said for thing in named if thing)
     assert "  : " not in said and len({mask["colour"] for mask in report["masks"]}) == len(named)
     offered = [mask["name"] for mask in report["masks"] if mask["instead"]]

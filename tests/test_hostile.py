@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 import test_sem
 from data.sources import build_source
 from data.sources.base import read_entries, read_json
+from evaluation.metrics import Figure
 from evaluation.report.markdown import as_markdown
-from evaluation.runner import rescore
+from evaluation.results import EvaluationResults, SuiteResult
+from evaluation.score import rescore
 from model.checkpoints.files import INDEXES, read_tensors
 from utils.masks import encode_rle
 
@@ -253,9 +255,8 @@ def test_a_line_that_is_no_prediction_is_an_error(text, tmp_path):
 
 
 def test_markdown_holds_no_html_and_no_further_cells():
-    figure = {"metric": "a|b", "variant": "<b>", "protocol": "p", "value": None, "interval": None}
-    suite = {"figures": [figure], "pictures": 1, "queries": 1, "seconds": 0, "parse_failures": 0, "unfinished": 0}
-    text = as_markdown({"suites": {"<i>": suite | {"notes": ["<u>"]}}, "missing": {"x": "<script>"}})
+    suite = SuiteResult([Figure("a|b", "<b>", None)], protocol="p", images=1, queries=1, notes=["<u>"])
+    text = as_markdown(EvaluationResults({"<i>": suite}, missing={"x": "<script>"}))
     assert not re.search(r"<[a-z]", text) and "a\\|b" in text
 
 

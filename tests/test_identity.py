@@ -23,7 +23,9 @@ from evaluation import identity
 from evaluation.identity import NotNumbers, check_finite
 from evaluation.predictions import PredictionFile
 from evaluation.protocols import FORCED
-from evaluation.runner import evaluate, rescore
+from evaluation.results import SuiteResult
+from evaluation.runner import evaluate
+from evaluation.score import rescore
 from evaluation.suites import find_suites, own_suites
 from systems.base import SYSTEMS, WORDING, build_system
 from tests.tiny_assistant import CLASSES, tiny, toy_world
@@ -144,15 +146,15 @@ def seen_by(assistant, monkeypatch) -> list[int]:
 def test_changed_annotations_are_evaluated_again_and_no_old_file_is_overwritten(
     world, assistant, tmp_path, monkeypatch
 ):
-    def run() -> dict:
+    def run() -> SuiteResult:
         how = {"protocol": FORCED, "limit": 2, "out_dir": tmp_path / "out", "resume": True}
-        return evaluate(assistant, ["refcoco|unc|val"], world, **how)["suites"]["refcoco|unc|val"]
+        return evaluate(assistant, ["refcoco|unc|val"], world, **how).suites["refcoco|unc|val"]
 
     folder = tmp_path / "out" / "predictions"
     first = run()
     kept = [(folder / "refcoco_unc_val.jsonl").read_text()]
     seen = seen_by(assistant, monkeypatch)
-    assert run()["figures"] == first["figures"] and not seen
+    assert run().figures == first.figures and not seen
     path = world / "refer_seg/refcoco/instances.json"
     data = json.loads(path.read_text())
     for number in (1, 2):
@@ -160,12 +162,12 @@ def test_changed_annotations_are_evaluated_again_and_no_old_file_is_overwritten(
             entry["segmentation"] = [[0, 0, 9 + number, 0, 9, 9, 0, 9]]
         path.write_text(json.dumps(data))
         again = run()
-        assert len(seen) == 2 * number and again["figures"] != first["figures"]
+        assert len(seen) == 2 * number and again.figures != first.figures
         kept.append((folder / "refcoco_unc_val.jsonl").read_text())
     for ending, text in zip((".old", ".old.2", ""), kept, strict=True):
         assert (folder / f"refcoco_unc_val.jsonl{ending}").read_text() == text
-    old = rescore([folder / "refcoco_unc_val.jsonl.old"])["suites"]["refcoco|unc|val"]
-    assert old["figures"] == first["figures"] and old["notes"] == first["notes"] == ["2 of 3 pictures only"]
+    old = rescore([folder / "refcoco_unc_val.jsonl.old"]).suites["refcoco|unc|val"]
+    assert old.figures == first.figures and old.notes == first.notes == ["2 of 3 pictures only"]
     settings = [
         json.loads((folder / f"refcoco_unc_val.run.json{ending}").read_text()) for ending in (".old", ".old.2", "")
     ]
@@ -185,11 +187,11 @@ def custom(**entry):
 def test_another_suite_of_the_same_name_never_takes_old_predictions(world, assistant, tmp_path, monkeypatch):
     seen = seen_by(assistant, monkeypatch)
 
-    def run(**entry) -> dict:
+    def run(**entry) -> SuiteResult:
         how = {"protocol": FORCED, "limit": 1, "out_dir": tmp_path, "resume": True, "custom": custom(**entry)}
         results = evaluate(assistant, ["mine"], world, **how)
-        assert not results["missing"]
-        return results["suites"]["mine"]
+        assert not results.missing
+        return results.suites["mine"]
 
     run()
     run(metric="premise")
@@ -218,10 +220,10 @@ def test_predictions_of_other_weights_are_not_scored_together(world, assistant, 
     with pytest.raises(ValueError, match=r"ReasonSeg\|val was made with other weights"):
         rescore([tmp_path / "a" / "predictions", tmp_path / "b" / "predictions"])
     evaluate(assistant, ["refcoco|unc|val"], world, FORCED, 0, tmp_path / "b")
-    notes = [suite["notes"] for suite in rescore([tmp_path / "b" / "predictions"])["suites"].values()]
+    notes = [suite.notes for suite in rescore([tmp_path / "b" / "predictions"]).suites.values()]
     assert all("not all of the same" in " ".join(note) for note in notes) and len(notes) == 2
-    suite = rescore([tmp_path / "a" / "predictions"])["suites"]["ReasonSeg|val"]
-    assert suite["pictures"] == 2 and suite["notes"] == ["2 of 3 pictures only"]
+    suite = rescore([tmp_path / "a" / "predictions"]).suites["ReasonSeg|val"]
+    assert suite.images == 2 and suite.notes == ["2 of 3 pictures only"]
 
 
 def test_whatever_changes_the_answers_without_the_weights_is_in_the_key(assistant, tmp_path):

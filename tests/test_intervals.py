@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from evaluation import catalog  # noqa: F401  (it registers all metrics)
-from evaluation.metrics.counts import RELEASED, STANDARD
-from evaluation.metrics.intervals import Interval, intervals, quotient, ratio_intervals
+from evaluation.metrics import SCORERS
+from evaluation.metrics.base import RELEASED, STANDARD, Interval
+from evaluation.metrics.intervals import intervals, quotient, ratio_intervals
 from evaluation.metrics.no_target import PremiseScorer
-from evaluation.metrics.scorers import SCORERS, OverlapScorer
+from evaluation.metrics.overlap import OverlapScorer
 
 
 def interval(parts, wholes) -> Interval | None:

@@ -13,7 +13,8 @@ import pytest
 import test_sem
 from evaluation.predictions import PredictionFile
 from evaluation.protocols import FORCED
-from evaluation.runner import evaluate, rescore
+from evaluation.runner import evaluate
+from evaluation.score import rescore
 from model.heads.embedding_cache import fingerprint
 from tests.tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
 from tests.tiny_run import environment
@@ -35,7 +36,7 @@ def assistant():
 
 def run(assistant, world: Path, out: Path, suites=("ReasonSeg|val",), **options) -> dict:
     options = {"protocol": FORCED, "classes": CLASSES, "resume": True, **options}
-    return timeless(evaluate(assistant, list(suites), world, out_dir=out, **options))
+    return timeless(evaluate(assistant, list(suites), world, out_dir=out, **options).to_json())
 
 
 def timeless(results: dict) -> dict:
@@ -68,9 +69,9 @@ def pictures_seen(assistant, monkeypatch) -> list[int]:
 KILLED_AFTER_TWO = """
 import os, signal, sys
 import test_sem
-from evaluation.predictions import Journal
+from evaluation.predictions import PredictionFile
 
-write, lines = Journal.write, []
+write, lines = PredictionFile.write, []
 
 def write_and_die(journal, line):
     write(journal, line)
@@ -153,7 +154,7 @@ def test_predictions_alone_give_every_figure(assistant, world, tmp_path, capsys)
     for protocol in ("generate", FORCED):
         out = tmp_path / protocol
         results = run(assistant, world, out, SUITES, protocol=protocol, max_new_tokens=6)
-        assert timeless(rescore([out / "predictions"])) == results
+        assert timeless(rescore([out / "predictions"]).to_json()) == results
     file = out / "predictions" / "refcoco_unc_val.jsonl"
     capsys.readouterr()
     assert test_sem.main(["--from", str(file), "--out", str(tmp_path / "again")]) == 0
@@ -175,7 +176,7 @@ def test_damaged_files_are_refused_by_line(assistant, world, tmp_path):
     with pytest.raises(ValueError, match=r"ReasonSeg_val\.jsonl, line 1: not a prediction"):
         rescore([tmp_path / "predictions"])
     file_of(tmp_path).write_text(text + '"half')
-    assert rescore([file_of(tmp_path)])["suites"]["ReasonSeg|val"]["pictures"] == 3
+    assert rescore([file_of(tmp_path)]).suites["ReasonSeg|val"].images == 3
     with pytest.raises(FileNotFoundError, match="holds no predictions"):
         rescore([tmp_path])
     (tmp_path / "other.jsonl").write_text("[1]\n")

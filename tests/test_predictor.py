@@ -91,7 +91,7 @@ def test_bad_input_is_refused_with_what_is_wrong(lisa):
         lisa.ask(PICTURE, " ")
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, not \(4, 4\)"):
         lisa(np.zeros((4, 4), np.uint8), ["dog"])
-    with pytest.raises(ValueError, match="2 pictures, but questions about 1"):
+    with pytest.raises(ValueError, match="2 images, but questions about 1"):
         lisa.batch([PICTURE, PICTURE], [PHRASES])
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         lisa("none.png", PHRASES)

@@ -17,8 +17,9 @@ from PIL import Image
 
 from evaluation.report.examples import best_and_worst, examples, query_ious
 from evaluation.report.html import presence, write_report
-from evaluation.report.published import SEEN, published
-from evaluation.runner import SuiteScore
+from evaluation.report.published import SOURCE_NAMES, published
+from evaluation.results import EvaluationResults
+from evaluation.score import SuiteScore
 from evaluation.suites import SUITES
 from utils.masks import encode_rle
 
@@ -66,14 +67,14 @@ def write(lines: dict[str, list[dict]], folder: Path) -> Path:
     return write_report(results(lines), [file], folder / "report")
 
 
-def results(lines: dict[str, list[dict]]) -> dict:
+def results(lines: dict[str, list[dict]]) -> EvaluationResults:
     suites = {}
     for name, metric in (("refcoco|unc|val", "overlap"), ("ade20k|val", "semantic")):
         score = SuiteScore(metric)
         for entry in lines[name]:
             score.add(entry)
         suites[name] = score.result("generate")
-    return {"suites": suites, "missing": {"cityscapes|val": "no <folder>"}}
+    return EvaluationResults(suites, missing={"cityscapes|val": "no <folder>"})
 
 
 class Tags(HTMLParser):
@@ -126,7 +127,7 @@ def test_published_numbers_are_of_known_suites_and_in_range():
     for suite, models in suites.items():
         assert len({(p.model, p.paper, p.protocol) for p in models}) == len(models), suite
         for model in models:
-            assert model.seen in SEEN and model.protocol in ("generate", "teacher_forced", "two_pass")
+            assert model.source in SOURCE_NAMES and model.protocol in ("generate", "teacher_forced", "two_pass")
             assert re.fullmatch(r"\d+B", model.size) and model.values
             assert all(1 < value < 100 for value in model.values.values()), (suite, model)  # per cent, not shares
 
@@ -134,7 +135,7 @@ def test_published_numbers_are_of_known_suites_and_in_range():
 def test_published_metrics_are_those_that_the_suites_measure():
     for suite, models in published().items():
         score = SuiteScore(SUITES[suite].metric)
-        measured = {figure["metric"] for figure in score.result("generate")["figures"]} | {"N-acc", "T-acc"}
+        measured = {figure.metric for figure in score.scorer.figures()} | {"N-acc", "T-acc"}
         named = {metric.removesuffix("_short").removesuffix("_long") for p in models for metric in p.values}
         assert named <= measured, suite
 
@@ -164,7 +165,7 @@ def test_examples_without_their_data_show_the_prediction_alone(lines, tmp_path):
     settings = {"suite": "refcoco|unc|val", "data": str(tmp_path / "gone"), "options": {}, "records": 10}
     first, *_, last = examples(lines["refcoco|unc|val"], settings)
     assert len(first.panel.predicted) == 1 and not first.panel.true
-    assert last.panel is None and "gone.png" in last.trouble
+    assert last.panel is None and "gone.png" in last.problem
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on PATH")

@@ -13,7 +13,7 @@ from data.sources import SOURCES, build_source
 from data.sources.base import image_paths
 from data.types import Record, Target
 from evaluation.catalog import ENTRIES
-from evaluation.metrics.scorers import SCORERS
+from evaluation.metrics import SCORERS
 from evaluation.suites import GROUPS, SUITES, find_suites, read_custom, table
 from evaluation.wrappers import Grouped
 from tests.tiny_assistant import toy_world
