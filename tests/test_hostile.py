@@ -143,7 +143,7 @@ def test_pictures_are_shown_from_the_named_folder_alone(photo, tmp_path):
         assert shown(report(file, tmp_path / f"a{number}")) == 0
         page = report(file, tmp_path / f"b{number}", "--dataset_dir", str(data))
         assert shown(page) == there, image
-        assert there or "is not below a folder given for pictures (--dataset_dir)" in page
+        assert there or "is not below a folder given for images (--dataset_dir)" in page
 
 
 def test_settings_beside_predictions_open_no_other_data(photo, tmp_path, monkeypatch):

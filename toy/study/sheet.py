@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -121,7 +120,7 @@ def render_row(
     return np.concatenate(padded, axis=1)
 
 
-def masks_first(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def masks_first(answers: Sequence[Answer]) -> list[Answer]:
     """Answers with a mask first: long lists of answers are cut after MAX_LINES."""
     return sorted(answers, key=lambda answer: not answer["masks"])
 
