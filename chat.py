@@ -42,11 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add_model_flags(parser)
-    parser.add_argument("--vis_save_path", type=Path, default=Path("./vis_output"), help="folder for answers")
-    parser.add_argument("--image", help="image of a single question")
-    parser.add_argument("--prompt", default="", help="the question about --image")
-    parser.add_argument("--classes", default="", metavar="A,B,C", help="look for each of these classes in --image")
-    parser.add_argument("--max_new_tokens", type=at_least(1), default=512, help="token limit of an answer")
+    chat = parser.add_argument_group("question and answer")
+    chat.add_argument("--image", metavar="FILE", help="image of a single question")
+    chat.add_argument("--prompt", default="", metavar="TEXT", help="the question about --image")
+    chat.add_argument("--classes", default="", metavar="A,B,C", help="look for each of these classes in --image")
+    chat.add_argument(
+        "--max_new_tokens", type=at_least(1), default=512, metavar="N", help="token limit of an answer [512]"
+    )
+    chat.add_argument(
+        "--vis_save_path", type=Path, default=Path("./vis_output"), metavar="FOLDER", help="for answers [./vis_output]"
+    )
     args = parser.parse(argv)
     if not args.version:
         parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")

@@ -106,50 +106,55 @@ def score_again(args: argparse.Namespace) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add_model_flags(parser)
-    parser.add_argument(
+    what = parser.add_argument_group("what to evaluate on")
+    what.add_argument(
         "--dataset_dir",
+        metavar="FOLDER",
         help="root of all datasets [./dataset]; with --from, the folder whose images the report may show [none]",
     )
-    parser.add_argument("--suites", nargs="+", metavar="NAME", help="names, sets, groups or globs; see --list")
-    parser.add_argument(
-        "--suite_file",
-        metavar="YAML",
-        help="file that defines own suites; all of them are evaluated, or those of --suites",
+    what.add_argument("--suites", nargs="+", metavar="NAME", help="names, sets, groups or globs; see --list")
+    what.add_argument(
+        "--suite_file", metavar="YAML", help="defines own suites; all of them are evaluated, or those of --suites"
     )
-    parser.add_argument(
-        "--val_dataset_list", default=",".join(DEFAULT_SUITES), help="as --suites, in the original's spelling: a,b,c"
+    what.add_argument(
+        "--val_dataset_list",
+        default=",".join(DEFAULT_SUITES),
+        metavar="A,B,C",
+        help=f"as --suites, in the original's spelling [{','.join(DEFAULT_SUITES)}]",
     )
-    parser.add_argument(
-        "--protocol", default=GENERATED, choices=PROTOCOLS, help="how answers come about; default: generate"
+    what.add_argument("--list", action="store_true", help="only print all suites")
+    what.add_argument(
+        "--classes", metavar="FILE", help="class list of the semantic suites; {source} stands for the source's name"
     )
-    parser.add_argument("--limit", type=at_least(0), default=0, help="images per suite, the first ones; 0: all")
-    parser.add_argument(
-        "--classes",
-        metavar="FILE",
-        help="class list of the semantic suites; {source} stands for the name of the source",
-    )
-    parser.add_argument("--batch_size", "--val_batch_size", type=at_least(1), default=1, help="images per batch")
-    parser.add_argument("--max_new_tokens", type=at_least(1), default=512, help="token limit of an answer")
-    parser.add_argument("--workers", type=at_least(0), default=2, help="threads that read images ahead")
-    parser.add_argument(
+    what.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="first images per suite; 0: all [0]")
+    what.add_argument(
         "--on_bad_sample",
         choices=ON_BAD_SAMPLE,
-        help="a record that cannot be read, or whose mask is empty: raise gives up its suite, skip leaves the "
-        "image out and counts it; default: as the checkpoint's recipe says",
+        help="a record that cannot be read, or whose mask is empty: raise gives up its suite, skip leaves the image "
+        "out and counts it [as the checkpoint's recipe says]",
     )
-    parser.add_argument("--out", help="folder for results; default: runs/evaluation/<name of version>")
-    parser.add_argument(
+    how = parser.add_argument_group("how to answer")
+    how.add_argument("--protocol", default=GENERATED, choices=PROTOCOLS, help=f"how answers come about [{GENERATED}]")
+    how.add_argument(
+        "--batch_size", "--val_batch_size", type=at_least(1), default=1, metavar="N", help="images per batch [1]"
+    )
+    how.add_argument(
+        "--max_new_tokens", type=at_least(1), default=512, metavar="N", help="token limit of an answer [512]"
+    )
+    how.add_argument("--workers", type=at_least(0), default=2, metavar="N", help="threads that read images ahead [2]")
+    results = parser.add_argument_group("results")
+    results.add_argument("--out", metavar="FOLDER", help="for results [runs/evaluation/<name of version>]")
+    results.add_argument(
         "--fresh", action="store_true", help="start from scratch instead of resuming an interrupted evaluation"
     )
-    parser.add_argument(
+    results.add_argument(
         "--from",
         nargs="+",
         dest="predictions",
         metavar="JSONL",
         help="only score these predictions again (files or folders)",
     )
-    parser.add_argument("--list", action="store_true", help="only print the suites")
-    parser.add_argument(
+    results.add_argument(
         "--eval_only", action="store_true", help="accepted for compatibility with the original; has no effect"
     )
     args = parser.parse(argv)
