@@ -17,7 +17,7 @@ from PIL import Image
 
 import test_sem
 from data.readers import digest
-from data.readers.digest import annotation_digest, digests
+from data.readers.digest import annotation_digest, annotation_paths, digests
 from data.sources import build_source
 from evaluation import identity
 from evaluation.identity import NotNumbers, check_finite
@@ -259,6 +259,13 @@ def test_the_suite_and_the_data_are_in_the_key(world):
     assert found["suite_options"] == suite.options and len(found["annotations"]) == 32
 
 
+@pytest.mark.parametrize("name", ["ReasonSeg|val", "multirefcoco|unc|val"])
+def test_wrapped_sources_depend_on_the_annotations_of_what_they_wrap(world, name):
+    (suite,) = find_suites([name])
+    wrapped = suite.open(world)
+    assert annotation_paths(wrapped) == annotation_paths(wrapped.source) != []
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_an_error_before_anything_is_asked(world, value, tmp_path, monkeypatch):
     broken = tiny("lasagna")
@@ -302,12 +309,12 @@ def test_files_are_replaced_whole(tmp_path, monkeypatch):
     assert path.read_text() == "old" and [one.name for one in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_journal_reads_back_what_it_was_given(tmp_path):
+def test_a_prediction_file_reads_back_what_was_written(tmp_path):
     settings = {"groups": (6, 5), "data": Path("x")}
     line = {"suite": "x", "metric": "overlap", "index": 0, "protocol": "p", "counts": {"unmatched": 0}, "answers": []}
     line |= {"image": "a.jpg", "seconds": 0.5}
-    with PredictionFile(tmp_path, "x") as journal:
-        journal.begin(settings, [[0]], resume=True)
-        journal.write(line)
-    with PredictionFile(tmp_path, "x") as journal:
-        assert journal.begin(settings, [[0]], resume=True) == ([line], [])
+    with PredictionFile(tmp_path, "x") as file:
+        file.begin(settings, [[0]], resume=True)
+        file.write(line)
+    with PredictionFile(tmp_path, "x") as file:
+        assert file.begin(settings, [[0]], resume=True) == ([line], [])

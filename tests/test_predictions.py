@@ -1,4 +1,4 @@
-"""No prediction is ever lost: a killed run goes on and ends as if it were never killed; files alone give figures."""
+"""No prediction is ever lost: a killed run resumes and ends as if it were never killed; files alone give figures."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ test_sem.main(sys.argv[1:])
 """
 
 
-def test_a_killed_program_goes_on_and_gives_the_identical_result(world, tmp_path):
+def test_a_killed_program_resumes_and_gives_the_identical_result(world, tmp_path):
     command = [
         sys.executable,
         "-c",
@@ -129,7 +129,7 @@ def test_a_finished_run_is_not_done_again_and_a_longer_one_continues_it(assistan
     assert seen == [1] * (PICTURES - 2)
 
 
-def test_other_settings_or_weights_start_anew_and_keep_the_old_file(assistant, world, tmp_path, monkeypatch):
+def test_other_settings_or_weights_start_from_scratch_and_keep_the_old_file(assistant, world, tmp_path, monkeypatch):
     run(assistant, world, tmp_path, limit=2)
     old = file_of(tmp_path).read_text()
     seen = pictures_seen(assistant, monkeypatch)
@@ -185,11 +185,11 @@ def test_damaged_files_are_refused_by_line(assistant, world, tmp_path):
 
 
 def test_without_a_folder_nothing_is_written():
-    with PredictionFile(None, "x") as journal:
-        assert journal.begin({}, [[0, 1], [2]], resume=True) == ([], [[0, 1], [2]])
-        journal.write({})
+    with PredictionFile(None, "x") as file:
+        assert file.begin({}, [[0, 1], [2]], resume=True) == ([], [[0, 1], [2]])
+        file.write({})
 
 
-def test_a_fingerprint_tells_weights_apart(assistant):
+def test_a_fingerprint_distinguishes_weights(assistant):
     assert fingerprint(assistant.model) == fingerprint(tiny("lasagna", eager=8).model)
     assert fingerprint(assistant.model) != fingerprint(tiny("lasagna", eager=7).model)

@@ -73,7 +73,7 @@ def test_presence_and_overlaps_against_loops_over_pixels(pictures):
 
 @settings(max_examples=40, deadline=None)
 @given(PICTURES)
-def test_the_numbers_of_all_pictures_add_up_to_the_figures(pictures):
+def test_the_numbers_of_all_images_add_up_to_the_figures(pictures):
     rows = rows_of(pictures)
     sums = {name: (part.sum(), whole.sum()) for name, (part, whole) in overlap_ratios(rows).items()}
     scorer, premise = OverlapScorer(), PremiseScorer()
@@ -86,7 +86,7 @@ def test_the_numbers_of_all_pictures_add_up_to_the_figures(pictures):
 
 
 def test_class_lists_that_differ_are_counted_by_name():
-    """A picture whose crowd leaves a class unclear has a shorter list (coco, crowd: ignore)."""
+    """An image whose crowd leaves a class unclear has a shorter list (coco, crowd: ignore)."""
     whole, parts = SemanticScorer(), [SemanticScorer(), SemanticScorer()]
     pictures = (
         {"classes": ["a", "b", "c"], STANDARD: [[0, 0, 5], [2, 3, 1]], RELEASED: [], "presence": None},

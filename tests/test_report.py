@@ -101,12 +101,12 @@ def test_the_page_holds_everything_and_needs_nothing(lines, tmp_path):
     assert re.search(r"present<td[^>]*><b>1</b>50.0 %<td[^>]*><b>1</b>50.0 %", page)
     assert re.search(r"absent<td[^>]*><b>1</b>25.0 %<td[^>]*><b>3</b>75.0 %", page)
     shown = [a["src"] for tag, a in tags.seen if tag == "img"]
-    assert len(shown) == 8  # three of the four best phrases (one picture is gone), four worst, one class list
+    assert len(shown) == 8  # three of the four best phrases (one image is gone), four worst, one class list
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0].partition(",")[2]))))
     assert abs(image[10, 30].astype(int) - image[35, 30]).max() > 20  # the mask covers the upper half
 
 
-def test_published_numbers_stand_beside_the_measured_ones(lines, tmp_path):
+def test_published_numbers_stand_next_to_the_measured_ones(lines, tmp_path):
     page = write(lines, tmp_path).read_text(encoding="utf-8")
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in page.split("<tr")]
     assert any(row[1:3] == ["LISA-7B", "LISA"] and "teacher_forced" in row and row[-1] == "74.1" for row in rows)
@@ -140,7 +140,7 @@ def test_published_metrics_are_those_that_the_suites_measure():
         assert named <= measured, suite
 
 
-def test_pictures_are_ranked_by_what_their_suite_counts(lines):
+def test_images_are_ranked_by_what_their_suite_counts(lines):
     assert [query_ious(entry) for entry in lines["refcoco|unc|val"]] == [[pytest.approx(n / 10)] for n in range(10)]
     assert query_ious(lines["ade20k|val"][0]) == [0.75]
     assert query_ious({"counts": {"rows": {"standard": [[0, 0, 0, 0, 1], [1, 2, 2, 1, 0]]}}}) == [1.0, 0.5]
@@ -203,7 +203,7 @@ class TestBrowser:
         assert rows == {"refcoco|unc|val": True, "ade20k|val": False}
 
     def test_the_choice_and_the_button_do_as_they_say(self, file, tmp_path):
-        """A user's part, played by a script behind the page's own; an error of its own shows that errors are seen."""
+        """A user's part, played by a script after the page's own; an error of its own shows that errors are seen."""
         acts = """const choose = document.getElementById("suite"); choose.value = "refcoco|unc|val";
           choose.onchange(); document.querySelector("button[data-sort]").click();
           window.onhashchange = ((before) => () => { before(); console.error("played"); })(window.onhashchange);"""

@@ -1,4 +1,4 @@
-"""Evaluation end to end with tiny real models on toy pictures in the real layouts, and scoring of hand-made answers."""
+"""Evaluation end to end with tiny real models on toy images in the real layouts, and scoring of hand-made answers."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_every_suite_gives_named_figures_and_batching_changes_nothing(world, ass
     assert len(present) == (protocol == GENERATED)  # a forced answer names the classes itself
 
 
-def test_predicted_masks_are_kept_at_the_size_of_the_picture(world, assistant, tmp_path):
+def test_predicted_masks_are_written_at_the_size_of_the_image(world, assistant, tmp_path):
     evaluate(assistant, ["refcoco|unc|val"], world, FORCED, 1, tmp_path)
     (line,) = lines(tmp_path, "refcoco|unc|val")
     height, width = line["answers"][0]["masks"][0]["size"]
@@ -109,7 +109,7 @@ def test_predicted_masks_are_kept_at_the_size_of_the_picture(world, assistant, t
         assert int(rle_to_mask(mask, (height, width)).sum()) == predicted
 
 
-def test_pictures_are_encoded_once_however_many_questions(world, assistant):
+def test_images_are_encoded_once_however_many_questions(world, assistant):
     seen = []
     encode = assistant.model.vlm.encode_images
     assistant.model.vlm.encode_images = lambda pixels, *rest: (seen.append(len(pixels)), encode(pixels, *rest))[1]
@@ -136,7 +136,7 @@ def test_a_class_at_a_time_is_scored_like_a_list(world):
     assert suite.queries == len(suite.class_iou) > 5 and suite.parse_failures == 0
 
 
-def test_missing_data_are_named_and_the_others_go_on(world, assistant):
+def test_missing_data_are_named_and_the_others_are_evaluated(world, assistant):
     results = evaluate(assistant, ["cityscapes", "ReasonSeg|val"], world, FORCED, 1)
     assert list(results.suites) == ["ReasonSeg|val"] and "cityscapes" in results.missing["cityscapes|val"]
     assert str(world) in as_table(results)
@@ -156,7 +156,7 @@ def test_unknown_protocols_and_suites_are_refused(world, assistant):
         evaluate(assistant, ["ReasonSegg|val"], world)
 
 
-def test_program_prints_and_writes_and_tells_missing_suites(world, tmp_path, capsys, monkeypatch):
+def test_program_prints_and_writes_and_names_missing_suites(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())  # the launcher's variables that it sets go again
     command = ["--version", str(GOLDEN / "lasagna"), "--vision-tower", str(GOLDEN / "lasagna" / "clip")]
     command += ["--dataset_dir", str(world), "--limit", "1", "--out", str(tmp_path), "--max_new_tokens", "4"]
@@ -301,7 +301,7 @@ def test_phrases_are_scored_against_their_own_masks_and_refusals_are_empty():
     assert counts["overlaps"] == [[4, 6, 4, 6, 0], [0, 0, 0, 0, 1]]
 
 
-def test_each_class_of_a_list_that_is_in_the_picture_is_a_query_for_overlaps():
+def test_each_class_of_a_list_that_is_in_the_image_is_a_query_for_overlaps():
     claims = Claim("door", 0), Claim("BlueSky", 1), Claim("wall", None)
     counts = OverlapScorer.count(RECORD, [LIST], [Reply("", claims, logits(LEFT, LEFT | RIGHT))], GENERATED)
     assert counts["overlaps"] == [[0, 4, 4, 0, 1], [2, 6, 2, 6, 0]]  # wall refused; the door's mask is nobody's
@@ -322,7 +322,7 @@ def test_training_and_scoring_share_the_class_list(world):
     assert source_options(Recipe(), suite) == {}
 
 
-def test_work_behind_goes_on_beside_in_order_and_is_finished_before_an_error_is_raised():
+def test_background_work_is_in_order_and_is_finished_before_an_error_is_raised():
     threads, done = set(), []
 
     def note(item: int) -> None:
@@ -346,7 +346,7 @@ def test_work_behind_goes_on_beside_in_order_and_is_finished_before_an_error_is_
     assert len(done) < 20  # and nothing more is made for long
 
 
-def test_a_model_that_never_stops_is_bounded_counted_and_told(world, caplog, monkeypatch):
+def test_a_model_that_never_stops_is_bounded_counted_and_reported(world, caplog, monkeypatch):
     monkeypatch.setattr(log, "propagate", True)
     results = evaluate(tiny("lisa"), ["ReasonSeg|val"], world, GENERATED, 2, max_new_tokens=2)
     suite = results.suites["ReasonSeg|val"]
