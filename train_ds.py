@@ -1,7 +1,7 @@
 """Trains a segmentation assistant: build it, then the training loop, in the open.
 
     deepspeed train_ds.py --version=LLAVA --vision_pretrained=SAM --dataset_dir=./dataset --exp_name=mine ...
-    python train_ds.py --config configs/toy_lasagna.yaml
+    python train_ds.py --config configs/toy/lasagna.yaml
     torchrun --nproc_per_node 2 train_ds.py --config RECIPE --set train.zero_stage=3
 
 Writes runs/<exp_name>/: recipe.yaml, meta.json, log.jsonl, tensorboard/, checkpoints/{step_*, last, best}.
@@ -35,7 +35,7 @@ from training.checkpoint import Checkpoints, TrainState, restore
 from training.engine import Engine, check_settings
 from training.loss_guard import LossGuard
 from training.meters import Meters, Progress
-from training.run import Run, Stop, open_run, with_epochs
+from training.run import Run, Stop, ends_epoch, open_run, validates, with_epochs
 from utils import dist
 from utils.config import DatasetConfig, Recipe
 from utils.flags import resolve
@@ -66,7 +66,8 @@ def train(assistant: Assistant, run: Run) -> None:
     """Trains to the end, the time limit or SIGTERM; validates after each epoch; goes on where a run folder stopped."""
     mixture = training_mixture(assistant, run.recipe)
     recipe = with_epochs(run.recipe, mixture.pictures)
-    settings, total = recipe.train, recipe.train.epochs * recipe.train.steps_per_epoch
+    settings = recipe.train
+    total = settings.total_steps
     checkpoints = run.checkpoints(assistant.model)
     engine = Engine(assistant.model, recipe)
     state = restore(engine, run.resume, recipe) if run.resume else TrainState.begin(recipe)
@@ -101,7 +102,7 @@ def train(assistant: Assistant, run: Run) -> None:
             state.step += 1
             bar.step()
 
-            leave, epoch_ends = stop() and state.step < total, state.step % settings.steps_per_epoch == 0
+            leave, epoch_ends = stop() and state.step < total, ends_epoch(recipe, state.step)
             if state.step % settings.print_freq == 0 or epoch_ends:
                 means = meters.read()
                 bar.show(means)
@@ -178,16 +179,15 @@ def validate(
 
     Without validation the newest checkpoint counts as best.
     """
-    epoch, rest = divmod(state.step, recipe.train.steps_per_epoch)
-    if rest or state.validated == state.step:
+    if not ends_epoch(recipe, state.step) or state.validated == state.step:
         return
-    state.validated, best = state.step, recipe.eval.no_eval or not recipe.eval.suites
+    state.validated, best = state.step, not (recipe.eval.validate and recipe.eval.suites)
     out = recipe.run.folder / "validation"
-    if not best and (epoch == recipe.train.epochs or epoch % recipe.eval.every_epochs == 0):
+    if not best and validates(recipe, state.step):
         with engine.gathered():
             scores = score(assistant, recipe, recipe.eval.suites, out=out)
         run_log.write("val", state.step, scores)
-        if recipe.eval.pictures and dist.is_main():
+        if recipe.eval.num_examples and dist.is_main():
             run_log.picture("val", state.step, sample_grid(out, recipe.eval))
         value = next(iter(scores.values()))[recipe.eval.best_by]
         if value is not None and (state.best is None or value > state.best):
@@ -232,7 +232,7 @@ def score(assistant: Assistant, recipe: Recipe, suites: Sequence[str], out: Path
 def suites_of(recipe: Recipe) -> tuple[str, ...]:
     """Every suite that this command will need."""
     final = recipe.eval.final_suites if recipe.eval.final_eval else ()
-    return (*(() if recipe.eval.no_eval and not recipe.eval.eval_only else recipe.eval.suites), *final)
+    return (*(recipe.eval.suites if recipe.eval.validate or recipe.eval.eval_only else ()), *final)
 
 
 def held_out(recipe: Recipe) -> list[DatasetConfig]:
@@ -247,7 +247,7 @@ def check_suites(recipe: Recipe) -> None:
     protocol_named(recipe.eval.protocol)
     for suite in find_suites(suites_of(recipe), recipe.eval.custom) if suites_of(recipe) else ():
         suite.open(recipe.data.dataset_dir, source_options(recipe, suite))
-    if not recipe.eval.no_eval and recipe.eval.suites:
+    if recipe.eval.validate and recipe.eval.suites:
         first = find_suites(recipe.eval.suites, recipe.eval.custom)[0]
         figures = {figure.metric for figure in SCORERS[first.metric]().figures()}
         if recipe.eval.best_by not in figures:

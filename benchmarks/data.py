@@ -1,6 +1,6 @@
 """Samples per second of the full data path on one core, and where the time goes.
 
-    python benchmarks/data.py configs/lasagna.yaml --tokenizer LLAVA --dataset_dir ./dataset
+    python benchmarks/data.py configs/released/lasagna.yaml --tokenizer LLAVA --dataset_dir ./dataset
     python benchmarks/data.py RECIPE --tokenizer LLAVA --set 'data.mixture=[{task: own, sets: [...]}]' --workers 0 2
 
 The path is that of training: facts from the source, words from the system, ids, reading and decoding the image, both

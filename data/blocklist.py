@@ -14,7 +14,6 @@ from data.sources import Source, build_source
 from data.sources.base import EmptySplit, image_paths
 from utils.config import DatasetConfig
 from utils.log import log
-from utils.registry import unknown
 
 # The evaluation splits on COCO train2014 pictures; of each the released file, or the one that another paper cleaned.
 UNC = ("unc", "unc_exclude_unified")
@@ -70,8 +69,6 @@ class Blocklist:
         Splits of the rule that `root` does not hold are left out with a warning; none at all is an error, as is a
         missing suite.
         """
-        if rule not in RULES:
-            raise ValueError(unknown("data.exclude_val", rule, RULES))
         named, missing = RULES[rule], []
         evaluated = suites if named.suites else ()
         found = [(entry.source, build_source(entry.source, root, **entry.options)) for entry in evaluated]

@@ -13,7 +13,6 @@ from data.templates import template as find_template
 from data.tokens import IMAGE_END, IMAGE_START, TokenSpec, mask_ids, token_id
 from data.types import IGNORE_ID, IMAGE_ID, IMAGE_PLACEHOLDER, Dialogue, Mask, Refuse, Turn
 from utils.limits import PROMPT
-from utils.registry import unknown
 
 LONG_ROWS = {  # choices of data.long_rows -> why a row is too long all the same
     "error": "data.long_rows says what may be cut",
@@ -71,8 +70,6 @@ class Encoder:
         prompt_template: str | None = None,
         long_rows: str = "error",
     ):
-        if long_rows not in LONG_ROWS:
-            raise ValueError(unknown("data.long_rows", long_rows, LONG_ROWS))
         self.tokenizer = tokenizer
         self.spec = spec
         self.template = find_template(template)

@@ -24,7 +24,6 @@ from data.sources.base import image_paths
 from data.types import Batch
 from utils.config import DataConfig, DatasetConfig
 from utils.log import log
-from utils.registry import unknown
 
 DRAWS = 100  # unusable draws in a row after which a mixture gives up
 SHOWN = 20  # skipped samples that are logged one by one; further ones are only counted
@@ -69,7 +68,7 @@ class ByRate:
 
 
 class OnceEach:
-    """`sampling: once`: every record of every dataset once an epoch, in an order keyed by (seed, epoch).
+    """`sampling: epoch`: every record of every dataset once an epoch, in an order keyed by (seed, epoch).
 
     Rates other than 0 mean nothing. A record that cannot be used is replaced by any other of its family.
     """
@@ -99,7 +98,7 @@ class OnceEach:
         return self._order
 
 
-SAMPLING = {"rates": ByRate, "once": OnceEach}
+SAMPLING = {"rates": ByRate, "epoch": OnceEach}
 
 
 class Mixture(Dataset):
@@ -119,10 +118,6 @@ class Mixture(Dataset):
         on_bad_sample: str = "raise",
         sampling: str = "rates",
     ):
-        if on_bad_sample not in ON_BAD_SAMPLE:
-            raise ValueError(unknown("data.on_bad_sample", on_bad_sample, ON_BAD_SAMPLE))
-        if sampling not in SAMPLING:
-            raise ValueError(unknown("data.sampling", sampling, SAMPLING))
         for part in parts:
             if part.rate < 0 or not np.isfinite(part.rate):
                 raise ValueError(f"the rate of {part.name} is {part.rate}; it must be a number from 0 up")
@@ -160,7 +155,7 @@ class Mixture(Dataset):
 
     @property
     def pictures(self) -> int:
-        """Records that may be drawn: the samples of an epoch where `sampling` is "once"."""
+        """Records that may be drawn: the samples of an epoch where `sampling` is "epoch"."""
         return sum(len(part.records) for part in self.parts)
 
     def __getitem__(self, index: int) -> Sample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import cv2
 import numpy as np
@@ -45,6 +45,7 @@ def read_image(path: str | Path) -> np.ndarray:
 class ClipView:
     """Shortest edge to `size` (PIL bicubic), centre crop, normalised: (3, size, size) float32."""
 
+    shows_all: ClassVar[bool] = False  # the centre crop cuts the longer side
     size: int = 224
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
@@ -89,6 +90,7 @@ class PaddedView:
     mean, std: on the 0..255 scale.
     """
 
+    shows_all: ClassVar[bool] = True
     size: int
     mean: tuple[float, ...] = SAM_MEAN
     std: tuple[float, ...] = SAM_STD
@@ -118,8 +120,43 @@ class SamView:
         return PaddedView(self.size).geometry(height, width)
 
 
-LanguageView = ClipView | PaddedView
-SegView = SamView
+class LanguageView(Protocol):
+    """How a backbone sees an image. Its class chooses the view; `ClipView` and `PaddedView` are LLaVA's."""
+
+    @property
+    def size(self) -> int:
+        """Side of the square view, in pixels."""
+        ...
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether all of the image is in the view, so that masks can be decoded from its features."""
+        ...
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """Where an image of that size lies in the view."""
+        ...
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 -> the pixels that the backbone takes."""
+        ...
+
+
+class SegView(Protocol):
+    """How a mask head sees an image. Its class chooses the view; `SamView` is SAM's."""
+
+    @property
+    def size(self) -> int:
+        """Side of the square view, in pixels."""
+        ...
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """Where an image of that size lies in the view."""
+        ...
+
+    def __call__(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """(H, W, 3) uint8 -> the pixels that the head takes, and where the image lies in them."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Shared by the programs that use a trained assistant: the flags that load one, in the originals' spelling."""
+"""Command-line flags that load a finished assistant, in the originals' spelling, for every program that uses one."""
 
 from __future__ import annotations
 
@@ -10,27 +10,34 @@ from typing import Any, NoReturn
 
 from systems.assistant import Assistant, load
 from utils import dist
-from utils.config import override
+from utils.config import ModelConfig, choices, override
 from utils.flags import FLAGS, underscored
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-MODEL_FIELDS = ("weight", "precision", "vision_tower", "conv_type", "load_in_8bit", "load_in_4bit", "allow_missing")
+PRECISIONS = choices(ModelConfig, "precision")
+MODEL_FIELDS = {  # flag: field of `model`
+    "weight": "checkpoint_file",
+    **{
+        name: name
+        for name in ("precision", "vision_tower", "conv_type", "load_in_8bit", "load_in_4bit", "allow_missing")
+    },
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes flags with dashes or underscores. Those of training only are ignored with a message, others refused."""
+    """A parser of flags with dashes or underscores. Flags that only training has are ignored with a message; others are
+    refused."""
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         args, extra = self.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
-        known = {flag.name for flag in FLAGS} | {"local_rank"}
+        known = {spelling for flag in FLAGS for spelling in flag.spellings} | {"--local_rank"}
         position = 0
         while position < len(extra):
             name, _, value = extra[position].partition("=")
-            if name.removeprefix("--").removeprefix("no_") not in known:
+            if name not in known:
                 near = difflib.get_close_matches(name, self._option_string_actions, n=1)
                 self.error(f"unknown argument {name!r}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
             if name != "--local_rank":
-                print(f"{name} has no meaning here: the checkpoint knows, or training only")
+                print(f"{name} is ignored here: the checkpoint says it, or it is for training only")
             alone = value or position + 1 == len(extra) or extra[position + 1].startswith("--")
             position += 1 if alone else 2
         return args
@@ -72,7 +79,8 @@ def load_assistant(args: argparse.Namespace) -> Assistant:
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of the checkpoint's recipe that flags and `--set` replace. Only `model` and `options` have any here."""
-    model = {name: getattr(args, name) for name in MODEL_FIELDS if getattr(args, name) not in (None, False)}
+    flags = {field: getattr(args, flag) for flag, field in MODEL_FIELDS.items()}
+    model = {field: value for field, value in flags.items() if value not in (None, False)}
     values: dict[str, Any] = {"model": model, "options": {}}
     for assignment in args.set:
         values = override(values, assignment)

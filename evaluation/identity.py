@@ -18,7 +18,7 @@ from systems.assistant import Assistant
 from systems.base import SegTask
 
 EXAMPLES = 3  # names of broken weights in a message
-MODEL_FIELDS = ("use_mm_start_end", "image_size", "load_in_8bit", "load_in_4bit", "decoder_heads", "head", "mask_head")
+MODEL_FIELDS = ("use_mm_start_end", "image_size", "load_in_8bit", "load_in_4bit", "head_options", "mask_head")
 
 
 class NotNumbers(ArithmeticError):

@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from data.encode import Encoder
 from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
-from model.checkpoints.architecture import read_config
+from model.checkpoints.config_file import read_config
 from model.checkpoints.files import read_tensors
-from model.checkpoints.load import build_model, fetch, load_folder, views_for
+from model.checkpoints.hub import fetch
+from model.checkpoints.load import build_model, load_folder, views_for
 from model.finetune.quantize import quantize
 from model.finetune.trainable import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
 from model.runtime import inference_options, training_options
@@ -24,7 +25,7 @@ from model.vlm.prefix_packing import can_pack
 from systems.base import SYSTEMS, System, build_system
 from systems.weights_recipe import CHECKPOINTS, RECIPE, check_options, is_run, recipe_in
 from utils import dist
-from utils.config import ModelConfig, Recipe, from_dict, merge, to_dict
+from utils.config import ModelConfig, Recipe, from_dict, merge, to_dict, with_new_names
 from utils.registry import unknown
 
 WEIGHTS = "trainable.safetensors"
@@ -81,6 +82,7 @@ def load(
     """
     device = torch.device(device) if device is not None else dist.device()
     folder = fetch(path)
+    model = with_new_names({"model": dict(model or {})})["model"]
     if is_run(folder):
         recipe = _overridden(_checked(recipe_in(folder), folder, system), options, model, device)
         return _load_run(folder, recipe, device, checkpoint)
@@ -88,12 +90,14 @@ def load(
         recipe = _checked(recipe_in(folder), folder, system)
         check_options(folder, recipe, options or ())
     else:
-        recipe = _told(folder, system, bare=bool((model or {}).get("weight")))
-    recipe = replace(recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None, weight=None))
+        recipe = _told(folder, system, bare=bool(model.get("checkpoint_file")))
+    recipe = replace(
+        recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None, checkpoint_file=None)
+    )
     recipe = _overridden(recipe, options, model, device)
     found = _system_of(recipe)
     tokenizer = _tokenizer(folder, found, recipe)
-    weighed = load_folder(folder, found.tokens, tokenizer, recipe.model.mask_head or found.head, recipe.model)
+    weighed = load_folder(folder, found.tokens, tokenizer, found.head, recipe.model)
     return _assemble(found, tokenizer, weighed, recipe, device)
 
 
@@ -195,13 +199,8 @@ def _parts(recipe: Recipe) -> tuple[System, PreTrainedTokenizerBase, SegModel]:
     """System, tokenizer and untrained model of a recipe, on the CPU."""
     system = _system_of(recipe)
     tokenizer = _tokenizer(fetch(recipe.model.version), system, recipe)
-    return (
-        system,
-        tokenizer,
-        build_model(
-            recipe.model, system.tokens, tokenizer, recipe.model.mask_head or system.head, seed=recipe.train.seed
-        ),
-    )
+    model = build_model(recipe.model, system.tokens, tokenizer, system.head, seed=recipe.train.seed)
+    return system, tokenizer, model
 
 
 def _tokenizer(folder: Path, system: System, recipe: Recipe) -> PreTrainedTokenizerBase:

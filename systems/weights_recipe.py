@@ -16,7 +16,7 @@ from utils.plain import leaves
 
 RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
 MEANING = ("conv_type", "model_max_length", "image_size", "out_dim", "precision", "attn_implementation", "pack_rows")
-MEANING += ("use_mm_start_end", "decoder_heads", "head", "mask_head", "lora", "tokenization", "tokenizer_legacy")
+MEANING += ("use_mm_start_end", "head_options", "mask_head", "lora", "tokenization", "tokenizer_legacy")
 
 
 def is_run(folder: Path) -> bool:

@@ -57,7 +57,7 @@ def trial(out: Path, kills: int, seed: int) -> list[dict[str, Any]]:
     write_reason_seg(out / "data")
     train = {"epochs": EPOCHS, "steps_per_epoch": STEPS, "save_steps": SAVED_EVERY, "print_freq": LOGGED_EVERY}
     data = {"workers": 1, "dataset_dir": str(out / "data")}
-    recipe = write_recipe(out, train={"grad_accumulation_steps": 1, **train}, data=data, eval={"pictures": 1})
+    recipe = write_recipe(out, train={"grad_accumulation_steps": 1, **train}, data=data, eval={"num_examples": 1})
     whole, spans = {}, {}
     for processes in sorted({way.processes for way in WAYS}):
         run, job = start(recipe, out, f"whole{processes}", processes)

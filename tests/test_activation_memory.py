@@ -16,15 +16,19 @@ from model.heads.base import CHECKPOINTED_AT_ONCE
 from model.losses import objective
 from model.runtime import RuntimeOptions
 from model.seg_model import SegModel
-from tests.tiny_model import EOS, LANGUAGE, PLAN, SAM, TOWER, tiny_batch
+from tests.tiny_model import EOS, LANGUAGE, LLAVA, PLAN, SAM, TOWER, tiny_batch
 from tools.memory.activation_memory import Ledger, footprint
 from utils.config import LoraConfig, LossConfig, ModelConfig
 
 MIB = 2**20
 WIDE = replace(  # so that activations outweigh the workspaces of kernels
     PLAN,
-    language=LANGUAGE | {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4, "vocab_size": 2000},
-    tower=TOWER | {"hidden_size": 64, "intermediate_size": 256},
+    vlm_config={
+        **LLAVA,
+        "language": LANGUAGE
+        | {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4, "vocab_size": 2000},
+        "tower": TOWER | {"hidden_size": 64, "intermediate_size": 256},
+    },
     head_config=SAM | {"vision_config": SAM["vision_config"] | {"hidden_size": 64, "mlp_dim": 256}},
 )
 

@@ -22,14 +22,16 @@ from systems.assistant import build, find_checkpoint, load
 from tests.records import OWN
 from utils.config import LoraConfig, ModelConfig, Recipe, save_recipe
 
-TINY = {"decoder_heads": 4}  # heads of the golden mask decoder, which no file tells
+TINY = {"head_options": {"decoder_heads": 4}}  # heads of the golden mask decoder, which no file tells
 QUESTION, ANSWER = "<image>\n What is sky in this image? Please output segmentation mask.", ("it is ",)
 
 
 def recipe(**options) -> Recipe:
     folder = OWN / "lasagna"
     lora = LoraConfig(r=2, alpha=4, dropout=0.1)
-    model = ModelConfig(str(folder), str(folder / "clip"), precision="bf16", decoder_heads=4, lora=lora)
+    model = ModelConfig(
+        str(folder), str(folder / "clip"), precision="bf16", head_options={"decoder_heads": 4}, lora=lora
+    )
     return Recipe("lasagna", {"num_all_classes": 30, **options}, model)
 
 

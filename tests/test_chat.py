@@ -16,7 +16,7 @@ from systems.assistant import build
 from tests.tiny_assistant import GOLDEN, tiny
 from utils.config import load_recipe
 
-TOY = "configs/toy_{}.yaml"
+TOY = "configs/toy/{}.yaml"
 PICTURE = GOLDEN / "lisa" / "image0.png"
 PROMPT = "Where is the dog in this image?"
 

@@ -68,7 +68,7 @@ def test_a_recipe_sets_no_path_outside_its_folder(folder, tmp_path):
     model = replace(
         recipe.model,
         version=str(away),
-        weight=str(away / "w.bin"),
+        checkpoint_file=str(away / "w.bin"),
         vision_tower=str(away),
         vision_pretrained=str(away),
         embedding_cache=CacheConfig(str(away / "cache"), 1e9),
@@ -100,14 +100,14 @@ def test_a_recipe_sets_no_path_outside_its_folder(folder, tmp_path):
 
 def test_what_gives_weights_meaning_is_kept(folder):
     recipe = load_recipe(folder)
-    model = replace(recipe.model, conv_type="llava_llama_2", model_max_length=300, head={"train_encoder": True})
+    model = replace(recipe.model, conv_type="llava_llama_2", model_max_length=300, head_options={"train_encoder": True})
     inside = (SuiteConfig("mine", "jsonl", "overlap", {"file": "mine/val.jsonl"}),)
     changed = replace(recipe, model=model, eval=replace(recipe.eval, custom=inside))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(to_dict(changed)))
     found = recipe_in(folder)
     assert found.system == "lisa" and found.options == recipe.options and found.eval.custom == inside
     assert (found.model.conv_type, found.model.model_max_length) == ("llava_llama_2", 300)
-    assert found.model.head == {"train_encoder": True}
+    assert found.model.head_options == {"train_encoder": True}
 
 
 def test_a_wording_elsewhere_is_refused_unless_the_caller_names_it(folder, tmp_path):
@@ -289,7 +289,7 @@ def test_experiments_stay_in_the_folder_of_runs():
     recipe = {"run": {"exp_name": "group/one"}}
     assert from_dict(Recipe, recipe).run.folder == Path("runs/group/one")
     for name in ("../x", "a/../../x", "/x", "..", "~/x"):
-        with pytest.raises(ValueError, match=r"exp_name .*log_base_dir"):
+        with pytest.raises(ValueError, match=r"exp_name: .*log_base_dir"):
             from_dict(Recipe, {"run": {"exp_name": name}})
 
 

@@ -15,21 +15,20 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from data.tokens import TokenSpec, load_tokenizer
 from model.checkpoints.architecture import Architecture
-from model.checkpoints.files import read_tensors, write_tensors
+from model.checkpoints.files import read_tensors
 from model.checkpoints.layouts import published_table
 from model.checkpoints.load import assemble, build_model, dtype_of, fetch, load_folder, resolve_attention, views_for
 from model.checkpoints.save import save_folder, save_original
 from model.heads import HEADS
 from model.vlm.base import Vision
+from tests.tiny_base import GOLDEN, PIECES, base_tensors, write_base, write_sam
 from tests.tiny_model import LANGUAGE, TOWER
 from utils.config import ModelConfig
 
-GOLDEN = Path(__file__).parent / "golden" / "lisa"
 TOY = Path(__file__).parents[1] / "assets" / "toy"
 SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 OTHER = TokenSpec(added=("<ins>", "<no_ins>"), mask=("<ins>",), refuse="<no_ins>")
-CONFIG = ModelConfig(vision_tower=None, precision="fp32", decoder_heads=4)
-PIECES = 600  # of the golden tokenizer, without added tokens
+CONFIG = ModelConfig(vision_tower=None, precision="fp32", head_options={"decoder_heads": 4})
 
 
 @pytest.fixture(scope="module")
@@ -45,36 +44,7 @@ def golden():
 @pytest.fixture
 def sam(published, tmp_path) -> Path:
     """`sam_vit_*.pth`: upstream's names, a pickle of tensors."""
-    prefix = "model.visual_model."
-    torch.save({n.removeprefix(prefix): t for n, t in published.items() if n.startswith(prefix)}, tmp_path / "sam.pth")
-    return tmp_path / "sam.pth"
-
-
-def base_tensors(published, *, tower: bool = False):
-    """What an original LLaVA holds: no mask head, no text MLP, no added rows, the tower or not."""
-    drop = ("model.visual_model.", "model.text_hidden_fcs.", *(() if tower else ("model.vision_tower.",)))
-    kept = {name: tensor for name, tensor in published.items() if not name.startswith(drop)}
-    return {name: tensor[:PIECES] if tensor.shape[0] == PIECES + 3 else tensor for name, tensor in kept.items()}
-
-
-def write_base(folder: Path, tensors, config: dict | None = None, *, clip: bool = True, safe: bool = True) -> Path:
-    folder.mkdir(exist_ok=True)
-    write_tensors(tensors, folder, safe=safe)
-    plain = json.loads((GOLDEN / "config.json").read_text())
-    for key in ("train_mask_decoder", "out_dim", "architectures"):
-        plain.pop(key)
-    wrong_ids = {
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": -1,
-        "vocab_size": PIECES,
-    }  # as in published bases
-    (folder / "config.json").write_text(json.dumps(config or plain | wrong_ids))
-    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(GOLDEN / name, folder / name)
-    if clip:
-        shutil.copytree(GOLDEN / "clip", folder / "clip", dirs_exist_ok=True)
-    return folder
+    return write_sam(tmp_path / "sam.pth", published)
 
 
 def build(folder: Path, sam: Path | None = None, spec=SPEC, **changes):
@@ -218,7 +188,7 @@ def test_folders_come_back_equal(golden, tmp_path, write):
     text = "It is [SEG]. Yes</s>USER: <im_start> <im_end>\n a"
     assert again(text).input_ids == tokenizer(text).input_ids
     shutil.move(tmp_path / "out", tmp_path / "moved")
-    model = load_folder(tmp_path / "moved", SPEC, again, config=replace(CONFIG, decoder_heads=4))
+    model = load_folder(tmp_path / "moved", SPEC, again, config=replace(CONFIG, head_options={"decoder_heads": 4}))
     assert_same(model, golden, skip=())
     assert model.vlm.view == golden.vlm.view
     assert not any(weight.requires_grad for weight in model.parameters())
@@ -261,12 +231,15 @@ def test_published_7b_names_and_shapes():
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     vision = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120}
     sam = {"vision_config": vision | {"global_attn_indexes": [7, 15, 23, 31]}}
-    plan = Architecture(
-        language | {"num_attention_heads": 32}, tower | {"image_size": 224, "patch_size": 14}, 1, -2, "sam", sam
-    )
+    vlm_config = {
+        "language": language | {"num_attention_heads": 32},
+        "tower": tower | {"image_size": 224, "patch_size": 14},
+        "projector_depth": 1,
+    }
+    plan = Architecture("llava", vlm_config, "sam", sam)
     with torch.device("meta"):
         model = assemble(plan)
-    table = published_table(HEADS["sam"].WEIGHT_NAMES, projector_depth=1)
+    table = published_table(model.vlm.published_names(vlm_config), HEADS["sam"].WEIGHT_NAMES)
     shapes = {table.to_layout(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: shape for name, shape in shapes.items() if "vision_tower" not in name}
     assert len(shapes) == 923 - 32
@@ -414,9 +387,7 @@ def test_wrong_sizes_and_choices_are_named(published, sam, tmp_path):
     for changes, message in (
         ({"out_dim": 256}, "out_dim is 256, the mask decoder takes 32"),
         ({"image_size": 512}, "image_size is 512, the mask encoder takes 1024"),
-        ({"precision": "fp8"}, "no precision 'fp8'.*bf16"),
-        ({"attn_implementation": "flash"}, "no attn_implementation 'flash'.*sdpa"),
-        ({"decoder_heads": 5}, "decoder_heads=5 does not divide"),
+        ({"head_options": {"decoder_heads": 5}}, "decoder_heads=5 does not divide"),
     ):
         with pytest.raises(ValueError, match=message):
             build(folder, sam, **changes)
@@ -424,7 +395,7 @@ def test_wrong_sizes_and_choices_are_named(published, sam, tmp_path):
     for key, value, message in (
         ("intermediate_size", 97, r"shapes differ.*gate_proj\.weight \(96, 48\) for \(97, 48\)"),
         ("mm_vision_select_feature", "cls_patch", "no vision feature selection 'cls_patch'"),
-        ("model_type", "mistral", "no language model 'mistral'"),
+        ("model_type", "mistral", "no vision-language model 'mistral'.*llava"),
     ):
         (folder / "config.json").write_text(json.dumps(values | {key: value}))
         with pytest.raises(ValueError, match=message):
@@ -491,21 +462,21 @@ def test_faults_of_a_weight_file_name_that_file(published, golden, sam, tmp_path
     tensors.pop("model.text_hidden_fcs.0.2.bias")
     torch.save(tensors, file)
     with pytest.raises(ValueError, match=rf"^{file} \(model\.weight, over {folder}\): the weights do not fit"):
-        build(folder, weight=str(file))
+        build(folder, checkpoint_file=str(file))
     torch.save({**published, "lm_head.weight": published["lm_head.weight"][:-1]}, file)
     with pytest.raises(ValueError, match=rf"^{file} \(model\.weight"):
-        build(folder, weight=str(file))
+        build(folder, checkpoint_file=str(file))
     with pytest.raises(ValueError, match=rf"^{file} \(model\.weight.*another system"):
         torch.save(published, file)
-        build(folder, weight=str(file), spec=OTHER)
+        build(folder, checkpoint_file=str(file), spec=OTHER)
 
 
 def test_a_tower_of_another_machine_says_how_to_name_one(published, sam, tmp_path):
     folder = write_base(tmp_path / "llava", base_tensors(published), clip=False)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"mm_vision_tower": "/home/someone/clip"}))
-    message = r"config\.json names the vision tower /home/someone/clip, which is not here .*--vision_tower"
-    with pytest.raises(FileNotFoundError, match=message):
+    message = r"config\.json names the vision tower '/home/someone/clip', which lies outside the folder.*--vision_tower"
+    with pytest.raises(ValueError, match=message):
         build(folder, sam, vision_tower=None)
     with pytest.raises(FileNotFoundError, match=r"model\.vision_tower names .*/elsewhere/clip.*--vision_tower"):
         build(folder, sam, vision_tower="/elsewhere/clip")

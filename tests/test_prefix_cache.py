@@ -11,7 +11,7 @@ from data.types import IMAGE_ID, Geometry
 from model.checkpoints.architecture import Architecture
 from model.heads import HEADS, HeadContext
 from model.vlm.prefix_cache import split_prefix
-from tests.tiny_model import EOS, LANGUAGE, PLAN, SEG, SIDE, TOWER, tiny_batch, tiny_model
+from tests.tiny_model import EOS, LANGUAGE, LLAVA, PLAN, SEG, SIDE, TOWER, tiny_batch, tiny_model
 
 IMAGE = [IMAGE_ID] * 4
 PIXEL = {"width": 16, "mlp_dim": 16, "decoder_heads": 2}
@@ -85,7 +85,7 @@ def test_answers_and_masks_are_those_of_the_one_by_one_path(model, seed):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_so_they_are_with_fewer_key_heads_and_another_attention(attention):
     language = {**LANGUAGE, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = talkative(replace(PLAN, language=language))
+    model = talkative(replace(PLAN, vlm_config={**LLAVA, "language": language}))
     model.vlm.language.config._attn_implementation = attention
     compare(model, many())
     assert model.vlm.language.config._attn_implementation == attention

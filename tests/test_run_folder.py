@@ -74,8 +74,8 @@ def changed(recipe: Recipe, **sections) -> Recipe:
         (["--no-use_mm_start_end"], r"model\.use_mm_start_end: True in the run, False asked for"),
         (["--vision_pretrained", "sam.pth"], r"model\.vision_pretrained: None in the run, sam\.pth asked for"),
         (["--version", str(BASE.parent / "gsva")], r"model\.version: .*lisa in the run, .*gsva asked for"),
-        (["--set", "model.tower.positions=correct"], r"model\.tower\.positions"),
-        (["--set", "model.head.anything=1"], r"model\.head\.anything: None in the run, 1 asked for"),
+        (["--set", "model.tower.position_resize=correct"], r"model\.tower\.position_resize"),
+        (["--set", "model.head_options.anything=1"], r"model\.head_options\.anything: None in the run, 1 asked for"),
         (["--set", "train.seed=1"], r"train\.seed: 0 in the run, 1 asked for"),
         (["--set", "model.train_vocabulary=new_tokens"], r"model\.train_vocabulary"),
     ],
@@ -126,6 +126,30 @@ def test_a_finished_run_keeps_the_recipe_that_it_was_trained_with(world, run, ca
     )
     assert (folder / "recipe.yaml").read_bytes() == before
     assert json.loads((folder / "meta.json").read_text())[-1]["changes"]["train.lr"] == [1e-3, 5e-4]
+
+
+def test_a_run_of_before_the_fields_were_renamed_resumes(world, run):
+    """The recipe of a run folder with the old names, every default stated as it was saved then."""
+    folder, _ = run
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
+    model, loss = values["model"], values["loss"]
+    model["head"] = model.pop("head_options")
+    model["decoder_heads"] = model["head"].pop("decoder_heads")
+    model["weight"] = model.pop("checkpoint_file")
+    model["tower"]["positions"] = model["tower"].pop("position_resize")
+    loss["alpha"] = loss.pop("overlap_weight")
+    loss["refinement"] = loss.pop("overlap_refinement")
+    loss["refused"] = "counted" if loss.pop("count_refused") else "excluded"
+    values["train"]["clip"] = values["train"].pop("grad_clip")
+    del values["train"]["steps"]
+    values["eval"]["no_eval"] = not values["eval"].pop("validate")
+    values["eval"]["pictures"] = values["eval"].pop("num_examples")
+    del values["eval"]["every_steps"]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    train_ds.main(["--config", str(world[1]), "--exp_name", "copy", "--no_eval", "--epochs", "2"])
+    assert [row["step"] for row in train_log(folder)] == [1, 2, 3, 4]
+    assert json.loads((folder / "meta.json").read_text())[-1]["changes"] == {"train.epochs": [1, 2]}
+    assert "overlap_weight" in (folder / "recipe.yaml").read_text()
 
 
 def test_amounts_among_options_and_how_it_is_computed_may_differ(run, tmp_path):

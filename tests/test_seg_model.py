@@ -9,7 +9,7 @@ from data.types import IMAGE_ID
 from model.heads.base import CHECKPOINTED_AT_ONCE
 from model.losses import objective
 from model.seg_model import find_groups
-from tests.tiny_model import EOS, PLAN, SEG, tiny_batch, tiny_model
+from tests.tiny_model import EOS, LLAVA, PLAN, SEG, tiny_batch, tiny_model
 from utils.config import LossConfig
 
 
@@ -213,7 +213,7 @@ def test_image_positions_must_match_the_tower(model):
 
 def test_linear_and_deep_projectors():
     for depth, linears in ((1, 1), (2, 2), (3, 3)):
-        model = tiny_model(plan=replace(PLAN, projector_depth=depth))
+        model = tiny_model(plan=replace(PLAN, vlm_config={**LLAVA, "projector_depth": depth}))
         assert sum(isinstance(part, torch.nn.Linear) for part in model.vlm.projector) == linears
         assert len(model(tiny_batch()).masks) == 2
 

@@ -220,11 +220,11 @@ def test_the_published_command_line():
     ]
     line = f"{README} --weight=pytorch_model.bin --eval_only --val_dataset='refcoco|unc|val||refcoco|unc|testA'"
     found = resolve(shlex.split(line), systems_accepting, say=said.append)
-    assert found.model.weight == "pytorch_model.bin" and found.eval.eval_only
+    assert found.model.checkpoint_file == "pytorch_model.bin" and found.eval.eval_only
     assert found.eval.suites == ("refcoco|unc|val", "refcoco|unc|testA")
 
 
-@pytest.mark.parametrize("name", ["pixellm", "pixellm_7b", "pixellm_13b", "toy_pixellm"])
+@pytest.mark.parametrize("name", ["released/pixellm", "pixellm_7b", "pixellm_13b", "toy/pixellm"])
 def test_recipes_ask_for_no_sam(name):
     found = load_recipe(CONFIGS / f"{name}.yaml")
     system = build_system(found.system, found.options)

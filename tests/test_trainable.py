@@ -80,7 +80,9 @@ def test_frozen_mask_decoder():
 
 
 def test_tower_and_mask_encoder_train_where_a_recipe_says_so():
-    model = prepare_training(tiny_model(), replace(CONFIG, tower=TowerConfig(train=True), head={"train_encoder": True}))
+    model = prepare_training(
+        tiny_model(), replace(CONFIG, tower=TowerConfig(train=True), head_options={"train_encoder": True})
+    )
     batch = tiny_batch()
     objective(model(batch), batch, LossConfig()).total.backward()
     moved = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
@@ -88,8 +90,8 @@ def test_tower_and_mask_encoder_train_where_a_recipe_says_so():
     layers = len(model.vlm.tower.encoder.layers)
     trained = {name.split(".")[4] for name in trainable_names(model) if name.startswith("vlm.tower.encoder.layers.")}
     assert trained == {str(layer) for layer in range(layers - 1)}, "what lies above the projected features does not"
-    with pytest.raises(ValueError, match=r"no field in model.head 'train_encodr'"):
-        mark_trainable(model, replace(CONFIG, head={"train_encodr": True}))
+    with pytest.raises(ValueError, match=r"no field in model.head_options 'train_encodr'"):
+        mark_trainable(model, replace(CONFIG, head_options={"train_encodr": True}))
 
 
 def test_without_lora_the_language_model_trains_in_full():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble
 from model.seg_model import SegModel
+from model.vlm.llava import Llava
 
 VOCABULARY, SEG, SIDE, EOS = 40, 37, 64, 2
 LANGUAGE = {
@@ -50,7 +53,8 @@ SAM = {
         "layer_norm_eps": 1e-5,
     },
 }
-PLAN = Architecture(LANGUAGE, TOWER, projector_depth=2, feature_layer=-2, head="sam", head_config=SAM)
+LLAVA = {"language": LANGUAGE, "tower": TOWER, "projector_depth": 2, "feature_layer": -2}
+PLAN = Architecture("llava", LLAVA, "sam", SAM)
 
 
 def tiny_model(seed: int = 0, plan: Architecture = PLAN) -> SegModel:
@@ -62,6 +66,11 @@ def tiny_model(seed: int = 0, plan: Architecture = PLAN) -> SegModel:
             if weight.dim() > 1 or "norm" not in name:
                 weight.normal_(0, 0.3 if weight.dim() > 1 else 0.02, generator=generator)
     return model
+
+
+def tiny_llava() -> Llava:
+    """The backbone of `tiny_model`, as its own class."""
+    return cast(Llava, tiny_model().vlm)
 
 
 def tiny_batch(seed: int = 0, masks: bool = True) -> Batch:

@@ -48,7 +48,7 @@ def write_recipe(folder: Path, **sections: dict) -> Path:
             "vision_tower": str(BASE / "clip"),
             "precision": "fp32",
             "model_max_length": 0,
-            "decoder_heads": 4,
+            "head_options": {"decoder_heads": 4},
             "lora": {"r": 2, "alpha": 4, "dropout": 0.1},
         },
         "data": {

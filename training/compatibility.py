@@ -13,14 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from systems.base import build_system
-from utils.config import Recipe, to_dict
+from utils.config import Recipe, new_name, to_dict
 
 COMPUTED = (  # fields of `model` that say how it is computed, not what
     *("precision", "attn_implementation", "pack_rows", "pack_length", "gradient_checkpointing"),
     *("decoder_checkpointing", "compile", "liger", "load_in_8bit", "allow_missing", "embedding_cache"),
     *("lora.dropout", "model_max_length"),
 )
-PLACES = ("version", "vision_tower", "weight", "vision_pretrained", "tower.preprocessor")  # files: their content counts
+PLACES = (
+    "version",
+    "vision_tower",
+    "checkpoint_file",
+    "vision_pretrained",
+    "tower.preprocessor",
+)  # files: their content counts
 SEED = "train.seed"  # the new tokens' rows and a mask head that starts from no file are made from it
 OF_A_START = ("train.auto_resume", "train.resume", "eval.eval_only")  # not settings of a run
 BEST_BY = ("eval.suites", "eval.best_by", "eval.protocol", "eval.limit", "eval.custom")  # what best scores compare
@@ -43,6 +49,7 @@ def differences(before: Recipe, now: Recipe, content: Mapping[str, str | None]) 
 
     content: what `contents` said of the run's recipe when it was last started; {} where that is not known.
     """
+    content = {new_name(field): digest for field, digest in content.items()}
     meaning, others = [], []
     for change in changes(before, now):
         section, _, name = change.field.partition(".")

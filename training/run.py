@@ -28,15 +28,20 @@ STEPS_PER_EPOCH = 500  # as released
 
 
 def with_epochs(recipe: Recipe, pictures: int) -> Recipe:
-    """The recipe with the steps of an epoch as a number. Where `data.sampling` is once it need not state any: then an
-    epoch of its mixture, `pictures` records, takes as many as visit each of them."""
+    """The recipe with the steps of an epoch as a number, unless it counts no epochs (train.steps).
+
+    Where `data.sampling` is epoch it need not state any: an epoch of its mixture, `pictures` records, has as many steps
+    as visit each of them.
+    """
     train, steps = recipe.train, STEPS_PER_EPOCH
-    if recipe.data.sampling == "once":
+    if train.steps is not None:
+        return recipe
+    if recipe.data.sampling == "epoch":
         a_step = train.batch_size * train.grad_accumulation_steps * dist.world_size()
         steps = math.ceil(pictures / a_step)
         if train.steps_per_epoch not in (None, steps):
             log.warning(
-                "train.steps_per_epoch is %d; an epoch of data.sampling once is %d steps (%d pictures, %d a step): "
+                "train.steps_per_epoch is %d; an epoch of data.sampling epoch is %d steps (%d pictures, %d a step): "
                 "leave it out (null) to have it so",
                 train.steps_per_epoch,
                 steps,
@@ -44,6 +49,27 @@ def with_epochs(recipe: Recipe, pictures: int) -> Recipe:
                 a_step,
             )
     return replace(recipe, train=replace(train, steps_per_epoch=train.steps_per_epoch or steps))
+
+
+def ends_epoch(recipe: Recipe, step: int) -> bool:
+    """Whether a checkpoint is saved after `step` for a validation: after each epoch, or, where the recipe counts steps
+    alone, after every eval.every_steps and the last."""
+    train = recipe.train
+    if train.steps is None:
+        assert train.steps_per_epoch is not None, "see with_epochs"
+        return step % train.steps_per_epoch == 0
+    every = recipe.eval.every_steps
+    return step == train.steps or bool(every and step % every == 0)
+
+
+def validates(recipe: Recipe, step: int) -> bool:
+    """Whether the suites are scored where an epoch ends: not after each, where eval.every_epochs is more than 1."""
+    train = recipe.train
+    if train.steps is not None:
+        return True
+    assert train.steps_per_epoch is not None, "see with_epochs"
+    epoch = step // train.steps_per_epoch
+    return epoch == train.epochs or epoch % recipe.eval.every_epochs == 0
 
 
 @contextmanager
@@ -138,7 +164,7 @@ class Run:
 
     def _begin(self, recipe: Recipe, checkpoints: Checkpoints, state: TrainState, parts: Sequence[Part]) -> TrainState:
         folder, changed, more = recipe.run.folder, [], {"content": contents(recipe), "step": state.step}
-        finished = state.step >= recipe.train.epochs * recipe.train.steps_per_epoch
+        finished = state.step >= recipe.train.total_steps
         if self.resume is not None:
             run = self.resume.absolute().parents[1]
             more["from"] = str(self.resume)

@@ -76,11 +76,11 @@ def examples(
 
 
 def sample_grid(folder: Path, config: EvalConfig) -> np.ndarray:
-    """(H, W, 3) uint8: the first `config.pictures` images of the first suite, from an evaluation's folder."""
+    """(H, W, 3) uint8: the first `config.num_examples` images of the first suite, from an evaluation's folder."""
     folder = folder / "predictions"
     name = find_suites(config.suites, config.custom)[0].name
     scored = (line for line in predictions([folder])[name] if LEFT_OUT not in line["counts"])
-    lines = sorted(scored, key=lambda line: line["index"])[: config.pictures]
+    lines = sorted(scored, key=lambda line: line["index"])[: config.num_examples]
     shown = examples(lines, settings_of([folder]).get(name), config.custom, EVERYWHERE)
     return grid([example.panel for example in shown if example.panel])
 

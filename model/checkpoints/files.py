@@ -7,6 +7,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -81,6 +82,12 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path, *, safe: bool = True
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEXES[0 if safe else 1]).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def write_json(file: Path, values: dict[str, Any]) -> None:
+    """Indented JSON, in a folder that is made where it is not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:

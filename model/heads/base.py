@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from data.types import Batch, Geometry
 from data.views import LanguageView, SegView
 from model.checkpoints.name_table import Pair
+from model.checkpoints.size_keys import SizeKeys
 from model.vlm.base import Vision
 from utils.batching import map_batched
 from utils.config import CacheConfig
@@ -46,6 +47,7 @@ class MaskHead(nn.Module):
     """A module with these members. Its weights are named `head.*` in a SegModel."""
 
     WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names (below `model.`) and ours (below `head.`)
+    SIZE_KEYS: ClassVar[SizeKeys]  # of the head's configuration
     NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file; else from random ones
     OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]] = ()  # added by options: initialised where a finished head has none
     tokens: int  # K, mask tokens per mask, where the head depends on it

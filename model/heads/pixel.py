@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,17 @@ from transformers import SamConfig, SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamLayerNorm, SamPositionalEmbedding, SamPromptEncoder
 
 from data.types import Batch, Geometry
-from data.views import LanguageView, PaddedView
+from data.views import LanguageView
 from model.checkpoints.name_table import Pair, under
+from model.checkpoints.size_keys import SizeKeys
 from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.pixel_decoder import PixelDecoder
 from model.heads.sam_weights import MLP_NAMES, SAM_NAMES
 from model.vlm.base import Vision
 from model.vlm.llava import mlp_projector
 from utils.config import from_dict
-from utils.registry import unknown
 
 PROJECTOR_DEPTH, PROJECTOR_GROWTH = 2, 2  # layers, and the width between them in widths of the language model
-FUSIONS = ("released", "trained")
 NAMES: list[Pair] = [
     ("out_mm_projector.#.*", "projector.#.*"),
     ("image_feature_neck.#.*", "neck.#.*"),
@@ -45,10 +44,12 @@ NAMES: list[Pair] = [
 
 @dataclass(frozen=True)
 class Options:
-    """`model.head` of a recipe; sizes count for a new head alone."""
+    """`model.head_options` of a recipe; sizes count for a new head alone."""
 
     levels: tuple[int, ...] = (-2, -11)  # hidden states of the tower, decoded in this order
-    fusion: str = "released"  # weights of tokens and levels: released (constants) | trained (from these constants)
+    fusion: Literal["released", "trained"] = (
+        "released"  # weights of tokens and levels: constants, or trained from these
+    )
     train_neck: bool = True  # and the no-mask embedding; the release leaves both at their random initialisation
     width: int = 256
     mlp_dim: int = 2048
@@ -64,6 +65,11 @@ class PixelHead(MaskHead):
     """
 
     WEIGHT_NAMES = NAMES
+    SIZE_KEYS = SizeKeys(
+        widths=frozenset({"width", "mlp_dim", "heads", "tower_width", "language_width", "projector_width"}),
+        counts=frozenset({"tokens"}),
+        others=frozenset({"levels", "trained_fusion"}),
+    )
     NEEDS_WEIGHTS = False
     OPTIONAL_WEIGHTS = ("fusion", "balance")
     view = None
@@ -90,10 +96,10 @@ class PixelHead(MaskHead):
         if context.saved_config:
             return {**context.saved_config, "trained_fusion": trained}
         if not all(-context.tower_layers - 1 <= level <= context.tower_layers for level in chosen.levels):
-            raise ValueError(f"model.head.levels {chosen.levels}: the tower has {context.tower_layers} layers")
+            raise ValueError(f"model.head_options.levels {chosen.levels}: the tower has {context.tower_layers} layers")
         if len(chosen.levels) not in (1, 2) or context.tokens % len(chosen.levels):
             raise ValueError(
-                f"model.head.levels must be 1 or 2 that divide {context.tokens} tokens, got {chosen.levels}"
+                f"model.head_options.levels must be 1 or 2 that divide {context.tokens} tokens, got {chosen.levels}"
             )
         sizes = {"width": chosen.width, "mlp_dim": chosen.mlp_dim, "tower_width": context.tower_width}
         sizes |= {
@@ -127,7 +133,7 @@ class PixelHead(MaskHead):
         return self.prompts.hidden_size
 
     def check_view(self, language_view: LanguageView) -> None:
-        if not isinstance(language_view, PaddedView):
+        if not language_view.shows_all:
             raise ValueError(
                 "this mask head decodes in the vision tower's view, which must show the whole image: set "
                 "model.tower.pad=true (--pad_train_clip_images)"
@@ -194,10 +200,7 @@ class PixelHead(MaskHead):
 
 
 def _options(values: dict[str, Any]) -> Options:
-    options = from_dict(Options, values, "model.head")
-    if options.fusion not in FUSIONS:
-        raise ValueError(unknown("model.head.fusion", options.fusion, FUSIONS))
-    return options
+    return from_dict(Options, values, "model.head_options")
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
@@ -217,7 +220,9 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
 def _sam_config(config: dict[str, Any], attention: str) -> SamConfig:
     width, heads = config["width"], config["heads"]
     if width % (2 * heads):
-        raise ValueError(f"model.decoder_heads={heads} does not divide the decoder's attention width {width // 2}")
+        raise ValueError(
+            f"model.head_options.decoder_heads={heads} does not divide the decoder's attention width {width // 2}"
+        )
     decoder = {"hidden_size": width, "mlp_dim": config["mlp_dim"], "num_attention_heads": heads, "layer_norm_eps": 1e-5}
     sam = SamConfig(prompt_encoder_config={"hidden_size": width}, mask_decoder_config=decoder)
     cast(SamMaskDecoderConfig, sam.mask_decoder_config)._attn_implementation = attention

@@ -21,14 +21,14 @@ from model.checkpoints.name_table import under
 from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.embedding_cache import EmbeddingCache
 from model.heads.sam_attention import use_chunked_attention, use_folded_attention
-from model.heads.sam_weights import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
+from model.heads.sam_weights import SAM_NAMES, SAM_SIZE_KEYS, folder_decoder_heads, rename_sam, sam_sizes
 from model.vlm.base import Vision
 from utils.config import CacheConfig, from_dict
 
 
 @dataclass(frozen=True)
 class Options:
-    """`model.head` of a recipe."""
+    """`model.head_options` of a recipe."""
 
     decoder_heads: int = 8
     train_encoder: bool = False  # the image encoder, too; as published it is frozen
@@ -39,6 +39,7 @@ class SamHead(MaskHead):
     """Segment Anything with a text prompt (lisa.md 1.6). As published only its decoder trains."""
 
     WEIGHT_NAMES = under(SAM_NAMES, "visual_model.", "")
+    SIZE_KEYS = SAM_SIZE_KEYS
     NEEDS_WEIGHTS = True
     tokens = 1  # any number will do: each is a prompt of its own
 
@@ -53,7 +54,7 @@ class SamHead(MaskHead):
     def config_for(
         cls, tensors: dict[str, Tensor], options: dict[str, Any], context: HeadContext | None = None
     ) -> dict[str, Any]:
-        chosen = from_dict(Options, options, "model.head")
+        chosen = from_dict(Options, options, "model.head_options")
         saved = context.saved_config if context else None
         return saved or sam_sizes(tensors, chosen.decoder_heads)
 
@@ -89,7 +90,7 @@ class SamHead(MaskHead):
         self.cache = EmbeddingCache.of(self.encoder, settings)
 
     def trainable_parts(self, options: dict[str, Any]) -> Iterable[nn.Module]:
-        train_encoder = from_dict(Options, options, "model.head").train_encoder
+        train_encoder = from_dict(Options, options, "model.head_options").train_encoder
         return (self.decoder, self.encoder) if train_encoder else (self.decoder,)
 
     def features(self, batch: Batch, vision: Vision) -> Tensor:

@@ -12,7 +12,29 @@ from typing import Any
 from torch import Tensor
 
 from model.checkpoints.name_table import NameTable, Pair, under
+from model.checkpoints.size_keys import SizeKeys
 from utils.plain import read_mapping
+
+SAM_SIZE_KEYS = SizeKeys(
+    widths=frozenset(
+        {
+            "hidden_size",
+            "mlp_dim",
+            "num_attention_heads",
+            "num_channels",
+            "output_channels",
+            "patch_size",
+            "window_size",
+            "num_pos_feats",
+            "mask_input_channels",
+            "iou_head_hidden_dim",
+            "attention_downsample_rate",
+        }
+    ),
+    counts=frozenset({"num_hidden_layers", "num_multimask_outputs", "num_point_embeddings"}),
+    others=frozenset({"image_size", "global_attn_indexes", "layer_norm_eps"}),
+    parts=("vision_config", "prompt_encoder_config", "mask_decoder_config"),
+)
 
 MLP_NAMES: list[Pair] = [("layers.0.*", "proj_in.*"), ("layers.1.*", "layers.0.*"), ("layers.2.*", "proj_out.*")]
 
@@ -111,7 +133,9 @@ def _decoder(tensors: dict[str, Tensor], heads: int) -> dict[str, Any]:
     tokens = tensors["decoder.mask_tokens.weight"]
     narrow = tensors["decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight"].shape[0]
     if narrow % heads:
-        raise ValueError(f"model.decoder_heads={heads} does not divide the mask decoder's attention width {narrow}")
+        raise ValueError(
+            f"model.head_options.decoder_heads={heads} does not divide the mask decoder's attention width {narrow}"
+        )
     layers = {number for name in tensors for number in re.findall(r"^decoder\.transformer\.layers\.(\d+)\.", name)}
     return {
         "hidden_size": tokens.shape[1],

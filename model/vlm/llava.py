@@ -1,4 +1,4 @@
-"""LLaVA from transformers' parts: vision tower, projector, LLaMA."""
+"""LLaVA from transformers' parts: vision tower, projector, LLaMA. What its files look like: llava_checkpoint.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from data.types import Geometry
-from data.views import ClipView, LanguageView
-from model.vlm.base import Vision
+from data.views import ClipView, LanguageView, PaddedView
+from model.vlm.base import VLMS, Vision
 from model.vlm.decoder import DecoderVLM
+from model.vlm.llava_checkpoint import LlavaFiles, LlavaSizes
+from model.vlm.tower import TowerInput
 
 
 def mlp_projector(width: int, out: int, depth: int, between: int | None = None) -> nn.Sequential:
@@ -29,7 +31,8 @@ def mlp_projector(width: int, out: int, depth: int, between: int | None = None) 
     return nn.Sequential(*layers)
 
 
-class Llava(DecoderVLM):
+@VLMS.register("llava", "llava_llama", "llama")
+class Llava(LlavaFiles, DecoderVLM):
     """CLIP tower -> projector -> LLaMA.
 
     feature_layer: which of the tower's hidden states is projected. pool: pool x pool patches are averaged to one image
@@ -56,24 +59,22 @@ class Llava(DecoderVLM):
         self.view = view or ClipView(self.side)
 
     @classmethod
-    def build(
-        cls,
-        tower: CLIPVisionConfig,
-        language: LlamaConfig,
-        *,
-        projector_depth: int,
-        projector_width: int | None = None,
-        feature_layer: int = -2,
-        pool: int = 1,
-        attention: str = "sdpa",
-        view: LanguageView | None = None,
-    ) -> Llava:
-        """An uninitialised model of these sizes. `attention` is the language model's; the tower's is never flash."""
+    def build(cls, config: dict[str, Any], attention: str = "sdpa", view: LanguageView | None = None) -> Llava:
+        """An uninitialised model of LlavaSizes. `attention` is the language model's; the tower's is never flash."""
+        sizes = LlavaSizes(**config)
+        sight = TowerInput(**sizes.tower_input)
+        tower, language = CLIPVisionConfig(**sizes.tower), LlamaConfig(**sizes.language)
         tower._attn_implementation = "eager" if attention == "eager" else "sdpa"
         language._attn_implementation = attention
-        projector = mlp_projector(tower.hidden_size, language.hidden_size, projector_depth, projector_width)
-        parts = CLIPVisionModel(tower), projector, LlamaForCausalLM(language)
-        return cls(*parts, feature_layer=feature_layer, pool=pool, view=view)
+        width, depth = language.hidden_size, sizes.projector_depth
+        return cls(
+            CLIPVisionModel(tower),
+            mlp_projector(tower.hidden_size, width, depth, sizes.projector_width),
+            LlamaForCausalLM(language),
+            feature_layer=sizes.feature_layer,
+            pool=sight.pool,
+            view=view or (PaddedView(sizes.tower["image_size"]) if sight.pad else None),
+        )
 
     @property
     def side(self) -> int:

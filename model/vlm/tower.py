@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.views import SAM_MEAN, SAM_STD, ClipView, LanguageView, PaddedView
-from model.checkpoints.architecture import SECTION
-from utils.config import TowerConfig
+from data.views import SAM_MEAN, SAM_STD, ClipView, PaddedView
+from model.checkpoints.config_file import SECTION
+from utils.config import TowerConfig, find_config
 from utils.limits import VIEW
 from utils.registry import unknown
 
@@ -52,7 +52,8 @@ def tower_input(values: dict[str, Any], asked: TowerConfig) -> TowerInput:
     if told is None:
         told = {"size": values.get("resize_vision_tower_size")} if values.get("resize_vision_tower") else {}
         told |= {"pad": True, "pool": 2} if values.get("pad_train_clip_images") else {}  # the release always does both
-    chosen = {name: getattr(asked, name) for name in TowerInput.__dataclass_fields__}
+    names = {"positions": "position_resize"}  # a field of saved folders, and its name in a recipe
+    chosen = {name: getattr(asked, names.get(name, name)) for name in TowerInput.__dataclass_fields__}
     if asked.preprocessor:
         side = ClipView.load(_file(asked.preprocessor)).size
         if asked.size not in (None, side):
@@ -100,7 +101,9 @@ def resize_positions(table: Tensor, grid: int, how: str) -> Tensor:
     return torch.cat([cells, kept] if how == "released" else [kept, cells])
 
 
-def tower_view(folder: str | Path, size: int, sight: TowerInput, preprocessor: str | None = None) -> LanguageView:
+def tower_view(
+    folder: str | Path, size: int, sight: TowerInput, preprocessor: str | None = None
+) -> ClipView | PaddedView:
     """What a tower of side `size` is shown. A padded view takes from the tower's own picture settings at most its
     mean and deviation; as released it takes SAM's (pixellm.md 1.3)."""
     own = ClipView.load(_file(preprocessor) if preprocessor else folder, size)
@@ -111,7 +114,7 @@ def tower_view(folder: str | Path, size: int, sight: TowerInput, preprocessor: s
     return PaddedView(size, *(tuple(float(value) for value in 255 * np.float64(part)) for part in (own.mean, own.std)))
 
 
-def write_view(folder: Path, view: LanguageView) -> None:
+def write_view(folder: Path, view: ClipView | PaddedView) -> None:
     """`preprocessor_config.json` as `ClipView.load` and transformers read it."""
     padded = isinstance(view, PaddedView)
     scale = 255 if padded else 1
@@ -134,7 +137,7 @@ def write_view(folder: Path, view: LanguageView) -> None:
 
 
 def _file(preprocessor: str) -> Path:
-    file = Path(preprocessor)
+    file = find_config(preprocessor)
     if not file.is_file():
         raise FileNotFoundError(f"model.tower.preprocessor: no file {file}; expected an image-processor JSON")
     return file

@@ -1,7 +1,7 @@
 """Looks at a dataset folder with the eyes of a recipe: is everything there that it uses, and is it whole?
 
     python scripts/data_doctor.py configs/lisa_7b.yaml --dataset_dir ./dataset --fix-hints
-    python scripts/data_doctor.py configs/toy_lisa.yaml --sample 4 --out sheets    # pictures, masks and exact words
+    python scripts/data_doctor.py configs/toy/lisa.yaml --sample 4 --out sheets    # pictures, masks and exact words
 
 Prints a table of the sources that the recipe trains and evaluates on, then what is wrong with them. Exit status 1 if
 anything is (with --strict also for warnings), 2 if the recipe itself cannot be read. What it draws goes through all

@@ -5,22 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import AddedToken
 
 from data.collate import SampleBuilder
 from data.encode import Encoder
+from data.pieces import Pieces
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Record
 from data.views import ClipView, SamView, Views
-from model.checkpoints.architecture import read_config, tower_sizes
-from model.vlm.tower import tower_input
+from model.checkpoints.config_file import read_config
+from model.checkpoints.load import vlm_class
 from systems.base import System, build_system
 from utils.config import ModelConfig, Recipe
 
 SIDE = 256  # of the mask encoder's view here: no record fails at one size and not at another
 PUBLISHED_IMAGE_TOKENS = 256
+
+
+class NoWords:
+    """In the place of a vocabulary that is not here: every text is one unknown piece."""
+
+    def __init__(self, unknown: int):
+        self.unknown = unknown
+
+    def encode(self, text: str, *, blank: bool) -> list[int]:
+        return [self.unknown] if text else []
+
+    def piece(self, index: int) -> str:
+        return ""
+
+    def index(self, piece: str) -> int:
+        return self.unknown
 
 
 class OnlyTokens:
@@ -31,12 +47,10 @@ class OnlyTokens:
     def __init__(self, spec: TokenSpec):
         names = ("<s>", "</s>", "<unk>", *spec.all_added)
         self.added_tokens_decoder = {index: AddedToken(name) for index, name in enumerate(names)}
+        self.pieces = Pieces(NoWords(len(names)))
 
     def get_vocab(self) -> dict[str, int]:
         return {token.content: index for index, token in self.added_tokens_decoder.items()}
-
-    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[len(self.added_tokens_decoder)] for _ in texts]}
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,7 @@ class Rehearsal:
     def of(cls, recipe: Recipe) -> Rehearsal:
         system = build_system(recipe.system, recipe.options)
         system = replace(system, tokens=replace(system.tokens, wrap_image=recipe.model.use_mm_start_end))
-        encoder, unchecked = _encoder(system, recipe.model)
+        encoder, unchecked = _encoder(system, recipe.model, recipe.data.long_rows)
         maker = SampleBuilder(
             system.task,
             encoder,
@@ -71,26 +85,25 @@ def texts_of(record: Record) -> Iterator[str]:
         yield from (turn.question, *(part for part in turn.answer if isinstance(part, str)))
 
 
-def _encoder(system: System, config: ModelConfig) -> tuple[Encoder, str]:
+def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encoder, str]:
     folder, spec = Path(config.version).expanduser(), system.tokens
     try:
         if not config.version or not folder.is_dir():
             raise FileNotFoundError(f"no folder {config.version!r}")
-        tokenizer, limit = load_tokenizer(folder, spec, config.model_max_length or 10**9), config.model_max_length
-        unchecked = ""
+        choices = {"release": config.tokenization, "legacy": config.tokenizer_legacy}
+        tokenizer = load_tokenizer(folder, spec, config.model_max_length or 10**9, **choices)
+        limit, unchecked = config.model_max_length, ""
     except (OSError, ValueError, KeyError) as error:
         tokenizer, limit = OnlyTokens(spec), 0
         unchecked = f"the length of rows: the tokenizer of model.version is not here ({error})"
-    encoder = Encoder(tokenizer, spec, config.conv_type, limit, _image_tokens(folder, config), system.prompt_template)
-    return encoder, unchecked
+    settings = (config.conv_type, limit, _image_tokens(folder, config), system.prompt_template, long_rows)
+    return Encoder(tokenizer, spec, *settings), unchecked
 
 
 def _image_tokens(folder: Path, config: ModelConfig) -> int:
-    """Positions that a picture takes in a row, told by the tower's `config.json` where it is here."""
+    """Positions that an image takes in a row, from `config.json` where it is here."""
     try:
         values = read_config(folder)
-        sight = tower_input(values, config.tower)
-        sizes = tower_sizes(values if "vision_config" in values else read_config(Path(config.vision_tower or "")))
-        return ((sight.size or sizes["image_size"]) // sizes["patch_size"] // sight.pool) ** 2
+        return vlm_class(values, str(folder)).image_tokens_of(values, config)
     except (OSError, ValueError, KeyError, TypeError):
         return PUBLISHED_IMAGE_TOKENS

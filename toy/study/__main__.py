@@ -163,7 +163,7 @@ class RowRunner:
             "train.save_steps": SAVE_STEPS,
             "train.keep_checkpoints": 1,
             "train.time_limit_minutes": 0,
-            "eval.no_eval": "true",
+            "eval.validate": "false",
             "run.tensorboard": "false",
         }
         changes = [*(f"{name}={value}" for name, value in settings.items()), *row.changes]
