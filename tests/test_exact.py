@@ -59,7 +59,7 @@ def test_any_accepted_answer_is_right_and_nothing_else():
         score("two")
 
 
-def test_the_file_gives_a_record_a_picture_with_all_accepted_answers(tmp_path):
+def test_the_file_gives_one_record_per_image_with_all_accepted_answers(tmp_path):
     (tmp_path / "vqa").mkdir()
     Image.new("RGB", (8, 6)).save(tmp_path / "vqa" / "a.png")
     entries = [

@@ -10,7 +10,7 @@ import torch
 
 from evaluation.metrics.counts import Confusion, Overlaps, confusion_cells, overlap
 from evaluation.metrics.matching import Names, read_list
-from evaluation.metrics.scorers import released_map, released_truth
+from evaluation.metrics.semantic import released_map, released_truth
 from systems.base import build_system
 from tests.records import last_answer, metrics_folder
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.metrics.scorers import SCORERS
+from evaluation.metrics import SCORERS
 from evaluation.protocols import protocol_named
 from evaluation.report.examples import sample_grid
 from evaluation.report.html import write_report
-from evaluation.runner import as_table, evaluate, source_options, summary
+from evaluation.report.markdown import as_table
+from evaluation.runner import evaluate, source_options
 from evaluation.suites import find_suites
 from systems.assistant import Assistant, build, load
 from training.checkpoint import Checkpoints, TrainState
@@ -90,11 +91,11 @@ def score(assistant: Assistant, recipe: Recipe, suites: Sequence[str], out: Path
         custom=settings.custom,
     )
     log.info("%s", as_table(results))
-    if results["missing"]:
-        raise ValueError("; ".join(f"{name}: {message}" for name, message in results["missing"].items()))
+    if results.missing:
+        raise ValueError("; ".join(f"{name}: {message}" for name, message in results.missing.items()))
     if out and dist.is_main():
         write_report(results, [out / "predictions"], out / "report", settings.custom)
-    return summary(results)
+    return results.summary()
 
 
 def suites_needed(recipe: Recipe) -> tuple[str, ...]:

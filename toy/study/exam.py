@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.protocols import GENERATED
-from evaluation.runner import evaluate, summary
+from evaluation.runner import evaluate
 from systems.assistant import Assistant, load
 from toy.study.questions import DatasetQuestions, ListQuestions, with_questions
 from utils.files import write_whole
@@ -116,11 +116,11 @@ def evaluate_part(assistant: Assistant, part: Part, args: argparse.Namespace) ->
             classes=CLASSES,
             resume=True,
         )
-        if results["missing"]:
-            raise SystemExit("\n".join(f"{name}: {message}" for name, message in results["missing"].items()))
-        (scored,) = results["suites"].values()
-        counts = {name: scored[name] for name in ("pictures", "queries", "unfinished")}
-        figures[suite] = {**summary(results)[suite], **counts}
+        if results.missing:
+            raise SystemExit("\n".join(f"{name}: {message}" for name, message in results.missing.items()))
+        (scored,) = results.suites.values()
+        counts = {"pictures": scored.images, "queries": scored.queries, "unfinished": scored.unfinished}
+        figures[suite] = {**scored.values(), **counts}
         print(f"{part.name} {suite}: {figures[suite]}", flush=True)
     return figures
 
