@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.collate import NothingToAsk, Sample, draw_ignored, draw_target, load_views
-from data.mixture import MISTAKES, ON_BAD_SAMPLE, SHOWN
+from data.mixture import LOGGED_SKIPS, MISTAKES, ON_BAD_SAMPLE
 from data.sources import Source
 from data.sources.base import first_of
 from data.types import Query, Record
@@ -242,7 +242,7 @@ class SuiteEvaluation:
                 line = self._line(*answered)
                 score.add(line)
                 journal.write(line)
-                if (why := answered[0].left_out) and len(score.left_out) <= SHOWN:
+                if (why := answered[0].left_out) and len(score.left_out) <= LOGGED_SKIPS:
                     log.warning("%s: left out: %s", self.suite.name, why)
 
             try:
