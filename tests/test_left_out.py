@@ -314,7 +314,7 @@ def test_the_recipe_says_what_a_bad_sample_means_unless_told(assistant, tmp_path
 def test_a_record_that_cannot_be_read_is_the_same_whatever_its_reader_raises(assistant, tmp_path, damage, monkeypatch):
     root = own(tmp_path, [GOOD, {**GOOD, "image": "b.jpg"}])
     if damage is None:
-        monkeypatch.setattr("evaluation.runner.look", partial(odd_reader, look=load_views))
+        monkeypatch.setattr("evaluation.runner.load_views", partial(odd_reader, look=load_views))
     else:
         (root / "b.jpg").write_bytes(damage)
     assert "record 1" in run(assistant, root)["missing"]["mine"] and "b.jpg" in run(assistant, root)["missing"]["mine"]
@@ -332,7 +332,7 @@ def test_a_mistake_in_the_code_is_never_a_bad_record(assistant, tmp_path, monkey
     def wrong(path: Path, views):
         raise NameError("no such name")
 
-    monkeypatch.setattr("evaluation.runner.look", wrong)
+    monkeypatch.setattr("evaluation.runner.load_views", wrong)
     with pytest.raises(NameError):
         run(assistant, own(tmp_path, [GOOD]), on_bad_sample="skip")
 

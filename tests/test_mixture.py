@@ -291,7 +291,7 @@ def test_pictures_of_the_suites_stay_out_and_are_counted(monkeypatch, caplog):
     assert seen() == set(range(6))
     with caplog.at_level("INFO", logger="assistant"):
         assert seen(exclude_val="eval_suites") == {3, 4, 5} == seen(exclude_val="eval_suites", sampling="epoch")
-    assert "counted|train trains without 3 of 6 pictures" in caplog.text
+    assert "counted|train trains without 3 of 6 images" in caplog.text
     with pytest.raises(ValueError, match="is empty without evaluated images"):
         Mixture.build(held(exclude_val="eval_suites", sets=(DatasetConfig("counted"),)), Names(), held_out=suites)
 
