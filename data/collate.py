@@ -75,7 +75,7 @@ class SampleBuilder:
         sample.rows, sample.skipped = rows, skipped
         sample.masks = rasterize_masks(record, [hole for row in rows for hole in row.holes], sample.geometry.original)
         if self.ignore_region and record.ignore is not None:
-            sample.ignore = torch.from_numpy(draw_ignored(record, sample.geometry.original))
+            sample.ignore = torch.from_numpy(rasterize_ignored(record, sample.geometry.original))
         return sample
 
     def _rows(self, record: Record, dialogues: list[Dialogue]) -> tuple[list[Encoded], list[str]]:
@@ -114,7 +114,7 @@ def rasterize_masks(record: Record, targets: Sequence[int], shape: tuple[int, in
             target = record.targets[index]
             if target.mask is None:
                 raise ValueError(f"{record.image}: an answer has a mask for {target.phrase!r}, which is absent")
-            masks[index] = torch.from_numpy(draw_target(record, index, shape)).float()
+            masks[index] = torch.from_numpy(rasterize_target(record, index, shape)).float()
     return torch.stack([masks[index] for index in targets]) if masks else torch.zeros(0, *shape)
 
 
@@ -204,7 +204,7 @@ def _expand(row: Encoded, image_tokens: int) -> tuple[np.ndarray, np.ndarray, np
     return ids.repeat(repeats), labels.repeat(repeats), last[np.array(row.mask_positions, int)]
 
 
-def draw_target(record: Record, index: int, shape: tuple[int, int]) -> np.ndarray:
+def rasterize_target(record: Record, index: int, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) bool: the mask of a target that is in the image.
 
     ValueError if its size is not the image's, EmptyMask if it has no pixel; they name image and phrase, and the
@@ -223,7 +223,7 @@ def draw_target(record: Record, index: int, shape: tuple[int, int]) -> np.ndarra
     return mask
 
 
-def draw_ignored(record: Record, shape: tuple[int, int]) -> np.ndarray:
+def rasterize_ignored(record: Record, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) bool: the pixels of an image of `shape` that neither loss nor metric may count."""
     if record.ignore is None:
         return np.zeros(shape, bool)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.collate import NothingToAsk, Sample, draw_ignored, draw_target, load_views
+from data.collate import NothingToAsk, Sample, load_views, rasterize_ignored, rasterize_target
 from data.mixture import LOGGED_SKIPS, MISTAKES, ON_BAD_SAMPLE
 from data.sources import Source
 from data.sources.base import first_of
@@ -290,8 +290,8 @@ class SuiteEvaluation:
                 raise NothingToAsk(f"{record.image}: {self.assistant.system.name} asks nothing about it")
             item = EvalItem(index, record, queries, load_views(record.image, self.assistant.views))
             for target in {target for query in queries for target in query.targets if is_present(record, target)}:
-                draw_target(record, target, item.sample.geometry.original)
-            draw_ignored(record, item.sample.geometry.original)
+                rasterize_target(record, target, item.sample.geometry.original)
+            rasterize_ignored(record, item.sample.geometry.original)
             return item
         except NothingToAsk as error:
             return EvalItem(index, left_out=str(error))

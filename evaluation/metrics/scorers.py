@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.collate import draw_ignored, draw_target
+from data.collate import rasterize_ignored, rasterize_target
 from data.types import Query, Record
 from evaluation.metrics.counts import (
     IGNORE,
@@ -265,7 +265,7 @@ def true_map(record: Record, names: Names, shape: tuple[int, int]) -> Tensor:
     for index in sorted(present, reverse=True):
         truth[true_mask(record, present[index], shape)] = index
     if record.ignore is not None:
-        truth[torch.from_numpy(draw_ignored(record, tuple(shape)))] = IGNORE
+        truth[torch.from_numpy(rasterize_ignored(record, tuple(shape)))] = IGNORE
     return truth
 
 
@@ -338,14 +338,14 @@ def true_mask(record: Record, target: int, shape: tuple[int, int]) -> Tensor:
     """(H, W) bool, nothing of what is absent; EmptyMask where nothing is in the mask of what is present."""
     if not is_present(record, target):
         return torch.zeros(shape, dtype=torch.bool)
-    return torch.from_numpy(draw_target(record, target, tuple(shape)))
+    return torch.from_numpy(rasterize_target(record, target, tuple(shape)))
 
 
 def ignored_pixels(record: Record, reply: Reply) -> Tensor | None:
     """(H, W) bool, where the masks of the reply are: what no metric may count."""
     if record.ignore is None:
         return None
-    return torch.from_numpy(draw_ignored(record, tuple(reply.masks.shape[-2:]))).to(reply.masks.device)
+    return torch.from_numpy(rasterize_ignored(record, tuple(reply.masks.shape[-2:]))).to(reply.masks.device)
 
 
 def released_pixels(
