@@ -21,7 +21,7 @@ from data.types import Query
 from evaluation.prediction_schema import check_line
 from evaluation.protocols import Reply
 from utils import dist
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.log import log
 from utils.masks import encode_rle
 from utils.plain import parse_json, read_mapping
@@ -117,7 +117,7 @@ class PredictionFile:
         for part in parts:
             if part != self._part(0):
                 part.unlink()
-        write_whole(self._settings, json.dumps(settings) + "\n")
+        write_atomically(self._settings, json.dumps(settings) + "\n")
 
     @property
     def _settings(self) -> Path:

@@ -33,7 +33,7 @@ from evaluation.suites import find_suites
 from systems.assistant import Assistant
 from utils import dist
 from utils.config import Recipe, SuiteConfig
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.log import log
 from utils.registry import unknown
 
@@ -138,8 +138,8 @@ def evaluate(
 def write_results(results: dict[str, Any], folder: Path) -> None:
     """results.json with everything, results.md to be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "results.md", as_markdown(results), errors="backslashreplace")
-    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(folder / "results.md", as_markdown(results), errors="backslashreplace")
+    write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
 
 
 def rescore(paths: Sequence[str | Path]) -> dict[str, Any]:

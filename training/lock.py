@@ -9,7 +9,7 @@ import socket
 import time
 from pathlib import Path
 
-from utils.files import explained
+from utils.files import describe_write_error
 from utils.log import log
 
 LOCK = ".lock"
@@ -42,7 +42,9 @@ class Lock:
             ) from None
         except OSError as error:
             if self._file is None or error.errno not in NOT_THERE:
-                raise OSError(f"the run folder cannot be used: {explained(error, self.path.parent)}") from None
+                raise OSError(
+                    f"the run folder cannot be used: {describe_write_error(error, self.path.parent)}"
+                ) from None
             log.warning("%s: no locks on this file system; see that no second training starts there", self.path)
 
     def sign(self) -> None:

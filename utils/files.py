@@ -13,7 +13,7 @@ CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 DRAFT = ".unfinished_"  # prefix of what is being written or removed; anything with it may be deleted
 
 
-def write_whole(path: str | Path, text: str, errors: str = "strict") -> None:
+def write_atomically(path: str | Path, text: str, errors: str = "strict") -> None:
     """Replaces a file by `text`. At every moment, also after a crash, it has either its old or its new content.
 
     errors: what to do with characters that UTF-8 cannot encode, as in `open`. OSError with the file and the reason.
@@ -30,11 +30,11 @@ def write_whole(path: str | Path, text: str, errors: str = "strict") -> None:
     except OSError as error:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-        raise explained(error, path) from None
+        raise describe_write_error(error, path) from None
 
 
 @contextmanager
-def whole_folder(target: str | Path) -> Generator[Path]:
+def atomic_folder(target: str | Path) -> Generator[Path]:
     """A new folder next to `target` to write into, which replaces `target` when the block ends.
 
     If the block raises, `target` stays as it was. OSError with the folder and the reason.
@@ -59,7 +59,7 @@ def whole_folder(target: str | Path) -> Generator[Path]:
             old.rename(target)
         shutil.rmtree(draft, ignore_errors=True)
         if isinstance(error, OSError):
-            raise explained(error, target) from None
+            raise describe_write_error(error, target) from None
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -74,14 +74,14 @@ def flush(*paths: Path) -> None:
             os.close(handle)
 
 
-def explained(error: OSError, path: Path) -> OSError:
+def describe_write_error(error: OSError, path: Path) -> OSError:
     """The same kind of error with the path and the free space, if writing failed; else `error` itself."""
     if error.errno not in CANNOT_WRITE:
         return error
-    return type(error)(error.errno, f"{path} cannot be written: {os.strerror(error.errno)} ({free(path)})")
+    return type(error)(error.errno, f"{path} cannot be written: {os.strerror(error.errno)} ({free_space(path)})")
 
 
-def free(path: Path) -> str:
+def free_space(path: Path) -> str:
     """The free space where `path` is, or would be, for messages."""
     place = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), Path("/"))
     return f"{shutil.disk_usage(place).free / 2**30:.2f} GiB free there"

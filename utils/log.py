@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.config import RunConfig
-from utils.files import explained, write_whole
+from utils.files import describe_write_error, write_atomically
 from utils.plain import read_yaml
 
 log = logging.getLogger("assistant")
@@ -77,7 +77,7 @@ class RunLog:
             self.file.write(json.dumps({"kind": kind, "step": step, "time": round(now, 3), **values}) + "\n")
             self.file.flush()
         except OSError as error:
-            raise explained(error, self.folder / "log.jsonl") from None
+            raise describe_write_error(error, self.folder / "log.jsonl") from None
         self._to_board(lambda board: _add_numbers(board, kind, step, values, now))
         if self.wandb:
             self.wandb.log({**_numbers(kind, values), "step": step})
@@ -131,7 +131,10 @@ class RunLog:
         try:
             action(self.board)
         except OSError as error:
-            log.warning("no more to TensorBoard, log.jsonl goes on: %s", explained(error, self.folder / "tensorboard"))
+            log.warning(
+                "no more to TensorBoard, log.jsonl goes on: %s",
+                describe_write_error(error, self.folder / "tensorboard"),
+            )
             self.board = None
 
     def _picture(self, kind: str, step: int) -> Path:
@@ -167,7 +170,7 @@ def _start_wandb(project: str, folder: Path) -> Any:
     """The run of this folder in the project, gone on with where it was; its recipe is what it shows as config."""
     ticket, recipe = folder / "wandb_id", folder / "recipe.yaml"
     if not ticket.exists():
-        write_whole(ticket, uuid.uuid4().hex[:12])
+        write_atomically(ticket, uuid.uuid4().hex[:12])
     run = import_wandb().init(
         project=project,
         name=folder.name,
@@ -211,5 +214,5 @@ def _drop_beyond(path: Path, step: int, again: Collection[str]) -> list[dict[str
     if not path.exists():
         return []
     kept = [row for row in read_log(path) if row["step"] < step or (row["step"] == step and row["kind"] not in again)]
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept

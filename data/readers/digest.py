@@ -17,7 +17,7 @@ from typing import Any
 
 from data.readers.index import index_folders
 from data.sources.base import Source, image_paths
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.log import log
 
 DIGESTS = "digests.json"
@@ -100,7 +100,7 @@ def _save(root: Path, cache: dict[str, Any]) -> None:
     for home in index_folders(root):
         try:
             home.mkdir(parents=True, exist_ok=True)
-            write_whole(home / DIGESTS, json.dumps(cache))
+            write_atomically(home / DIGESTS, json.dumps(cache))
             return
         except OSError:
             continue

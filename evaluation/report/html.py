@@ -21,7 +21,7 @@ from evaluation.report.examples import EVERYWHERE, Example, best_and_worst, exam
 from evaluation.report.published import SEEN, Published, published
 from evaluation.suites import SUITES
 from utils.config import SuiteConfig
-from utils.files import write_whole
+from utils.files import write_atomically
 
 SHOWN, WIDTH, BINS, FAILURES = 4, 360, 10, 20  # pictures best and worst, their width, bars, failures listed
 PAGE = Path(__file__).parent / "page"
@@ -66,7 +66,7 @@ def write_report(
     )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.html"
-    write_whole(file, page, errors="xmlcharrefreplace")  # half a surrogate pair, as JSON can hold, is no UTF-8
+    write_atomically(file, page, errors="xmlcharrefreplace")  # half a surrogate pair, as JSON can hold, is no UTF-8
     return file
 
 
