@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 def train(assistant: Assistant, run: Run) -> None:
     """Trains to the end, the time limit or SIGTERM; validates after each epoch; goes on where a run folder stopped."""
     mixture = training_mixture(assistant, run.recipe)
-    recipe = with_epochs(run.recipe, mixture.pictures)
+    recipe = with_epochs(run.recipe, mixture.num_records)
     settings = recipe.train
     total = settings.total_steps
     checkpoints = run.checkpoints(assistant.model)
@@ -152,7 +152,7 @@ def training_stream(mixture: Mixture, recipe: Recipe, state: TrainState) -> Stre
     return Stream(
         mixture,
         train.batch_size,
-        image_tokens=mixture.maker.encoder.image_tokens,
+        image_tokens=mixture.builder.encoder.image_tokens,
         rank=dist.rank(),
         world=dist.world_size(),
         start=state.samples,

@@ -125,7 +125,7 @@ class Mixture(Dataset):
     def __init__(
         self,
         parts: Sequence[Part],
-        maker: SampleBuilder,
+        builder: SampleBuilder,
         *,
         seed: int = 0,
         on_bad_sample: str = "raise",
@@ -142,13 +142,13 @@ class Mixture(Dataset):
                 left_out = " without evaluated images" if len(part.source) else ""
                 raise ValueError(f"dataset {part.name} is empty{left_out}")
         self.pick = SAMPLING[sampling](self.parts, seed)
-        self.maker = maker
+        self.builder = builder
         self.seed = seed
         self.on_bad_sample = on_bad_sample
 
     @classmethod
     def build(
-        cls, data: DataConfig, maker: SampleBuilder, *, seed: int = 0, held_out: Sequence[DatasetConfig] = ()
+        cls, data: DataConfig, builder: SampleBuilder, *, seed: int = 0, held_out: Sequence[DatasetConfig] = ()
     ) -> Mixture:
         """The mixture of a recipe. `held_out`: the sources that it is evaluated on, for `data.exclude_val`."""
         root = Path(data.dataset_dir)
@@ -164,10 +164,10 @@ class Mixture(Dataset):
                     name = f"{mix.task}/{entry.source} ({root})"
                     usable = blocklist.usable(entry.source, source)
                     parts.append(Part(name, source, mix.rate * entry.rate / total, usable, family))
-        return cls(parts, maker, seed=seed, on_bad_sample=data.on_bad_sample, sampling=data.sampling)
+        return cls(parts, builder, seed=seed, on_bad_sample=data.on_bad_sample, sampling=data.sampling)
 
     @property
-    def pictures(self) -> int:
+    def num_records(self) -> int:
         """Number of records that may be sampled, the length of an epoch if `sampling` is "epoch"."""
         return sum(len(part.records) for part in self.parts)
 
@@ -186,7 +186,7 @@ class Mixture(Dataset):
             part, position = self.pick(index, rng, family)
             family = part.family
             try:
-                sample = self.maker.build(part.source[position], rng)
+                sample = self.builder.build(part.source[position], rng)
             except NothingToAsk as error:
                 skipped.append(f"{part.name}: {error}")
             except MISTAKES:

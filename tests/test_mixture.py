@@ -102,7 +102,7 @@ def test_a_draw_depends_on_seed_and_number_only(mixture):
     backward = [mixture.sample(i) for i in reversed(range(8))][::-1]
     assert [s.name for s in forward] == [s.name for s in backward]
     assert [s.rows for s in forward] == [s.rows for s in backward]
-    other = Mixture(mixture.parts, mixture.maker, seed=6)
+    other = Mixture(mixture.parts, mixture.builder, seed=6)
     assert [s.name for s in forward] != [other.sample(i).name for i in range(8)]
 
 
@@ -233,7 +233,7 @@ def test_an_epoch_visits_every_record_once(seed, sizes, epoch):
     parts = [Part(f"p{n}", Counted(f"p{n}", size), n + 1.0) for n, size in enumerate(sizes)]
     mixture = Mixture(parts, Names(), seed=seed, sampling="epoch")
     total = sum(sizes)
-    assert mixture.pictures == total
+    assert mixture.num_records == total
     seen = [mixture.sample(index).name for index in range(epoch * total, (epoch + 1) * total)]
     assert sorted(seen) == sorted(f"p{n}/{k}" for n, size in enumerate(sizes) for k in range(size))
 
