@@ -70,16 +70,19 @@ class SampleBuilder:
         dialogues = self.task.converse(record, rng)
         if not dialogues:
             raise NothingToAsk(f"{record.image}: nothing to ask about it")
-        rows, skipped = self._rows(record, dialogues)
+        rows, skipped = self._encode_rows(record, dialogues)
         sample = load_views(record.image, self.views)
-        sample.rows, sample.skipped = rows, skipped
+        sample.rows = rows
+        sample.skipped = skipped
         sample.masks = rasterize_masks(record, [hole for row in rows for hole in row.holes], sample.geometry.original)
         if self.ignore_region and record.ignore is not None:
             sample.ignore = torch.from_numpy(rasterize_ignored(record, sample.geometry.original))
         return sample
 
-    def _rows(self, record: Record, dialogues: list[Dialogue]) -> tuple[list[Encoded], list[str]]:
-        rows, skipped = [], []
+    def _encode_rows(self, record: Record, dialogues: list[Dialogue]) -> tuple[list[Encoded], list[str]]:
+        """The rows that fit, at least one, and messages about those that do not."""
+        rows: list[Encoded] = []
+        skipped: list[str] = []
         for dialogue in dialogues:
             try:
                 rows.append(_encode_with_image_name(record, self.encoder, dialogue))

@@ -111,12 +111,13 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> Vocabulary:
     file = pieces_file(tokenizer)
     if file is None:
         return Merges(backend.model, tokenizer.unk_token_id)
-    pieces, have = SentencePieces(file), tokenizer.get_vocab()
+    pieces = SentencePieces(file)
+    vocabulary = tokenizer.get_vocab()
     for piece, index in pieces.table().items():
-        if have.get(piece) != index:
+        if vocabulary.get(piece) != index:
             raise ValueError(
                 f"{folder}: tokenizer.model is of another vocabulary than the other tokenizer files there: {piece!r} "
-                f"has the ids {index} and {have.get(piece)}; delete those that do not belong to the weights"
+                f"has the ids {index} and {vocabulary.get(piece)}; delete those that do not belong to the weights"
             )
     backend.model = pieces.merges()
     return pieces

@@ -63,7 +63,8 @@ class ClipView:
         values = read_mapping(file)
         if "size" not in values:
             raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
-        resize, crop = _edge(values["size"], file), _edge(values.get("crop_size", values["size"]), file)
+        resize = _edge(values["size"], file)
+        crop = _edge(values.get("crop_size", values["size"]), file)
         if resize != crop:
             raise ValueError(f"{file}: size {resize} and crop_size {crop} differ, which is not supported")
         stats = (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD))

@@ -50,9 +50,9 @@ class Source(Protocol):
 
 
 def image_paths(source: Source) -> list[str]:
-    """The image of every record: what the source lists itself, else what its records say."""
-    listed = getattr(source, "image_paths", None)
-    return listed() if listed else [str(source[index].image) for index in range(len(source))]
+    """The image of every record: from the source's own `image_paths` if it has it, else from its records."""
+    own_paths = getattr(source, "image_paths", None)
+    return own_paths() if own_paths else [str(source[index].image) for index in range(len(source))]
 
 
 def first_of(source: Source, read: Callable[[Record], Any], tries: int = 20) -> Any:

@@ -79,7 +79,8 @@ class Coco:
             raise ValueError(
                 "options single and absent of coco need serve: refer; a class list names absent ones itself"
             )
-        self._single, self._absent = single, absent
+        self._single = single
+        self._absent = absent
         self.files = (existing_file(root, annotations, "annotations of coco"),)
         self._folder = existing_file(root, images, "images of coco")
         self._png = root / panoptic if panoptic else self.files[0].with_suffix("")
@@ -149,11 +150,11 @@ def select_categories(names: tuple[str, ...], classes: Classes, root: Path) -> t
     """Those of `names` that the option `classes` lists, in the order of `names`."""
     if classes is None:
         return names
-    wanted, where = class_names(classes, root)
-    for name in wanted:
+    selection, where = class_names(classes, root)
+    for name in selection:
         if name not in names:
             raise ValueError(f"{where}: {unknown('class', name, names)}")
-    return tuple(name for name in names if name in wanted)
+    return tuple(name for name in names if name in selection)
 
 
 def parse(path: Path, names: list[str], empty_too: bool, boxes: str) -> Iterator[Any]:

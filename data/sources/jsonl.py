@@ -91,12 +91,12 @@ def parse(path: Path) -> Iterator[Any]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        read = attempt(partial(read_line, line, f"{path}: line {number}"))
-        if isinstance(read, Fault):
+        query = attempt(partial(read_line, line, f"{path}: line {number}"))
+        if isinstance(query, Fault):
             faults += 1
-            yield read
+            yield query
         else:
-            groups.setdefault(read[0], []).append([number, *read[1]])
+            groups.setdefault(query[0], []).append([number, *query[1]])
     if not groups and not faults:
         raise ValueError(f"{path}: holds no line")
     for (image, kind, explanation), queries in groups.items():
@@ -111,8 +111,11 @@ def read_line(line: str, where: str) -> tuple[tuple[str, str, str | None], list[
         raise ValueError(f"{where}: not valid JSON, perhaps cut off ({error.msg} at column {error.colno})") from None
     except ValueError as error:
         raise ValueError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(entry, dict) or (strange := [key for key in entry if key not in KEYS]):
-        what = f"unknown {', '.join(strange)}" if isinstance(entry, dict) else "not an object"
+    what = "not an object"
+    if isinstance(entry, dict):
+        unknown_keys = [key for key in entry if key not in KEYS]
+        what = f"unknown {', '.join(unknown_keys)}" if unknown_keys else ""
+    if what:
         raise ValueError(f"{where}: {what}; a line has {', '.join(KEYS)}")
     text_key, shape_key = _one_of(entry, TEXTS, where), _one_of(entry, SHAPES, where)
     text, shape, answer = entry[text_key], entry[shape_key], entry.get("answer")

@@ -106,14 +106,14 @@ def parse(path: Path, plain: bool) -> Iterator[Any]:
         raise ValueError(f"{path}: expected a list of images, got {type(entries).__name__}")
     for index, entry in enumerate(entries):
         where = f"{path}: entry {index}"
-        read = attempt(partial(_entry, entry, index, where, plain))
-        if isinstance(read, Fault):
-            yield read
+        row = attempt(partial(_entry, entry, index, where, plain))
+        if isinstance(row, Fault):
+            yield row
             continue
-        questions = [item for item in read["questions"] if item[2] and _is_complete(item)]
-        uneven += sum(not _is_complete(item) for item in read["questions"])
+        questions = [item for item in row["questions"] if item[2] and _is_complete(item)]
+        uneven += sum(not _is_complete(item) for item in row["questions"])
         if questions:
-            yield {**read, "questions": questions}
+            yield {**row, "questions": questions}
         else:
             without_questions += 1
     if without_questions or uneven:

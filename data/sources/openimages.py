@@ -90,7 +90,8 @@ def parse(path: Path) -> Iterator[Any]:
     An image without a mask is left out and counted in a warning: Open Images labels only some classes of an image, so
     nothing is known about it.
     """
-    names, unlabelled = set(categories(path)), 0
+    names = set(categories(path))
+    unlabelled = 0
     for number, classes in read_entries(path):
         if number == CATEGORIES:
             continue

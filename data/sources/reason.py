@@ -162,8 +162,9 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
             images.setdefault(path.stem, []).append(path)
     notes = {stem: paths for stem, paths in notes.items() if stem.removesuffix("_new") not in notes.keys() - {stem}}
     for stem in sorted(images.keys() ^ notes.keys()):
-        file, partner = (images[stem][0], ".json") if stem in images else (notes[stem][0], "|".join(IMAGE_SUFFIXES))
-        raise FileNotFoundError(f"{file} has no partner {folder / stem}{partner}")
+        if stem in images:
+            raise FileNotFoundError(f"{images[stem][0]} has no partner {folder / stem}.json")
+        raise FileNotFoundError(f"{notes[stem][0]} has no partner {folder / stem}{'|'.join(IMAGE_SUFFIXES)}")
     if not images:
         raise FileNotFoundError(f"no images in {folder}; expected x.jpg with x.json")
     return [(single_file(images[stem], "image", folder), single_file(notes[stem], "JSON", folder)) for stem in images]

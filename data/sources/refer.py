@@ -147,17 +147,17 @@ def parse(
     empty = dropped = 0
     for ref in refs:
         where = f"{refs_path}: ref {ref.get('ref_id')}"
-        read = attempt(partial(_ref, ref, where, annotations, images, read_premise))
-        if isinstance(read, Fault):
-            yield read
+        row = attempt(partial(_ref, ref, where, annotations, images, read_premise))
+        if isinstance(row, Fault):
+            yield row
             continue
         if drop_bad_polygons:
-            shapes = [valid_polygons(shape) for shape in read["segmentations"]]
-            dropped += sum(len(old) - len(new) for old, new in zip(read["segmentations"], shapes, strict=True))
-            read["segmentations"] = shapes
-        empty += sum(not text.strip() for text, _, _ in read["sentences"])
-        read["sentences"] = [entry for entry in read["sentences"] if entry[0].strip()]
-        refs_of_image.setdefault(read.pop("image_id"), []).append(read)
+            shapes = [valid_polygons(shape) for shape in row["segmentations"]]
+            dropped += sum(len(old) - len(new) for old, new in zip(row["segmentations"], shapes, strict=True))
+            row["segmentations"] = shapes
+        empty += sum(not text.strip() for text, _, _ in row["sentences"])
+        row["sentences"] = [entry for entry in row["sentences"] if entry[0].strip()]
+        refs_of_image.setdefault(row.pop("image_id"), []).append(row)
     if empty:
         log.warning("%s: left out %d empty sentences of split %s", refs_path, empty, split)
     if dropped:
@@ -204,7 +204,10 @@ def annotation_ids(ref: dict[str, Any], where: str) -> list[int]:
     ValueError if `no_target`, where a ref has it, says otherwise.
     """
     numbers = field(ref, "ann_id", where)
-    numbers = (numbers if numbers != [-1] else []) if isinstance(numbers, list) else [numbers]
+    if not isinstance(numbers, list):
+        numbers = [numbers]
+    elif numbers == [-1]:
+        numbers = []
     if ref.get("no_target", not numbers) != (not numbers):
         raise ValueError(f"{where}: no_target is {ref['no_target']}, but ann_id is {ref['ann_id']}")
     return numbers

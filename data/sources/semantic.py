@@ -132,7 +132,8 @@ def class_names(classes: Classes, root: Path) -> tuple[list[str], str]:
         path = next((path for path in files if path.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"no class list {classes}; looked for {files[0]} and {files[1].absolute()}")
-        classes, where = read_text(path).splitlines(), str(path)
+        classes = read_text(path).splitlines()
+        where = str(path)
     if not isinstance(classes, (list, tuple)):
         raise ValueError(f"{where}: expected a list of names, or a file with one per line, got {preview(classes)}")
     names = [name_of(name, f"classes[{index}]", where).lower() for index, name in enumerate(classes)]

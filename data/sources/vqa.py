@@ -60,11 +60,11 @@ def parse(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: expected a list of questions, got {preview(entries)}")
     questions_of: dict[str, list[list[Any]]] = {}  # image -> its questions
     for index, entry in enumerate(entries):
-        read = attempt(partial(_entry, entry, f"{path}: entry {index}"))
-        if isinstance(read, Fault):
-            yield read
+        item = attempt(partial(_entry, entry, f"{path}: entry {index}"))
+        if isinstance(item, Fault):
+            yield item
         else:
-            image, *question = read
+            image, *question = item
             questions_of.setdefault(image, []).append([index, *question])
     for image, questions in questions_of.items():
         yield {"image": image, "entries": questions}
@@ -78,8 +78,8 @@ def _entry(entry: Any, where: str) -> list[Any]:
 
 def _answers(entry: dict[str, Any], where: str) -> list[str]:
     """The answers that count as right, without repetitions; training uses the first."""
-    if strange := [key for key in entry if key not in KEYS and key != "id"]:
-        raise ValueError(f"{where}: unknown {', '.join(strange)}; an entry has {', '.join(KEYS)}, and may have id")
+    if unknown_keys := [key for key in entry if key not in KEYS and key != "id"]:
+        raise ValueError(f"{where}: unknown {', '.join(unknown_keys)}; an entry has {', '.join(KEYS)}, and may have id")
     if ("answer" in entry) == ("answers" in entry):
         raise ValueError(f"{where}: give answer or answers")
     answers = entry["answers"] if "answers" in entry else [entry["answer"]]
