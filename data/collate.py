@@ -71,6 +71,8 @@ class SampleBuilder:
         if not dialogues:
             raise NothingToAsk(f"{record.image}: nothing to ask about it")
         rows, skipped = self._encode_rows(record, dialogues)
+        # The image is read after the words are known to fit, and only the masks that these words name are rasterized:
+        # a record may have hundreds of targets, of which a dialogue samples three.
         sample = load_views(record.image, self.views)
         sample.rows = rows
         sample.skipped = skipped
@@ -134,6 +136,7 @@ def collate(samples: Sequence[Sample], image_tokens: int, pad_id: int = 0) -> Ba
     positions = [torch.from_numpy(positions) for _, _, positions in expanded if len(positions)]
     if positions:
         batch.mask_positions = torch.cat(positions)
+    # One entry per mask in the order of mask_positions: rows first, then holes. `masks` follows the same order.
     batch.mask_rows = torch.tensor([index for index, row in enumerate(rows) for _ in row.holes], dtype=torch.long)
     batch.masks = [_masks(sample) for sample in samples]
     batch.refused = [sum(row.refused for row in sample.rows) for sample in samples]
@@ -164,6 +167,7 @@ def _empty_batch(samples: Sequence[Sample], rows: list[int], length: int, pad_id
     shape = (sum(rows), length)
     seg_pixels = [sample.seg_pixels for sample in samples if sample.seg_pixels is not None]
     return Batch(
+        # One image per sample, not per row: the towers encode an image once, and row_image spreads it over its rows.
         pixels=torch.stack([sample.pixels for sample in samples]),
         seg_pixels=torch.stack(seg_pixels) if seg_pixels else None,
         ids=torch.full(shape, pad_id),

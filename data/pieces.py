@@ -48,6 +48,7 @@ class SentencePieces:
         self.unknown = self._pieces.unk_id()
 
     def encode(self, text: str, *, blank: bool) -> list[int]:
+        # Two processors: one puts a blank in front of every text, the other never; a processor cannot do both.
         if blank and text:
             return self._pieces.encode(text)
         return self._bare.encode(" " if blank else text)  # SentencePiece puts no blank in front of an empty text
@@ -120,7 +121,7 @@ class Pieces:
         if not text.isascii() and (broken := re.search("[\ud800-\udfff]", text)):
             raise ValueError(f"{broken[0]!r} at position {broken.start()} is half a surrogate pair: {text[:160]!r}")
         if self.legacy:
-            return self.vocabulary.encode(text, blank=True)
+            return self.vocabulary.encode(text, blank=True)  # SentencePiece's own behaviour, for every stretch of text
         if blank or not self.strips:
             return self.vocabulary.encode(text, blank=blank)
         return self._encode_without_blank(text)

@@ -106,7 +106,7 @@ class PaddedView:
     def __call__(self, image: np.ndarray) -> Tensor:
         height, width = self.geometry(*image.shape[:2]).resized
         resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        padded = torch.zeros(3, self.size, self.size)
+        padded = torch.zeros(3, self.size, self.size)  # zeros after normalisation, as SAM pads: the mean colour
         padded[:, :height, :width] = _normalise(resized, self.mean, self.std)
         return padded
 

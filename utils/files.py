@@ -49,7 +49,7 @@ def atomic_folder(target: str | Path) -> Generator[Path]:
     try:
         draft.mkdir(parents=True)
         yield draft
-        flush(*draft.rglob("*"), draft)
+        flush(*draft.rglob("*"), draft)  # before the rename: after a power cut, the new name must not hold empty files
         if target.exists():
             target.rename(old)
         draft.rename(target)

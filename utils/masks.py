@@ -41,7 +41,7 @@ def segmentation_to_mask(segmentation: Any, size: Size, overlap: str = "union") 
         raise ValueError(f"a segmentation is a list of polygons or RLEs, got {type(segmentation).__name__}")
     if not segmentation:
         return np.zeros(size, bool)
-    if not all(isinstance(part, dict) for part in segmentation):
+    if not all(isinstance(part, dict) for part in segmentation):  # polygons, which must not be mixed with RLEs
         segmentation = _polygon_parts(segmentation, size)
     covered = np.zeros(size, np.uint16)  # number of parts over each pixel
     for part in segmentation:

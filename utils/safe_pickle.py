@@ -27,6 +27,7 @@ def load_plain(path: str | Path) -> Any:
     data = path.read_bytes()
     try:
         try:
+            # Python 2 wrote text as bytes without an encoding; Latin-1 decodes any bytes, so it comes second.
             return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
         except UnicodeDecodeError:
             return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
@@ -65,7 +66,7 @@ class _Dtype:
         self.name = name
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if ">" in state:
+        if ">" in state:  # big-endian; "<" and "|" are how frombuffer reads anyway
             self.name = f">{self.name}"
 
 

@@ -193,13 +193,14 @@ def _indexed(
     name = _name(root, parse, files, options, image_key)
     made_from = _fingerprint(root, files)
     places = index_folders(root)
+    # Reading needs no lock: an index appears under its name in one rename, complete.
     for home in places:
         if rows := Rows.load(home / name, made_from):
             return rows
     for home in places:
         try:
             home.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(home / f"{name}.lock")
+            lock = FileLock(home / f"{name}.lock")  # per index, so that processes can build different ones
             _acquire(lock, files)
         except (OSError, NotImplementedError):
             continue
@@ -274,6 +275,8 @@ def _give_back_memory() -> None:
 
 def _swap(draft: Path, folder: Path) -> None:
     """Puts the draft in place of `folder`. Processes that have the old index mapped keep its pages."""
+    # A folder that is not empty cannot be replaced in one rename, so the old one makes way first. A process that looks
+    # in between finds no index and waits for the lock.
     old = folder.with_name(f"{draft.name}.old")
     if folder.exists():
         folder.rename(old)

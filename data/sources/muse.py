@@ -126,6 +126,7 @@ def _entry(entry: Any, index: int, where: str, plain: bool) -> dict[str, Any]:
 
 
 def _questions(entry: dict[str, Any], where: str, plain: bool) -> Iterator[list[Any]]:
+    """[question, text or None, [[names, segmentation], ...]] of an entry; its parallel lists must have one length."""
     questions = of_kind(entry.get("questions") or [], list, "questions", where)
     answers = field(entry, "answers", where, list) if questions else []
     texts = of_kind(entry.get("text_answers") or [None] * len(questions), list, "text_answers", where)

@@ -78,6 +78,7 @@ def union_of_files(paths: tuple[Path, ...], image: Path) -> np.ndarray:
     mask = np.zeros((height, width), bool)
     for path in paths:
         part = (read_label_map(path) > 0).astype(np.uint8)
+        # The mask files have a size of their own; nearest neighbour keeps them binary.
         mask |= cv2.resize(part, (width, height), interpolation=cv2.INTER_NEAREST) > 0
     if not mask.any():
         raise ValueError(f"{', '.join(map(str, paths))}: 0 everywhere; a class that is there needs a mask")

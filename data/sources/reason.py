@@ -160,6 +160,7 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
             notes.setdefault(path.stem, []).append(path)
         elif kind in IMAGE_SUFFIXES:
             images.setdefault(path.stem, []).append(path)
+    # "a_new" is a second version of "a" only if there is an "a"; else it is an image of that name.
     notes = {stem: paths for stem, paths in notes.items() if stem.removesuffix("_new") not in notes.keys() - {stem}}
     for stem in sorted(images.keys() ^ notes.keys()):
         if stem in images:

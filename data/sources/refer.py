@@ -86,6 +86,7 @@ class Refer:
             where = f"{self._instances}: annotation {', '.join(map(str, ref['ann_ids']))} (ref {ref['ref_id']})"
             shapes, size = ref["segmentations"], tuple(row["size"])
             mask = CachedMask(partial(rasterize, shapes, size, self._overlap, where), where)
+            # With "exclude" the mask itself is already that of the released readers.
             released = released_mask(shapes, size, where) if self._overlap == "union" else None
             for text, present, correction in ref["sentences"]:
                 if present:
@@ -182,6 +183,7 @@ def _ref(
     for annotation in numbers:
         entry, place = annotations[annotation], f"{annotations.path}: annotation {annotation}"
         home = id_of(field(entry, "image_id", place), place, "image_id")
+        # Refs and instances of different releases have the same ids for different annotations: this notices the mix.
         if home != number and images.key(home, "image", place) != number:
             raise ValueError(
                 f"{where}: is of image {number}, but its annotation {annotation} is of image {home} in "

@@ -87,6 +87,7 @@ class LabelMaps:
 
     def __getitem__(self, index: int) -> Record:
         image, path = self._pairs[index]
+        # Read at once, unlike other masks: which classes are present is only in the map itself.
         labels = read_label_map(self._maps / path)
         present = values_in(labels)
         unknown_values = sorted(present - self._table.known)
