@@ -229,5 +229,5 @@ def test_rows_that_are_cut_are_trained_on_and_counted_in_the_log(tmp_path):
     rows = train_log(tmp_path / "runs" / "tiny")
     assert len(rows) == 4 and all(row["cut_rows"] == 2 and row["cut_tokens"] >= 2 and row["ce"] > 0 for row in rows)
     assert not any("left_out" in row for row in rows)
-    with pytest.raises(RuntimeError, match=r"draws in a row gave no sample; .* does not fit in model_max_length 395"):
+    with pytest.raises(RuntimeError, match=r"records in a row gave no sample; .* does not fit in model_max_length 395"):
         train_ds.main(["--config", str(recipe), "--exp_name", "error", "--set", "data.long_rows=error"])
