@@ -3,6 +3,7 @@
 #   bash scripts/test.sh -m slow                  the long proofs, which are left out otherwise
 #   bash scripts/test.sh tests/test_golden.py     one file
 set -euo pipefail
+# shellcheck source=scripts/setup.sh
 source "$(dirname "$0")/setup.sh" requirements-dev.txt
 ruff check .
 ruff format --check .
