@@ -104,8 +104,6 @@ def test_no_script_removes_folders_in_another_way():
 
 
 STARTS_PYTHON = re.compile(r"^\s*(?:exec )?(?:srun .*)?(?:python|torchrun|deepspeed) ", re.MULTILINE)
-    r"^\s*(?:exec )?(?:\"\$@\" |srun .*)?(?:python|torchrun|deepspeed)\b|\.venv/bin/python", re.MULTILINE
-)
 FINDS_PYTHON = re.compile(r"^(?:\w+ \|\| )?source .*(?:setup|activate)\.sh", re.MULTILINE)
 SOURCED = {"setup.sh", "activate.sh"}
 

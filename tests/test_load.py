@@ -21,10 +21,11 @@ from model.checkpoints.load import assemble, build_model, dtype_of, fetch, load_
 from model.checkpoints.save import save_folder, save_original
 from model.heads import HEADS
 from model.vlm.base import Vision
+from tests.records import OWN
 from tests.tiny_model import LANGUAGE, TOWER
 from utils.config import ModelConfig
 
-GOLDEN = Path(__file__).parent / "golden" / "lisa"
+GOLDEN = OWN / "lisa"
 TOY = Path(__file__).parents[1] / "assets" / "toy"
 SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 OTHER = TokenSpec(added=("<ins>", "<no_ins>"), mask=("<ins>",), refuse="<no_ins>")

@@ -1,3 +1,5 @@
+"""The objective is the published one; what is ignored or absent counts as the recipe says."""
+
 from __future__ import annotations
 
 import pytest

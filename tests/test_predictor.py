@@ -10,9 +10,10 @@ from PIL import Image
 from data.types import Claim
 from evaluation import predictor as module
 from evaluation.predictor import Predictor
-from tests.tiny_assistant import GOLDEN, tiny
+from tests.records import OWN
+from tests.tiny_assistant import tiny
 
-PICTURE = GOLDEN / "lisa" / "image0.png"
+PICTURE = OWN / "lisa" / "image0.png"
 PHRASES = ["the dog", "the unicorn"]
 
 
@@ -76,7 +77,7 @@ def test_questions_in_free_words(lisa):
 
 def test_published_checkpoints_load():
     loaded = Predictor.from_pretrained(
-        GOLDEN / "lisa", device="cpu", max_new_tokens=2, model={"vision_tower": str(GOLDEN / "lisa" / "clip")}
+        OWN / "lisa", device="cpu", max_new_tokens=2, model={"vision_tower": str(OWN / "lisa" / "clip")}
     )
     assert len(loaded(PICTURE, PHRASES)) == 2
 

@@ -23,7 +23,8 @@ from evaluation.suites import find_suites
 from model.losses import objective
 from systems.assistant import build
 from systems.base import SYSTEMS, build_system, systems_accepting
-from tests.tiny_assistant import GOLDEN, toy_world
+from tests.records import OWN
+from tests.tiny_assistant import toy_world
 from utils.config import Recipe, load_recipe
 from utils.flags import resolve
 
@@ -122,7 +123,7 @@ def test_recipes_lose_no_data_that_the_release_loses_to_its_limit():
 def on_toy_weights(recipe: Recipe, world: Path) -> Recipe:
     """The same recipe on the tiny published-format weights of its system, or the toy base where there are none; in
     fp32, on the toy world."""
-    folder = GOLDEN / recipe.system
+    folder = OWN / recipe.system
     published = {"version": str(folder), "vision_tower": str(folder / "clip"), "vision_pretrained": None}
     model = replace(
         recipe.model,
