@@ -1,4 +1,4 @@
-"""The model of all systems: batching, caching, padding and checkpointing leave its answers and gradients as they are."""
+"""The model of all systems: batching, caching, padding and checkpointing leave its answers and gradients unchanged."""
 
 from __future__ import annotations
 
