@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All five papers and the unified model in miniature: training, every toy benchmark, table, plots and pictures.
+# All five papers and the unified model in miniature: training, every toy benchmark, table, plots and images.
 # At most 90 minutes on two CPU cores. usage: bash scripts/miniature.sh [OUT] [flags of `python -m toy.study`]
 # (default runs/miniature; an interrupted run resumes)
 set -euo pipefail
