@@ -127,17 +127,17 @@ def test_mask_tokens_are_found_with_and_without_a_tokenizer(tmp_path, capsys, ve
 def test_rows_that_do_not_fit_are_faults(tmp_path, capsys):
     root = messy.jsonl(tmp_path / "data", {"phrase": "cup " * 200, "polygons": [BOX]})
     version = str(messy.ROOT / "assets/toy/llava")
-    status, printed = messy.doctor(root, [JSONL], capsys, model={"version": version, "model_max_length": 128})
-    assert status == 1 and "does not fit in model_max_length 128" in printed
+    status, printed = messy.doctor(root, [JSONL], capsys, model={"version": version, "model_max_length": 320})
+    assert status == 1 and "does not fit in model_max_length 320" in printed
 
 
 def test_questions_of_evaluation_are_encoded_too(tmp_path, capsys):
-    root = messy.jsonl(tmp_path / "data", {"phrase": "the [SEG] cup", "polygons": [BOX]})
+    root = messy.jsonl(tmp_path / "data", {"phrase": "the <image> cup", "polygons": [BOX]})
     path = messy.recipe(tmp_path / "r.yaml", [JSONL | {"rate": 0}])
     own = {"name": "mine", "metric": "overlap"} | JSONL
     arguments = ["--set", f"eval.custom=[{json.dumps(own)}]", "--set", "eval.suites=[mine]"]
     assert doctor_main([str(path), "--dataset_dir", str(root), "--full", *arguments]) == 1
-    assert "eval mine: broken items" in (printed := capsys.readouterr().out) and "[SEG]" in printed
+    assert "eval mine: broken items" in (printed := capsys.readouterr().out) and "<image>" in printed
 
 
 def test_bad_records_are_each_named_and_the_good_ones_counted(tmp_path, capsys):

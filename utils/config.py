@@ -209,10 +209,6 @@ class RunConfig:
     tensorboard: bool = True
     wandb: str | None = None  # project on Weights & Biases (pip install wandb) that the run also reports to
 
-    def __post_init__(self) -> None:
-        if leaves(self.exp_name):
-            raise ValueError(f"run.exp_name {self.exp_name!r} leaves the folder of runs; set run.log_base_dir instead")
-
     @property
     def folder(self) -> Path:
         return Path(self.log_base_dir) / self.exp_name
@@ -265,7 +261,7 @@ def _check_range(value: float, low: float | None, high: float | None, above: boo
 def _check_run(run: RunConfig, where: str) -> None:
     """A run folder of its own below the folder of all runs."""
     parts = Path(run.exp_name).parts
-    if not run.exp_name.strip() or not parts or ".." in parts or Path(run.exp_name).is_absolute():
+    if not run.exp_name.strip() or not parts or leaves(run.exp_name):
         raise ValueError(
             f"{where}.exp_name: {run.exp_name!r} names no folder below run.log_base_dir; give the run a name "
             "(--exp_name), such as lisa-7b"

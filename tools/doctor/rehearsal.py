@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from data.collate import SampleBuilder
 from data.encode import Encoder
+from data.pieces import Pieces
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Record
 from data.views import ClipView, SamView, Views
@@ -23,8 +24,24 @@ SIDE = 256  # of the mask encoder's view: small, since no record fails at one si
 PUBLISHED_IMAGE_TOKENS = 256
 
 
+class NoWords:
+    """Stands in for a vocabulary that is not on this machine: every text is a single unknown piece."""
+
+    def __init__(self, unknown: int):
+        self.unknown = unknown
+
+    def encode(self, text: str, *, blank: bool) -> list[int]:
+        return [self.unknown] if text else []
+
+    def piece(self, index: int) -> str:
+        return ""
+
+    def index(self, piece: str) -> int:
+        return self.unknown
+
+
 class OnlyTokens:
-    """Stands in for a tokenizer that is not on this machine: knows the tokens that a system adds, and no word pieces.
+    """Stands in for a tokenizer that is not on this machine: knows the tokens that a system adds.
 
     A text becomes a single id, so that rows have their tokens and their masks, though not their length.
     """
@@ -34,12 +51,10 @@ class OnlyTokens:
     def __init__(self, spec: TokenSpec):
         names = ("<s>", "</s>", "<unk>", *spec.all_added)
         self.added_tokens_decoder = {index: AddedToken(name) for index, name in enumerate(names)}
+        self.pieces = Pieces(NoWords(len(names)))
 
     def get_vocab(self) -> dict[str, int]:
         return {token.content: index for index, token in self.added_tokens_decoder.items()}
-
-    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[len(self.added_tokens_decoder)] for _ in texts]}
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ class Rehearsal:
     def of(cls, recipe: Recipe) -> Rehearsal:
         system = build_system(recipe.system, recipe.options)
         system = replace(system, tokens=replace(system.tokens, wrap_image=recipe.model.use_mm_start_end))
-        encoder, unchecked = _encoder(system, recipe.model)
+        encoder, unchecked = _encoder(system, recipe.model, recipe.data.long_rows)
         maker = SampleBuilder(
             system.task,
             encoder,
@@ -82,20 +97,34 @@ def texts_of(record: Record) -> Iterator[str]:
         yield from (turn.question, *(part for part in turn.answer if isinstance(part, str)))
 
 
-def _encoder(system: System, config: ModelConfig) -> tuple[Encoder, str]:
+def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encoder, str]:
     folder = Path(config.version).expanduser()
     spec = system.tokens
     try:
         if not config.version or not folder.is_dir():
             raise FileNotFoundError(f"no folder {config.version!r}")
-        tokenizer = load_tokenizer(folder, spec, config.model_max_length or 10**9)
+        tokenizer = load_tokenizer(
+            folder,
+            spec,
+            config.model_max_length or 10**9,
+            release=config.tokenization,
+            legacy=config.tokenizer_legacy,
+        )
         limit = config.model_max_length
         unchecked = ""
     except (OSError, ValueError, KeyError) as error:
         tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec))  # it has what Encoder calls
         limit = 0
         unchecked = f"the length of rows: the tokenizer of model.version is not on this machine ({error})"
-    encoder = Encoder(tokenizer, spec, config.conv_type, limit, _image_tokens(folder, config), system.prompt_template)
+    encoder = Encoder(
+        tokenizer,
+        spec,
+        config.conv_type,
+        limit,
+        _image_tokens(folder, config),
+        system.prompt_template,
+        long_rows,
+    )
     return encoder, unchecked
 
 
