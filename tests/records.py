@@ -1,6 +1,6 @@
 """Golden records: where they are, and their conversations as dialogues with holes.
 
-GOLDEN_DIR names another folder of the same form (golden/README.md): other texts, other pictures, any number of rounds
+GOLDEN_DIR names another folder of the same form (golden/README.md): other texts, other images, any number of rounds
 in a conversation. Folders of systems that are not here are skipped with their architecture. Tests that need a tiny
 model or tokenizer, whatever its texts, take the repository's own (OWN).
 """
@@ -67,9 +67,9 @@ def read_record(name: str) -> dict:
 
 
 def read_dialogues(texts: Sequence[str], spec: TokenSpec, layout: str = "llava_v1") -> list[Dialogue]:
-    """The conversations about one picture, each of any number of rounds.
+    """The conversations about one image, each of any number of rounds.
 
-    Holes are numbered through the picture, a mask and a refusal alike: the order of a record's masks.
+    Holes are numbered through the image, masks and refusals together: the order of a record's masks.
     """
     parsed, slots = [], 0
     for text in texts:

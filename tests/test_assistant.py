@@ -1,4 +1,4 @@
-"""Loading what a system left behind: published folders, run folders, merged folders; and refusing what does not fit."""
+"""Loading published folders, run folders and merged folders; and refusing what does not fit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(tmp_path_factory):
 
 
 def logits(assistant) -> torch.Tensor:
-    """Text logits of a fixed row about a fixed picture."""
+    """Text logits of a fixed row about a fixed image."""
     sample = load_views(OWN / "lasagna" / "image0.png", assistant.views)
     sample.rows = [assistant.encoder.encode((Turn(QUESTION, ANSWER),))]
     sample.masks = torch.zeros(0, *sample.geometry.original)

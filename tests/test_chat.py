@@ -1,4 +1,4 @@
-"""The chat program: one question or a loop; every mask, an overlay and a JSON; mistakes are said and it goes on."""
+"""The chat program: one question or a loop; every mask, an overlay and a JSON; mistakes do not end it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engine and checkpoints: the run goes on exactly, half-written folders are never picked, few are kept."""
+"""Engine and checkpoints: the run resumes exactly, half-written folders are never picked, few are kept."""
 
 import json
 import os

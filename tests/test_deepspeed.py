@@ -1,4 +1,4 @@
-"""Two processes: every ZeRO stage trains, saves, merges and goes on exactly, and equals one process.
+"""Two processes: every ZeRO stage trains, saves, merges and resumes exactly, and equals one process.
 
 They start under DeepSpeed's launcher first, then as two simulated nodes, each with a launcher of its own.
 """
@@ -73,7 +73,7 @@ def cut(run: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Runs of two processes: one a stage (the last two validate on three pictures, so unevenly), and unlucky ones."""
+    """Runs of two processes: one a stage (the last two validate on three images, so unevenly), and unlucky ones."""
     folder = tmp_path_factory.mktemp("pair")
     write_reason_seg(folder / "data", val=3)
     train = {"grad_accumulation_steps": 1, "warmup_steps": 0, "zero_options": {"stage3_param_persistence_threshold": 0}}
@@ -104,7 +104,7 @@ def alone(world):
 
 @pytest.fixture(scope="module")
 def resumed(world, alone):
-    """Two nodes go on with runs that stopped after step 2: their own, and one of one process."""
+    """Two nodes resume runs that stopped after step 2: their own, and one of a single process."""
     runs, argv = world
     names = {"again2": ("stage2", 2), "again3": ("stage3", 3), "up": ("alone", 3), "over": ("stage2", 3)}
     for name, (source, _) in names.items():
@@ -157,7 +157,7 @@ def test_divided_weights_merge_to_the_same_model(world, alone):
 
 
 def test_uneven_validation_scores_every_picture_once(world):
-    """Three pictures for two processes: under ZeRO-3 one of them makes a forward pass alone."""
+    """Three images for two processes: under ZeRO-3 one of them makes a forward pass alone."""
     runs, _ = world
     values = [[row["ReasonSeg|val"]["gIoU"] for row in train_log(runs / name, "val")] for name in ("stage2", "stage3")]
     assert values[0] == pytest.approx(values[1], rel=1e-4) and len(values[0]) == 2

@@ -354,7 +354,7 @@ def test_sheets_show_pictures_and_the_exact_words(root, capsys, tmp_path):
     words = sheets[1].with_suffix(".txt").read_text()
     assert all(f"--- {name}: " in words for name in SYSTEMS)
     assert words.count("=== record ") == 2 and "USER: <im_start><image><im_end>\n" in words and "[SEG]" in words
-    assert np.asarray(Image.open(sheets[1])).std() > 20, "a picture is on it"
+    assert np.asarray(Image.open(sheets[1])).std() > 20, "an image is on it"
 
 
 @pytest.mark.parametrize("name", ["lisa", "lasagna"])

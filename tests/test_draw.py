@@ -1,4 +1,4 @@
-"""Overlays and grids: colours where the masks are, the picture where they are not."""
+"""Overlays and grids: colours where the masks are, the image where they are not."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_only_pictures_that_are_new_are_encoded(tmp_path):
     both = cache(PICTURES[[1, 2, 0]], watched)
     assert seen == [2, 1] and both.dtype == torch.float32
     torch.testing.assert_close(both, encode(PICTURES[[1, 2, 0]]).half().float(), atol=0, rtol=0)
-    cache(PICTURES[:1].bfloat16(), watched)  # the same picture in other numbers
+    cache(PICTURES[:1].bfloat16(), watched)  # the same image in other numbers
     EmbeddingCache(tmp_path, 1, WEIGHTS[::-1])(PICTURES[:1], watched)  # other weights
     assert seen == [2, 1, 1, 1]
 

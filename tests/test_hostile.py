@@ -129,7 +129,7 @@ def test_pictures_are_shown_from_the_named_folder_alone(photo, tmp_path):
     for number, (image, there) in enumerate(
         (
             (photo, 1),
-            (secret, 0),  # beside the predictions
+            (secret, 0),  # next to the predictions
             (data / "deep" / ".." / ".." / "p" / "secret.png", 0),
             (os.path.relpath(secret), 0),
             ("/etc/passwd", 0),

@@ -54,7 +54,7 @@ def folder(original, tmp_path) -> Path:
 
 
 def change(file: Path, *keys: str, value) -> None:
-    """Sets a value deep inside a JSON or YAML file."""
+    """Replaces a value deep inside a JSON or YAML file."""
     reads, writes = (json.loads, json.dumps) if file.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
     whole = reads(file.read_text())
     place = whole

@@ -51,7 +51,7 @@ def test_a_figure_of_several_sums_is_resampled_as_a_whole():
 
 
 def test_phrases_of_one_picture_are_drawn_together():
-    """Eight equal phrases a picture tell no more than one: the interval must not shrink."""
+    """Eight equal phrases per image say no more than one: the interval must not shrink."""
     ious = np.random.default_rng(3).integers(0, 101, size=40)
     widths = []
     for phrases in (1, 8):
@@ -78,7 +78,7 @@ def row(rng: np.random.Generator) -> list[int]:
 
 
 def counts_of(metric: str, rng: np.random.Generator) -> dict:
-    """Counts of one picture as the scorer of `metric` writes them."""
+    """Counts of one image as the scorer of `metric` writes them."""
     rows = [row(rng) for _ in range(rng.integers(1, 4))]
     pairs = [("both" if one[2] and one[3] else "missed" if one[2] else "extra", one, 0) for one in rows]
     cells = [[t, p, int(rng.integers(1, 90))] for t in range(3) for p in range(4) if rng.random() < 0.7]

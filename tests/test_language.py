@@ -85,6 +85,7 @@ RULES = (
 ALLOWED = (  # whole phrases in which a pattern is right
     "behind the scenes",
     "picture element",
+    "told apart",
 )
 # The toy world's sentences are data: balls lie behind boxes there. Elsewhere a string of several words is a message.
 PHRASES = ("toy", "tests", "wording")
@@ -96,7 +97,6 @@ SPOKEN = {"print", "log", "info", "warning", "error", "debug", "fail", "add_argu
 # Offences that remain, by folder. An empty table is the aim.
 REMAINING = {
     "data": 200,
-    "tests": 141,
     "docs": 139,
     "evaluation": 138,
     "utils": 71,
@@ -104,10 +104,8 @@ REMAINING = {
     "systems": 68,
     "model": 38,
     "configs": 35,
-    "tools": 25,
     "training": 25,
     "toy": 3,
-    "scripts": 1,
 }
 
 

@@ -1,4 +1,4 @@
-"""A fault of the data is never a score: empty masks, unlabelled pictures and unreadable records, in training, scoring
+"""A fault of the data is never a score: empty masks, unlabelled images and unreadable records, in training, scoring
 and whole evaluations."""
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def test_ignored_pixels_are_what_each_release_makes_of_them():
 
 
 def test_see_goes_by_the_flags_of_data_and_answer():
-    """sesame.md 6.2; the cup lies in ignored pixels, so no pixel is left of it, and it is there all the same."""
+    """sesame.md 6.2; the cup lies in ignored pixels, so no pixel is left of it, and still it is present."""
     targets = Target("cup", partial(square, 4)), Target("pot", None), Target("pan", lambda: ~square(8))
     record = Record(Path("a.jpg"), "refer", targets, ignore=partial(square, 8))
     queries = [Query("q", (), (index,), (target.phrase,)) for index, target in enumerate(targets)]

@@ -334,7 +334,7 @@ def test_tied_embeddings_become_two(published, sam, tmp_path):
 
 
 def test_finished_weights_are_never_drawn_anew(golden, sam):
-    """Training goes on from a finished assistant; a SAM file beside it changes nothing."""
+    """Training continues from a finished assistant; a SAM file in addition changes nothing."""
     model = build(GOLDEN, sam)
     assert_same(model, golden, skip=())
     assert model.report.fresh == []

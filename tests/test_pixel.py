@@ -1,4 +1,4 @@
-"""The mask head without SAM: fusion, levels, generation on padded pictures, new heads, layouts, published shapes."""
+"""The mask head without SAM: fusion, levels, generation on padded images, new heads, layouts, published shapes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def assistant():
 
 @pytest.fixture
 def base(published, tmp_path) -> Path:
-    """What PixelLM starts from: a LLaVA with a linear projector, beside it a tower of 336 pixels; no mask head."""
+    """What PixelLM starts from: a LLaVA with a linear projector, and a tower of 336 pixels; no mask head."""
     folder = tmp_path / "llava"
     drop = (*(f"model.{part}." for part in OWN), "model.vision_tower.", "model.mm_projector.")
     tensors = {name: tensor for name, tensor in published.items() if not name.startswith(drop)}
@@ -142,7 +142,7 @@ def test_padding_reaches_no_word(assistant):
     sample = load_views(GOLDEN / "image0.png", assistant.views)
     batch = collate_prompts([sample], [[assistant.encoder.prompt("<image>\nWhat is it?")]], model.vlm.image_tokens)
     changed = batch.pixels.clone()
-    changed[:, :, 14 * 27 :] = 5.0  # 358 rows of picture: 26 rows of patches, 13 of tokens
+    changed[:, :, 14 * 27 :] = 5.0  # 358 rows of image: 26 rows of patches, 13 of tokens
     hidden = []
     with torch.no_grad():
         for pixels in (batch.pixels, changed):
@@ -233,7 +233,7 @@ def test_published_layout_is_written_back(assistant, published, tmp_path):
 
 
 def test_a_training_file_brings_the_frozen_part_of_the_head(base, published):
-    """As released neck, prompt encoder and Fourier tables are drawn and never trained: only the file has them."""
+    """As released: neck, prompt encoder and Fourier tables are random and never trained; only the file has them."""
     head = {**SMALL, "train_neck": False}
     model = build(base, head=head)
     config = replace(CONFIG, tower=PUBLISHED_TOWER, head=head, lora=replace(CONFIG.lora, r=0), train_language=False)
@@ -273,7 +273,7 @@ def test_wrong_choices_are_refused(base):
 
 @pytest.mark.parametrize(("width", "inner", "layers", "heads"), [(4096, 11008, 32, 32), (5120, 13824, 40, 40)])
 def test_published_names_and_shapes(width, inner, layers, heads):
-    """The 241 weights of the published checkpoints beside LLaMA's (pixellm.md 7.3), without their memory."""
+    """The 241 weights of the published checkpoints in addition to LLaMA's (pixellm.md 7.3), without their memory."""
     language = {"vocab_size": 32009, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     config = HEADS["pixel"].config_for({}, {}, HeadContext(1024, 24, width, 6))

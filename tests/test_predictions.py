@@ -1,4 +1,4 @@
-"""No prediction is ever lost: a killed run goes on and ends as if it were never killed; files alone give figures."""
+"""No prediction is ever lost: a killed run resumes and ends as if it were never killed; files alone give figures."""
 
 from __future__ import annotations
 

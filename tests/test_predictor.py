@@ -1,4 +1,4 @@
-"""The Python interface: what it returns is what the model says, for every kind of picture and question."""
+"""The Python interface: what it returns is what the model says, for every kind of image and question."""
 
 from __future__ import annotations
 

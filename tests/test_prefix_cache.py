@@ -1,4 +1,4 @@
-"""Rows about one picture are read as one up to where they part; nothing about the answers changes."""
+"""Rows about one image are read as one up to where they part; nothing about the answers changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model():
 
 
 def batch_of(rows: list[list[int]], row_image: list[int], left: int = 0):
-    """Left-padded prompts about three pictures of different sizes."""
+    """Left-padded prompts about three images of different sizes."""
     batch, generator = tiny_batch(masks=False), torch.Generator().manual_seed(3)
     length = max(map(len, rows)) + left
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
@@ -49,7 +49,7 @@ def batch_of(rows: list[list[int]], row_image: list[int], left: int = 0):
 
 
 def alone(batch, row: int):
-    """One row with its picture, unpadded: the one-by-one path."""
+    """One row with its image, unpadded: the one-by-one path."""
     image, start = int(batch.row_image[row]), int((~batch.attention[row]).sum())
     return replace(
         batch,
@@ -63,7 +63,7 @@ def alone(batch, row: int):
 
 
 def many(count: int = 9, seed: int = 0):
-    """Rows of different lengths about three pictures: several, one, several; one pair is the same to the last token."""
+    """Rows of different lengths about three images: several, one, several; one pair is the same to the last token."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for _ in range(count):

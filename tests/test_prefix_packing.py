@@ -18,7 +18,7 @@ from tests.tiny_model import EOS, PLAN, SEG, tiny_batch, tiny_model
 from utils.config import LoraConfig, LossConfig
 
 IMAGE = [IMAGE_ID] * 4
-ROWS = [  # three dialogues about picture 0 (one opens another), one and two about the next, one about the last
+ROWS = [  # three dialogues about image 0 (one opens another), one and two about the next, one about the last
     ([1, 5, *IMAGE, 6, 7, 8, SEG, 9, SEG, EOS], 0),
     ([1, 5, *IMAGE, 6, 11, SEG, 13, EOS], 0),
     ([1, 5, *IMAGE, 6, 7], 0),
@@ -133,7 +133,7 @@ def test_dialogues_do_not_see_each_other():
 
 def test_rows_that_gain_nothing_stay_apart():
     batch = rows_batch()
-    assert pack(batch.ids[2:4], batch.attention[2:4], batch.row_image[2:4]) is None, "one row a picture"
+    assert pack(batch.ids[2:4], batch.attention[2:4], batch.row_image[2:4]) is None, "one row per image"
     other = batch.ids[:2].clone()
     other[1, 0] = 3
     assert pack(other, batch.attention[:2], batch.row_image[:2]) is not None, "the shorter row's padding is saved"
@@ -144,7 +144,7 @@ def test_rows_that_gain_nothing_stay_apart():
 
 @pytest.mark.parametrize(("most", "shape"), [(0, (3, 18)), (30, (2, 27)), (100, (1, 42))])
 def test_pictures_share_sequences(most, shape):
-    """18, 15 and 9 slots; no dialogue sees another's, and all are drawn as they are row by row."""
+    """18, 15 and 9 positions; no dialogue sees another's, and all have the masks that they have row by row."""
     batch = rows_batch(torch.float64)
     packing = pack(batch.ids, batch.attention, batch.row_image, most=most)
     assert packing.source.shape == shape
@@ -176,8 +176,10 @@ def test_sequences_are_filled_first_fit():
 
 
 def test_attention_without_a_mask_gets_rows_end_to_end(monkeypatch):
-    """As flash attention would: no mask at all, one sequence, its rows told by positions that begin anew. SDPA, which
-    reads them in the same way, stands in for it."""
+    """As flash attention would: no mask at all, one sequence, its rows told apart by positions that start again at 0.
+
+    SDPA, which reads them in the same way, stands in for it.
+    """
     model, batch = tiny_model(seed=2), rows_batch()
     model.vlm.pack_rows = False
     apart = model(batch)

@@ -84,7 +84,7 @@ def test_the_numbers_of_all_pictures_add_up_to_the_figures(pictures):
 
 
 def test_class_lists_that_differ_are_counted_by_name():
-    """A picture whose crowd leaves a class unclear has a shorter list (coco, crowd: ignore)."""
+    """An image whose crowd leaves a class unclear has a shorter list (coco, crowd: ignore)."""
     whole, parts = SemanticScorer(), [SemanticScorer(), SemanticScorer()]
     pictures = (
         {"classes": ["a", "b", "c"], STANDARD: [[0, 0, 5], [2, 3, 1]], RELEASED: [], "presence": None},

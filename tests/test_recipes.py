@@ -1,4 +1,4 @@
-"""Every recipe in configs/: what it names exists, and it gives a real system its first loss on toy pictures."""
+"""Every recipe in configs/: what it names exists, and it gives a real system its first loss on toy images."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
     [("lisa", 256, 257), ("gsva", 256, 769), ("sesame", 576, 257), ("lisa_7b", 256, 257), ("sesame_13b", 576, 257)],
 )
 def test_recipes_cut_rows_where_the_releases_do(name, patches, ids):
-    """model_max_length - 255 ids, of which one stands for the picture (lisa.md 3.2, gsva.md 5.4, sesame.md 5.2)."""
+    """model_max_length - 255 ids, of which one stands for the image (lisa.md 3.2, gsva.md 5.4, sesame.md 5.2)."""
     recipe = load_recipe(ROOT / "configs" / f"{name}.yaml")
     assert recipe.data.long_rows == "cut" and recipe.model.model_max_length - patches + 1 == ids
 
@@ -146,7 +146,7 @@ def _on_toy_classes(entry):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_every_training_script_starts_its_recipe(path, tmp_path):
-    """With a launcher that only repeats its words: the recipe is there, and the flags behind the size go through."""
+    """With a launcher that only prints its arguments: the recipe is there, the flags after the size follow."""
     (tmp_path / "deepspeed").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "deepspeed").chmod(0o755)
     launchers = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"  # a python with the packages is on it

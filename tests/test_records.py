@@ -60,7 +60,7 @@ def by_hand(parts) -> tuple[list[int], list[int]]:
 
 @pytest.fixture
 def record(tmp_path, monkeypatch):
-    """A record of the form of golden/README.md with conversations of three and of two rounds about one picture."""
+    """A record of the form of golden/README.md with conversations of three and of two rounds about one image."""
     folder = tmp_path / "gsva_rounds"
     folder.mkdir()
     for file in (OWN / "gsva").glob("*token*"):

@@ -123,7 +123,7 @@ def test_the_page_counts_present_and_absent_answers(page):
 
 def test_the_page_shows_the_best_and_worst_examples(page):
     shown = [a["src"] for tag, a in Tags(page).seen if tag == "img"]
-    assert len(shown) == 8  # three of the four best phrases (one picture is gone), four worst, one class list
+    assert len(shown) == 8  # three of the four best phrases (one image is gone), four worst, one class list
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0].partition(",")[2]))))
     assert abs(image[10, 30].astype(int) - image[35, 30]).max() > 20  # the mask covers the upper half
 
@@ -225,7 +225,7 @@ class TestBrowser:
         assert rows == {"refcoco|unc|val": True, "ade20k|val": False}
 
     def test_the_choice_and_the_button_do_as_they_say(self, file, tmp_path):
-        """A user's part, played by a script behind the page's own; an error of its own shows that errors are seen."""
+        """A user's part, played by a script after the page's own; an error of its own shows that errors are seen."""
         acts = """const choose = document.getElementById("suite"); choose.value = "refcoco|unc|val";
           choose.onchange(); document.querySelector("button[data-sort]").click();
           window.onhashchange = ((before) => () => { before(); console.error("played"); })(window.onhashchange);"""

@@ -1,4 +1,4 @@
-"""Evaluation end to end with tiny real models on toy pictures in the real layouts, and scoring of hand-made answers."""
+"""Evaluation end to end with tiny real models on toy images in the real layouts, and scoring of hand-made answers."""
 
 from __future__ import annotations
 

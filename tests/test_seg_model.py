@@ -16,7 +16,7 @@ from utils.config import LossConfig
 
 
 def prompts(left: int = 0):
-    """Open prompts of different lengths, left-padded: two rows about picture 0, one about picture 1."""
+    """Open prompts of different lengths, left-padded: two rows about image 0, one about image 1."""
     batch = tiny_batch(masks=False)
     image = [IMAGE_ID] * 4
     rows = [[1, 5, *image, 6, 7, 8, 11], [1, 5, *image, 9], [1, 5, *image, 10, 12, 30]]

@@ -96,7 +96,7 @@ def test_reasoning_is_asked_one_by_one(kind):
 
 
 def test_the_published_prompt_to_the_letter():
-    """gsva.md 3.2: blanks behind the line, none before "in", none behind "Sure,", the last one without a comma."""
+    """gsva.md 3.2: blanks after the line, none before "in", none after "Sure,", the last one without a comma."""
     (query,) = build_system("gsva").task.queries(record(names=NAMES[:4]))
     assert query.question == (
         "<image>\n What are red car, a dog, tall tree, no such thingin this image? Please output segmentation masks."

@@ -52,7 +52,7 @@ def test_sentences_stay_as_they_are_and_phrases_are_lower_cased():
 
 
 def test_explanations_follow_the_published_shares():
-    """lisa.md 4.6: a tenth in text only; the rest half plain, half mask with explanation; one draw a picture."""
+    """lisa.md 4.6: a tenth in text only; the rest half plain, half mask with explanation; one draw per image."""
     one = record("reason", "What swims?", "Name the swimmer.", explanation="A fish swims.")
     styles = {"text": 0, "plain": 0, "explained": 0}
     rng, task = np.random.default_rng(0), build_system("lisa").task

@@ -35,7 +35,7 @@ def converse(one: Record, seed: int = 0, **options) -> list[Dialogue]:
 
 
 def many(one: Record, times: int, **options) -> list[list[Dialogue]]:
-    """The dialogues of a picture, `times` times with chance of its own."""
+    """The dialogues of an image, `times` times with chance of its own."""
     task, rng = build_system("sesame", {"num_classes_per_sample": 9, **options}).task, np.random.default_rng(0)
     return [task.converse(one, rng) for _ in range(times)]
 
@@ -107,7 +107,7 @@ def test_label_sets_have_the_published_shares_and_one_draw_a_picture():
 
 
 def parts(**fields) -> Record:
-    """Two wheels and two lids of PACO's kind: one target per annotation, and classes that the picture lacks."""
+    """Two wheels and two lids of PACO's kind: one target per annotation, and classes that the image lacks."""
     named = [("car wheel", "the wheel of the car"), ("trash_can lid", "the lid of the trash_can")]
     named += [("dog leg", "the leg of the dog"), ("cup handle", "the handle of the cup"), ("car", "")]
     vocabulary = tuple(name for name, _ in named)
@@ -139,7 +139,7 @@ def test_parts_go_by_both_names_whether_they_are_there_or_not(false):
 
 @pytest.mark.parametrize("number", [1, 2, 3, 9])
 def test_false_questions_are_as_many_as_the_true_ones_and_correct_to_each_once(number):
-    """Published: absent class i goes with drawn annotation i, both without replacement."""
+    """Published: absent class i goes with sampled annotation i, both without replacement."""
     present = tuple(Target(name, mask) for name in CLASSES[:2])
     one = record(*present, kind="classes", vocabulary=CLASSES)
     for dialogues in many(one, 40, num_classes_per_sample=number, false_denial=0.0, false_correction=1.0):

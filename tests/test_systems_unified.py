@@ -74,7 +74,7 @@ def test_masks_are_of_what_is_there_and_refusals_of_what_is_not(name, seed):
 
 @given(name=st.sampled_from(["classes", "refer", "reason", "phrase", "multi"]), seed=st.integers(0, 999))
 def test_every_answer_is_read_as_it_was_meant(name, seed):
-    """One claim a hole, in order, masks counted; behind an opening refusal stands what is there instead."""
+    """One claim per hole, in order, masks counted; an opening refusal is followed by what is there instead."""
     for (turn,) in SYSTEM.task.converse(RECORDS[name], np.random.default_rng(seed)):
         claims, slots = SYSTEM.read(spoken(turn)), holes(turn)
         assert [claim.mask is None for claim in claims] == [isinstance(slot, Refuse) for slot in slots]
@@ -159,7 +159,7 @@ def test_several_objects_keep_the_words_of_the_dataset_or_are_named():
 
 
 def test_evaluation_asks_in_trained_words():
-    """Blanks behind the picture's line carry no meaning: tokens next to them strip them."""
+    """Blanks after the image's line carry no meaning: tokens next to them strip them."""
     lists = SYSTEM.task.premise.wording.lists
     assert query("classes").question.removeprefix("<image>\n").lstrip() in {
         text.format(list="tree, sky, sea, red car, road") for text in lists["classes"]

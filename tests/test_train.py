@@ -1,4 +1,4 @@
-"""The training program on tiny published weights: it runs, logs, validates, saves, stops and goes on exactly."""
+"""The training program on tiny published weights: it runs, logs, validates, saves, stops and resumes exactly."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run leaves behind for those who watch it: numbers, pictures, how it came about, curves of several runs."""
+"""What a run writes for those who watch it: numbers, images, how it came about, curves of several runs."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_meters_go_on_with_what_a_checkpoint_kept():
     second.add({"loss": values[2]}, weight=3)
     means = second.read()
     assert means["loss"] == whole.read()["loss"] and means[SPEED] > 0 and second.state() == {}
-    spread = Meters()  # of two processes, gone on with by one
+    spread = Meters()  # of two processes, resumed by one
     spread.restore([first.state(), first.state()])
     assert spread.read()["loss"] == first.read()["loss"]
     Meters().restore([])
@@ -205,7 +205,7 @@ def test_peak_memory_is_that_since_the_last_reading():
 
 @dataclass
 class Listed:
-    """A source by its annotation file and its pictures."""
+    """A source by its annotation file and its images."""
 
     files: tuple[Path, ...]
     names: list[str]
@@ -257,7 +257,7 @@ class TestPictures:
         return Record(photo, "multi", targets)
 
     def replies(self) -> tuple[list[Query], list[Reply]]:
-        """Asked for a and b: first b is drawn, then something else; and nothing is drawn for c."""
+        """Asked for a and b: first b gets a mask, then something else; and c gets none."""
         logits = torch.full((2, 8, 10), -1.0)
         logits[0, 4:] = logits[1, 2:3, 8:] = 2.0
         both = Query("<image>\nWhich?", (Mask(0), Mask(1)), (0, 1), ("a", "b"))

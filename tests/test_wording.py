@@ -46,7 +46,7 @@ def text(turn: Turn) -> str:
 
 
 def close_to(share: float, number: int):
-    """Within four standard deviations of a share among so many draws."""
+    """Within four standard deviations of a share among that number of draws."""
     return pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / number))
 
 
@@ -248,7 +248,7 @@ def test_reasoning_texts_and_explanations_are_trained_with_their_outer_blanks():
     said = turns("lisa", record("reason", " What Swims? ", dialogues=why), 200)
     assert all(turn.question.startswith("<image>\n What Swims? ") for turn in said)
     told = Counter(turn.answer[-1] for turn in said if "It swims." in text(turn))
-    assert set(told) == {" It swims. ", "  It swims. "}  # alone; behind a mask and a blank
+    assert set(told) == {" It swims. ", "  It swims. "}  # alone; after a mask and a blank
     assert all(f" {PHRASE.lower()} " in turn.question for turn in turns("lisa", record("phrase", f" {PHRASE} "), 60))
     for turn in turns("lisa", record("refer", f" {PHRASE} "), 60):
         assert f"  {PHRASE.lower()}" not in turn.question and f"{PHRASE.lower()}  " not in turn.question

@@ -65,7 +65,7 @@ def tiny_model(seed: int = 0, plan: Architecture = PLAN) -> SegModel:
 
 
 def tiny_batch(seed: int = 0, masks: bool = True) -> Batch:
-    """Two pictures of different sizes with two rows and one, right-padded, three masks (or none)."""
+    """Two images of different sizes with two rows and one, right-padded, three masks (or none)."""
     generator = torch.Generator().manual_seed(seed)
     image = [IMAGE_ID] * 4
     rows = [
