@@ -26,7 +26,7 @@ CHOICES = {"stats": ("sam", "tower"), "positions": ("released", "correct")}
 
 @dataclass(frozen=True)
 class TowerInput:
-    """A way of seeing, told by a folder's `config.json` and by the recipe (utils.config.TowerConfig has the words)."""
+    """A way of seeing, told by a folder's `config.json` and by the recipe (utils.recipe.TowerConfig has the words)."""
 
     size: int | None = None
     pad: bool = False
