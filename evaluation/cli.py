@@ -47,31 +47,31 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model_flags(parser: Parser) -> None:
-    """--version and how to load it."""
+    """Adds --version and the flags that say how to load it."""
     parser.add_argument("--version", help="run folder, merged folder, or published checkpoint (folder or hub name)")
     parser.add_argument("--system", help="the system of the checkpoint, where its files do not say")
     parser.add_argument("--checkpoint", default="best", help="of a run folder: best, last, or a name like step_500")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: as trained; fp32 on a CPU")
-    parser.add_argument("--weight", help="training file over the weights of --version, a base: a bare .bin")
+    parser.add_argument("--weight", help="training's bare .bin file, loaded over the weights of --version, a base")
     parser.add_argument("--vision_tower", help="CLIP folder or hub name, for checkpoints without one")
     parser.add_argument("--conv_type", help="conversation template; default: as trained")
     parser.add_argument("--load_in_8bit", action="store_true", help="8-bit language model (bitsandbytes, GPU)")
     parser.add_argument("--load_in_4bit", action="store_true", help="4-bit language model (bitsandbytes, GPU)")
-    parser.add_argument("--allow_missing", action="store_true", help="continue when weights are missing or unexpected")
+    parser.add_argument("--allow_missing", action="store_true", help="load in spite of missing or unexpected weights")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="A.B=V",
-        help="replace a field of its recipe, model.* or options.*",
+        help="replace a field of the checkpoint's recipe, model.* or options.*; may be repeated",
     )
 
 
 def load_assistant(args: argparse.Namespace) -> Assistant:
-    """The assistant of `--version`, ready to answer; what cannot be loaded ends the program with a message."""
+    """The assistant of `--version`, ready to answer. Ends the program with a message where it cannot be loaded."""
     try:
-        over = overrides(args)
-        return load(args.version, system=args.system, checkpoint=args.checkpoint, device=dist.device(), **over)
+        fields = overrides(args)
+        return load(args.version, system=args.system, checkpoint=args.checkpoint, device=dist.device(), **fields)
     except (OSError, ValueError, KeyError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         raise SystemExit(f"cannot load {args.version}: {message}") from None

@@ -178,7 +178,7 @@ FAULTS = {
     ),
     "map without picture": (
         lambda r: first(r / "ade20k/images/training").unlink(),
-        ["ade20k: missing", "1 of .* label maps have no picture"],
+        ["ade20k: missing", "1 of .* label maps have no image"],
     ),
     "unlabelled map": (lambda r: save_map(r, np.zeros(side(r), np.uint8)), ["warning: train ade20k: nothing to ask"]),
     "two-point polygon": (

@@ -209,7 +209,7 @@ def test_text_that_yaml_reads_as_something_else_is_refused(name):
     assert from_dict(Recipe, {"data": {"exclude_val": False}}).data.exclude_val == "off"
 
 
-# --- pictures in the Python interface
+# --- images in the Python API
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "I;16", "1", "LA"])

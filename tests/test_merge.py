@@ -16,10 +16,12 @@ from data.collate import SampleBuilder, collate
 from data.sources import build_source
 from model.checkpoints.layouts import published_table
 from model.heads import HEADS
+from model.vlm import VLMS
 from systems.assistant import Assistant, load
+from tests.tiny_model import LLAVA
 from tests.tiny_run import BASE, write_reason_seg, write_recipe
 from utils.config import load_recipe
-from utils.files import whole_folder
+from utils.files import atomic_folder
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def truth(run):
 
 @torch.no_grad()
 def answers(assistant: Assistant) -> torch.Tensor:
-    """Token logits and mask logits of one picture, teacher forced, in one row."""
+    """Token logits and mask logits of one image, teacher forced, in one row."""
     source = build_source("ReasonSeg|val", assistant.recipe.data.dataset_dir)
     maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views)
     sample = maker.build(source[0], np.random.default_rng(0))
@@ -86,7 +88,8 @@ def test_one_file_of_whole_weights(run, truth, tmp_path, wrapped):
     """What zero_to_fp32 makes of this program's shards, and of the original programs'."""
     weights = load_file(run / "checkpoints" / "step_4" / "trainable.safetensors")
     if wrapped:
-        table = published_table(HEADS["sam"].WEIGHT_NAMES, 1)
+        names = VLMS["llava"].published_names({**LLAVA, "projector_depth": 1})
+        table = published_table(names, HEADS["sam"].WEIGHT_NAMES)
         weights = {f"base_model.model.{table.to_layout(name)}": value for name, value in weights.items()}
     torch.save(weights, tmp_path / "pytorch_model.bin")
     recipe = run / "recipe.yaml"
@@ -163,10 +166,10 @@ def test_a_killed_swap_is_undone(tmp_path):
     """Between the two renames the old folder has the name of a draft; the next writer puts it back first."""
     (tmp_path / ".unfinished_replaced_out").mkdir()
     (tmp_path / ".unfinished_replaced_out" / "old").write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out") as draft:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out") as draft:
         (draft / "new").write_text("new")
         raise KeyboardInterrupt
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/old"]
-    with whole_folder(tmp_path / "out") as draft:
+    with atomic_folder(tmp_path / "out") as draft:
         (draft / "new").write_text("new")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/new"]

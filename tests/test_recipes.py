@@ -17,7 +17,7 @@ from data.collate import SampleBuilder, collate
 from data.mixture import Mixture
 from data.sources import SOURCES
 from data.templates import template
-from evaluation.metrics.scorers import SCORERS
+from evaluation.metrics import SCORERS
 from evaluation.suites import find_suites
 from model.losses import objective
 from systems.assistant import build

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import yaml
 
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.plain import leaves, parse_yaml, read_yaml
 from utils.recipe import (
     CacheConfig,
@@ -232,7 +232,7 @@ def load_recipe(path: str | Path) -> Recipe:
 def save_recipe(recipe: Recipe, folder: str | Path) -> Path:
     path = Path(folder) / "recipe.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True))
+    write_atomically(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True))
     return path
 
 

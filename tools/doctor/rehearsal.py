@@ -14,8 +14,8 @@ from data.pieces import Pieces
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Record
 from data.views import ClipView, SamView, Views
-from model.checkpoints.architecture import read_config, tower_sizes
-from model.vlm.tower import tower_input
+from model.checkpoints.config_file import read_config
+from model.checkpoints.load import vlm_class
 from systems.base import System, build_system
 from utils.config import ModelConfig, Recipe
 
@@ -96,16 +96,15 @@ def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encod
     except (OSError, ValueError, KeyError) as error:
         tokenizer, limit = OnlyTokens(spec), 0
         unchecked = f"the length of rows: the tokenizer of model.version is not here ({error})"
-    settings = (config.conv_type, limit, _image_tokens(folder, config), system.prompt_template, long_rows)
+    prompt_template = system.released.prompt_template
+    settings = (config.conv_type, limit, _image_tokens(folder, config), prompt_template, long_rows)
     return Encoder(tokenizer, spec, *settings), unchecked
 
 
 def _image_tokens(folder: Path, config: ModelConfig) -> int:
-    """Positions that a picture takes in a row, told by the tower's `config.json` where it is here."""
+    """Positions that an image takes in a row, from `config.json` where it is here."""
     try:
         values = read_config(folder)
-        sight = tower_input(values, config.tower)
-        sizes = tower_sizes(values if "vision_config" in values else read_config(Path(config.vision_tower or "")))
-        return ((sight.size or sizes["image_size"]) // sizes["patch_size"] // sight.pool) ** 2
+        return vlm_class(values, str(folder)).image_tokens_of(values, config)
     except (OSError, ValueError, KeyError, TypeError):
         return PUBLISHED_IMAGE_TOKENS

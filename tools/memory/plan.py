@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from data.types import IGNORE_ID, IMAGE_ID, Batch
-from data.views import ClipView, PaddedView
+from data.views import PaddedView
 from model.checkpoints.load import assemble, dtype_of
 from model.finetune.trainable import prepare_training
 from model.runtime import training_options
 from model.seg_model import SegModel
+from model.vlm import VLMS
 from model.vlm.prefix_packing import can_pack
 from systems.base import build_system
 from tools.memory.activation_memory import Footprint, footprint
@@ -135,13 +136,11 @@ def meta_model(recipe: Recipe) -> SegModel:
     """The recipe's model prepared for training, on the meta device, with gradients as after the first step."""
     system = build_system(recipe.system, recipe.options)
     added = len(system.tokens.all_added)
-    head = recipe.model.mask_head or system.head
-    architecture = released_architecture(recipe.model, head, len(system.tokens.mask), added)
+    architecture = released_architecture(recipe.model, system.head, len(system.tokens.mask), added)
     attention = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
-    side, rows = architecture.tower["image_size"], architecture.language["vocab_size"]
-    view = PaddedView(side) if recipe.model.tower.pad else ClipView(side)
+    rows = VLMS[architecture.vlm].sizes(architecture.vlm_config).vocabulary
     with torch.device("meta"):
-        model = assemble(architecture, attention, view, range(rows - added, rows))
+        model = assemble(architecture, attention, added_ids=range(rows - added, rows))
         model = model.to(dtype_of(recipe.model.precision))
         # A 4-bit layer keeps the same activations as a plain one; its weights are counted in `count_parameters`.
         prepare_training(model, replace(recipe.model, load_in_4bit=False))
