@@ -32,7 +32,7 @@ from data.tokens import load_tokenizer
 from data.types import Record
 from data.views import ClipView, SamView, SegView, Views, read_image
 from systems.base import build_system
-from utils.config import Recipe, from_dict, load_recipe, override, to_dict
+from utils.config import Recipe, from_dict, load_recipe, to_dict, with_overrides
 
 PATCH, SAM_SIDE = 14, 1024
 STEPS = ("facts", "words", "ids", "read and decode", "language-side view", "mask-side view", "masks", "batch")
@@ -93,9 +93,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
-    values = to_dict(load_recipe(args.recipe))
-    for assignment in args.set:
-        values = override(values, assignment)
+    values = with_overrides(to_dict(load_recipe(args.recipe)), args.set)
     if args.dataset_dir:
         values["data"]["dataset_dir"] = str(args.dataset_dir)
     return from_dict(Recipe, values)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from systems.assistant import Assistant, load
 from utils import dist
-from utils.config import ModelConfig, choices, override
+from utils.config import ModelConfig, choices, with_overrides
 from utils.flags import FLAGS, underscored
 
 PRECISIONS = choices(ModelConfig, "precision")
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
                 near = difflib.get_close_matches(name, self._option_string_actions, n=1)
                 self.error(f"unknown argument {name!r}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
             if name != "--local_rank":
-                print(f"{name} is ignored here: the checkpoint says it, or it is for training only")
+                print(f"{name} has no meaning here: the checkpoint says it, or it is for training only")
             alone = value or position + 1 == len(extra) or extra[position + 1].startswith("--")
             position += 1 if alone else 2
         return args
@@ -78,13 +78,10 @@ def load_assistant(args: argparse.Namespace) -> Assistant:
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """Fields of the checkpoint's recipe that flags and `--set` replace. Only `model` and `options` have any here."""
-    flags = {field: getattr(args, flag) for flag, field in MODEL_FIELDS.items()}
-    model = {field: value for field, value in flags.items() if value not in (None, False)}
-    values: dict[str, Any] = {"model": model, "options": {}}
-    for assignment in args.set:
-        values = override(values, assignment)
-    other = values.keys() - {"model", "options"}
-    if other:
-        raise ValueError(f"--set {', '.join(sorted(other))}: only model.* and options.* can be set for a checkpoint")
+    """Fields of the checkpoint's recipe that flags and `--set` replace: those of `model` and `options` count here."""
+    given = {field: getattr(args, flag) for flag, field in MODEL_FIELDS.items()}
+    model = {field: value for field, value in given.items() if value not in (None, False)}
+    values: dict[str, Any] = with_overrides({"model": model, "options": {}}, args.set)
+    if strange := values.keys() - {"model", "options"}:
+        raise ValueError(f"--set {', '.join(sorted(strange))}: only model.* and options.* can be set for a checkpoint")
     return values

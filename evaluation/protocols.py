@@ -63,7 +63,7 @@ def generate(
     answer depends on the rows of its batch, so the batches are those of the release, of `visible_padding` questions
     about one image.
     """
-    rows = assistant.system.visible_padding
+    rows = assistant.system.released.visible_padding
     if not rows:
         return _generate_batch(assistant, samples, queries, max_new_tokens)
     replies: list[list[Reply]] = []
@@ -80,7 +80,7 @@ def _generate_batch(
     tokenizer, model = assistant.tokenizer, assistant.model
     prompts = [_prompts(assistant, sample, group) for sample, group in zip(samples, queries, strict=True)]
     batch = _place(collate_prompts(samples, prompts, model.vlm.image_tokens, tokenizer.pad_token_id), assistant)
-    if assistant.system.visible_padding:
+    if assistant.system.released.visible_padding:
         batch.attention[:] = True  # as released, padding is attended to
     answers = model.generate(
         batch,

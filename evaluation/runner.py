@@ -298,7 +298,7 @@ class SuiteEvaluation:
         item = answered.item
         self._check_masks(item, answered.replies)
         counts = SCORERS[self.suite.metric].count(
-            item.record, item.queries, answered.replies, self.protocol, self.assistant.system.released_truth
+            item.record, item.queries, answered.replies, self.protocol, self.assistant.system.released.truth
         )
         return {
             "suite": self.suite.name,

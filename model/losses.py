@@ -46,7 +46,7 @@ def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
     sums = [mask_losses(*group) for group in _by_size(images)]
     blank = _refused(batch, config)
     count += sum(map(len, blank))
-    sums += [mask_losses(masks, masks) for masks in blank]
+    sums.extend(mask_losses(masks, masks) for masks in blank)
     bce = config.bce * sum((bce for bce, _ in sums), zero) / count
     dice = config.dice * sum((dice for _, dice in sums), zero) / count
     total = ce + bce + dice
@@ -131,7 +131,8 @@ def _refused(batch: Batch, config: LossConfig) -> list[Tensor]:
 def _truth(output: SegOutput, batch: Batch, config: LossConfig) -> tuple[list[Tensor], list[Tensor | None]]:
     """True masks and ignored pixels of each image. At the decoder's size, a cell's truth is the share of it that is
     covered, and a cell with any ignored pixel is ignored."""
-    truth, ignored = batch.masks, _ignored(batch, config)
+    truth = batch.masks
+    ignored = _ignored(batch, config)
     if config.mask_size == "full":
         return truth, ignored
     sizes = [masks.shape[1:] for masks in output.masks]

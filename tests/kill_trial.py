@@ -1,10 +1,10 @@
-"""Kills real training runs at random moments, goes on with each, and compares it with one that nobody interrupted.
+"""Kills real training runs at random moments, resumes each, and compares it with one that nobody interrupted.
 
     python -m tests.kill_trial OUT [--kills 20] [--seed 0]
 
 Ways to kill: SIGKILL and SIGTERM, to the process alone, to torchrun, and to the whole process group with the loader
 workers in it. A run must have kept its last save (and, at SIGTERM, every step that it logged), and in the end have the
-weights, log, TensorBoard, pictures and pointers of an uninterrupted run. OUT/kills.json holds a line per kill.
+weights, log, TensorBoard, images and pointers of an uninterrupted run. OUT/kills.json holds a line per kill.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from utils.log import read_log
 STEPS, EPOCHS, SAVED_EVERY, LOGGED_EVERY = 5, 3, 4, 3  # so that some lines begin in one start and end in the next
 TIMED = ("time", "images_per_second", "data_wait")  # what no two runs have in common
 PATIENCE = 600.0  # seconds for one start
-AT_START = 5  # every so many kills, one before anything is trained
+AT_START = 5  # one of this many kills comes before anything is trained
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def finish(job: subprocess.Popen) -> int:
 
 
 def wait_for_the_lock(run: Path) -> None:
-    """Processes that torchrun left behind may still be saving; a second start meanwhile would be refused, rightly."""
+    """Processes that outlive torchrun may still be saving; a second start meanwhile would rightly be refused."""
     import fcntl
 
     deadline = time.monotonic() + PATIENCE
@@ -144,22 +144,24 @@ def wait_for_the_lock(run: Path) -> None:
 
 
 def differences(run: Path, whole: Path) -> list[str]:
-    """What a run that was killed and went on has otherwise than the uninterrupted one."""
-    found = []
+    """In what a run that was killed and resumed differs from the uninterrupted one."""
+    unequal = []
     if rows(run) != rows(whole):
-        found.append(f"log.jsonl: {rows(run)} for {rows(whole)}")
+        unequal.append(f"log.jsonl: {rows(run)} for {rows(whole)}")
     if board(run) != board(whole):
-        found.append("TensorBoard")
+        unequal.append("TensorBoard")
     for pointer in ("last", "best"):
         pair = [(folder / "checkpoints" / pointer).read_text() for folder in (run, whole)]
-        found += [f"{pointer}: {pair}"] if pair[0] != pair[1] else []
-    pictures = [sorted(path.name for path in (folder / "pictures").iterdir()) for folder in (run, whole)]
-    found += [f"pictures: {pictures}"] if pictures[0] != pictures[1] else []
-    ends = [load_file(checkpoints(folder).last() / "trainable.safetensors") for folder in (run, whole)]
-    if ends[0].keys() != ends[1].keys() or not all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]):
-        found.append("weights")
-    found += [f"left behind: {path.name}" for path in run.rglob(".unfinished*")]
-    return found
+        if pair[0] != pair[1]:
+            unequal.append(f"{pointer}: {pair}")
+    images = [sorted(path.name for path in (folder / "pictures").iterdir()) for folder in (run, whole)]
+    if images[0] != images[1]:
+        unequal.append(f"pictures: {images}")
+    first, second = (load_file(str(checkpoints(folder).last()) + "/trainable.safetensors") for folder in (run, whole))
+    if first.keys() != second.keys() or not all(torch.equal(first[name], second[name]) for name in first):
+        unequal.append("weights")
+    unequal += [f"unfinished: {path.name}" for path in run.rglob(".unfinished*")]
+    return unequal
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -167,7 +169,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def board(run: Path) -> dict[str, Any]:
-    """Tag -> (step, value) of every number, and the steps of the pictures."""
+    """Tag -> (step, value) of every number, and the steps of the images."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()

@@ -1,7 +1,7 @@
 """Several runs of the training program in one start of the processes, for tests: torchrun tests/several_runs.py FILE.
 
 FILE holds a JSON list of runs: `argv`; optionally `poison` [rank, n], whose n-th loss becomes no number; `terminate`,
-the rank that gets SIGTERM once a step is in the `log`. An error that stops a run goes to FILE.<run>.<rank>.
+the rank that gets SIGTERM as soon as a step is in the `log`. An error that stops a run goes to FILE.<run>.<rank>.
 """
 
 import json

@@ -9,22 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils import config
-from utils.config import (
-    MOVED,
-    RENAMED,
-    Recipe,
-    TrainConfig,
-    from_dict,
-    load_recipe,
-    load_yaml,
-    merge,
-    override,
-    save_recipe,
-    to_dict,
-    with_new_names,
-)
+from utils import renamed
+from utils.config import Recipe, TrainConfig, from_dict, load_recipe, load_yaml, merge, override, save_recipe, to_dict
 from utils.reference import reference, sections
+from utils.renamed import MOVED, RENAMED, find_config, with_new_names
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD = {  # every field of earlier recipes, with a value that is not its default
@@ -55,11 +43,11 @@ NEW = {
 @pytest.fixture
 def messages(monkeypatch) -> Iterator[list[str]]:
     """The warnings about earlier names. Each is given once per process, so the record of other tests is cleared."""
-    config._announce.cache_clear()
+    renamed.announce.cache_clear()
     said: list[str] = []
-    monkeypatch.setattr(config.log, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(renamed.log, "warning", lambda text, *values: said.append(text % values))
     yield said
-    config._announce.cache_clear()
+    renamed.announce.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +150,7 @@ def test_old_names_can_be_set(messages, assignment, section, name, value):
 @pytest.mark.parametrize("name", sorted(MOVED))
 def test_recipes_of_before_are_found_where_they_are_now(tmp_path, messages, name):
     if name.endswith(".json"):
-        assert config.find_config(ROOT / "configs" / name) == ROOT / "configs" / MOVED[name]
+        assert find_config(ROOT / "configs" / name) == ROOT / "configs" / MOVED[name]
         return
     now = load_recipe(ROOT / "configs" / MOVED[name])
     assert load_recipe(ROOT / "configs" / name) == now

@@ -56,13 +56,13 @@ class Case:
 
     @property
     def dialogues(self) -> list[list[Dialogue]]:
-        """The conversations of each picture."""
+        """The conversations of each image."""
         layout = self.told.get("conv_type", "llava_v1")
         return [read_dialogues(texts, self.assistant.system.tokens, layout) for texts in self.told["conversations"]]
 
     @property
     def batch(self):
-        """The pictures of the record with their conversations, as training would see them."""
+        """The images of the record with their conversations, as training would see them."""
         samples = []
         for index, conversations in enumerate(self.dialogues):
             sample = load_views(self.folder / f"image{index}.png", self.assistant.views)
@@ -128,7 +128,7 @@ def test_pictures_are_prepared_as_published(case):
         sample = load_views(case.folder / f"image{index}.png", case.assistant.views)
         if (
             "clip_sum0" in case.record
-        ):  # a padded view, and no other; of the second picture the record has the place alone
+        ):  # a padded view, and no other; of the second image the record has the place alone
             assert sample.geometry.resized == tuple(case.record["clip_resize"][index]) and sample.seg_pixels is None
             if index == 0:
                 np.testing.assert_allclose(sample.pixels[:, :8, :8].numpy(), case.record["clip_corner0"], atol=1e-5)
@@ -156,7 +156,7 @@ def recorded_loss(case, name: str) -> float:
 
 
 def test_rows_apart_give_the_same(case, trained):
-    """The other tests have the rows of a picture packed, as recipes do unless told otherwise."""
+    """The other tests have the rows of an image packed, which is the default of recipes."""
     model, batch = case.assistant.model, case.batch
     assert model.vlm.pack_rows
     if len(batch.ids) == len(batch):

@@ -1,4 +1,4 @@
-"""GSVA's own: the second evaluation pass of its golden record, and its released form, a bare file beside a base."""
+"""GSVA's own: the second evaluation pass of its golden record, and its released form, a bare file on top of a base."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def samples_of(assistant, folder, conversations) -> list:
 
 @pytest.fixture(scope="module")
 def asked(assistant, folder, conversations) -> tuple[list, list[list[Query]]]:
-    """The pictures of the record with their conversations as queries, which have one round."""
+    """The images of the record with their conversations as queries, which have one round."""
     if any(len(dialogue) > 1 for group in conversations for dialogue in group):
         pytest.skip("a query is one round; the other tests read the record's later rounds, too")
     return samples_of(assistant, folder, conversations), [list(map(query_of, group)) for group in conversations]
@@ -169,5 +169,5 @@ def test_a_bare_file_that_lost_a_factor_is_refused(folder, settings, tmp_path):
     tensors = torch.load(file, weights_only=True)
     lost = next(name for name in tensors if ".lora_B." in name)
     torch.save({name: tensor for name, tensor in tensors.items() if name != lost}, file)
-    with pytest.raises(ValueError, match=r"gsva\.bin: .*lora_A.*expected .*lora_B\.default beside it"):
+    with pytest.raises(ValueError, match=r"gsva\.bin: .*lora_A.*expected .*lora_B\.default next to it"):
         load(base, system="gsva", model={**settings, "checkpoint_file": str(file)}, device="cpu")

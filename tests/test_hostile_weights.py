@@ -53,7 +53,7 @@ def folder(original, tmp_path) -> Path:
 
 
 def change(file: Path, *keys: str, value) -> None:
-    """Sets a value deep inside a JSON or YAML file."""
+    """Replaces one value deep inside a JSON or YAML file."""
     reads, writes = (json.loads, json.dumps) if file.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
     whole = reads(file.read_text())
     place = whole
@@ -124,7 +124,7 @@ def test_a_base_in_a_folder_of_weights_is_refused(folder):
 
 
 def test_a_wording_template_that_asks_for_a_gigabyte_is_refused(folder, tmp_path):
-    from systems.base import load_wording  # the words of a recipe are checked like its data
+    from systems.wording import load_wording  # the words of a recipe are checked like its data
 
     (tmp_path / "w.yaml").write_text("questions: ['Where is {phrase:>1000000000}?']\n")
     with pytest.raises(ValueError, match=r"w\.yaml: questions: .*must hold \{phrase\} once"):

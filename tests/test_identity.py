@@ -27,7 +27,8 @@ from evaluation.results import SuiteResult
 from evaluation.runner import evaluate
 from evaluation.score import rescore
 from evaluation.suites import find_suites, own_suites
-from systems.base import SYSTEMS, WORDING, build_system
+from systems.base import SYSTEMS, build_system
+from systems.wording import WORDING
 from tests.tiny_assistant import CLASSES, tiny, toy_world
 from utils import files
 from utils.config import EvalConfig, from_dict

@@ -177,7 +177,7 @@ def test_as_released_scores_are_what_a_release_that_sums_parts_computes(tmp_path
 
 
 def test_every_system_says_what_its_release_compares_with():
-    found = {name: build_system(name).released_truth for name in SYSTEMS}
+    found = {name: build_system(name).released.truth for name in SYSTEMS}
     for name in ("lisa", "lasagna", "pixellm"):
         assert found[name] == ReleasedTruth("exclude", "leave out")
     assert found["gsva"] == ReleasedTruth("union", "object")  # a cast to bool makes 2 and 255 true

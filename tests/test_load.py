@@ -7,6 +7,7 @@ import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from model.checkpoints.save import save_folder, save_original
 from model.heads import HEADS
 from model.vlm.base import Vision
 from tests.tiny_base import GOLDEN, PIECES, base_tensors, write_base, write_sam
-from tests.tiny_model import LANGUAGE, TOWER
+from tests.tiny_model import LANGUAGE, TOWER, llava_of, sam_of
 from utils.config import ModelConfig
 
 TOY = Path(__file__).parents[1] / "assets" / "toy"
@@ -117,8 +118,11 @@ def test_pickled_and_sharded_bases(published, golden, sam, tmp_path, monkeypatch
 def hugging_face(tmp_path_factory):
     """A folder that transformers wrote, with the model it came from: 4 patches, MLP projector, 600 rows and <image>."""
     folder = tmp_path_factory.mktemp("hf") / "llava"
-    language = LlamaConfig(**LANGUAGE | {"vocab_size": 608, "num_key_value_heads": 1, "rope_theta": 5000.0})
-    config = LlavaConfig(text_config=language, vision_config=CLIPVisionConfig(**TOWER), image_token_index=607)
+    sizes: dict[str, Any] = {**LANGUAGE, "vocab_size": 608, "num_key_value_heads": 1, "rope_theta": 5000.0}
+    tower: dict[str, Any] = {**TOWER}
+    config = LlavaConfig(
+        text_config=LlamaConfig(**sizes), vision_config=CLIPVisionConfig(**tower), image_token_index=607
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = LlavaForConditionalGeneration(config).eval()
@@ -176,7 +180,7 @@ def test_our_folder_opens_in_transformers(hugging_face, sam, tmp_path):
     with torch.no_grad():
         expected = theirs(input_ids=ids).logits[..., :PIECES]
         torch.testing.assert_close(opened(input_ids=ids).logits[..., :PIECES], expected, atol=1e-5, rtol=1e-4)
-    assert opened.config.vision_config.image_size == 16
+    assert opened.config.to_dict()["vision_config"]["image_size"] == 16
 
 
 @pytest.mark.parametrize("write", [save_folder, save_original])
@@ -198,8 +202,7 @@ def test_our_folder_stands_by_itself(golden, tmp_path):
     """No argument repeats what the folder knows, e.g. the decoder's heads."""
     save_folder(golden, tmp_path, load_tokenizer(GOLDEN, SPEC))
     model = load_folder(tmp_path, SPEC, load_tokenizer(tmp_path, SPEC), config=ModelConfig(precision="fp32"))
-    attention = model.head.decoder.transformer.final_attn_token_to_image
-    assert attention.num_attention_heads == 4
+    assert sam_of(model).decoder.transformer.final_attn_token_to_image.num_attention_heads == 4
 
 
 def test_published_names_are_written_back(golden, published, tmp_path):
@@ -240,7 +243,7 @@ def test_published_7b_names_and_shapes():
     with torch.device("meta"):
         model = assemble(plan)
     table = published_table(model.vlm.published_names(vlm_config), HEADS["sam"].WEIGHT_NAMES)
-    shapes = {table.to_layout(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {str(table.to_layout(name)): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: shape for name, shape in shapes.items() if "vision_tower" not in name}
     assert len(shapes) == 923 - 32
     sizes = {
@@ -273,10 +276,10 @@ def test_toy_base():
         SPEC,
         load_tokenizer(folder, SPEC),
     )
-    assert model.vlm.image_tokens == (model.vlm.view.size // model.vlm.tower.config.patch_size) ** 2
-    views = views_for(model)
-    assert views.language.size == model.vlm.tower.config.image_size
-    assert views.seg.size == model.head.view.size
+    vlm, views = llava_of(model), views_for(model)
+    assert vlm.image_tokens == (vlm.view.size // vlm.patch) ** 2
+    assert views.language.size == vlm.side
+    assert views.seg == sam_of(model).view
 
 
 def test_new_rows_and_text_mlp_are_drawn_by_seed(published, sam, tmp_path):
@@ -305,8 +308,8 @@ def test_tied_embeddings_become_two(published, sam, tmp_path):
     assert language.lm_head.weight.data_ptr() != language.model.embed_tokens.weight.data_ptr()
 
 
-def test_finished_weights_are_never_drawn_anew(golden, sam):
-    """Training goes on from a finished assistant; a SAM file beside it changes nothing."""
+def test_finished_weights_are_never_initialised_again(golden, sam):
+    """Training continues from a finished assistant; a SAM file in addition changes nothing."""
     model = build(GOLDEN, sam)
     assert_same(model, golden, skip=())
     assert model.report.fresh == []
@@ -461,12 +464,12 @@ def test_faults_of_a_weight_file_name_that_file(published, golden, sam, tmp_path
     shutil.copy(GOLDEN / "added_tokens.json", folder)
     tensors.pop("model.text_hidden_fcs.0.2.bias")
     torch.save(tensors, file)
-    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight, over {folder}\): the weights do not fit"):
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.checkpoint_file, over {folder}\): the weights do not fit"):
         build(folder, checkpoint_file=str(file))
     torch.save({**published, "lm_head.weight": published["lm_head.weight"][:-1]}, file)
-    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight"):
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.checkpoint_file"):
         build(folder, checkpoint_file=str(file))
-    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight.*another system"):
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.checkpoint_file.*another system"):
         torch.save(published, file)
         build(folder, checkpoint_file=str(file), spec=OTHER)
 

@@ -20,7 +20,7 @@ from tests.tiny_base import GOLDEN, base_tensors, write_base, write_sam
 from tests.tiny_run import write_reason_seg, write_recipe
 
 STEP = {"epochs": 1, "steps_per_epoch": 1, "grad_accumulation_steps": 1, "warmup_steps": 0, "lr": 1e-2}
-PIXEL = {"mask_head": "pixel", "tower": {"pad": True}, "head": {"levels": [-2], "width": 32, "mlp_dim": 64}}
+PIXEL = {"mask_head": "pixel", "tower": {"pad": True}, "head_options": {"levels": [-2], "width": 32, "mlp_dim": 64}}
 OTHER = {"sam": "pixel", "pixel": "sam"}
 
 
@@ -73,7 +73,7 @@ def test_a_head_that_the_weights_do_not_fit_is_refused(merged):
 
 def test_published_weights_of_another_head_are_refused():
     with pytest.raises(ValueError, match=r"lisa holds the weights of the mask head 'sam'.*do not fit 'pixel'"):
-        load(GOLDEN, device="cpu", model={"mask_head": "pixel", "decoder_heads": 4})
+        load(GOLDEN, device="cpu", model={"mask_head": "pixel", "head_options": {"decoder_heads": 4}})
 
 
 @pytest.mark.parametrize("value", ["mask2former", 7])

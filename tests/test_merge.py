@@ -43,7 +43,7 @@ def truth(run):
 
 @torch.no_grad()
 def answers(assistant: Assistant) -> torch.Tensor:
-    """Token logits and mask logits of one picture, teacher forced, in one row."""
+    """Token logits and mask logits of one image, teacher forced, in one row."""
     source = build_source("ReasonSeg|val", assistant.recipe.data.dataset_dir)
     maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views)
     sample = maker.build(source[0], np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Rows about one picture are read as one up to where they part; nothing about the answers changes."""
+"""The common prefix of the rows about an image is read once; nothing about the answers changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model():
 
 
 def batch_of(rows: list[list[int]], row_image: list[int], left: int = 0):
-    """Left-padded prompts about three pictures of different sizes."""
+    """Left-padded prompts about three images of different sizes."""
     batch, generator = tiny_batch(masks=False), torch.Generator().manual_seed(3)
     length = max(map(len, rows)) + left
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
@@ -49,7 +49,7 @@ def batch_of(rows: list[list[int]], row_image: list[int], left: int = 0):
 
 
 def alone(batch, row: int):
-    """One row with its picture, unpadded: the one-by-one path."""
+    """One row with its image, unpadded: the one-by-one path."""
     image, start = int(batch.row_image[row]), int((~batch.attention[row]).sum())
     return replace(
         batch,
@@ -63,7 +63,7 @@ def alone(batch, row: int):
 
 
 def many(count: int = 9, seed: int = 0):
-    """Rows of different lengths about three pictures: several, one, several; one pair is the same to the last token."""
+    """Rows of different lengths about three images: several, one, several; one pair is the same to the last token."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for _ in range(count):
@@ -144,10 +144,11 @@ def test_split_keeps_a_last_token_and_marks_padding():
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
     attention = ids != 0
     split = split_prefix(ids, attention, torch.tensor([0, 0, 2, 3]))
+    assert split is not None
     assert split.first_row.tolist() == [0, 2, 3] and split.of_row.tolist() == [0, 0, 1, 2]
     assert split.real.tolist() == [[True, True], [False, True], [True, True]]
-    begun = [ids[row, columns].tolist() for row, columns in zip(split.first_row, split.columns, strict=True)]
-    assert begun[0] == [1, 2] and begun[1][1] == 1 and begun[2] == [1, 2]
+    prefixes = [ids[row, columns].tolist() for row, columns in zip(split.first_row, split.columns, strict=True)]
+    assert prefixes[0] == [1, 2] and prefixes[1][1] == 1 and prefixes[2] == [1, 2]
     assert split.suffix.tolist() == [[False, False, True], [True] * 3, [False, False, True], [False, False, True]]
     assert split_prefix(ids[1:], attention[1:], torch.tensor([0, 1, 2])) is None
     assert (

@@ -202,7 +202,7 @@ def test_checkpoints_without_a_readable_recipe_are_not_gone_on_with(run, harm):
     else:
         file.write_text("{" if harm == "not YAML" else yaml.safe_dump({"sistem": "lisa"}))
     before = tree(folder)
-    with pytest.raises((ValueError, FileNotFoundError), match=r"recipe\.yaml.*what (they|the checkpoints.*) mean"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"recipe\.yaml.*what (they|the run's checkpoints) mean"):
         find_resume(recipe)
     assert tree(folder) == before
 
@@ -235,12 +235,12 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_offered(world, 
         (newest / {"state": "state.json", "counters": "engine.json"}[harm]).write_text('{"step": ')
     before = tree(folder)
     with pytest.raises(
-        (ValueError, FileNotFoundError), match=rf"step_2 is .*step_1.* is whole: --resume {older} resumes"
+        (ValueError, FileNotFoundError), match=rf"step_2 is .*step_1.* is complete: --resume {older} resumes"
     ):
         find_resume(recipe)
     assert tree(folder) == before
     (older / "trainable.safetensors").write_bytes(b"")
-    with pytest.raises((ValueError, FileNotFoundError), match="No earlier one here is whole"):
+    with pytest.raises((ValueError, FileNotFoundError), match="No earlier one here is complete"):
         find_resume(recipe)
 
 
@@ -275,7 +275,7 @@ def test_a_run_that_is_trained_elsewhere_is_refused_until_that_process_is_dead(w
         [sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
-        assert holder.stdout.readline() == "held\n"
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         before = tree(folder)
         with pytest.raises(OSError, match=rf"copy is in use: process {holder.pid} on .*--exp_name"):
             train_ds.main(["--config", str(world[1]), "--exp_name", "copy", "--no_eval"])
@@ -326,7 +326,7 @@ def test_the_best_score_begins_again_when_something_else_is_measured(world, run,
     state = folder / "checkpoints" / "step_2" / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "best": 0.75, "best_step": 2}))
     train_ds.main(["--config", str(world[1]), "--exp_name", "copy", "--epochs", "2", "--set", "eval.best_by=cIoU"])
-    assert "the best score so far, 0.75, counts no more" in capsys.readouterr().out
+    assert "the best score so far, 0.75, no longer counts" in capsys.readouterr().out
     assert (folder / "checkpoints" / "best").read_text() == "step_4\n"
 
 

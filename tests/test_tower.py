@@ -23,7 +23,7 @@ from model.vlm.tower import (
     tower_view,
     write_view,
 )
-from tests.tiny_model import tiny_llava
+from tests.tiny_model import llava_of, tiny_model
 from utils.config import TowerConfig
 
 SIDE, PATCH = 448, 14
@@ -77,7 +77,7 @@ def test_only_a_table_of_the_native_grid_is_resized(table):
 @pytest.mark.parametrize(("height", "rows", "tokens"), [(299, 22, 11), (448, 32, 16), (14, 1, 1), (15, 2, 1)])
 def test_padded_patches_and_tokens_are_masked(height, rows, tokens):
     """pixellm.md 1.2: patch row i is visible if 14 i < h, token row i if 28 i < h."""
-    model = tiny_llava()
+    model = llava_of(tiny_model())
     model.tower.config.image_size = SIDE
     model.tower.config.patch_size = PATCH
     model.pool = 2
@@ -93,7 +93,7 @@ def test_padded_patches_and_tokens_are_masked(height, rows, tokens):
 
 
 def test_pooling_is_the_bilinear_halving_of_the_release():
-    model = tiny_llava()
+    model = llava_of(tiny_model())
     model.tower.config.image_size = 64
     model.tower.config.patch_size = 8
     model.pool = 2

@@ -1,4 +1,4 @@
-"""The training program on tiny published weights: it runs, logs, validates, saves, stops and goes on exactly."""
+"""The training program on tiny published weights: it runs, logs, validates, saves, stops and resumes exactly."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from PIL import Image
 import train_ds
 from tests.tiny_assistant import toy_world
 from tests.tiny_run import ROOT, environment, start, train_log, write_reason_seg, write_recipe
-from training.run import Stop, with_epochs
+from training.run import StopSignal, with_epochs
 from utils.config import DataConfig, Recipe, TrainConfig, load_recipe
 
 
@@ -172,12 +172,12 @@ def test_wrong_flag_stops_at_the_door():
         train_ds.main(["--set", "train.epoch=3"])
 
 
-def test_chance_of_a_step_is_its_own():
-    drawn = []
+def test_dropout_of_a_step_is_its_own():
+    numbers = []
     for key in ((0, 3, 0), (0, 4, 0), (1, 3, 0), (0, 3, 1), (0, 3, 0)):
-        train_ds.seed_chance(*key)
-        drawn.append(torch.rand(1).item())
-    assert drawn[0] == drawn[4] and len(set(drawn)) == 4
+        train_ds.seed_dropout(*key)
+        numbers.append(torch.rand(1).item())
+    assert numbers[0] == numbers[4] and len(set(numbers)) == 4
 
 
 @pytest.mark.parametrize(
@@ -188,18 +188,18 @@ def test_an_epoch_of_every_record_once_counts_its_own_steps(caplog, sampling, st
     train = TrainConfig(batch_size=2, grad_accumulation_steps=3, steps_per_epoch=stated)
     found = with_epochs(Recipe(data=DataConfig(sampling=sampling), train=train), pictures=20)
     assert found.train == replace(train, steps_per_epoch=steps)
-    assert ("an epoch of data.sampling epoch is 4 steps (20 pictures, 6 a step)" in caplog.text) == (stated == 9)
+    assert ("an epoch of data.sampling epoch is 4 steps (20 images, 6 per step)" in caplog.text) == (stated == 9)
 
 
 def test_sigterm_and_time_limit_ask_to_stop():
-    stop = Stop()
+    stop = StopSignal()
     try:
         assert not stop()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
     finally:
         stop.close()
-    late = Stop(minutes=1e-9)
+    late = StopSignal(minutes=1e-9)
     late.close()
     assert late()
 

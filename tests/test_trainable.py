@@ -18,7 +18,7 @@ from model.finetune.trainable import (
     trainable_state,
 )
 from model.losses import objective
-from tests.tiny_model import tiny_batch, tiny_model
+from tests.tiny_model import llava_of, sam_of, tiny_batch, tiny_model
 from utils.config import LoraConfig, LossConfig, ModelConfig, TowerConfig
 
 CONFIG = ModelConfig(lora=LoraConfig(r=2, alpha=4, dropout=0.0), gradient_checkpointing=False)
@@ -51,7 +51,7 @@ def test_what_trains():
     others = {".".join(name.split(".")[: 4 if name.startswith("vlm") else 2]) for name in names if name not in lora}
     full = {"vlm.language.model.embed_tokens", "vlm.language.lm_head.weight", "project.0", "project.2", "head.decoder"}
     assert others == full
-    assert set(names) >= {f"head.decoder.{name}" for name, _ in model.head.decoder.named_parameters()}
+    assert set(names) >= {f"head.decoder.{name}" for name, _ in sam_of(model).decoder.named_parameters()}
     assert model.training
     assert "lora" in describe(model)
 
@@ -87,7 +87,7 @@ def test_tower_and_mask_encoder_train_where_a_recipe_says_so():
     objective(model(batch), batch, LossConfig()).total.backward()
     moved = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
     assert {"vlm.tower.embeddings.patch_embedding.weight", "head.encoder.patch_embed.projection.weight"} <= moved
-    layers = len(model.vlm.tower.encoder.layers)
+    layers = len(llava_of(model).tower.encoder.layers)
     trained = {name.split(".")[4] for name in trainable_names(model) if name.startswith("vlm.tower.encoder.layers.")}
     assert trained == {str(layer) for layer in range(layers - 1)}, "what lies above the projected features does not"
     with pytest.raises(ValueError, match=r"no field in model.head_options 'train_encodr'"):

@@ -9,6 +9,7 @@ import torch
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble
+from model.heads.sam import SamHead
 from model.seg_model import SegModel
 from model.vlm.llava import Llava
 
@@ -68,13 +69,18 @@ def tiny_model(seed: int = 0, plan: Architecture = PLAN) -> SegModel:
     return model
 
 
-def tiny_llava() -> Llava:
-    """The backbone of `tiny_model`, as its own class."""
-    return cast(Llava, tiny_model().vlm)
+def llava_of(model: SegModel) -> Llava:
+    """The backbone, as its own class."""
+    return cast(Llava, model.vlm)
+
+
+def sam_of(model: SegModel) -> SamHead:
+    """The mask head, as its own class."""
+    return cast(SamHead, model.head)
 
 
 def tiny_batch(seed: int = 0, masks: bool = True) -> Batch:
-    """Two pictures of different sizes with two rows and one, right-padded, three masks (or none)."""
+    """Two images of different sizes with two rows and one, right-padded, three masks (or none)."""
     generator = torch.Generator().manual_seed(seed)
     image = [IMAGE_ID] * 4
     rows = [
@@ -103,7 +109,7 @@ def tiny_batch(seed: int = 0, masks: bool = True) -> Batch:
         row_image=torch.tensor([0, 0, 1]),
         mask_rows=positions[:, 0],
         mask_positions=positions[:, 1:] - 1,
-        masks=truth if masks else [picture[:0] for picture in truth],
+        masks=truth if masks else [image_masks[:0] for image_masks in truth],
         geometry=geometry,
         names=["a.jpg", "b.jpg"],
         ignore=[None, None],

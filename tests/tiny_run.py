@@ -1,4 +1,4 @@
-"""A tiny real run for the tests of training and merging: pictures on disk, tiny published weights, a recipe."""
+"""A tiny real run for the tests of training and merging: images on disk, tiny published weights, a recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SENTENCES = ("the bright thing", "Where does the light come from?", "What would 
 
 
 def write_reason_seg(root: Path, train: int = 8, val: int = 2) -> Path:
-    """ReasonSeg in its own layout: noise pictures with one bright rectangle, which is what is asked for."""
+    """ReasonSeg in its own layout: noise images with one bright rectangle, which is what is asked for."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         folder = root / "reason_seg" / "ReasonSeg" / split
@@ -76,13 +76,13 @@ def write_recipe(folder: Path, **sections: dict) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """One thread a process, no GPU, and no trace of a launcher that this test itself runs under."""
+    """One thread per process, no GPU, and no trace of a launcher that this test itself runs under."""
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in launcher}
     return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
-def start(*words: str, launcher: tuple[str, ...] = (sys.executable,), check: bool = True, timeout: float = 300):
+def start(*words: str | Path, launcher: tuple[str, ...] = (sys.executable,), check: bool = True, timeout: float = 300):
     """Runs an entry point from the root, as a user would."""
     done = subprocess.run(
         [*launcher, *map(str, words)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout

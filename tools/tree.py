@@ -23,7 +23,7 @@ def document() -> str:
     """The page: entry points, then one table per folder."""
     parts = [
         "# Every file\n\nMade by `python -m tools.tree` from the first sentence of each file. Imports go one way:\n"
-        "`utils <- data <- model <- systems <- {training, evaluation} <- entry points <- {toy, tools}`.\n",
+        "`utils <- data <- model <- systems <- evaluation <- training <- entry points <- {toy, tools}`.\n",
         table("Entry points", [ROOT / name for name in PROGRAMS]),
     ]
     for folder in FOLDERS:

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
 import math
-import os
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +19,10 @@ import yaml
 from utils.files import write_whole
 from utils.plain import leaves, parse_yaml, read_yaml
 from utils.registry import unknown
+from utils.renamed import find_config, new_name, with_new_names
 
 LARGEST_SEED = 2**32 - 1
 EPOCHS = 10  # as released
-log = logging.getLogger("assistant")  # utils.log configures it, and imports this module
 
 
 def setting(
@@ -295,13 +293,18 @@ class TrainConfig:
             )
 
     @property
+    def known_steps_per_epoch(self) -> int:
+        """`steps_per_epoch`, which `training.run.with_epochs` fills in."""
+        if self.steps_per_epoch is None:
+            raise ValueError("train.steps_per_epoch is not known before the mixture is")
+        return self.steps_per_epoch
+
+    @property
     def total_steps(self) -> int:
-        """Optimizer steps of the run; `training.run.with_epochs` has made the steps per epoch a number."""
+        """Optimizer steps of the run."""
         if self.steps is not None:
             return self.steps
-        if self.epochs is None or self.steps_per_epoch is None:
-            raise ValueError("train.steps_per_epoch is not known before the mixture is")
-        return self.epochs * self.steps_per_epoch
+        return (self.epochs or EPOCHS) * self.known_steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -367,35 +370,25 @@ class Recipe:
                 "eval.every_steps goes with train.steps; where train.epochs gives the length, set eval.every_epochs"
             )
 
+    def ends_epoch(self, step: int) -> bool:
+        """Whether the run saves after `step` and asks for a validation: after each epoch, or, where the recipe counts
+        steps alone, after every eval.every_steps and the last one."""
+        train = self.train
+        if train.steps is None:
+            return step % train.known_steps_per_epoch == 0
+        every = self.eval.every_steps
+        return step == train.steps or bool(every and step % every == 0)
 
-@dataclass(frozen=True)
-class Renamed:
-    """A field of earlier recipes, and the same today. values: those that are spelled in another way."""
+    def validates_after(self, step: int) -> bool:
+        """Whether the suites are scored after this step, which ends an epoch: after the last one, and after every
+        eval.every_epochs of them."""
+        train = self.train
+        if train.steps is not None:
+            return True
+        epoch = step // train.known_steps_per_epoch
+        return epoch == train.epochs or epoch % self.eval.every_epochs == 0
 
-    old: str
-    new: str
-    values: dict[Any, Any] = field(default_factory=dict)
 
-
-RENAMED = (
-    Renamed("model.decoder_heads", "model.head_options.decoder_heads"),
-    Renamed("model.head", "model.head_options"),
-    Renamed("model.weight", "model.checkpoint_file"),
-    Renamed("model.tower.positions", "model.tower.position_resize"),
-    Renamed("data.sampling", "data.sampling", {"once": "epoch"}),
-    Renamed("loss.alpha", "loss.overlap_weight"),
-    Renamed("loss.refinement", "loss.overlap_refinement"),
-    Renamed("loss.refused", "loss.count_refused", {"excluded": False, "counted": True}),
-    Renamed("train.clip", "train.grad_clip"),
-    Renamed("eval.pictures", "eval.num_examples"),
-    Renamed("eval.no_eval", "eval.validate", {True: False, False: True}),
-)
-OLD_HEADS = 8  # default of model.decoder_heads, and of the heads' own option
-MOVED = {  # recipes that once lay directly in configs/
-    **{f"{name}.yaml": f"released/{name}.yaml" for name in ("lisa", "lasagna", "gsva", "pixellm", "sesame")},
-    **{f"toy_{name}.yaml": f"toy/{name}.yaml" for name in ("lisa", "lasagna", "gsva", "pixellm", "sesame", "unified")},
-    "preprocessor_448.json": "released/preprocessor_448.json",
-}
 LENGTHS = (("steps",), ("epochs", "steps_per_epoch"))  # of `train`: the two ways to say how long
 
 
@@ -423,79 +416,6 @@ def from_dict(cls: Any, values: dict[str, Any], where: str = "") -> Any:
     if cls is RunConfig:
         _check_run(made, where)
     return made
-
-
-def with_new_names(values: dict[str, Any], *, complete: bool = False) -> dict[str, Any]:
-    """The values of a recipe with every field under its name of today, and a message for each that has another.
-
-    What is given under an old name replaces what is given under the new one: defaults stand there under the new names.
-    complete: nothing lies below these values, so that a default that is stated can be left out.
-    """
-    for entry in RENAMED:
-        *outer, name = entry.old.split(".")
-        section = _section(values, outer)
-        if section is None or name not in section:
-            continue
-        value = section[name]
-        if entry.old == entry.new and not _has_key(entry.values, value):
-            continue
-        _announce(f"the recipe field {_old_spelling(entry, value)}")
-        rest = _put(values, outer, {key: item for key, item in section.items() if key != name}, entry.old)
-        value = entry.values[value] if _has_key(entry.values, value) else value
-        if entry.old == "model.decoder_heads":
-            # The head's own option counted before this field, whose default every saved recipe states.
-            own = section.get("head")
-            if (isinstance(own, dict) and "decoder_heads" in own) or (complete and value == OLD_HEADS):
-                values = rest
-                continue
-        *outer, name = entry.new.split(".")
-        present = (_section(rest, outer) or {}).get(name)
-        if isinstance(value, dict) and isinstance(present, dict):
-            value = merge(present, value)
-        values = _put(rest, [*outer, name], value, entry.new)
-    return values
-
-
-def new_name(dotted: str) -> str:
-    """The name of today of a dotted field, which may be one of earlier recipes."""
-    for entry in RENAMED:
-        if dotted == entry.old or dotted.startswith(f"{entry.old}."):
-            return entry.new + dotted.removeprefix(entry.old)
-    return dotted
-
-
-def _old_spelling(entry: Renamed, value: Any) -> str:
-    if not _has_key(entry.values, value):
-        return f"{entry.old} is now {entry.new}"
-    spelled = [yaml.safe_dump(one).split("\n")[0] for one in (value, entry.values[value])]
-    return f"{entry.old}: {spelled[0]} is now {entry.new}: {spelled[1]}"
-
-
-def _has_key(values: dict[Any, Any], value: Any) -> bool:
-    """Whether a plain value is a key; 1 is not True."""
-    return any(type(value) is type(key) and value == key for key in values)
-
-
-@functools.cache
-def _announce(message: str) -> None:
-    """A warning, once per message, from the main process."""
-    if os.environ.get("RANK", "0") == "0":
-        log.warning("%s", message)
-
-
-def _section(values: Any, keys: list[str]) -> dict[str, Any] | None:
-    for key in keys:
-        values = values.get(key) if isinstance(values, dict) else None
-    return values if isinstance(values, dict) else None
-
-
-def find_config(path: str | Path) -> Path:
-    """The path, or where the file of `configs/` lies today that once lay there."""
-    path = Path(path)
-    if not path.exists() and path.name in MOVED and (moved := path.parent / MOVED[path.name]).is_file():
-        _announce(f"{path} is now {moved}")
-        return moved
-    return path
 
 
 def _check_range(value: float, low: float | None, high: float | None, above: bool, below: bool, where: str) -> None:
@@ -660,6 +580,13 @@ def override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
     for key in keys:
         translated = translated[key]
     return _put(values, keys, translated, dotted)
+
+
+def with_overrides(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """The values after all assignments of `--set`, in their order."""
+    for assignment in assignments:
+        values = override(values, assignment)
+    return values
 
 
 def _value(text: str, dotted: str) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from utils.config import Recipe, from_dict, load_yaml, merge, override, to_dict, without_none
+from utils.config import Recipe, from_dict, load_yaml, merge, to_dict, with_overrides, without_none
 from utils.reference import reference
 from utils.registry import unknown
 
@@ -189,9 +189,7 @@ def resolve(argv: list[str], takes: Callable[..., list[str]], say: Callable = pr
             suites = [suite for suite in values["eval"]["suites"] if suite != swap.removes]
             values["eval"]["suites"] = [*suites, swap.adds]
     values["data"]["mixture"] = mix(values["data"]["mixture"], arguments)
-    for assignment in assignments:
-        values = override(values, assignment)
-    return from_dict(Recipe, values)
+    return from_dict(Recipe, with_overrides(values, assignments))
 
 
 def underscored(argv: Sequence[str]) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from utils.config import RENAMED, Recipe, bounds_text, without_none
+from utils.config import Recipe, bounds_text, without_none
+from utils.renamed import RENAMED
 
 
 def reference() -> str:

@@ -7,7 +7,7 @@ side of them all, and no honest model has more modules than weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,8 +55,8 @@ def _check_section(section: str, values: dict[str, Any], keys: SizeKeys, widest:
 
 
 @contextmanager
-def laying_out(where: str) -> Iterator[None]:
-    """What a library raises while it makes a model of impossible sizes becomes a ValueError that names the file."""
+def naming_size_errors(where: str) -> Generator[None]:
+    """Turns what a library raises while it builds a model of impossible sizes into a ValueError that names the file."""
     try:
         yield
     except (OSError, ValueError, ImportError):

@@ -12,7 +12,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
 def fetch(name: str | Path) -> Path:
     """The folder or file `name`, or its copy from the hub when it reads like `owner/repository`."""
     if not str(name):
-        raise ValueError("model.version is empty: give the folder or hub name of a LLaVA or of a finished assistant")
+        raise ValueError("model.version is empty: give the folder or hub name of a base or of a finished assistant")
     path = Path(name).expanduser()
     if path.exists():
         return path

@@ -57,8 +57,8 @@ def to_model_names(tensors: dict[str, Tensor], table: NameTable, report: Report)
         plain = name.removeprefix(LORA_WRAPPER)
         if IGNORED.fullmatch(plain):
             report.ignored.append(name)
-        elif found := table.to_model(plain):
-            renamed[found] = tensor
+        elif ours := table.to_model(plain):
+            renamed[ours] = tensor
         else:
             report.unexpected.append(name)
     return renamed

@@ -20,14 +20,14 @@ from transformers import PreTrainedTokenizerBase
 from data.tokens import TokenSpec, token_id
 from data.views import LanguageView, Views
 from model.checkpoints.architecture import Architecture
-from model.checkpoints.bounds import check_sizes, laying_out
+from model.checkpoints.bounds import check_sizes, naming_size_errors
 from model.checkpoints.config_file import SECTION, read_config, saved_head
 from model.checkpoints.files import read_tensors
 from model.checkpoints.hub import fetch
 from model.checkpoints.layouts import LORA_WRAPPER, Report, reading_table, to_model_names
 from model.checkpoints.lora_file import merge_factors
 from model.checkpoints.name_table import NameTable, under
-from model.checkpoints.source import Source
+from model.checkpoints.weight_source import WeightSource
 from model.heads import HEADS, HeadContext, MaskHead
 from model.seg_model import SegModel, text_mlp
 from model.vlm import VLMS, VisionLanguageModel
@@ -57,14 +57,16 @@ def build_model(
     folder = fetch(config.version)
     generator = torch.Generator().manual_seed(seed)
     where = str(folder / "config.json")
-    with laying_out(where):
+    # Weights before sizes: what `config.json` asks for is bounded by the weights that are there, and a part that lies
+    # elsewhere may bring sizes of its own.
+    with naming_size_errors(where):
         values = read_config(folder)
         backbone = vlm_class(values, where)
         head = choose_head(values, config, head)
         head_class = _head_class(head, where)
         table = reading_table(backbone.WEIGHT_NAMES, head_class.WEIGHT_NAMES)
         source = _read(folder, values, table, backbone)
-        _check_head(source, head)
+        _check_head(source, head, config.allow_missing)
         options = _add_head(source, config, head_class)
         if config.checkpoint_file:
             _add_weight(source, fetch(config.checkpoint_file), table, config.lora.alpha)
@@ -77,7 +79,7 @@ def build_model(
     attention = resolve_attention(config.attn_implementation, config.precision)
     added_ids = [token_id(tokenizer, token) for token in spec.all_added]
     # on the meta device: no memory for values that the file's tensors replace
-    with torch.device("meta"), laying_out(where):
+    with torch.device("meta"), naming_size_errors(where):
         model = assemble(architecture, attention, view, added_ids)
     model.report = source.report
     _check_recipe(model, config)
@@ -160,7 +162,7 @@ def _head_class(name: str, where: str) -> type[MaskHead]:
     return HEADS[name]
 
 
-def _read(folder: Path, values: dict[str, Any], table: NameTable, backbone: type[VisionLanguageModel]) -> Source:
+def _read(folder: Path, values: dict[str, Any], table: NameTable, backbone: type[VisionLanguageModel]) -> WeightSource:
     report = Report()
     tensors = to_model_names(read_tensors(folder), table, report)
     embedding, lm_head = backbone.EMBEDDING, backbone.LM_HEAD
@@ -168,13 +170,14 @@ def _read(folder: Path, values: dict[str, Any], table: NameTable, backbone: type
     if tied and embedding in tensors and lm_head not in tensors:
         tensors[lm_head] = tensors[embedding].clone()  # ours are separate: new rows train apart
     finished = any(name.startswith("head.") for name in tensors)
-    return Source(folder, values, tensors, report, finished)
+    return WeightSource(folder, values, tensors, report, finished)
 
 
-def _check_head(source: Source, head: str) -> None:
+def _check_head(source: WeightSource, head: str, lenient: bool) -> None:
     """Raises where the folder holds the weights of another mask head than `head`."""
     saved = saved_head(source.values)
-    if saved is None and not source.finished:  # published files name no head: whose names are the unexpected ones?
+    if saved is None and not source.finished and not lenient:
+        # published files name no head: whose names are the unexpected ones?
         saved = next((other for other in HEADS if _fits(source.report.unexpected, HEADS[other])), None)
     if saved not in (None, head):
         raise ValueError(
@@ -188,7 +191,7 @@ def _fits(names: list[str], head: type[MaskHead]) -> bool:
     return any(table.to_model(name.removeprefix(LORA_WRAPPER)) for name in names)
 
 
-def _add_head(source: Source, config: ModelConfig, head: type[MaskHead]) -> dict[str, Any]:
+def _add_head(source: WeightSource, config: ModelConfig, head: type[MaskHead]) -> dict[str, Any]:
     """Adds the mask head's pretrained weights to those of a base. Returns the options of the head."""
     options = dict(config.head_options)
     if config.vision_pretrained and (source.finished or not head.NEEDS_WEIGHTS):
@@ -209,7 +212,7 @@ def _add_head(source: Source, config: ModelConfig, head: type[MaskHead]) -> dict
     return options
 
 
-def _add_weight(source: Source, file: Path, table: NameTable, alpha: float) -> None:
+def _add_weight(source: WeightSource, file: Path, table: NameTable, alpha: float) -> None:
     """A training program's file counts before everything else; what it lacks (frozen parts) stays the folder's."""
     try:
         merged = merge_factors(read_tensors(file), alpha)
@@ -217,18 +220,18 @@ def _add_weight(source: Source, file: Path, table: NameTable, alpha: float) -> N
         raise ValueError(f"{file}: {error}") from None
     source.tensors.update(to_model_names(merged, table, source.report))
     source.finished = True
-    source.fresh = []
+    source.fresh = []  # a trained file must hold the text MLP, which a base's loading would initialise
     source.weight = file
 
 
-def _check_language(source: Source, backbone: type[VisionLanguageModel]) -> None:
+def _check_language(source: WeightSource, backbone: type[VisionLanguageModel]) -> None:
     absent = [name for name in (backbone.EMBEDDING, backbone.LM_HEAD) if name not in source.tensors]
     if absent:
         raise ValueError(f"{source.blamed} has no language model: {', '.join(absent)} missing")
 
 
 def _fit_vocabulary(
-    source: Source,
+    source: WeightSource,
     backbone: type[VisionLanguageModel],
     spec: TokenSpec,
     tokenizer: PreTrainedTokenizerBase,
@@ -254,21 +257,21 @@ def _fit_vocabulary(
             "its tokenizer files belong to another checkpoint"
         )
     for name, table in ((backbone.EMBEDDING, embedding), (backbone.LM_HEAD, lm_head)):
-        # sampled even where there are none: the generator's state must not depend on which tables grow
         new = torch.randn(max(0, size - len(table)), table.shape[1], generator=generator) * NEW_ROW_STD
         if len(table) != size:
             source.tensors[name] = torch.cat([table[:size], new.to(table.dtype)])
 
 
 def _head_config(
-    source: Source,
+    source: WeightSource,
     backbone: type[VisionLanguageModel],
     vlm_config: dict[str, Any],
     head_class: type[MaskHead],
     options: dict[str, Any],
     tokens: int,
 ) -> dict[str, Any]:
-    """The mask head's configuration: from `config.json` where the folder is finished and has one, else from shapes."""
+    """The mask head's configuration: its class takes it from `config.json` where a finished folder has one, else from
+    the shapes of the weights."""
     saved = source.values.get(SECTION, {}).get("head_config") if source.finished else None
     if saved is not None and not isinstance(saved, dict):
         raise ValueError(f"{source.where}: {SECTION}.head_config must be a mapping of sizes, got {saved!r}")
@@ -279,13 +282,14 @@ def _head_config(
     return head_class.config_for(tensors, options, context)
 
 
-def _init_head(source: Source, model: SegModel, seed: int) -> None:
+def _init_head(source: WeightSource, model: SegModel, seed: int) -> None:
     """A mask head that starts from no file, or what options add to a finished one, as its class initialises it."""
     head = HEADS[model.architecture.head]
     absent = [name for name in model.state_dict() if name.startswith("head.") and name not in source.tensors]
     new = [name for name in absent if not source.finished or name.removeprefix("head.") in head.OPTIONAL_WEIGHTS]
     if head.NEEDS_WEIGHTS or not new:
         return
+    # on a fork: how the head is initialised must not move the random numbers of the rest of the program
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         initial = head.build(model.architecture.head_config, "sdpa").state_dict()
@@ -303,7 +307,7 @@ def _check_recipe(model: SegModel, config: ModelConfig) -> None:
     model.head.check_view(model.vlm.view)
 
 
-def _fill(model: SegModel, source: Source, dtype: torch.dtype, generator: torch.Generator, lenient: bool) -> None:
+def _fill(model: SegModel, source: WeightSource, dtype: torch.dtype, generator: torch.Generator, lenient: bool) -> None:
     """Puts the weights in place of the meta tensors; what was missing or unexpected goes to the report."""
     wanted, report = model.state_dict(), source.report
     report.unexpected.extend(name for name in source.tensors if name not in wanted)
@@ -324,6 +328,7 @@ def _fill(model: SegModel, source: Source, dtype: torch.dtype, generator: torch.
     bound = 1 / math.sqrt(model.vlm.hidden_size)
     # in the order of the state dict, so that a seed keeps its meaning whatever the file's own order is
     state |= {name: _init_weight(name, tuple(wanted[name].shape), bound, generator) for name in absent}
+    # assigned, not copied: a memory-mapped tensor of the right precision is never read before it is used
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     model.vlm.reset_buffers()
     log.info("%s: %s", source.folder, report)

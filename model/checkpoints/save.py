@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -20,12 +20,12 @@ from model.seg_model import SegModel
 from utils.config import ModelConfig, Recipe, save_recipe
 from utils.files import whole_folder
 
-WRITTEN = "written.json"  # the files of a folder that was written here; any other in it is somebody's own
+WRITTEN = "written.json"  # the files of a folder that was written here; any other file in it is the user's
 
 
 def check_target(folder: str | Path, sources: Iterable[str | Path | None] = (), *, overwrite: bool = False) -> None:
-    """Raises where writing to `folder` would take what is read (`sources`: places of the base, the run, its weights) or
-    files that these programs did not write; `overwrite` allows the latter."""
+    """Raises where writing to `folder` would remove what is read (`sources`: places of the base, the run, its weights)
+    or files that these programs did not write; `overwrite` allows the latter."""
     target = Path(folder).resolve()
     for source in filter(None, sources):
         place = Path(source).expanduser().resolve()
@@ -33,7 +33,8 @@ def check_target(folder: str | Path, sources: Iterable[str | Path | None] = (), 
             raise ValueError(f"{folder} is, or holds, {source}, which is read: choose another --save_path")
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{folder} is a file: choose another --save_path")
-    if strange := [] if overwrite else _strange(target):
+    strange = [] if overwrite else _strange(target)
+    if strange:
         some = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
         raise FileExistsError(
             f"{folder} holds what this program did not write ({some}): choose another --save_path, or --overwrite "
@@ -55,16 +56,17 @@ def read_from(config: ModelConfig) -> tuple[str | None, ...]:
 def _strange(folder: Path) -> list[str]:
     """Files in a folder that are not in the list that `_writing` left there."""
     try:
-        mine = {WRITTEN, *json.loads((folder / WRITTEN).read_text(encoding="utf-8"))}
+        written = {WRITTEN, *json.loads((folder / WRITTEN).read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError):
-        mine = set()
+        written = set()
+    # everything that is no folder, broken links too: it would be removed with the rest
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
-    return sorted(set(files) - mine)
+    return sorted(set(files) - written)
 
 
 @contextmanager
-def _writing(folder: str | Path, notes: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
-    """A draft that takes the folder's place when all is written, with a list of its files."""
+def _writing(folder: str | Path, notes: Mapping[str, Any], overwrite: bool) -> Generator[Path]:
+    """A draft folder that takes the place of `folder` when everything is written, with a list of its files."""
     check_target(folder, overwrite=overwrite)
     with whole_folder(folder) as draft:
         yield draft
@@ -83,11 +85,11 @@ def save_folder(
     notes: Mapping[str, Any] = MappingProxyType({}),
     overwrite: bool = False,
 ) -> None:
-    """Safetensors, config, tokenizer, picture settings: everything `load_folder` needs, vision tower included.
+    """Safetensors, config, tokenizer, image settings: everything `load_folder` needs, vision tower included.
 
-    The layout is Hugging Face's LLaVA with `head.*` and `project.*` beside it, so that
-    `LlavaForConditionalGeneration.from_pretrained` takes the language side of a model with an MLP projector.
-    It appears whole, in place of a folder that was written before; `check_target` says what is refused.
+    The layout is the backbone's Hugging Face layout with `head.*` and `project.*` added, so that its class there, e.g.
+    `LlavaForConditionalGeneration.from_pretrained`, takes the language side (of a LLaVA with an MLP projector). The
+    folder appears complete or not at all, in place of one that was written before; `check_target` says what is refused.
 
     notes: file name -> values of further JSON files.
     """
@@ -110,10 +112,10 @@ def save_original(
     notes: Mapping[str, Any] = MappingProxyType({}),
     overwrite: bool = False,
 ) -> None:
-    """The published layout: flat config, published key names, `pytorch_model*.bin`, no vision tower (lisa.md 7).
+    """The published layout: flat config, published key names, `pytorch_model*.bin` (lisa.md 7). What it keeps
+    elsewhere, e.g. a vision tower, the backbone writes or names.
 
-    The tower's hub name goes into the config; one that is no hub name is written to a subfolder beside it.
-    class_name: of the model, for `architectures` in the config. The folder appears whole, as with `save_folder`.
+    class_name: of the model, for `architectures` in the config. The folder appears complete, as with `save_folder`.
     """
     model.vlm.check_published(model.architecture.vlm_config)
     with _writing(folder, notes, overwrite) as draft:
@@ -134,12 +136,13 @@ def _write_original(model: SegModel, folder: Path, tokenizer: PreTrainedTokenize
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
-    if pieces := pieces_file(tokenizer):
+    if pieces := pieces_file(tokenizer):  # the library does not copy it, and the old programs read nothing else
         _copy(pieces, folder)
 
 
 def _write_old_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The four files of a published folder, which library 4.31 reads; without a sentencepiece model, today's files."""
+    """The four files of a published folder, as transformers 4.31 reads them; without a sentencepiece model, the files
+    that today's library writes."""
     pieces = pieces_file(tokenizer)
     if not pieces:
         tokenizer.save_pretrained(folder)
@@ -150,7 +153,7 @@ def _write_old_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> No
     added = sorted((index, name) for name, index in tokenizer.get_added_vocab().items() if name not in names)
     write_json(folder / "added_tokens.json", {name: index for index, name in added})
     write_json(folder / "special_tokens_map.json", {**plain, "pad_token": tokenizer.pad_token})
-    settings = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
+    settings: dict[str, Any] = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
     settings |= {"legacy": tokenizer.pieces.legacy}
     if tokenizer.pieces.release != STRIP:  # published folders have no such key: they mean 4.31
         settings["tokenization"] = tokenizer.pieces.release

@@ -63,6 +63,7 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
         target_modules=list(config.target_modules),
         bias="none",
     )
+    # on a fork: with other adapters, or none, a seed still gives the same order of data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(adapters, language, ADAPTER)
@@ -94,6 +95,7 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
         raise ValueError("model.train_vocabulary: without LoRA the language model trains in full, its vocabulary too")
     for part in parts:
         part.requires_grad_(True)
+    # the adapters lie inside frozen layers: by name, after everything else
     for name, parameter in language.named_parameters():
         if ".lora_" in name:
             parameter.requires_grad_(True)
@@ -124,7 +126,7 @@ def trainable_names(model: SegModel) -> list[str]:
 
 
 def trainable_state(model: SegModel) -> dict[str, Tensor]:
-    """The trained tensors under their `state_dict` names: all that a checkpoint must hold beside the base."""
+    """The trained tensors under their `state_dict` names: all that a checkpoint must hold in addition to the base."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

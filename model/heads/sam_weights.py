@@ -84,7 +84,7 @@ def rename_sam(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sam_sizes(tensors: dict[str, Tensor], decoder_heads: int) -> dict[str, dict[str, Any]]:
-    """`SamConfig`'s three parts for weights under our names, from tensor shapes; only `decoder_heads` cannot be."""
+    """`SamConfig`'s three parts for weights under our names, from their shapes; only `decoder_heads` is in none."""
     try:
         vision, prompts, decoder = _vision(tensors), _prompts(tensors), _decoder(tensors, decoder_heads)
     except KeyError as error:
@@ -94,7 +94,7 @@ def sam_sizes(tensors: dict[str, Tensor], decoder_heads: int) -> dict[str, dict[
 
 
 def folder_decoder_heads(path: str | Path) -> int | None:
-    """The decoder's number of heads where a Hugging Face SAM folder tells it."""
+    """The decoder's number of heads where the `config.json` of a Hugging Face SAM folder gives it."""
     file = Path(path) / "config.json"
     if not file.is_file():
         return None
@@ -106,6 +106,7 @@ def _vision(tensors: dict[str, Tensor]) -> dict[str, Any]:
     patches, grid = tensors["encoder.patch_embed.projection.weight"], tensors["encoder.pos_embed"].shape[1]
     width, _, _, patch = patches.shape
     depth = 1 + max(int(n) for name in tensors for n in re.findall(r"^encoder\.layers\.(\d+)\.", name))
+    # a layer's table of relative positions has 2 s - 1 rows for a window of side s; one as wide as the grid is global
     spans = [(tensors[f"encoder.layers.{i}.attn.rel_pos_h"].shape[0] + 1) // 2 for i in range(depth)]
     return {
         "hidden_size": width,
@@ -131,6 +132,7 @@ def _prompts(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def _decoder(tensors: dict[str, Tensor], heads: int) -> dict[str, Any]:
     tokens = tensors["decoder.mask_tokens.weight"]
+    # SAM's cross attention runs at a fraction of the width (2 at ViT-H): the ratio is in the shapes, the heads are not
     narrow = tensors["decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight"].shape[0]
     if narrow % heads:
         raise ValueError(

@@ -20,7 +20,7 @@ from data.types import Geometry
 from data.views import LanguageView
 from model.checkpoints.name_table import Pair
 from model.checkpoints.size_keys import SizeKeys
-from model.checkpoints.source import Source
+from model.checkpoints.weight_source import WeightSource
 from utils.config import ModelConfig
 from utils.registry import Registry
 
@@ -42,7 +42,7 @@ class Vision:
     """B encoded images, as the language model and the mask heads read them."""
 
     states: Tensor  # (B, P, H) image tokens, projected to the language model's width
-    layers: tuple[Tensor, ...]  # hidden states of the vision tower, (B, 1 + patches, W), class token first
+    layers: tuple[Tensor, ...]  # hidden states of the vision tower, (B, patches, W) row by row, without a class token
     attention: Tensor | None = None  # (B, P) bool: image tokens that show some of the image, not padding; None: all
 
 
@@ -67,13 +67,14 @@ class VisionLanguageModel(nn.Module):
     EMBEDDING: ClassVar[str]  # our name of the embedding, one row per token
     LM_HEAD: ClassVar[str]  # and of the output layer, if its rows are separate
     SIZE_KEYS: ClassVar[SizeKeys]  # of `size_sections`
+    LIGER: ClassVar[str | None] = None  # Liger's function that replaces kernels of `language`, if it has one
 
     language: PreTrainedModel  # a causal language model: get_input_embeddings(), lm_head
     view: LanguageView  # makes the pixels that `encode_images` takes
 
     @classmethod
     def config_for(
-        cls, source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
+        cls, source: WeightSource, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[dict[str, Any], LanguageView]:
         """The configuration (plain values, see `build`) of the model that `source` holds, and its view.
 

@@ -62,7 +62,7 @@ class Llava(LlavaFiles, DecoderVLM):
     def build(cls, config: dict[str, Any], attention: str = "sdpa", view: LanguageView | None = None) -> Llava:
         """An uninitialised model of LlavaSizes. `attention` is the language model's; the tower's is never flash."""
         sizes = LlavaSizes(**config)
-        sight = TowerInput(**sizes.tower_input)
+        shown = TowerInput(**sizes.tower_input)
         tower, language = CLIPVisionConfig(**sizes.tower), LlamaConfig(**sizes.language)
         tower._attn_implementation = "eager" if attention == "eager" else "sdpa"
         language._attn_implementation = attention
@@ -72,8 +72,8 @@ class Llava(LlavaFiles, DecoderVLM):
             mlp_projector(tower.hidden_size, width, depth, sizes.projector_width),
             LlamaForCausalLM(language),
             feature_layer=sizes.feature_layer,
-            pool=sight.pool,
-            view=view or (PaddedView(sizes.tower["image_size"]) if sight.pad else None),
+            pool=shown.pool,
+            view=view or (PaddedView(sizes.tower["image_size"]) if shown.pad else None),
         )
 
     @property
@@ -98,7 +98,9 @@ class Llava(LlavaFiles, DecoderVLM):
     def vision_parts(self) -> dict[str, list[nn.Module]]:
         """The projector, and of the tower what its features come from: layers above `feature_layer` get no gradient."""
         layers = self.tower.encoder.layers
-        used = layers[: self.feature_layer if self.feature_layer >= 0 else len(layers) + 1 + self.feature_layer]
+        # hidden state 0 is the embedding, k the output of layer k: of N layers, state -2 is state N - 1
+        count = self.feature_layer if self.feature_layer >= 0 else len(layers) + 1 + self.feature_layer
+        used = layers[:count]
         return {"projector": [self.projector], "tower": [self.tower.embeddings, self.tower.pre_layrnorm, used]}
 
     def encode_images(self, pixels: Tensor, geometry: Sequence[Geometry] = ()) -> Vision:
@@ -107,11 +109,15 @@ class Llava(LlavaFiles, DecoderVLM):
         geometry: of the B images; from their original sizes a padded view knows what is padding.
         """
         visible = self._visible_patches(geometry, pixels.device)
-        mask = None if visible is None else _key_mask(F.pad(visible.flatten(1), (1, 0), value=True), pixels.dtype)
+        mask = None
+        if visible is not None:
+            keys = F.pad(visible.flatten(1), (1, 0), value=True)  # the class token comes first and always counts
+            mask = _key_mask(keys, pixels.dtype)
         trains = any(parameter.requires_grad for parameter in self.tower.parameters())
         with nullcontext() if trains else torch.no_grad():
-            layers = self.tower(pixels, output_hidden_states=True, attention_mask=mask).hidden_states
-        patches = self._pooled(layers[self.feature_layer][:, 1:])
+            states = self.tower(pixels, output_hidden_states=True, attention_mask=mask).hidden_states
+        layers = tuple(state[:, 1:] for state in states)  # without the class token
+        patches = self._pooled(layers[self.feature_layer])
         # a token counts as visible by its first patch (as released), so its others may be padding
         attention = None if visible is None else visible[:, :: self.pool, :: self.pool].flatten(1)
         return Vision(self.projector(patches), layers, attention)
@@ -120,6 +126,7 @@ class Llava(LlavaFiles, DecoderVLM):
         """(B, g, g) bool: patches that show some of the image, which begins at the top left; None: all do."""
         patch, grid = self.patch, self.grid
         sizes = [self.view.geometry(*place.original).resized for place in geometry]
+        # the usual case, always with a view without padding: no mask at all keeps the fast attention kernels
         if all(side > (grid - 1) * patch for size in sizes for side in size):
             return None
         covered = torch.tensor([[math.ceil(side / patch) for side in size] for size in sizes], device=device)
@@ -128,7 +135,8 @@ class Llava(LlavaFiles, DecoderVLM):
         return rows[:, :, None] & columns[:, None, :]
 
     def _pooled(self, patches: Tensor) -> Tensor:
-        """(B, g * g, W) -> (B, P, W): means over squares of patches, in float32."""
+        """(B, g * g, W) -> (B, P, W): means over squares of patches, in float32. For pool = 2 this equals the bilinear
+        halving of the release (pixellm.md 1.2)."""
         if self.pool == 1:
             return patches
         square = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid)).float()

@@ -21,7 +21,7 @@ from model.checkpoints.hub import fetch
 from model.checkpoints.layouts import to_model_names
 from model.checkpoints.name_table import NameTable, Pair
 from model.checkpoints.size_keys import SizeKeys
-from model.checkpoints.source import Source
+from model.checkpoints.weight_source import WeightSource
 from model.vlm.base import BackboneSizes, VisionLanguageModel
 from model.vlm.tower import TowerInput, fit_tower, published_fields, representable, tower_input, tower_view, write_view
 from utils.config import ModelConfig
@@ -96,6 +96,7 @@ class LlavaFiles(VisionLanguageModel):
     FOLDER_NAMES = _HUGGING_FACE
     EMBEDDING = "vlm.language.model.embed_tokens.weight"
     LM_HEAD = "vlm.language.lm_head.weight"
+    LIGER = "apply_liger_kernel_to_llama"
     SIZE_KEYS = SizeKeys(
         widths=frozenset(
             {
@@ -113,10 +114,10 @@ class LlavaFiles(VisionLanguageModel):
 
     @classmethod
     def config_for(
-        cls, source: Source, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
+        cls, source: WeightSource, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[dict[str, Any], ClipView | PaddedView]:
         """The tower inside the folder counts; one outside gives what is lacking (sizes, weights, image settings)."""
-        asked_input = tower_input(source.values, config.tower)
+        shown = tower_input(source.values, config.tower)
         inside = any(name.startswith("vlm.tower.") for name in source.tensors)
         name = tower_name(source.values)
         if "vision_config" in source.values and inside:
@@ -126,8 +127,8 @@ class LlavaFiles(VisionLanguageModel):
         if not inside:
             source.tensors.update(_read_tower(folder, source))
         values = source.values if folder == source.folder else read_config(folder)
-        tower = fit_tower(tower_sizes(values), source.tensors, asked_input)
-        view = tower_view(folder, tower["image_size"], asked_input, config.tower.preprocessor)
+        tower = fit_tower(tower_sizes(values), source.tensors, shown)
+        view = tower_view(folder, tower["image_size"], shown, config.tower.preprocessor)
 
         width = source.tensors[cls.EMBEDDING].shape[1]
         new_projector = config.tower.new_projector and not source.finished
@@ -139,7 +140,7 @@ class LlavaFiles(VisionLanguageModel):
             projector_depth=NEW_DEPTH if new_projector else _projector_depth(source.tensors, source.where),
             feature_layer=_feature_layer(source.values, source.where),
             projector_width=NEW_GROWTH * width if new_projector else len(source.tensors["vlm.projector.0.weight"]),
-            tower_input=asdict(asked_input),
+            tower_input=asdict(shown),
             tower_name=name,
         )
         return asdict(sizes), view
@@ -183,9 +184,9 @@ class LlavaFiles(VisionLanguageModel):
 
     @classmethod
     def image_tokens_of(cls, values: dict[str, Any], config: ModelConfig) -> int:
-        asked_input = tower_input(values, config.tower)
+        shown = tower_input(values, config.tower)
         sizes = tower_sizes(values if "vision_config" in values else read_config(Path(config.vision_tower or "")))
-        return ((asked_input.size or sizes["image_size"]) // sizes["patch_size"] // asked_input.pool) ** 2
+        return ((shown.size or sizes["image_size"]) // sizes["patch_size"] // shown.pool) ** 2
 
     @classmethod
     def published_names(cls, config: dict[str, Any]) -> list[Pair]:
@@ -196,7 +197,7 @@ class LlavaFiles(VisionLanguageModel):
     @classmethod
     def check_published(cls, config: dict[str, Any]) -> None:
         saved = LlavaSizes(**config).tower_input
-        # how the position table was resized need not be said: a table that is not the hub's is written with the tower
+        # how the position table was resized needs no field: a tower with another table than the hub's is written out
         if not representable(replace(TowerInput(**saved), positions="released")):
             raise ValueError(f"the published layout has no fields for this model's tower input: {saved}")
 
@@ -302,7 +303,7 @@ def _projector_depth(tensors: dict[str, Tensor], where: str) -> int:
     return depth
 
 
-def _drop_projector(source: Source) -> None:
+def _drop_projector(source: WeightSource) -> None:
     """A base's projector gives way to a new, wider one."""
     old = [name for name in source.tensors if name.startswith("vlm.projector.")]
     source.report.ignored.extend(old)
@@ -311,7 +312,7 @@ def _drop_projector(source: Source) -> None:
     source.fresh.extend(f"vlm.projector.{2 * i}.{kind}" for i in range(NEW_DEPTH) for kind in ("weight", "bias"))
 
 
-def _find_tower(source: Source, named: str | None, config: ModelConfig) -> tuple[Path, str | None]:
+def _find_tower(source: WeightSource, named: str | None, config: ModelConfig) -> tuple[Path, str | None]:
     """The tower's folder, and the name to remember it by. named: in `config.json`.
 
     Folders count before hub names, the recipe's before the one that `config.json` names (inside its folder or
@@ -343,7 +344,7 @@ def _find_tower(source: Source, named: str | None, config: ModelConfig) -> tuple
         ) from None
 
 
-def _read_tower(folder: Path, source: Source) -> dict[str, Tensor]:
+def _read_tower(folder: Path, source: WeightSource) -> dict[str, Tensor]:
     """Weights of a CLIP folder; its text side has no place in a LLaVA."""
     tensors = read_tensors(folder)
     rest = {name for name in tensors if _TOWER_REST.fullmatch(name)}

@@ -27,7 +27,7 @@ from tools.doctor.plan import TRAIN, needs_of
 from tools.doctor.rehearsal import Rehearsal
 from tools.doctor.sheets import Speaker, write_sheet
 from tools.doctor.table import as_table, findings, fix_hints
-from utils.config import Recipe, from_dict, load_recipe, override, to_dict
+from utils.config import Recipe, from_dict, load_recipe, to_dict, with_overrides
 from utils.flags import at_least
 from utils.log import setup_logging
 
@@ -89,9 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read(args: argparse.Namespace) -> Recipe:
-    values = to_dict(load_recipe(args.recipe))
-    for assignment in args.set:
-        values = override(values, assignment)
+    values = with_overrides(to_dict(load_recipe(args.recipe)), args.set)
     if args.dataset_dir:
         values["data"]["dataset_dir"] = str(args.dataset_dir)
     return from_dict(Recipe, values)

@@ -96,7 +96,8 @@ def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encod
     except (OSError, ValueError, KeyError) as error:
         tokenizer, limit = OnlyTokens(spec), 0
         unchecked = f"the length of rows: the tokenizer of model.version is not here ({error})"
-    settings = (config.conv_type, limit, _image_tokens(folder, config), system.prompt_template, long_rows)
+    prompt_template = system.released.prompt_template
+    settings = (config.conv_type, limit, _image_tokens(folder, config), prompt_template, long_rows)
     return Encoder(tokenizer, spec, *settings), unchecked
 
 

@@ -30,7 +30,7 @@ from systems.base import build_system
 from tools.memory.activation_memory import Footprint, footprint
 from tools.memory.released_sizes import released_architecture
 from tools.memory.zero_memory import DeviceMemory, ParameterCounts, count_parameters, device_memory
-from utils.config import Recipe, from_dict, load_yaml, override, to_dict
+from utils.config import Recipe, from_dict, load_yaml, to_dict, with_overrides
 from utils.log import log
 
 GIB = 2**30
@@ -76,9 +76,7 @@ class StepMemory:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     log.setLevel(logging.WARNING)
-    values = load_yaml(args.recipe)
-    for assignment in args.set:
-        values = override(values, assignment)
+    values = with_overrides(load_yaml(args.recipe), args.set)
     recipe = from_dict(Recipe, values)
     load = workload(recipe, args)
     memory = measure_step(recipe, load)
@@ -261,9 +259,7 @@ def advice(recipe: Recipe, load: Workload, gpus: int, room: int) -> str:
 
 def with_changes(recipe: Recipe, changes: Sequence[str]) -> Recipe | None:
     """The recipe with these changes; None where they contradict each other."""
-    values = to_dict(recipe)
-    for change in changes:
-        values = override(values, change)
+    values = with_overrides(to_dict(recipe), changes)
     changed = from_dict(Recipe, values)
     if changed.model.load_in_4bit and (changed.train.zero_stage == 3 or changed.model.lora.r <= 0):
         return None

@@ -12,7 +12,7 @@ from model.checkpoints.layouts import Report
 
 
 @dataclass
-class Source:
+class WeightSource:
     """Weights under our names. Every step of loading adds to it in place: the mask head's weights, a training file's,
     the parts that a backbone keeps elsewhere."""
 
