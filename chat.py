@@ -1,10 +1,10 @@
-"""Talks about pictures: a prompt and a picture in, text and masks out.
+"""Answers questions about images with text and masks.
 
-    python chat.py --version CHECKPOINT            # asks for prompt and path, again and again
+    python chat.py --version CHECKPOINT            # prompts for questions and image paths until Ctrl-D
     python chat.py --version CHECKPOINT --image dog.jpg --prompt "Where is the dog?"
     python chat.py --version CHECKPOINT --image street.jpg --classes "road,car,sky"  # a class list
 
-Each answer leaves in --vis_save_path one PNG a mask, an overlay and a JSON with text, names and areas.
+Each answer writes one PNG per mask, an overlay, and a JSON file with text, names and areas to --vis_save_path.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add_model_flags(parser)
-    parser.add_argument("--vis_save_path", type=Path, default=Path("./vis_output"), help="where pictures go")
-    parser.add_argument("--image", help="picture of a single question")
-    parser.add_argument("--prompt", default="", help="the question about --image")
-    parser.add_argument("--classes", default="", metavar="A,B,C", help="ask about --image for each of these classes")
-    parser.add_argument("--max_new_tokens", type=at_least(1), default=512, help="longest answer")
+    chat = parser.add_argument_group("question and answer")
+    chat.add_argument("--image", metavar="FILE", help="image of a single question")
+    chat.add_argument("--prompt", default="", metavar="TEXT", help="the question about --image")
+    chat.add_argument("--classes", default="", metavar="A,B,C", help="look for each of these classes in --image")
+    chat.add_argument(
+        "--max_new_tokens", type=at_least(1), default=512, metavar="N", help="token limit of an answer [512]"
+    )
+    chat.add_argument(
+        "--vis_save_path", type=Path, default=Path("./vis_output"), metavar="FOLDER", help="for answers [./vis_output]"
+    )
     args = parser.parse(argv)
     if not args.version:
         parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")
@@ -57,12 +63,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def talk(predictor: Predictor, args: argparse.Namespace) -> None:
-    """Asks for a prompt, then for a picture, until the input ends. Each question starts anew, as in the original."""
+    """Asks for a prompt, then for an image, until the input ends. As in the original, a question knows nothing of
+    earlier ones."""
     while True:
         try:
             prompt = input("Please input your prompt (Ctrl-D leaves): ").strip()
             if not prompt:
-                print("The prompt is empty; type a question about a picture.")
+                print("The prompt is empty; type a question about an image.")
                 continue
             image = input("Please input the image path: ").strip()
         except (EOFError, KeyboardInterrupt):
@@ -72,7 +79,8 @@ def talk(predictor: Predictor, args: argparse.Namespace) -> None:
 
 
 def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: argparse.Namespace) -> bool:
-    """Asks, prints and saves; what is wrong with the picture or the words is said, and the answer is False."""
+    """Asks, prints and saves. Prints what is wrong with the image or the words and returns False where there is no
+    answer."""
     try:
         queries = make_queries(predictor, prompt, classes)
         (replies,) = predictor.replies([image], [queries])
@@ -83,10 +91,12 @@ def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: ar
     print("\n".join(entry["text"] for entry in report["answers"]))
     for mask in report["masks"]:
         size = f"{mask['area']} pixels ({mask['share']:.1%})"
-        name = (mask["name"] or "mask") + " (what is there instead)" * mask["instead"]
+        name = mask["name"] or "mask"
+        if mask["instead"]:
+            name += " (what is there instead)"
         print(f"  {name}: {size}, {mask['colour']} -> {mask['file']}")
     for name in report["absent"]:
-        print(f"  {name}: not in the picture")
+        print(f"  {name}: not in the image")
     if not report["masks"]:
         print("  no mask in this answer")
     print(f"  saved {report['overlay']}")
@@ -94,16 +104,17 @@ def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: ar
 
 
 def make_queries(predictor: Predictor, prompt: str, classes: str) -> list[Query]:
-    """The prompt as it is behind the picture, or the system's own question about a class list."""
+    """The prompt as it is, after the image, or the system's own questions about a class list."""
     if prompt.strip():
         return [free_query(prompt)]
     return predictor.class_queries([name.strip() for name in classes.split(",") if name.strip()])
 
 
 def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder: Path) -> dict[str, Any]:
-    """Writes masks, overlay and JSON under names that are still free; returns what the JSON holds."""
+    """Writes masks, overlay and JSON under names that are still free; returns the content of the JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem, shown = free_name(folder, image.stem), read_image(image)
+    stem = free_name(folder, image.stem)
+    pixels = read_image(image)
     report: dict[str, Any] = {"image": str(image), "answers": [], "masks": [], "absent": []}
     layers = []
     for query, reply in zip(queries, replies, strict=True):
@@ -111,7 +122,8 @@ def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder
         for claim in reply.claims:
             name = claim.phrase or (query.phrases[0] if len(query.phrases) == 1 else "")
             if claim.mask is None:
-                report["absent"] += [name] * bool(name)  # who refuses without a name has said it in words
+                if name:  # a refusal without a name is already in the text
+                    report["absent"].append(name)
                 continue
             mask = (reply.masks[claim.mask] > 0).cpu().numpy()
             file = folder / f"{stem}_mask_{len(layers)}.png"
@@ -127,18 +139,17 @@ def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder
             report["masks"].append({**entry, **size})
             layers.append(Layer(mask, name, colour))
     report["overlay"] = str(folder / f"{stem}_overlay.png")
-    Image.fromarray(with_legend(shown, layers)).save(report["overlay"])
+    Image.fromarray(with_legend(pixels, layers)).save(report["overlay"])
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    (folder / f"{stem}.json").write_text(text, encoding="utf-8", errors="backslashreplace")  # as JSON spells it
+    # A tokenizer can produce half a surrogate pair, which is no UTF-8; a backslash escape is what JSON has for it.
+    (folder / f"{stem}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     return report
 
 
 def free_name(folder: Path, stem: str) -> str:
-    """`dog`, or `dog_2`, `dog_3` where earlier answers about that picture are kept."""
-    number = 1
-    while (folder / f"{stem if number == 1 else f'{stem}_{number}'}.json").exists():
-        number += 1
-    return stem if number == 1 else f"{stem}_{number}"
+    """`dog`, or `dog_2`, `dog_3` where the folder holds earlier answers about that image."""
+    names = chain([stem], (f"{stem}_{number}" for number in count(2)))
+    return next(name for name in names if not (folder / f"{name}.json").exists())
 
 
 if __name__ == "__main__":

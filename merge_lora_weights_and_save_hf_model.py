@@ -4,8 +4,8 @@
     python merge_lora_weights_and_save_hf_model.py --run runs/mine --save_path mine --format original
     python merge_lora_weights_and_save_hf_model.py --version=LLAVA --weight=pytorch_model.bin --save_path=mine
 
-The last form takes the one file that `zero_to_fp32.py` makes, of this program or of the original ones, and the flags
-(or the --config) that it was trained with.
+The last form takes the single file that `zero_to_fp32.py` writes from a DeepSpeed checkpoint, of this project or of the
+original programs, and the flags (or the --config) of its training.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Merges a training run into one model folder.",
         allow_abbrev=False,
-        epilog="With --weight, the flags of train_ds.py say how the weights were trained.",
+        epilog="With --weight, give the flags of train_ds.py with which the weights were trained.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="FOLDER", help="run folder of train_ds.py")
-    source.add_argument("--weight", metavar="FILE", help="one file of whole weights, as zero_to_fp32.py makes it")
+    source.add_argument("--weight", metavar="FILE", help="single file of full weights, as zero_to_fp32.py writes it")
     parser.add_argument("--tag", default="best", help="checkpoint of the run: best, last or a name [best]")
     parser.add_argument("--save_path", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument(
@@ -47,14 +47,15 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     log.info("reading %s", args.run or args.weight)
     if args.run and flags:
-        parser.error(f"a run folder knows how it was trained; not understood: {' '.join(flags)}")
+        parser.error(f"a run folder has its own recipe, so flags of training are not taken: {' '.join(flags)}")
     recipe = load_recipe(args.run) if args.run else resolve(flags, systems_accepting)
     check_target(args.save_path, [args.run or args.weight, *read_from(recipe.model)], overwrite=args.overwrite)
     assistant = load_run(args.run, args.tag) if args.run else load_file(args.weight, recipe)
     precision = args.precision or assistant.recipe.model.precision
     assistant.model.to(dtype_of(precision))
     if args.format == "original":
-        architecture = (*assistant.system.published, "LlavaLlamaForCausalLM")[0]
+        architectures = assistant.system.released.architectures
+        architecture = architectures[0] if architectures else "LlavaLlamaForCausalLM"
         save_original(assistant.model, args.save_path, assistant.tokenizer, architecture, overwrite=args.overwrite)
     else:
         save_folder(assistant.model, args.save_path, assistant.tokenizer, assistant.recipe, overwrite=args.overwrite)
@@ -62,15 +63,19 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def load_run(run: str, tag: str) -> Assistant:
-    """A run's assistant with its adapters merged, in fp32; those of 4-bit layers into the weights as they were."""
-    trained = load_recipe(run).model.precision
-    plain = {"precision": "fp32", "load_in_4bit": False, "load_in_8bit": False}
-    assistant = load(run, checkpoint=tag, model=plain, device="cpu")
-    return replace(assistant, recipe=with_precision(assistant.recipe, trained))
+    """A run's assistant with its adapters merged, in fp32.
+
+    Adapters trained on 4-bit layers are merged into the base's original weights, which are more precise. The recipe of
+    the result keeps the precision of the run.
+    """
+    precision = load_recipe(run).model.precision
+    unquantized = {"precision": "fp32", "load_in_4bit": False, "load_in_8bit": False}
+    assistant = load(run, checkpoint=tag, model=unquantized, device="cpu")
+    return replace(assistant, recipe=with_precision(assistant.recipe, precision))
 
 
 def load_file(weight: str, recipe: Recipe) -> Assistant:
-    """The same of one file of whole weights and the recipe that they were trained with."""
+    """The assistant of a single file of full weights and the recipe of their training, adapters merged, in fp32."""
     assistant = build(with_precision(recipe, "fp32"), device="cpu")
     tensors = read_tensors(weight)
     load_trainable(assistant.model, from_training_file(assistant.model, tensors))

@@ -1,6 +1,6 @@
 """Samples per second of the full data path on one core, and where the time goes.
 
-    python benchmarks/data.py configs/lasagna.yaml --tokenizer LLAVA --dataset_dir ./dataset
+    python benchmarks/data.py configs/released/lasagna.yaml --tokenizer LLAVA --dataset_dir ./dataset
     python benchmarks/data.py RECIPE --tokenizer LLAVA --set 'data.mixture=[{task: own, sets: [...]}]' --workers 0 2
 
 The path is that of training: facts from the source, words from the system, ids, reading and decoding the image, both
@@ -32,7 +32,7 @@ from data.tokens import load_tokenizer
 from data.types import Record
 from data.views import ClipView, SamView, SegView, Views, read_image
 from systems.base import build_system
-from utils.config import Recipe, from_dict, load_recipe, override, to_dict
+from utils.config import Recipe, from_dict, load_recipe, to_dict, with_overrides
 
 PATCH, SAM_SIDE = 14, 1024
 STEPS = ("facts", "words", "ids", "read and decode", "language-side view", "mask-side view", "masks", "batch")
@@ -93,9 +93,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
-    values = to_dict(load_recipe(args.recipe))
-    for assignment in args.set:
-        values = override(values, assignment)
+    values = with_overrides(to_dict(load_recipe(args.recipe)), args.set)
     if args.dataset_dir:
         values["data"]["dataset_dir"] = str(args.dataset_dir)
     return from_dict(Recipe, values)
@@ -114,7 +112,7 @@ def build_mixture(recipe: Recipe, args: argparse.Namespace) -> Mixture:
 def build_sample(mixture: Mixture, index: int, clock: CpuClock, args: argparse.Namespace) -> int:
     """Makes sample `index` as `Mixture.sample` does, each step timed; returns the image's number of pixels."""
     rng = np.random.default_rng((mixture.seed, index))
-    maker = mixture.maker
+    maker = mixture.builder
     dialogues = []
     while not dialogues:
         part, position = mixture.pick(index, rng, None)
@@ -133,7 +131,7 @@ def build_sample(mixture: Mixture, index: int, clock: CpuClock, args: argparse.N
 
 def loader_speed(mixture: Mixture, workers: int, args: argparse.Namespace, batch_size: int = 2) -> float:
     """Samples per second by wall clock, after the workers have started."""
-    stream = Stream(mixture, batch_size, image_tokens=mixture.maker.encoder.image_tokens, workers=workers)
+    stream = Stream(mixture, batch_size, image_tokens=mixture.builder.encoder.image_tokens, workers=workers)
     for _ in range(2 * max(1, workers)):
         next(stream)
     batches = args.samples // batch_size

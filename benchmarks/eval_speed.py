@@ -255,7 +255,8 @@ def architecture(args: argparse.Namespace) -> Architecture:
         "prompt_encoder_config": {"hidden_size": 256, "image_size": args.sam_side, "patch_size": 16},
         "mask_decoder_config": {"hidden_size": 256},
     }
-    return Architecture(language, tower, projector_depth=2, feature_layer=-2, head="sam", head_config=sam)
+    vlm_config = {"language": language, "tower": tower, "projector_depth": 2, "feature_layer": -2}
+    return Architecture("llava", vlm_config, "sam", sam)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -94,7 +94,7 @@ def parts_of(model: SegModel) -> dict[str, nn.Module]:
     vlm, head = llava(model), sam_head(model)
     return {
         "tower": vlm.tower,
-        "language model": vlm.language.model,
+        "language model": vlm.decoder,
         "mask encoder": head.encoder,
         "mask decoder": head.decoder,
     }
@@ -114,7 +114,7 @@ def step_flops(model: SegModel, batch: Batch) -> float:
     vlm = llava(model)
     vocabulary = vlm.language.lm_head
     factors: dict[nn.Module, int] = {vlm.tower: 1, vlm.projector: 1, sam_head(model).encoder: 1}
-    factors[vlm.language.model] = 2  # with LoRA's own products
+    factors[vlm.decoder] = 2  # with LoRA's own products
     factors[vocabulary] = 3 if vocabulary.weight.requires_grad else 2
     flops = {part: by_part.get(f"{root}.{names[part]}", 0) for part in factors}
     rest = by_part["Global"] - sum(flops.values())  # trained: text MLP and mask decoder

@@ -131,4 +131,6 @@ def _architecture(shape: ModelShape) -> Architecture:
     decoder = {"hidden_size": shape.prompt, "mlp_dim": 8 * shape.prompt, "num_attention_heads": 8}
     sam = {"vision_config": encoder | {"initializer_range": 0.02}, "prompt_encoder_config": prompt}
     sam |= {"mask_decoder_config": decoder | {"iou_head_hidden_dim": shape.prompt}}
-    return Architecture(language, tower | {"image_size": shape.tower_side}, 2, -2, "sam", sam)
+    tower |= {"image_size": shape.tower_side}
+    vlm_config = {"language": language, "tower": tower, "projector_depth": 2, "feature_layer": -2}
+    return Architecture("llava", vlm_config, "sam", sam)

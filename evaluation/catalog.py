@@ -1,4 +1,4 @@
-"""The benchmarks that are known by name: a split of a source with the way its answers are scored, one entry each."""
+"""The benchmarks that are known by name: each is a split of a source with the metric that scores its answers."""
 
 from __future__ import annotations
 
@@ -8,32 +8,28 @@ from typing import Any
 
 from data.sources import Source, build_source
 from data.sources.base import first_of
-from evaluation.metrics import exact  # noqa: F401  (they register their scorers)
-from evaluation.metrics import matched as several  # noqa: F401  (they register their scorers)
-from evaluation.metrics import no_target as absent  # noqa: F401  (they register their scorers)
-from evaluation.metrics.scorers import SCORERS
+from evaluation.metrics import SCORERS
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS
 from evaluation.wrappers import Grouped, PresentOnly
 
-TWO_PASS_METRICS = (
-    "generalised",
-    "generalised_apart",
-)  # metrics of forced answers in which the model decides what is there
+TWO_PASS_METRICS = ("generalised", "generalised_apart")  # whose published protocol decides on absence in two passes
 
 
 @dataclass(frozen=True)
 class Suite:
-    """`name` is what users type and, unless `source` says otherwise, what `build_source` takes.
+    """A benchmark.
 
-    present_only: ask about what is there, though the files may also ask about what is not.
-    groups: ask for several targets in one question, in groups of these sizes in turn.
-    own: not one of the catalog; it states all options of its source itself.
+    name: what users type and, unless `source` is set, what `build_source` takes. group: a name for several suites.
+    metric: a name in SCORERS. needs: for users, the data below the dataset folder. options: of the source.
+    present_only: ask only about present targets, although the files may hold absent ones. groups: ask for several
+    targets per question, in groups of these sizes in turn. own: defined by a recipe or a file, not by this catalog; it
+    states all options of its source itself.
     """
 
     name: str
     group: str
-    metric: str  # a name in SCORERS
-    needs: str  # the data, below the dataset folder
+    metric: str
+    needs: str
     options: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     present_only: bool = False
@@ -41,18 +37,21 @@ class Suite:
     own: bool = False
 
     def open(self, dataset_dir: str | Path, options: dict[str, Any] | None = None) -> Source:
-        """The pictures; missing data raise an error that names the paths. The suite's own options win over these."""
+        """The suite's records. The suite's own options win over `options`. Raises an error that names the paths where
+        data are missing, and ValueError where there is no record or the metric cannot score this kind of record."""
         source = build_source(self.source or self.name, dataset_dir, **{**(options or {}), **self.options})
         if not len(source):
-            raise ValueError(f"suite {self.name!r}: {self.base} holds no picture; there is nothing to score")
-        if self.own and (kind := first_of(source, lambda record: record.kind)):
-            self._check_kind(kind)
+            raise ValueError(f"suite {self.name!r}: {self.base} holds no image; there is nothing to score")
+        if self.own:  # those of the catalog fit
+            kind = first_of(source, lambda record: record.kind)
+            if kind:
+                self._check_kind(kind)
         source = PresentOnly(source) if self.present_only else source
         return Grouped(source, self.groups) if self.groups else source
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells it apart from another suite of its name: where its data come from and how they are scored."""
+        """What distinguishes it from another suite of the same name: where its data come from, how they are scored."""
         return {
             "source": self.source or self.name,
             "suite_options": self.options,
@@ -63,12 +62,13 @@ class Suite:
 
     @property
     def teacher_forced_protocol(self) -> str:
-        """The protocol that "teacher_forced" means here; as published, two passes decide on absence."""
+        """What `teacher_forced` runs for this suite: plain teacher forcing, or two passes where absence is scored (as
+        published)."""
         return TWO_PASS if self.metric in TWO_PASS_METRICS else FORCED
 
     @property
     def protocols(self) -> str:
-        """The default, and what stands for the published way of giving the answer."""
+        """The default protocol, and the one that `teacher_forced` stands for."""
         return f"{GENERATED}, {self.teacher_forced_protocol}"
 
     @property
@@ -82,24 +82,24 @@ class Suite:
         return (self.source or self.name).split("|")[0]
 
     def _check_kind(self, kind: str) -> None:
-        if kind not in SCORERS[self.metric].KINDS:
-            fit = [name for name in SCORERS if kind in SCORERS[name].KINDS]
+        if kind not in SCORERS[self.metric].kinds:
+            fit = [name for name in SCORERS if kind in SCORERS[name].kinds]
             raise ValueError(
-                f"suite {self.name!r}: metric {self.metric!r} is for {' and '.join(SCORERS[self.metric].KINDS)} data, "
+                f"suite {self.name!r}: metric {self.metric!r} is for {' and '.join(SCORERS[self.metric].kinds)} data, "
                 f"{self.base} gives {kind!r}; metrics for these: {', '.join(fit)}"
             )
 
 
-REFERRING = (  # set, whose split, pictures, splits (lisa.md 4.4)
+REFERRING = (  # set, author of the split, folder of images, splits (lisa.md 4.4)
     ("refcoco", "unc", "train2014", ("val", "testA", "testB")),
     ("refcoco+", "unc", "train2014", ("val", "testA", "testB")),
     ("refcocog", "umd", "train2014", ("val", "test")),
     ("refclef", "unc", "saiapr_tc-12", ("val", "testA", "testB", "testC")),
 )
 FIRST_TEXT = {"texts": "first", "explanations": False}  # the published protocol asks the first rephrasing (lisa.md 3.3)
-PAIR = {"texts": "pair", "explanations": False}  # one true and one false question per picture (sesame.md 6.4)
+PAIR = {"texts": "pair", "explanations": False}  # one true and one false question per image (sesame.md 6.4)
 ALL_TEXTS = {"texts": "all", "explanations": False}
-TOGETHER = (6, 5, 4)  # expressions in a question of multi-RefCOCO (pixellm.md 6.2)
+GROUP_SIZES = (6, 5, 4)  # expressions per question of multi-RefCOCO (pixellm.md 6.2)
 
 ENTRIES = (
     Suite("ade20k|val", "semantic", "semantic", "ade20k: images and annotations of validation"),
@@ -128,8 +128,8 @@ ENTRIES = (
         )
     ),
     *(
-        Suite(f"{name}|{by}|{split}", "refer", "overlap", f"{name}/refs({by}).p, instances.json, {pictures}")
-        for name, by, pictures, splits in REFERRING
+        Suite(f"{name}|{by}|{split}", "refer", "overlap", f"{name}/refs({by}).p, instances.json, {images}")
+        for name, by, images, splits in REFERRING
         for split in splits
     ),
     *(
@@ -137,9 +137,9 @@ ENTRIES = (
             f"multi{name}|{by}|{split}",
             "multi_refer",
             "overlap",
-            f"as {name}|{by}|{split}; {', '.join(map(str, TOGETHER))} expressions in a question",
+            f"as {name}|{by}|{split}; {', '.join(map(str, GROUP_SIZES))} expressions in a question",
             source=f"{name}|{by}|{split}",
-            groups=TOGETHER,
+            groups=GROUP_SIZES,
         )
         for name, by, _, splits in REFERRING[:3]
         for split in splits
@@ -148,7 +148,7 @@ ENTRIES = (
         Suite(f"grefcoco|unc|{split}", "gref", "generalised", "grefcoco/grefs(unc).p or .json, instances.json")
         for split in ("val", "testA", "testB")
     ),
-    Suite("refzom|final|test", "zom", "generalised_apart", "refzom: refs(final).p, instances.json, pictures"),
+    Suite("refzom|final|test", "zom", "generalised_apart", "refzom: refs(final).p, instances.json, images"),
     *(
         Suite(f"{name}|{by}|{split}", group, "premise", f"{name}/refs({by}).p, instances.json, train2014")
         for group, before, one in (("fp", "fp", "berkeley"), ("r", "R-", None))
@@ -191,8 +191,8 @@ ENTRIES = (
         source="ReasonSeg|val",
     ),
     *(
-        Suite(f"muse|{split}", "muse", "matched", f"muse_{split}.json, COCO pictures below refer_seg/images")
+        Suite(f"muse|{split}", "muse", "matched", f"muse_{split}.json, COCO images below refer_seg/images")
         for split in ("val", "test_few", "test_many")
     ),
-    Suite("vqa|val", "vqa", "exact", "vqa/val.json: a list of image, question, answer or answers; the pictures beside"),
+    Suite("vqa|val", "vqa", "exact", "vqa/val.json: a list of image, question and answers; next to it the images"),
 )

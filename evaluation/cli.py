@@ -1,4 +1,4 @@
-"""What the programs that use a finished assistant share: the flags that load one, in the originals' spelling."""
+"""Command-line flags that load a finished assistant, in the originals' spelling, for every program that uses one."""
 
 from __future__ import annotations
 
@@ -10,27 +10,34 @@ from typing import Any, NoReturn
 
 from systems.assistant import Assistant, load
 from utils import dist
-from utils.config import override
+from utils.config import ModelConfig, choices, with_overrides
 from utils.flags import FLAGS, underscored
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-MODEL_FIELDS = ("weight", "precision", "vision_tower", "conv_type", "load_in_8bit", "load_in_4bit", "allow_missing")
+PRECISIONS = choices(ModelConfig, "precision")
+MODEL_FIELDS = {  # flag: field of `model`
+    "weight": "checkpoint_file",
+    **{
+        name: name
+        for name in ("precision", "vision_tower", "conv_type", "load_in_8bit", "load_in_4bit", "allow_missing")
+    },
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags with dashes or underscores; those that only training has are taken with a word, others refused."""
+    """A parser of flags with dashes or underscores. Flags that only training has are ignored with a message; others are
+    refused."""
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         args, extra = self.parse_known_args(underscored(sys.argv[1:] if argv is None else argv))
-        known = {flag.name for flag in FLAGS} | {"local_rank"}
+        known = {spelling for flag in FLAGS for spelling in flag.spellings} | {"--local_rank"}
         position = 0
         while position < len(extra):
             name, _, value = extra[position].partition("=")
-            if name.removeprefix("--").removeprefix("no_") not in known:
+            if name not in known:
                 near = difflib.get_close_matches(name, self._option_string_actions, n=1)
                 self.error(f"unknown argument {name!r}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
             if name != "--local_rank":
-                print(f"{name} has no meaning here: the checkpoint knows, or training only")
+                print(f"{name} has no meaning here: the checkpoint says it, or it is for training only")
             alone = value or position + 1 == len(extra) or extra[position + 1].startswith("--")
             position += 1 if alone else 2
         return args
@@ -40,31 +47,31 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model_flags(parser: Parser) -> None:
-    """--version and how to load it."""
+    """Adds --version and the flags that say how to load it."""
     parser.add_argument("--version", help="run folder, merged folder, or published checkpoint (folder or hub name)")
-    parser.add_argument("--system", help="the system of the checkpoint, where its files do not tell")
+    parser.add_argument("--system", help="the system of the checkpoint, where its files do not say")
     parser.add_argument("--checkpoint", default="best", help="of a run folder: best, last, or a name like step_500")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: as trained; fp32 on a CPU")
-    parser.add_argument("--weight", help="training file over the weights of --version, a base: a bare .bin")
+    parser.add_argument("--weight", help="training's bare .bin file, loaded over the weights of --version, a base")
     parser.add_argument("--vision_tower", help="CLIP folder or hub name, for checkpoints without one")
     parser.add_argument("--conv_type", help="conversation template; default: as trained")
     parser.add_argument("--load_in_8bit", action="store_true", help="8-bit language model (bitsandbytes, GPU)")
     parser.add_argument("--load_in_4bit", action="store_true", help="4-bit language model (bitsandbytes, GPU)")
-    parser.add_argument("--allow_missing", action="store_true", help="go on when weights are missing or unexpected")
+    parser.add_argument("--allow_missing", action="store_true", help="load in spite of missing or unexpected weights")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="A.B=V",
-        help="replace a field of its recipe, model.* or options.*",
+        help="replace a field of the checkpoint's recipe, model.* or options.*; may be repeated",
     )
 
 
 def load_assistant(args: argparse.Namespace) -> Assistant:
-    """The assistant of `--version`, ready to answer; what cannot be loaded ends the program with a message."""
+    """The assistant of `--version`, ready to answer. Ends the program with a message where it cannot be loaded."""
     try:
-        over = overrides(args)
-        return load(args.version, system=args.system, checkpoint=args.checkpoint, device=dist.device(), **over)
+        fields = overrides(args)
+        return load(args.version, system=args.system, checkpoint=args.checkpoint, device=dist.device(), **fields)
     except (OSError, ValueError, KeyError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         raise SystemExit(f"cannot load {args.version}: {message}") from None
@@ -72,10 +79,9 @@ def load_assistant(args: argparse.Namespace) -> Assistant:
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of the checkpoint's recipe that flags and `--set` replace: those of `model` and `options` count here."""
-    model = {name: getattr(args, name) for name in MODEL_FIELDS if getattr(args, name) not in (None, False)}
-    values: dict[str, Any] = {"model": model, "options": {}}
-    for assignment in args.set:
-        values = override(values, assignment)
+    given = {field: getattr(args, flag) for flag, field in MODEL_FIELDS.items()}
+    model = {field: value for field, value in given.items() if value not in (None, False)}
+    values: dict[str, Any] = with_overrides({"model": model, "options": {}}, args.set)
     if strange := values.keys() - {"model", "options"}:
         raise ValueError(f"--set {', '.join(sorted(strange))}: only model.* and options.* can be set for a checkpoint")
     return values

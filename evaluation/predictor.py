@@ -1,17 +1,17 @@
-"""An assistant for use from Python: pictures with phrases, class lists or questions in, text and masks out.
+"""The Python API: images with phrases, class lists or questions in, text and masks out.
 
     from evaluation.predictor import Predictor
 
     predictor = Predictor.from_pretrained("runs/mine")
-    for thing in predictor("kitchen.jpg", ["the cup", "the unicorn"]):
-        print(thing.phrase, thing.mask.sum() if thing.present else "is not there")
-    for thing in predictor.classes("street.jpg", ["road", "car", "zebra"]):
-        print(thing.phrase, thing.present, thing.score)
+    for segment in predictor("kitchen.jpg", ["the cup", "the unicorn"]):
+        print(segment.phrase, segment.mask.sum() if segment.present else "is not there")
+    for segment in predictor.classes("street.jpg", ["road", "car", "zebra"]):
+        print(segment.phrase, segment.present, segment.score)
     answer = predictor.ask("street.jpg", "Where could I park?")
-    print(answer.text, [thing.mask.shape for thing in answer.things])
-    pages = predictor.batch(["a.jpg", "b.jpg"], [["the dog"], ["the cat", "the mouse"]])  # several pictures at once
+    print(answer.text, [segment.mask.shape for segment in answer.segments if segment.present])
+    first, second = predictor.batch(["a.jpg", "b.jpg"], [["the dog"], ["the cat", "the mouse"]])  # in one batch
 
-A picture is a path, a PIL image (any mode with 8 or 16 bits a channel) or an (H, W, 3) uint8 RGB array. The words
+An image is a path, a PIL image (any mode with 8 or 16 bits per channel) or an (H, W, 3) uint8 RGB array. The words
 around phrases are the system's own.
 """
 
@@ -35,27 +35,37 @@ from evaluation.protocols import Reply, generate
 from systems.assistant import Assistant, load
 from utils.limits import PIXELS
 
-Picture = str | Path | Image.Image | np.ndarray
-NO_FILE = Path("picture")  # stands for the file of a picture that has none
+ImageLike = str | Path | Image.Image | np.ndarray
+NO_FILE = Path("image")  # in messages, the name of an image that has no file
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One thing that was asked for, or that an answer speaks of. Without a mask it is not there, says the model."""
+    """One object that was asked for, or that an answer mentions.
+
+    phrase: what it was asked for as, or what the answer calls it. mask: (H, W) bool at the image's own size; None where
+    the model says that the object is not there. score: mean probability of the mask's pixels, 0.5 to 1; 0 of an empty
+    mask, None without a mask. text: the whole answer that mentions it.
+    """
 
     phrase: str
-    mask: np.ndarray | None  # (H, W) bool, the picture's own size
-    score: float | None  # mean probability of the mask's pixels, 0.5 to 1; 0 of an empty mask, None without one
-    text: str  # the answer that speaks of it
+    mask: np.ndarray | None
+    score: float | None
+    text: str
 
     @property
     def present(self) -> bool:
+        """Whether the model gave it a mask."""
         return self.mask is not None
 
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """The answer to a question in free words. `finished`: it ended by itself, not at the token limit."""
+    """The answer to a question in free words.
+
+    text: as generated, with mask tokens. segments: one per object that the answer marks or refuses, in its order.
+    finished: the text ended by itself, not at the token limit.
+    """
 
     text: str
     segments: list[Segment] = field(default_factory=list)
@@ -63,64 +73,77 @@ class ChatAnswer:
 
 
 class Predictor:
-    """Answers with `assistant`, greedily, each answer at most `max_new_tokens` long."""
+    """Asks an assistant about images. Answers are generated greedily, each of at most `max_new_tokens` tokens.
+
+    Every method raises ValueError for an image or a question that cannot be used, OSError for a file that cannot be
+    read, and PIL's errors for a damaged one.
+    """
 
     def __init__(self, assistant: Assistant, *, max_new_tokens: int = 512):
         self.assistant = assistant
         self.max_new_tokens = max_new_tokens
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, max_new_tokens: int = 512, **how: Any) -> Predictor:
-        """path: a run folder, a merged folder, a published checkpoint or its hub name. how: as `load` takes it, such as
-        device="cuda", checkpoint="last", system="lisa", model={"precision": "bf16"}."""
-        return cls(load(path, **how), max_new_tokens=max_new_tokens)
+    def from_pretrained(cls, path: str | Path, *, max_new_tokens: int = 512, **load_options: Any) -> Predictor:
+        """Loads an assistant.
 
-    def __call__(self, picture: Picture, phrases: Sequence[str]) -> list[Segment]:
-        """One thing a phrase, in order."""
-        return self.batch([picture], [phrases])[0]
+        path: a run folder, a merged folder, a published checkpoint or its hub name. load_options: those of
+        `systems.assistant.load`, such as device="cuda", checkpoint="last", system="lisa",
+        model={"precision": "bf16"}.
+        """
+        return cls(load(path, **load_options), max_new_tokens=max_new_tokens)
 
-    def batch(self, pictures: Sequence[Picture], phrases: Sequence[Sequence[str]]) -> list[list[Segment]]:
-        """`phrases[b]` about `pictures[b]`, all in one batch."""
+    def __call__(self, image: ImageLike, phrases: Sequence[str]) -> list[Segment]:
+        """One segment per phrase, in their order."""
+        return self.batch([image], [phrases])[0]
+
+    def batch(self, images: Sequence[ImageLike], phrases: Sequence[Sequence[str]]) -> list[list[Segment]]:
+        """Asks for `phrases[b]` in `images[b]`, all in one batch. Returns one list of segments per image."""
         queries = [self._phrase_queries(group) for group in phrases]
-        found = []
-        for group, asked, replies in zip(phrases, queries, self.replies(pictures, queries), strict=True):
-            things: list[Segment] = []
-            for query, reply in zip(asked, replies, strict=True):
-                names = group[len(things) : len(things) + len(query.phrases)]
+        results = []
+        for group, image_queries, replies in zip(phrases, queries, self.replies(images, queries), strict=True):
+            segments: list[Segment] = []
+            # A system may ask for all phrases in one question or for each in its own, and may change their wording;
+            # across its questions the order is that of `group`.
+            for query, reply in zip(image_queries, replies, strict=True):
+                names = group[len(segments) : len(segments) + len(query.phrases)]
                 for name, claim in zip(names, assign_claims(reply.claims, query.phrases), strict=True):
-                    things.append(_thing(name, reply.masks, claim.mask if claim else None, reply.text))
-            found.append(things)
-        return found
+                    mask = claim.mask if claim else None
+                    segments.append(_segment(name, None if mask is None else reply.masks[mask], reply.text))
+            results.append(segments)
+        return results
 
-    def classes(self, picture: Picture, names: Sequence[str]) -> list[Segment]:
-        """One thing a class of the list, in order; of several masks of a class the highest logits count."""
+    def classes(self, image: ImageLike, names: Sequence[str]) -> list[Segment]:
+        """One segment per class of the list, in their order; of several masks of a class the highest logits count."""
         if not names or any(not name.strip() for name in names):
             raise ValueError(f"classes need at least one name and no empty one, not {list(names)}")
         queries = self.class_queries(names)
-        (replies,) = self.replies([picture], [queries])
-        known, masks, texts = Names(names), {}, {}
+        (replies,) = self.replies([image], [queries])
+        class_names = Names(names)
+        logits: dict[int, Tensor] = {}
+        texts: dict[int | None, str] = {}
         for query, reply in zip(queries, replies, strict=True):
-            for index in (known.exact(name) for name in query.phrases):
-                texts[index] = reply.text
-            for index, number in read_list(reply.claims, query.phrases, known).masks:
-                new = reply.masks[number]
-                masks[index] = torch.maximum(masks[index], new) if index in masks else new
-        return [
-            _thing(name, [masks[index]] if index in masks else (), 0 if index in masks else None, texts.get(index, ""))
-            for index, name in enumerate(names)
+            for name in query.phrases:
+                texts[class_names.exact(name)] = reply.text
+            for index, mask in read_list(reply.claims, query.phrases, class_names).masks:
+                new = reply.masks[mask]
+                logits[index] = torch.maximum(logits[index], new) if index in logits else new
+        return [_segment(name, logits.get(index), texts.get(index, "")) for index, name in enumerate(names)]
+
+    def ask(self, image: ImageLike, question: str) -> ChatAnswer:
+        """Asks a question in the user's own words, which follow the image as they are."""
+        ((reply,),) = self.replies([image], [[free_query(question)]])
+        segments = [
+            _segment(claim.phrase, None if claim.mask is None else reply.masks[claim.mask], reply.text)
+            for claim in reply.claims
         ]
+        return ChatAnswer(reply.text, segments, reply.finished)
 
-    def ask(self, picture: Picture, question: str) -> ChatAnswer:
-        """Free words, put behind the picture as they are."""
-        ((reply,),) = self.replies([picture], [[free_query(question)]])
-        things = [_thing(claim.phrase, reply.masks, claim.mask, reply.text) for claim in reply.claims]
-        return ChatAnswer(reply.text, things, reply.finished)
-
-    def replies(self, pictures: Sequence[Picture], queries: Sequence[Sequence[Query]]) -> list[list[Reply]]:
-        """The bare answers to `queries[b]` about `pictures[b]`; each picture is encoded once."""
-        if len(pictures) != len(queries):
-            raise ValueError(f"{len(pictures)} pictures, but questions about {len(queries)}")
-        samples = [self._look(picture) for picture in pictures]
+    def replies(self, images: Sequence[ImageLike], queries: Sequence[Sequence[Query]]) -> list[list[Reply]]:
+        """The answers to `queries[b]` about `images[b]` with claims and mask logits; each image is encoded once."""
+        if len(images) != len(queries):
+            raise ValueError(f"{len(images)} images, but questions about {len(queries)}")
+        samples = [self._sample(image) for image in images]
         return generate(self.assistant, samples, queries, self.max_new_tokens)
 
     def class_queries(self, names: Sequence[str]) -> list[Query]:
@@ -133,34 +156,37 @@ class Predictor:
         targets = tuple(Target(phrase, None) for phrase in phrases)
         return self.assistant.system.task.queries(Record(NO_FILE, "refer", targets))
 
-    def _look(self, picture: Picture) -> Sample:
-        if isinstance(picture, (str, Path)):
-            return make_views(read_image(picture), self.assistant.views, str(picture))
-        if isinstance(picture, Image.Image):
-            PIXELS.check(picture.width * picture.height, f"a picture of {picture.width} x {picture.height}")
-            picture = as_rgb(ImageOps.exif_transpose(picture))
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-            raise ValueError(f"a picture is (H, W, 3) uint8, not {picture.shape} {picture.dtype}")
-        PIXELS.check(picture.shape[0] * picture.shape[1], f"a picture of shape {picture.shape}")
-        return make_views(picture, self.assistant.views, str(NO_FILE))
+    def _sample(self, image: ImageLike) -> Sample:
+        if isinstance(image, (str, Path)):
+            return make_views(read_image(image), self.assistant.views, str(image))
+        if isinstance(image, Image.Image):
+            PIXELS.check(image.width * image.height, f"an image of {image.width} x {image.height}")
+            image = as_rgb(ImageOps.exif_transpose(image))
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"an image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        PIXELS.check(image.shape[0] * image.shape[1], f"an image of shape {image.shape}")
+        return make_views(image, self.assistant.views, str(NO_FILE))
 
 
-def as_rgb(picture: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 of a PIL image, as `read_image` has it of the same file: 16 bits lose their lower half, where
-    PIL alone would make white of everything above 255. What has no agreed range is refused."""
-    if picture.mode.startswith("I;16"):
-        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of a PIL image, equal to what `read_image` makes of the same file.
+
+    Of 16 bits the lower 8 are dropped; PIL's own conversion would make everything above 255 white. Raises ValueError
+    for modes without an agreed range of values.
+    """
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    if picture.mode in ("I", "F"):
+    if image.mode in ("I", "F"):
         raise ValueError(
-            f"a picture of PIL mode {picture.mode!r} has no agreed range of values; bring it to 0 .. 255 and uint8 "
+            f"an image of PIL mode {image.mode!r} has no agreed range of values; bring it to 0 .. 255 and uint8 "
             "first, or give the path of its file"
         )
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
 def free_query(question: str) -> Query:
-    """A question in the user's own words."""
+    """A question in the user's own words. Raises ValueError for an empty one."""
     if not isinstance(question, str) or not question.strip():
         raise ValueError(
             "the question is empty" if isinstance(question, str) else f"a question is text, got {question!r}"
@@ -168,10 +194,9 @@ def free_query(question: str) -> Query:
     return Query(f"{IMAGE_PLACEHOLDER}\n{question.strip()}", ())
 
 
-def _thing(phrase: str, masks: Tensor | Sequence[Tensor], index: int | None, text: str) -> Segment:
-    if index is None:
+def _segment(phrase: str, logits: Tensor | None, text: str) -> Segment:
+    if logits is None:
         return Segment(phrase, None, None, text)
-    logits = masks[index]
     inside = logits > 0
     score = float(logits[inside].sigmoid().mean()) if bool(inside.any()) else 0.0
     return Segment(phrase, inside.cpu().numpy(), score, text)

@@ -1,12 +1,9 @@
-"""Runs suites: pictures in batches, each encoded once for all its questions, every prediction written at once."""
+"""Runs suites: reads images in batches, has each answered once for all its questions, and writes every prediction."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,53 +11,69 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.collate import NothingToAsk, Sample, draw_ignored, draw_target, load_views
-from data.mixture import MISTAKES, ON_BAD_SAMPLE, SHOWN
+from data.collate import NothingToAsk, Sample, load_views, rasterize_ignored, rasterize_target
+from data.mixture import MISTAKES, ON_BAD_SAMPLE
 from data.sources import Source
 from data.sources.base import first_of
 from data.types import Query, Record
 from evaluation import identity
 from evaluation.catalog import Suite
 from evaluation.identity import NotNumbers
-from evaluation.metrics.counts import STANDARD
-from evaluation.metrics.scorers import SCORERS, is_present
-from evaluation.prediction_schema import reading
-from evaluation.predictions import LEFT_OUT, Prediction, PredictionFile, prediction, predictions, settings_of
+from evaluation.metrics import SCORERS
+from evaluation.metrics.truth import is_present
+from evaluation.prediction_schema import LEFT_OUT, Prediction
+from evaluation.predictions import PredictionFile, prediction
+from evaluation.prefetch import prefetch, run_in_background
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
-from evaluation.questions import notes, questions
-from evaluation.report.markdown import as_markdown, format_interval, format_value
+from evaluation.questions import protocol_notes, questions
+from evaluation.results import EvaluationResults, SuiteResult, write_results
+from evaluation.score import SuiteScore
 from evaluation.suites import find_suites
 from systems.assistant import Assistant
 from utils import dist
 from utils.config import Recipe, SuiteConfig
-from utils.files import write_whole
 from utils.log import log
 from utils.registry import unknown
 
-WAITING = 4  # pictures whose answers wait to be scored and written, their masks on the device
-KEPT_OPTIONS = (
+SHARED_OPTIONS = (  # of a source, which training and scoring must agree on
     "classes",
     "table",
     "version",
     "ignore_unknown",
     "overlap",
     "bad_polygons",
-)  # what training and scoring must agree on
+)
 
 
 class BrokenSuite(ValueError):
-    """A picture or annotation that cannot be read ended a suite; its predictions so far are kept."""
+    """An image or annotation that cannot be read ended a suite; the predictions so far are on disk."""
 
 
 @dataclass(frozen=True)
 class EvalItem:
-    """A picture ready to be asked about: facts, questions, views. left_out: why it cannot be, and then nothing else."""
+    """An image ready to be asked about: its facts, questions and views."""
 
     index: int
-    record: Record | None = None
-    queries: list[Query] = field(default_factory=list)
-    sample: Sample | None = None
-    left_out: str = ""
+    record: Record
+    queries: list[Query]
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An image that is not asked about, and why."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An image with the answers about it, and the seconds that they took."""
+
+    item: EvalItem
+    replies: list[Reply]
+    seconds: float
 
 
 def evaluate(
@@ -78,56 +91,70 @@ def evaluate(
     resume: bool = False,
     custom: Sequence[SuiteConfig] = (),
     on_bad_sample: str | None = None,
-) -> dict[str, Any]:
-    """Scores the suites (names, groups, globs); each figure of the results names its metric, variant and protocol.
+) -> EvaluationResults:
+    """Scores the suites (names, groups, globs); each figure of the results names its metric and variant.
 
-    limit: pictures a suite, 0 for all. batch_size: pictures a batch. classes: a class-list file for the semantic
-    suites, `{source}` in it stands for the source's name; without it the recipe's class lists count.
-    out_dir: gets results.json and a folder of predictions, one JSON line a picture. resume: predictions that are there
-    already, made with the same weights, data and settings, are kept; the results are those of a run without a break.
-    custom: suites beside those of the catalog, to be named in `suites`. on_bad_sample: what a record that cannot be
-    read, or whose mask is empty, means: "raise" gives the suite up, "skip" leaves the picture out and counts it; None:
-    what the recipe says. A picture that nothing can be asked about (no labelled pixel) is left out and counted.
-    A suite without its data is reported under `missing`, and the others go on. NotNumbers is raised where weights or
-    masks are NaN. Run on all processes: each scores its share, all return the whole.
+    limit: the number of images per suite, the first ones; 0: all. batch_size: images per batch. workers: threads that
+    read images ahead. classes: a class-list file for the semantic suites, in which `{source}` stands for the source's
+    name; default: the recipe's class lists.
+
+    out_dir: gets results.json and a folder of predictions, one JSON line per image. resume: predictions that are there
+    already, made with the same weights, data and settings, are used; the results are those of a run without a break.
+
+    custom: suites in addition to those of the catalog, to be named in `suites`. on_bad_sample: what a record that
+    cannot be read, or whose mask is empty, means: "raise" gives its suite up, "skip" leaves the image out and counts
+    it; None: what the recipe says. An image that nothing can be asked about (no labelled pixel) is left out and counted
+    in any case.
+
+    A suite whose data are not there is reported in `missing`, and the others are evaluated. Raises NotNumbers where
+    weights or masks are NaN. Must be called on all processes: each answers its share, all return the results of all.
     """
-    protocol_named(protocol)  # an unknown one raises with the choices
+    protocol_named(protocol)  # an unknown one raises before anything is done
     on_bad_sample = on_bad_sample or assistant.recipe.data.on_bad_sample
     if on_bad_sample not in ON_BAD_SAMPLE:
         raise ValueError(unknown("on_bad_sample", on_bad_sample, ON_BAD_SAMPLE))
     if limit < 0 or batch_size < 1:
         raise ValueError(f"limit must be 0 (all) or more and batch_size 1 or more, got {limit} and {batch_size}")
     identity.check_finite(assistant.model)
-    results: dict[str, Any] = {"protocol": protocol, "limit": limit, "suites": {}, "missing": {}}
-    folder, root, skip = Path(out_dir) if out_dir else None, Path(dataset_dir), on_bad_sample == "skip"
-    known = identity.of_assistant(assistant) if folder else {}
+    results = EvaluationResults(protocol=protocol, limit=limit)
+    folder = Path(out_dir) if out_dir else None
+    root = Path(dataset_dir)
+    assistant_identity = identity.of_assistant(assistant) if folder else {}
     training = assistant.model.training
     assistant.model.eval()
     try:
         for suite in find_suites(suites, custom):
             try:
                 options = source_options(assistant.recipe, suite, classes)
-                source, how = (
-                    suite.open(root, options),
-                    suite.teacher_forced_protocol if protocol == FORCED else protocol,
-                )
-                done = first_of(source, partial(notes, suite, assistant.system, how)) or []
-                settings = {**known, **identity.of_data(suite, source, root, options)} if folder else {}
+                source = suite.open(root, options)
+                suite_protocol = suite.teacher_forced_protocol if protocol == FORCED else protocol
+                answer = protocol_named(suite_protocol)
+                notes = first_of(source, partial(protocol_notes, suite, assistant.system, suite_protocol)) or []
+                settings = {**assistant_identity, **identity.of_data(suite, source, root, options)} if folder else {}
             except (OSError, ValueError) as error:
                 log.warning("%s cannot be evaluated: %s", suite.name, error)
-                results["missing"][suite.name] = str(error)
+                results.missing[suite.name] = str(error)
                 continue
-            for note in done:
+            for note in notes:
                 log.info("%s: %s", suite.name, note)
             run = SuiteEvaluation(
-                assistant, suite, source, how, protocol_named(how), batch_size, max_new_tokens, workers, done, skip
+                assistant,
+                suite,
+                source,
+                protocol=suite_protocol,
+                answer=answer,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                workers=workers,
+                notes=notes,
+                skip_bad=on_bad_sample == "skip",
             )
-            journal = PredictionFile(folder / "predictions" if folder else None, suite.name)
+            file = PredictionFile(folder / "predictions" if folder else None, suite.name)
             try:
-                results["suites"][suite.name] = run(limit, journal, settings, resume=resume)
+                results.suites[suite.name] = run(limit, file, settings, resume=resume)
             except BrokenSuite as error:
                 log.warning("%s was given up: %s", suite.name, error)
-                results["missing"][suite.name] = f"given up: {error}"
+                results.missing[suite.name] = f"given up: {error}"
     finally:
         assistant.model.train(training)
     if folder and dist.is_main():
@@ -135,70 +162,22 @@ def evaluate(
     return results
 
 
-def write_results(results: dict[str, Any], folder: Path) -> None:
-    """results.json with everything, results.md to be read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "results.md", as_markdown(results), errors="backslashreplace")
-    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
-
-
-def rescore(paths: Sequence[str | Path]) -> dict[str, Any]:
-    """The results of files (or folders) of predictions, every metric and variant, without model or data."""
-    suites, found = {}, predictions(paths)
-    settings = settings_of(paths)
-    for name, lines in found.items():
-        if (metric := lines[0]["metric"]) not in SCORERS:
-            raise ValueError(f"{name}: {unknown('metric', metric, SCORERS)}")
-        with reading(name):
-            score = SuiteScore(metric)
-            for line in lines:
-                score.add(line)
-            suites[name] = score.result(lines[0]["protocol"], settings.get(name, {}).get("records", 0))
-    models = {name: settings[name].get("weights") for name in suites if name in settings}
-    if len(set(models.values())) > 1:  # one table of several models must say so
-        for name, weights in models.items():
-            suites[name]["notes"].append(f"of the weights {weights}; the suites here are not all of the same")
-    return {"from": [str(path) for path in paths], "suites": suites, "missing": {}}
-
-
-def summary(results: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Suite -> metric -> value, standard variant only: what a log takes and a best checkpoint is chosen by."""
-    return {
-        name: {figure["metric"]: figure["value"] for figure in suite["figures"] if figure["variant"] == STANDARD}
-        for name, suite in results["suites"].items()
-    }
-
-
-def as_table(results: dict[str, Any]) -> str:
-    """Every figure on a line of its own, with suite, variant and protocol."""
-    wide = max([24, *(len(name) + 2 for name in results["suites"])])
-    lines = [f"{'suite':<{wide}}{'metric':<18}{'variant':<13}{'protocol':<16}{'value':>8}  pictures  95 % interval"]
-    for name, suite in results["suites"].items():
-        for figure in suite["figures"]:
-            value = format_value(figure["value"])
-            lines.append(
-                f"{name:<{wide}}{figure['metric']:<18}{figure['variant']:<13}{figure['protocol']:<16}{value:>8}"
-                f"  {suite['pictures']:<8}  {format_interval(figure)}".rstrip()
-            )
-        lines += [f"  {name}: {note}" for note in suite["notes"]]
-        troubles = {key: suite[key] for key in ("left_out", "parse_failures", "unfinished") if suite[key]}
-        if troubles:
-            lines.append(f"  {name}: " + ", ".join(f"{key} {count}" for key, count in troubles.items()))
-    lines += [f"{name}: not evaluated. {message}" for name, message in results["missing"].items()]
-    return "\n".join(lines)
-
-
 def source_options(recipe: Recipe, suite: Suite, classes: str | None = None) -> dict[str, Any]:
-    """What the recipe says of the suite's source and scoring must share, such as the class list, or `classes`."""
-    mixed = () if suite.own else recipe.data.mixture
-    sets = [item for task in mixed for item in task.sets if item.source.split("|")[0] == suite.base]
+    """Options of the suite's source that training and scoring must share, such as the class list, from the recipe's
+    datasets of that source. classes: replaces the class list. Raises ValueError where the recipe's datasets disagree.
+    """
+    tasks = () if suite.own else recipe.data.mixture  # an own suite states its options itself
+    datasets = [entry for task in tasks for entry in task.sets if entry.source.split("|")[0] == suite.base]
     options: dict[str, Any] = {}
-    for key, value in ((key, value) for item in sets for key, value in item.options.items() if key in KEPT_OPTIONS):
-        if options.setdefault(key, value) != value and not (classes and key == "classes"):
-            raise ValueError(
-                f"suite {suite.name}: the recipe's sets of {suite.base} do not agree on {key} ({options[key]!r} and "
-                f"{value!r}), so which one it is scored with is open; define the suite in eval.custom"
-            )
+    for dataset in datasets:
+        for key, value in dataset.options.items():
+            if key not in SHARED_OPTIONS:
+                continue
+            if options.setdefault(key, value) != value and not (classes and key == "classes"):
+                raise ValueError(
+                    f"suite {suite.name}: the recipe's sets of {suite.base} do not agree on {key} ({options[key]!r} "
+                    f"and {value!r}), so which one it is scored with is open; define the suite in eval.custom"
+                )
     if classes and suite.metric == "semantic":
         options["classes"] = classes.replace("{source}", suite.base)
     return options
@@ -206,7 +185,7 @@ def source_options(recipe: Recipe, suite: Suite, classes: str | None = None) -> 
 
 @dataclass
 class SuiteEvaluation:
-    """One suite on this process."""
+    """One suite on this process: reading ahead, answering, and in the background scoring and writing."""
 
     assistant: Assistant
     suite: Suite
@@ -217,14 +196,14 @@ class SuiteEvaluation:
     max_new_tokens: int
     workers: int
     notes: list[str]
-    skip: bool  # a bad record is left out and counted; else it ends the suite
+    skip_bad: bool  # a bad record is left out and counted; else it ends the suite
+    score: SuiteScore = field(init=False)
 
-    def __call__(
-        self, limit: int, journal: PredictionFile, settings: dict[str, Any], *, resume: bool
-    ) -> dict[str, Any]:
+    def __call__(self, limit: int, file: PredictionFile, settings: dict[str, Any], *, resume: bool) -> SuiteResult:
         """Answers, counts and writes this process's share; returns the figures of all shares together."""
-        score, number = SuiteScore(self.suite.metric), min(limit or len(self.source), len(self.source))
-        batches = [range(number)[start : start + self.batch_size] for start in range(0, number, self.batch_size)]
+        self.score = SuiteScore(self.suite.metric)
+        count = min(limit or len(self.source), len(self.source))
+        batches = [range(count)[start : start + self.batch_size] for start in range(0, count, self.batch_size)]
         settings = {
             **settings,
             "suite": self.suite.name,
@@ -233,187 +212,123 @@ class SuiteEvaluation:
             "batch_size": self.batch_size,
             "max_new_tokens": self.max_new_tokens,
         }
-        with journal:
-            kept, open_batches = journal.begin(settings, batches, resume=resume)
-            for line in kept:
-                score.add(line)
+        with file:
+            earlier, remaining = file.begin(settings, batches, resume=resume)
+            for line in earlier:
+                self.score.add(line)
 
-            def finish(answered: tuple[EvalItem, list[Reply], float]) -> None:
-                line = self._line(*answered)
-                score.add(line)
-                journal.write(line)
-                if (why := answered[0].left_out) and len(score.left_out) <= SHOWN:
-                    log.warning("%s: left out: %s", self.suite.name, why)
+            def finish(result: Answered | LeftOut) -> None:
+                line = self._left_out_line(result) if isinstance(result, LeftOut) else self._line(result)
+                self.score.add(line)
+                file.write(line)
+                if isinstance(result, LeftOut) and len(self.score.left_out) <= LOGGED_SKIPS:
+                    log.warning("%s: left out: %s", self.suite.name, result.reason)
 
             try:
-                run_in_background(finish, self._answers(open_batches[dist.rank() :: dist.world_size()]))
+                run_in_background(finish, self._answers(remaining[dist.rank() :: dist.world_size()]))
             except (OSError, ValueError) as error:
-                score.broken = str(error)  # the other processes are told when they are done
-        score, *others = dist.all_gather(score)
+                # Not raised here: the other processes wait in `all_gather` below, and learn of it from the score.
+                self.score.broken = str(error)
+        return self._merged_score(count).result(self.protocol, len(self.source))
+
+    def _merged_score(self, count: int) -> SuiteScore:
+        """The score of all processes, on each of them. Raises BrokenSuite where nothing can be made of it."""
+        score, *others = dist.all_gather(self.score)
         for other in others:
             score.merge(other)
         if score.broken:
             raise BrokenSuite(score.broken)
-        if not score.pictures:
-            raise BrokenSuite(f"none of its {number} pictures can be scored; {score.why_left_out()}")
+        if not score.images:
+            raise BrokenSuite(f"none of its {count} images can be scored; {score.why_left_out()}")
         if 2 * score.unfinished > score.queries:
             log.warning(
-                "%s: %d of %d answers do not end within max_new_tokens=%d; they are scored as far as they go",
-                *(self.suite.name, score.unfinished, score.queries, self.max_new_tokens),
+                "%s: %d of %d answers do not end within max_new_tokens=%d; they are scored up to there",
+                self.suite.name,
+                score.unfinished,
+                score.queries,
+                self.max_new_tokens,
             )
-        return score.result(self.protocol, len(self.source))
+        return score
 
-    def _answers(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[EvalItem, list[Reply], float]]:
-        """Each picture with the answers about it and the seconds they took, in order."""
+    def _answers(self, batches: Sequence[Sequence[int]]) -> Iterator[Answered | LeftOut]:
+        """Each image with the answers about it, batch by batch; within a batch the images left out come first."""
         total = sum(map(len, batches))
         with tqdm(total=total, desc=self.suite.name, disable=not dist.is_main(), leave=False) as bar:
-            for batch in prefetch(self._load, batches, self.workers):
-                items = [item for item in batch if not item.left_out]
-                yield from ((item, [], 0.0) for item in batch if item.left_out)
-                started = time.monotonic()
-                samples, queries = [item.sample for item in items], [item.queries for item in items]
-                replies = self.answer(self.assistant, samples, queries, self.max_new_tokens) if items else []
-                seconds = (time.monotonic() - started) / max(1, len(items))
-                for item, mine in zip(items, replies, strict=True):
-                    yield item, mine, seconds
+            for batch in prefetch(self._read_batch, batches, self.workers):
+                items = [item for item in batch if isinstance(item, EvalItem)]
+                yield from (item for item in batch if isinstance(item, LeftOut))
+                if items:
+                    started = time.monotonic()
+                    samples = [item.sample for item in items]
+                    queries = [item.queries for item in items]
+                    batch_replies = self.answer(self.assistant, samples, queries, self.max_new_tokens)
+                    seconds = (time.monotonic() - started) / len(items)
+                    for item, replies in zip(items, batch_replies, strict=True):
+                        yield Answered(item, replies, seconds)
                 bar.update(len(batch))
 
-    def _load(self, indices: Sequence[int]) -> list[EvalItem]:
+    def _read_batch(self, indices: Sequence[int]) -> list[EvalItem | LeftOut]:
         return [self._read(index) for index in indices]
 
-    def _read(self, index: int) -> EvalItem:
-        """A picture with its questions. All that can be wrong with the data shows here, before the model answers."""
+    def _read(self, index: int) -> EvalItem | LeftOut:
+        """An image with its questions. All that can be wrong with the data shows here, before the model answers."""
         try:
             record = self.source[index]
             queries = questions(record, self.assistant.system)
             if not queries:
                 raise NothingToAsk(f"{record.image}: {self.assistant.system.name} asks nothing about it")
-            item = EvalItem(index, record, queries, load_views(record.image, self.assistant.views))
+            sample = load_views(record.image, self.assistant.views)
+            # The masks are made again when the answers are scored; here they only have to be readable.
             for target in {target for query in queries for target in query.targets if is_present(record, target)}:
-                draw_target(record, target, item.sample.geometry.original)
-            draw_ignored(record, item.sample.geometry.original)
-            return item
+                rasterize_target(record, target, sample.geometry.original)
+            rasterize_ignored(record, sample.geometry.original)
+            return EvalItem(index, record, queries, sample)
         except NothingToAsk as error:
-            return EvalItem(index, left_out=str(error))
+            return LeftOut(index, str(error))
         except MISTAKES:
             raise
         except Exception as error:  # a damaged file raises what its reader happens to raise
-            told = isinstance(error, (OSError, ValueError))
-            why = f"record {index}: {error if told else f'{type(error).__name__}: {error}'}"
-            if not self.skip:
-                raise BrokenSuite(f"{why} (on_bad_sample: skip leaves it out and counts it)") from error
-            return EvalItem(index, left_out=why)
+            message = str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
+            reason = f"record {index}: {message}"
+            if not self.skip_bad:
+                raise BrokenSuite(f"{reason} (on_bad_sample: skip leaves it out and counts it)") from error
+            return LeftOut(index, reason)
 
-    def _line(self, item: EvalItem, replies: list[Reply], seconds: float) -> Prediction:
-        if item.left_out:
-            counts = {LEFT_OUT: item.left_out, "unmatched": 0}
-        else:
-            self._check_masks(item, replies)
-            released = self.assistant.system.released_truth
-            metric = SCORERS[self.suite.metric]
-            counts = metric.count(item.record, item.queries, replies, self.protocol, released)
+    def _line(self, answered: Answered) -> Prediction:
+        item = answered.item
+        self._check_masks(item, answered.replies)
+        counts = SCORERS[self.suite.metric].count(
+            item.record, item.queries, answered.replies, self.protocol, self.assistant.system.released.truth
+        )
         return {
             "suite": self.suite.name,
             "metric": self.suite.metric,
             "index": item.index,
-            "image": str(item.record.image) if item.record else "",
+            "image": str(item.record.image),
             "protocol": self.protocol,
             "notes": self.notes,
-            "seconds": round(seconds, 4),
+            "seconds": round(answered.seconds, 4),
             "counts": counts,
-            "answers": [prediction(query, reply) for query, reply in zip(item.queries, replies, strict=True)],
+            "answers": [prediction(query, reply) for query, reply in zip(item.queries, answered.replies, strict=True)],
         }
 
-    def _check_masks(self, item: EvalItem, replies: list[Reply]) -> None:
+    def _left_out_line(self, item: LeftOut) -> Prediction:
+        return {
+            "suite": self.suite.name,
+            "metric": self.suite.metric,
+            "index": item.index,
+            "image": "",
+            "protocol": self.protocol,
+            "notes": self.notes,
+            "seconds": 0.0,
+            "counts": {LEFT_OUT: item.reason, "unmatched": 0},
+            "answers": [],
+        }
+
+    def _check_masks(self, item: EvalItem, replies: Sequence[Reply]) -> None:
         for query, reply in zip(item.queries, replies, strict=True):
             if reply.masks.isnan().any():
                 raise NotNumbers(
                     f"{self.suite.name}: {item.record.image}: the masks of the answer to {query.question!r} hold NaN; "
                     f"{self.assistant.model.dtype} may be too narrow, try --precision fp32"
                 )
-
-
-class SuiteScore:
-    """The figures of one suite from lines of predictions, and what a run went through to make them."""
-
-    def __init__(self, metric: str):
-        self.scorer = SCORERS[metric]()
-        self.pictures = 0
-        self.queries = 0
-        self.parse_failures = 0  # claims that name nothing asked for, or a mask that is not there
-        self.unfinished = 0  # answers cut off at the token limit
-        self.seconds = 0.0  # of answering, summed over the processes
-        self.notes: list[str] = []  # what was done otherwise than the suite expects
-        self.broken = ""  # what was wrong with the data, where that ended it
-        self.left_out: dict[int, str] = {}  # pictures that are not scored, and why
-
-    def add(self, line: Prediction) -> None:
-        if LEFT_OUT in line["counts"]:
-            self.left_out[line["index"]] = line["counts"][LEFT_OUT]
-            return
-        answers = line["answers"]
-        self.scorer.add(line["counts"])
-        self.pictures += 1
-        self.queries += len(answers)
-        self.parse_failures += line["counts"]["unmatched"] + sum(answer["unread"] for answer in answers)
-        self.unfinished += sum(not answer["finished"] for answer in answers)
-        self.seconds += line["seconds"]
-        self.notes = line.get("notes", self.notes)
-
-    def merge(self, other: SuiteScore) -> None:
-        self.scorer.merge(other.scorer)
-        for name in ("pictures", "queries", "parse_failures", "unfinished", "seconds"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.notes = self.notes or other.notes
-        self.broken = self.broken or other.broken
-        self.left_out |= other.left_out
-
-    def why_left_out(self) -> str:
-        return f"{len(self.left_out)} left out, the first: {self.left_out[min(self.left_out)]}"
-
-    def result(self, protocol: str, records: int = 0) -> dict[str, Any]:
-        """records: how many pictures the suite has, 0 where that is not known."""
-        notes = [self.why_left_out()] if self.left_out else []
-        if (seen := self.pictures + len(self.left_out)) < records:
-            notes.append(f"{seen} of {records} pictures only")
-        return {
-            "figures": [{**vars(figure), "protocol": protocol} for figure in self.scorer.figures()],
-            "pictures": self.pictures,
-            "left_out": len(self.left_out),
-            "queries": self.queries,
-            "parse_failures": self.parse_failures,
-            "unfinished": self.unfinished,
-            "seconds": round(self.seconds, 3),
-            "notes": [*self.notes, *notes],
-            **self.scorer.details(),
-        }
-
-
-def run_in_background(function: Callable[[Any], None], items: Iterable[Any]) -> None:
-    """Calls it with each item in a thread, in order, while the next is made; at most WAITING wait.
-
-    What was made before an error, on either side, is still dealt with; then the error is raised.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > WAITING:
-                waiting.popleft().result()
-        for future in waiting:
-            future.result()
-
-
-def prefetch(function: Any, items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`map` whose next results are made in threads meanwhile; without workers, when asked."""
-    if workers < 1:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting, pending = iter(items), []
-        for item in waiting:
-            pending.append(pool.submit(function, item))
-            if len(pending) > workers:
-                yield pending.pop(0).result()
-        for future in pending:
-            yield future.result()

@@ -1,4 +1,4 @@
-"""Suites by name, group and glob: those of the catalog, and those that a recipe or a file defines itself."""
+"""Finds suites by name, group and glob: those of the catalog, and those that a recipe or a file defines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.sources import SOURCES
 from evaluation.catalog import ENTRIES, Suite
-from evaluation.metrics.scorers import SCORERS
+from evaluation.metrics import SCORERS
 from utils.config import EvalConfig, SuiteConfig, from_dict, load_recipe
 from utils.plain import parse_yaml
 from utils.registry import unknown
@@ -19,7 +19,7 @@ from utils.text import read_text
 SUITES: dict[str, Suite] = {suite.name: suite for suite in ENTRIES}
 GROUPS = tuple(dict.fromkeys(suite.group for suite in ENTRIES))
 OWN_GROUP = "custom"
-ALIASES = {  # what else suites, sets and several groups together are called
+ALIASES = {  # other names of suites, sets and combined groups
     "generalised": ("gref", "zom"),
     "premise": ("fp", "r"),
     "multi": ("muse",),
@@ -28,31 +28,33 @@ ALIASES = {  # what else suites, sets and several groups together are called
     "pas20": ("pascal_voc",),
     "MultiReasonSeg|val": ("muse|val",),
 }
-OWN_NAME = re.compile(r"[\w+-]+(\|[\w+-]+)*")  # also a name of files
+OWN_NAME = re.compile(r"[\w+-]+(\|[\w+-]+)*")  # files are named after it
 
 
 def find_suites(patterns: Iterable[str], custom: Sequence[SuiteConfig] = ()) -> list[Suite]:
     """The suites of names, sets (`ade20k`, `refcoco`), groups (`semantic`, `fp`, `all`) and globs (`refcoco*|val`).
 
-    A name may also be that of the suite's source, as published flags write it. In the order asked, each once. custom:
-    suites beside those of the catalog, as a recipe's `eval.custom` has them; `custom` is their group. A pattern that
-    finds nothing raises and lists the choices.
+    A pattern may also be the name of the suite's source, as published flags write it. Suites come in the order of the
+    patterns, each once. custom: suites in addition to those of the catalog, as in a recipe's `eval.custom`; their group
+    is `custom`. Raises ValueError with the choices for a pattern that fits no suite.
     """
     entries = (*ENTRIES, *own_suites(custom))
-    found: dict[str, Suite] = {}
+    suites: dict[str, Suite] = {}
     for pattern in (part for name in patterns for part in ALIASES.get(name, (name,))):
         hits = [suite for suite in entries if suite.name == pattern]
-        hits = hits or [suite for suite in entries if _fits(suite, pattern)]
+        if not hits:
+            hits = [suite for suite in entries if _fits(suite, pattern)]
         if not hits:
             raise ValueError(unknown("suite", pattern, _choices(entries)))
-        found |= {suite.name: suite for suite in hits}
-    if not found:
+        suites |= {suite.name: suite for suite in hits}
+    if not suites:
         raise ValueError(f"no suite named; have: {', '.join(_choices(entries))}")
-    return list(found.values())
+    return list(suites.values())
 
 
 def own_suites(custom: Sequence[SuiteConfig]) -> list[Suite]:
-    """Suites from a recipe; a name that is taken, an unknown source, metric or option raises and names its place."""
+    """The suites that a recipe defines. Raises ValueError with the place in the recipe for a name that is taken, an
+    unknown source, metric or option."""
     suites: dict[str, Suite] = {}
     for index, entry in enumerate(custom):
         where = f"eval.custom[{index}]"
@@ -60,8 +62,10 @@ def own_suites(custom: Sequence[SuiteConfig]) -> list[Suite]:
             raise ValueError(f"{where}.name: {entry.name!r} is no name; letters, digits, _, +, -, and | between parts")
         if entry.name in (*_choices(ENTRIES), *ALIASES, *suites):
             raise ValueError(f"{where}.name: {entry.name!r} is taken; give it another name")
+        # Files are named after suites, with _ for |, so `a|b` and `a_b` would share theirs.
         files = {suite.name.replace("|", "_"): suite.name for suite in (*ENTRIES, *suites.values())}
-        if (other := files.get(entry.name.replace("|", "_"))) is not None:
+        other = files.get(entry.name.replace("|", "_"))
+        if other is not None:
             raise ValueError(
                 f"{where}.name: the files of {entry.name!r} would be those of {other!r}; give it another name"
             )
@@ -88,25 +92,31 @@ def read_custom(path: str | Path) -> tuple[SuiteConfig, ...]:
         raise FileNotFoundError(f"no file of suites {path}")
     try:
         values = parse_yaml(read_text(path))
-        how = from_dict(EvalConfig, {"custom": values}, "eval") if isinstance(values, list) else load_recipe(path).eval
+        if isinstance(values, list):
+            config = from_dict(EvalConfig, {"custom": values}, "eval")
+        else:
+            config = load_recipe(path).eval
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if not how.custom:
+    if not config.custom:
         raise ValueError(f"{path} defines no suite; it needs eval.custom, or a list of name, source, metric, options")
-    return how.custom
+    return config.custom
 
 
 def table(custom: Sequence[SuiteConfig] = ()) -> str:
-    """What `--list` prints: name, group, metric, protocols (the default first), data needed."""
+    """The table that `test_sem.py --list` prints: name, group, metric, protocols (the default first), data needed."""
     rows = [("suite", "group", "metric", "protocols", "data below the dataset folder")]
     rows += [(s.name, s.group, s.metric, s.protocols, s.needs) for s in (*ENTRIES, *own_suites(custom))]
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _choices(entries: Sequence[Suite]) -> list[str]:
-    """Names, groups, sets: what is likeliest meant stands first."""
-    names, groups, sets = zip(*((suite.name, suite.group, suite.set) for suite in entries), strict=True)
+    """Names, then groups, then sets, each once: a pattern most likely means one of the first."""
+    names = [suite.name for suite in entries]
+    groups = [suite.group for suite in entries]
+    sets = [suite.set for suite in entries]
     return list(dict.fromkeys((*names, *groups, "all", *sets)))
 
 

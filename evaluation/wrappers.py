@@ -1,4 +1,4 @@
-"""Sources seen another way, as a benchmark asks for it."""
+"""Sources as a benchmark asks about them: without absent targets, or with several targets per question."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from utils.log import log
 
 
 class PresentOnly:
-    """A source without its absent targets, and without the records of which nothing is left then: these are counted in
-    a message, for there is nothing to ask about them. Class lists are asked whatever is present, so none is left out.
+    """A source without its absent targets, and without the records that have no other; a message counts these.
+
+    Class lists are asked about whatever is present, so none of their records is left out.
     """
 
     def __init__(self, source: Source):
         self.source = source
-        lists = len(source) > 0 and source[0].kind == "classes"
-        self._records = [index for index in range(len(source)) if lists or _present(source[index])]
-        if left_out := len(source) - len(self._records):
+        has_lists = len(source) > 0 and source[0].kind == "classes"
+        self._records = [index for index in range(len(source)) if has_lists or _present_targets(source[index])]
+        left_out = len(source) - len(self._records)
+        if left_out:
             log.info("present_only: left out %d of %d records, where nothing is present", left_out, len(source))
         if len(source) and not self._records:
             raise ValueError(f"present_only: nothing is present in any of {len(source)} records")
@@ -33,32 +35,35 @@ class PresentOnly:
 
     def __getitem__(self, index: int) -> Record:
         record = self.source[self._records[index]]
-        return replace(record, targets=_present(record))
+        return replace(record, targets=_present_targets(record))
 
     def image_paths(self) -> list[str]:
         paths = image_paths(self.source)
         return [paths[index] for index in self._records]
-
-
-def _present(record: Record) -> tuple[Target, ...]:
-    return tuple(target for target in record.targets if target.mask is not None)
 
     def annotation_paths(self) -> list[Path]:
         return annotation_paths(self.source)
 
 
 class Grouped:
-    """A source whose consecutive targets are asked for together, in groups of the sizes in turn (pixellm.md 6.2)."""
+    """A source whose consecutive targets are asked for together, in groups of these sizes in turn (pixellm.md 6.2).
+
+    With the sizes (3, 2), eight targets become groups of 3, 2 and 3.
+    """
 
     def __init__(self, source: Source, sizes: Sequence[int]):
-        self.source, self.sizes = source, tuple(sizes)
+        self.source = source
+        self.sizes = tuple(sizes)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Record:
-        """A record of kind "multi"; its questions are the task's to word."""
-        record, groups, start, sizes = self.source[index], [], 0, cycle(self.sizes)
+        """A record of kind "multi". Its questions have no text yet; the system's task words them."""
+        record = self.source[index]
+        sizes = cycle(self.sizes)
+        groups = []
+        start = 0
         while start < len(record.targets):
             stop = min(start + next(sizes), len(record.targets))
             groups.append((Turn("", tuple(map(Mask, range(start, stop)))),))
@@ -70,3 +75,7 @@ class Grouped:
 
     def annotation_paths(self) -> list[Path]:
         return annotation_paths(self.source)
+
+
+def _present_targets(record: Record) -> tuple[Target, ...]:
+    return tuple(target for target in record.targets if target.mask is not None)

@@ -2,7 +2,7 @@
 
 Under autograd, cross entropy keeps the logits twice and BCE with Dice about seven mask-sized tensors. Here gradients
 are given by formula and everything else is recomputed in chunks of bounded size, whatever the number of tokens and
-masks. The plain forms stand beside the fused ones; tests hold values and gradients of both together.
+masks. The plain forms stand next to the fused ones; tests compare values and gradients of both.
 """
 
 from __future__ import annotations

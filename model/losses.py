@@ -15,13 +15,9 @@ from model.fused_losses import bce_and_dice, cross_entropy
 from model.seg_model import SegOutput
 from utils.batching import map_batched
 from utils.config import LossConfig
-from utils.registry import unknown
 
 COUNT_EPS = 1e-8  # as released
-MASK_SIZES = ("full", "decoder")
-REFUSED = ("excluded", "counted")
 MaskGroup = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # logits, truth, ignore, weights of one image's masks
-REFINEMENTS = ("none", "paper", "overlap_only")
 
 
 @dataclass
@@ -50,7 +46,7 @@ def objective(output: SegOutput, batch: Batch, config: LossConfig) -> Losses:
     sums = [mask_losses(*group) for group in _by_size(images)]
     blank = _refused(batch, config)
     count += sum(map(len, blank))
-    sums += [mask_losses(masks, masks) for masks in blank]
+    sums.extend(mask_losses(masks, masks) for masks in blank)
     bce = config.bce * sum((bce for bce, _ in sums), zero) / count
     dice = config.dice * sum((dice for _, dice in sums), zero) / count
     total = ce + bce + dice
@@ -114,13 +110,11 @@ def _concatenated(values: tuple[Tensor | None, ...]) -> Tensor | None:
 
 def _weights(output: SegOutput, batch: Batch, config: LossConfig) -> list[Tensor | None]:
     """Refinement weights of each image's masks; as released there are none."""
-    if config.refinement not in REFINEMENTS:
-        raise ValueError(unknown("loss.refinement", config.refinement, REFINEMENTS))
-    if config.refinement == "none":
+    if config.overlap_refinement == "none":
         return [None] * len(output.masks)
     rows = batch.mask_rows.split([len(masks) for masks in batch.masks])
     return [
-        refinement_weights(masks, mine, config.refinement, config.alpha)
+        refinement_weights(masks, mine, config.overlap_refinement, config.overlap_weight)
         for masks, mine in zip(output.masks, rows, strict=True)
     ]
 
@@ -128,9 +122,7 @@ def _weights(output: SegOutput, batch: Batch, config: LossConfig) -> list[Tensor
 def _refused(batch: Batch, config: LossConfig) -> list[Tensor]:
     """(N, H, W) zeros for the refused slots of each image that has a mask, where the recipe counts them as released:
     logit 0 against an empty truth, a constant without gradient that weakens the others' (gsva.md 5.4)."""
-    if config.refused not in REFUSED:
-        raise ValueError(unknown("loss.refused", config.refused, REFUSED))
-    if config.refused == "excluded":
+    if not config.count_refused:
         return []
     counts = [number if len(masks) else 0 for number, masks in zip(batch.refused, batch.masks, strict=True)]
     return [masks.new_zeros(number, *masks.shape[1:]) for number, masks in zip(counts, batch.masks, strict=True)]
@@ -139,9 +131,8 @@ def _refused(batch: Batch, config: LossConfig) -> list[Tensor]:
 def _truth(output: SegOutput, batch: Batch, config: LossConfig) -> tuple[list[Tensor], list[Tensor | None]]:
     """True masks and ignored pixels of each image. At the decoder's size, a cell's truth is the share of it that is
     covered, and a cell with any ignored pixel is ignored."""
-    if config.mask_size not in MASK_SIZES:
-        raise ValueError(unknown("loss.mask_size", config.mask_size, MASK_SIZES))
-    truth, ignored = batch.masks, _ignored(batch, config)
+    truth = batch.masks
+    ignored = _ignored(batch, config)
     if config.mask_size == "full":
         return truth, ignored
     sizes = [masks.shape[1:] for masks in output.masks]

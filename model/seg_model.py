@@ -23,8 +23,9 @@ class SegOutput:
 
     token_logits: Tensor  # (S, V)
     token_targets: Tensor  # (S,)
-    masks: list[Tensor]  # B x (N_b, H_b, W_b) float32 logits, > 0 is inside; at the decoder's size in training without
-    # RuntimeOptions.full_size_masks
+    # B x (N_b, H_b, W_b) float32 logits, > 0 is inside; in training without RuntimeOptions.full_size_masks as the mask
+    # decoder gives them, and truth is resized instead
+    masks: list[Tensor]
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Answer:
 class SegModel(nn.Module):
     """`vlm` writes; `project` (the text MLP) turns states into mask prompts; `head` decodes masks.
 
-    architecture: all sizes, for writing the model to a folder. added_ids: of the tokens that the system adds.
+    architecture: what the model is made of, for writing it to a folder. added_ids: of the tokens that the system adds.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class SegModel(nn.Module):
         self.project = project
         self.architecture = architecture
         self.added_ids = list(added_ids)
-        self.report = Report()  # how the weights on disk met the model, filled where they are loaded
+        self.report = Report()  # how the weights on disk fit the model, filled where they are loaded
         self.runtime = RuntimeOptions()
 
     def configure(self, runtime: RuntimeOptions) -> None:

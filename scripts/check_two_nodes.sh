@@ -18,7 +18,7 @@ python scripts/make_toy_dataset.py "$out/dataset" --force --images 40 --val_imag
 train() {  # NAME ACCUMULATION_STEPS LAUNCHER...
   local name=$1 accumulation=$2
   shift 2
-  "$@" train_ds.py --config configs/toy_lisa.yaml --dataset_dir "$out/dataset" --log_base_dir "$out" --exp_name "$name" \
+  "$@" train_ds.py --config configs/toy/lisa.yaml --dataset_dir "$out/dataset" --log_base_dir "$out" --exp_name "$name" \
     --dataset reason_seg --batch_size 1 --grad_accumulation_steps "$accumulation" --set model.precision=fp32 \
     --set train.steps_per_epoch=3 --set train.print_freq=1 --set train.zero_stage=3 --no_eval "${flags[@]}"
 }

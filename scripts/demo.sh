@@ -15,8 +15,8 @@ step "1/5 Rendering the toy world"
 python scripts/make_toy_dataset.py "$out/dataset" --force --seed 0 --images 5000 --val_images 100 \
   --only ade20k refcoco reason_seg llava_instruct
 
-step "2/5 Training (LoRA on the toy base, the recipe of configs/toy_lasagna.yaml)"
-python train_ds.py --config configs/toy_lasagna.yaml --dataset_dir "$out/dataset" --log_base_dir "$out" --exp_name train
+step "2/5 Training (LoRA on the toy base, the recipe of configs/toy/lasagna.yaml)"
+python train_ds.py --config configs/toy/lasagna.yaml --dataset_dir "$out/dataset" --log_base_dir "$out" --exp_name train
 
 step "3/5 Merging into one folder"
 python merge_lora_weights_and_save_hf_model.py --run "$out/train" --save_path "$out/merged"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from data.encode import Encoder
 from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
-from model.checkpoints.architecture import read_config
+from model.checkpoints.config_file import read_config
 from model.checkpoints.files import read_tensors
-from model.checkpoints.load import build_model, fetch, load_folder, views_for
+from model.checkpoints.hub import fetch
+from model.checkpoints.load import build_model, load_folder, views_for
 from model.finetune.quantize import quantize
 from model.finetune.trainable import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
 from model.runtime import inference_options, training_options
@@ -26,16 +27,18 @@ from systems.weights_recipe import CHECKPOINTS, RECIPE, check_options, is_run, r
 from utils import dist
 from utils.config import ModelConfig, Recipe, from_dict, merge, to_dict
 from utils.registry import unknown
+from utils.renamed import with_new_names
 
 WEIGHTS = "trainable.safetensors"
 POINTERS = ("best", "last")
 BASE_TOKENS = {"<s>", "</s>", "<unk>", "<pad>", "[PAD]", "<image>", "<im_patch>", "<im_start>", "<im_end>"}
-UNLIMITED = 10**9  # tokenizers warn beyond their length; rows are limited by the encoder alone
+UNLIMITED = 10**9  # tokenizers warn beyond their own length; only the encoder limits rows
 
 
 @dataclass
 class Assistant:
-    """All that answers: words (`system`), ids (`tokenizer`, `encoder`), pictures (`views`), weights (`model`)."""
+    """Everything that answering takes: words (`system`), ids (`tokenizer`, `encoder`), images (`views`), weights
+    (`model`)."""
 
     system: System
     tokenizer: PreTrainedTokenizerBase
@@ -48,10 +51,11 @@ class Assistant:
 def build(recipe: Recipe, device: torch.device | str | None = None, trainable: bool = True) -> Assistant:
     """The assistant of a recipe from the weights it names: a base LLaVA with a mask head, or a finished assistant.
 
-    trainable: with LoRA, trained parts marked, in training mode; else frozen, in evaluation mode.
+    trainable: with LoRA, trained parts marked, in training mode; else frozen, in evaluation mode. Raises ValueError for
+    settings of the model that cannot be trained with `train.zero_stage`.
     """
     if trainable and recipe.model.load_in_4bit and recipe.train.zero_stage == 3:
-        raise ValueError("4-bit layers cannot be divided: model.load_in_4bit needs train.zero_stage 0, 1 or 2, not 3")
+        raise ValueError("4-bit layers cannot be sharded: model.load_in_4bit needs train.zero_stage 0, 1 or 2, not 3")
     if trainable and recipe.model.embedding_cache and recipe.train.zero_stage == 3:
         raise ValueError("model.embedding_cache: under train.zero_stage=3 all processes must encode together; use 2")
     system, tokenizer, model = _parts(recipe)
@@ -74,31 +78,38 @@ def load(
     """A finished assistant, frozen, its adapters merged.
 
     path: a run folder, a merged folder, a published checkpoint, or the hub name of one of the latter.
-    system: which one it must be; None: what the recipe, the `config.json` or the tokens tell.
-    options, model: fields that override the recipe's (`model={"precision": "fp16", "vision_tower": ...}`). Precision is
-    the recipe's on a GPU and fp32 on a CPU unless said here; embeddings are kept (`embedding_cache`) only if said here.
+    system: the one that it must be; None: inferred from the recipe, else the `config.json`, else the added tokens.
+    options, model: fields that override the recipe's (`model={"precision": "fp16", "vision_tower": ...}`). Without
+    them, precision is the recipe's on a GPU and fp32 on a CPU, and there is no `embedding_cache`.
     checkpoint: of a run folder: best (last where there is no best), last, or a name like step_500.
     """
     device = torch.device(device) if device is not None else dist.device()
     folder = fetch(path)
+    model = with_new_names({"model": dict(model or {})})["model"]
     if is_run(folder):
-        recipe = _overridden(_checked(recipe_in(folder), folder, system), options, model, device)
+        recipe = _with_overrides(_checked(recipe_in(folder), folder, system), options, model, device)
         return _load_run(folder, recipe, device, checkpoint)
     if (folder / RECIPE).is_file():
         recipe = _checked(recipe_in(folder), folder, system)
         check_options(folder, recipe, options or ())
     else:
-        recipe = _told(folder, system, bare=bool((model or {}).get("weight")))
-    recipe = replace(recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None, weight=None))
-    recipe = _overridden(recipe, options, model, device)
-    found = _system_of(recipe)
-    tokenizer = _tokenizer(folder, found, recipe)
-    weighed = load_folder(folder, found.tokens, tokenizer, recipe.model.mask_head or found.head, recipe.model)
-    return _assemble(found, tokenizer, weighed, recipe, device)
+        recipe = _inferred(folder, system, bare=bool(model.get("checkpoint_file")))
+    recipe = replace(
+        recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None, checkpoint_file=None)
+    )
+    recipe = _with_overrides(recipe, options, model, device)
+    named_system = _system_of(recipe)
+    tokenizer = _tokenizer(folder, named_system, recipe)
+    network = load_folder(folder, named_system.tokens, tokenizer, named_system.head, recipe.model)
+    return _assemble(named_system, tokenizer, network, recipe, device)
 
 
 def _load_run(folder: Path, recipe: Recipe, device: torch.device, checkpoint: str) -> Assistant:
-    """The recipe's base with a run's trained weights on it."""
+    """The recipe's base with a run's trained weights on it, merged and frozen.
+
+    A run's checkpoint holds what was trained, adapters apart from their layers, so LoRA is applied before loading and
+    merged after it. Layers are quantized last: merging into 4-bit weights would round the adapters away.
+    """
     file = find_checkpoint(folder, checkpoint) / WEIGHTS
     system, tokenizer, model = _parts(recipe)
     apply_lora(model, recipe.model.lora)
@@ -131,18 +142,19 @@ def find_checkpoint(run: Path, name: str = "best") -> Path:
     return folder / name
 
 
-def _checked(recipe: Recipe, folder: Path, asked: str | None) -> Recipe:
-    if asked is not None and asked != recipe.system:
-        SYSTEMS[asked]  # an unknown name raises with the choices
-        raise ValueError(f"{folder} holds a {recipe.system!r} assistant, {asked!r} was asked for")
+def _checked(recipe: Recipe, folder: Path, wanted: str | None) -> Recipe:
+    """The recipe, if it is of the system `wanted` or that is None; else raises."""
+    if wanted is not None and wanted != recipe.system:
+        SYSTEMS[wanted]  # an unknown name raises with the choices
+        raise ValueError(f"{folder} holds a {recipe.system!r} assistant, {wanted!r} was asked for")
     return recipe
 
 
-def _told(folder: Path, asked: str | None, *, bare: bool) -> Recipe:
-    """A recipe for a folder without one: the architecture in `config.json` tells the system, else the tokens do.
+def _inferred(folder: Path, wanted: str | None, *, bare: bool) -> Recipe:
+    """A recipe for a folder without one. Its system is that of the architecture in `config.json`, else of the tokens.
 
-    Its tokenizer files say how text after an added token begins (`legacy`). bare: the weights are a published file
-    over those of a base folder, which cannot say whose ids they were used with.
+    wanted: the caller's system, which must not contradict these. bare: the weights are a published file on top of a
+    base folder; the folder's tokenizer then says nothing about the ids that the weights were used with.
     """
     values = read_config(folder)
     wrap = bool(values.get("mm_use_im_start_end", True))
@@ -150,40 +162,40 @@ def _told(folder: Path, asked: str | None, *, bare: bool) -> Recipe:
     names = _by_architecture(values.get("architectures") or ())
     if len(names) != 1:
         names = [name for name in _by_tokens(folder) if not names or name in names]
-    if asked is not None:
-        SYSTEMS[asked]
-        if names and asked not in names:
-            raise ValueError(f"{folder} holds a {' or '.join(names)!r} assistant, {asked!r} was asked for")
-    if asked is not None or len(names) == 1:
-        name = asked or names[0]
-        found = build_system(name)
-        release = found.published_tokenization if bare else None
-        return Recipe(system=name, model=replace(model, vision_tower=found.published_tower, tokenization=release))
+    if wanted is not None:
+        SYSTEMS[wanted]  # an unknown name raises with the choices
+        if names and wanted not in names:
+            raise ValueError(f"{folder} holds a {' or '.join(names)!r} assistant, {wanted!r} was asked for")
+    if wanted is not None or len(names) == 1:
+        name = wanted or names[0]
+        released = build_system(name).released
+        tokenization = released.tokenization if bare else None
+        return Recipe(system=name, model=replace(model, vision_tower=released.vision_tower, tokenization=tokenization))
     if names:
         raise ValueError(f"{folder} could hold any of {', '.join(names)}: say which system it is")
     raise ValueError(
-        f"{folder} does not tell its system (no {RECIPE}, architecture {values.get('architectures')}, tokens of none): "
-        f"a base model, or a checkpoint of a system that is not here; have: {', '.join(SYSTEMS)}"
+        f"{folder} does not say which system it is of (no {RECIPE}, architecture {values.get('architectures')}, tokens "
+        f"of none): a base model, or a checkpoint of a system that is not here; have: {', '.join(SYSTEMS)}"
     )
 
 
-def _by_architecture(names: list[str]) -> list[str]:
-    return [system for system in SYSTEMS if set(names) & set(build_system(system).published)]
+def _by_architecture(names: Collection[str]) -> list[str]:
+    return [system for system in SYSTEMS if set(names) & set(build_system(system).released.architectures)]
 
 
 def _by_tokens(folder: Path) -> list[str]:
     """The systems that add exactly the tokens that the folder's tokenizer has beyond a base model's."""
-    have = set(load_tokenizer(folder, TokenSpec((), (), wrap_image=False)).get_added_vocab()) - BASE_TOKENS
-    return [system for system in SYSTEMS if set(build_system(system).tokens.added) == have]
+    added = set(load_tokenizer(folder, TokenSpec((), (), wrap_image=False)).get_added_vocab()) - BASE_TOKENS
+    return [system for system in SYSTEMS if set(build_system(system).tokens.added) == added]
 
 
-def _overridden(
+def _with_overrides(
     recipe: Recipe, options: Mapping[str, Any] | None, model: Mapping[str, Any] | None, device: torch.device
 ) -> Recipe:
-    model = dict(model or {})
+    model_fields = dict(model or {})
     if device.type == "cpu":
-        model.setdefault("precision", "fp32")
-    return from_dict(Recipe, merge(to_dict(recipe), {"options": dict(options or {}), "model": model}))
+        model_fields.setdefault("precision", "fp32")
+    return from_dict(Recipe, merge(to_dict(recipe), {"options": dict(options or {}), "model": model_fields}))
 
 
 def _system_of(recipe: Recipe) -> System:
@@ -195,13 +207,8 @@ def _parts(recipe: Recipe) -> tuple[System, PreTrainedTokenizerBase, SegModel]:
     """System, tokenizer and untrained model of a recipe, on the CPU."""
     system = _system_of(recipe)
     tokenizer = _tokenizer(fetch(recipe.model.version), system, recipe)
-    return (
-        system,
-        tokenizer,
-        build_model(
-            recipe.model, system.tokens, tokenizer, recipe.model.mask_head or system.head, seed=recipe.train.seed
-        ),
-    )
+    model = build_model(recipe.model, system.tokens, tokenizer, system.head, seed=recipe.train.seed)
+    return system, tokenizer, model
 
 
 def _tokenizer(folder: Path, system: System, recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -225,7 +232,7 @@ def _assemble(
         recipe.model.conv_type,
         recipe.model.model_max_length,
         model.vlm.image_tokens,
-        system.prompt_template,
+        system.released.prompt_template,
         recipe.data.long_rows,
     )
     options = training_options if trainable else inference_options

@@ -13,30 +13,17 @@ import numpy as np
 from data.pieces import KEEP
 from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, Mask, MaskFn, Query, Record, Refuse, Script, Turn
-from systems.base import (
-    ABSENT,
-    SYSTEMS,
-    ReleasedTruth,
-    System,
-    Wording,
-    about_picture,
-    fill_template,
-    label_set,
-    load_wording,
-    make_options,
-    merge_text,
-    one_of,
-    pattern_before_mask,
-    random_name,
-    read_claims,
-    sample_items,
-)
-from systems.single import REASONING, SLOTS, SingleTarget
+from systems.base import SYSTEMS, Released, ReleasedTruth, System, make_options, one_of
+from systems.reading import read_claims
+from systems.single import FIELDS, SingleTarget
+from systems.targets import ABSENT, REASONING, label_set, random_name, sample_items
+from systems.wording import Wording, about_image, fill_template, load_wording, merge_text, pattern_before_mask
 from utils.masks import EmptyMask
 
 TOKENS = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
 LIST_PROMPT = " What are {list}in this image? Please output segmentation masks."  # published, blanks and all
-LIST_START, LIST_PART = "Sure,", "{phrase}:{mask}"  # of the answer that evaluation forces, without a blank between
+LIST_START = "Sure,"  # of the reference answer, which has no blank after it
+LIST_PART = "{phrase}:{mask}"
 SEPARATORS = {"classes": ","}  # between the parts of an answer, by kind of record; as published
 SEPARATOR = ", "
 FLAGS = ("mllm_model_path", "segmentation_model_path", "val_refzom")
@@ -44,42 +31,35 @@ FLAGS = ("mllm_model_path", "segmentation_model_path", "val_refzom")
 
 @dataclass(frozen=True)
 class Options:
-    num_classes_per_sample: int = 3  # phrases or classes in a question; reasoning: dialogues a picture
+    num_classes_per_sample: int = 3  # phrases or classes in a question; reasoning: dialogues per image
     all_absent: str = "skip"  # a question whose phrases are all absent: skip (published: never trained on) | train
-    phrases_per_query: int = 0  # evaluation: phrases in one question; 0: all of the picture's, as published
+    phrases_per_query: int = 0  # evaluation: phrases in one question; 0: all of the image's, as published
     empty_mask: str = "error"  # a mask without a pixel of what is there: error | refuse (published: as if absent)
-    explanatory: float = 0.1  # share of explained pictures answered in text only; below 0: no explanations
+    explanatory: float = 0.1  # share of explained images answered in text only; below 0: no explanations
     wording: str = "gsva"  # training templates: a name in systems/wording or a YAML path
+
+    def __post_init__(self) -> None:
+        one_of("all_absent", self.all_absent, ("skip", "train"))
+        one_of("empty_mask", self.empty_mask, ("error", "refuse"))
+        if self.phrases_per_query < 0:
+            raise ValueError(f"options.phrases_per_query must be 0 (all) or more, got {self.phrases_per_query}")
 
 
 @SYSTEMS.register("gsva")
 def gsva(**values: Any) -> System:
-    options = check(make_options(Options, values))
-    wording = load_wording(options.wording, {**SLOTS, "list": "list", "start": "", "part": "phrase mask"})
+    options = make_options(Options, values)
+    wording = load_wording(options.wording, {**FIELDS, "list": "list", "start": "", "part": "phrase mask"})
     if len(wording.lists["start"]) != len(wording.lists["part"]):
         raise ValueError(f"wording {options.wording}: start and part belong together, they must be equally many")
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
     task = GsvaTask(single, PhraseList(options, wording))
-    read = partial(read_list, wording=wording)
-    return System(
-        "gsva",
-        TOKENS,
-        task,
-        "sam",
-        read,
-        published=("LisaGSVAForCausalLM",),
-        published_tokenization=KEEP,
+    released = Released(
+        architectures=("LisaGSVAForCausalLM",),
+        tokenization=KEEP,
         flags=FLAGS,
-        released_truth=ReleasedTruth(parts="union", ignored="object"),
+        truth=ReleasedTruth(parts="union", ignored="object"),
     )
-
-
-def check(options: Options) -> Options:
-    one_of("all_absent", options.all_absent, ("skip", "train"))
-    one_of("empty_mask", options.empty_mask, ("error", "refuse"))
-    if options.phrases_per_query < 0:
-        raise ValueError(f"options.phrases_per_query must be 0 (all) or more, got {options.phrases_per_query}")
-    return options
+    return System("gsva", TOKENS, task, "sam", partial(read_phrase_list, wording=wording), released)
 
 
 @dataclass(frozen=True)
@@ -90,8 +70,8 @@ class GsvaTask:
     lists: PhraseList
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
-        alone = record.kind in (*REASONING, "vqa")
-        return (self.single if alone else self.lists).converse(record, rng)
+        single = record.kind in (*REASONING, "vqa")
+        return (self.single if single else self.lists).converse(record, rng)
 
     def queries(self, record: Record) -> list[Query]:
         """Reasoning as published: the answer is the mask without a full stop."""
@@ -112,20 +92,21 @@ class PhraseList:
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         """One dialogue about a sample of the targets. None where all of them are absent, unless they are to train."""
-        chosen = sample_items(range(len(record.targets)), self.options.num_classes_per_sample, rng)
-        holes = [self._hole(record, index) for index in chosen]
+        indices = sample_items(range(len(record.targets)), self.options.num_classes_per_sample, rng)
+        holes = [self._hole(record, index) for index in indices]
         accepted = any(isinstance(hole, Mask) for hole in holes)
         if not holes or (not accepted and self.options.all_absent == "skip"):
             return []
-        names = [clean(random_name(record.targets[index], rng)) for index in chosen]
+        names = [clean(random_name(record.targets[index], rng)) for index in indices]
         question = self.wording.sample("list", rng).format(list=SEPARATOR.join(names).lower())
-        style = int(rng.integers(len(self.wording.lists["start"])))
+        style = int(rng.integers(len(self.wording.lists["start"])))  # the k-th start belongs to the k-th part
         start, part = (self.wording.lists[key][style] for key in ("start", "part"))
         separator = SEPARATORS.get(record.kind, SEPARATOR)
-        return [(Turn(about_picture(question), answer_of(f"{start} ", part, separator, names, holes)),)]
+        return [(Turn(about_image(question), answer_of(f"{start} ", part, separator, names, holes)),)]
 
     def queries(self, record: Record) -> list[Query]:
-        """The fixed prompt about every target, or every class of the label set, in order; forced: what is true."""
+        """The fixed prompt about every target, or every class of the label set, in order, with the true
+        answer."""
         if record.kind == "classes":
             names, present = label_set(record)
             targets = [present.get(name, ABSENT.target) for name in names]
@@ -139,18 +120,18 @@ class PhraseList:
     def _query(self, record: Record, names: Sequence[str], targets: Sequence[int]) -> Query:
         holes = [self._hole(record, index) for index in targets]
         return Query(
-            question=about_picture(self.prompt.format(list=SEPARATOR.join(names))),
+            question=about_image(self.prompt.format(list=SEPARATOR.join(names))),
             reference_answer=answer_of(self.start, self.part, SEPARATOR, names, holes),
             targets=tuple(index for index in targets if index >= 0),
             phrases=tuple(names),
         )
 
     def _hole(self, record: Record, index: int) -> Mask | Refuse:
-        """What stands for a target: a mask, or a rejection where it is not in the picture."""
-        refused = index < 0 or record.targets[index].mask is None
-        if not refused and self.options.empty_mask == "refuse":
-            refused = is_empty(record.targets[index].mask)
-        return Refuse(index) if refused else Mask(index)
+        """What stands for a target: a mask, or a rejection where it is not in the image."""
+        mask = record.targets[index].mask if index >= 0 else None
+        if mask is None or (self.options.empty_mask == "refuse" and is_empty(mask)):
+            return Refuse(index)
+        return Mask(index)
 
 
 def clean(phrase: str) -> str:
@@ -159,31 +140,37 @@ def clean(phrase: str) -> str:
 
 
 def is_empty(mask: MaskFn) -> bool:
-    """Whether nothing is left of what is called present, e.g. where all its polygons are broken."""
+    """Whether a target that is listed as present has no pixel, e.g. because all its polygons are broken."""
     try:
         return not mask().any()
-    except EmptyMask:  # as a source may say itself
+    except EmptyMask:  # some sources raise it themselves
         return True
 
 
 def answer_of(start: str, part: str, separator: str, names: Sequence[str], holes: Sequence[Mask | Refuse]) -> Script:
-    """`start`, the parts in the order of the names, a full stop; neighbouring texts are joined."""
+    """`start`, the parts in the order of the names, a full stop.
+
+    >>> answer_of("Sure, ", "{phrase}:{mask}", ", ", ["cat", "dog"], [Mask(0), Refuse(1)])
+    ('Sure, cat:', Mask(target=0), ', dog:', Refuse(target=1), '.')
+    """
     script: list[str | Mask | Refuse] = [start]
     for position, (name, hole) in enumerate(zip(names, holes, strict=True)):
-        script += [separator if position else "", *fill_template(part, phrase=name, mask=(hole,))]
+        if position:
+            script.append(separator)
+        script += fill_template(part, phrase=name, mask=(hole,))
     return merge_text([*script, "."])
 
 
-def read_list(text: str, wording: Wording, tokens: TokenSpec = TOKENS) -> list[Claim]:
-    """Each mask and refusal with the name before it, freed of the words that the templates put around names."""
+def read_phrase_list(answer: str, wording: Wording, tokens: TokenSpec = TOKENS) -> list[Claim]:
+    """Each mask and refusal with the name before it, without the words that the templates put around names."""
     starts = sorted({*wording.lists["start"], LIST_START}, key=len, reverse=True)
-    patterns = map(pattern_before_mask, wording.lists["part"])
     lead = re.compile(r"\s*(?:" + "|".join(map(re.escape, starts)) + r")?\s*")
-    around = sorted(patterns, key=len, reverse=True)
-    return [replace(claim, phrase=_name(claim.phrase, lead, around)) for claim in read_claims(text, tokens)]
+    around = sorted(map(pattern_before_mask, wording.lists["part"]), key=len, reverse=True)  # the most specific first
+    return [replace(claim, phrase=_name(claim.phrase, lead, around)) for claim in read_claims(answer, tokens)]
 
 
-def _name(words: str, lead: re.Pattern, around: Sequence[str]) -> str:
-    words = words[lead.match(words).end() :]
-    found = next((match for pattern in around if (match := re.fullmatch(pattern, words))), None)
-    return found["phrase"].strip() if found else words
+def _name(words: str, lead: re.Pattern[str], around: Sequence[str]) -> str:
+    """The name in the words before a token: `Sure, the red car is` -> `red car`, where a template reads so."""
+    words = lead.sub("", words, count=1)
+    match = next((match for pattern in around if (match := re.fullmatch(pattern, words))), None)
+    return match["phrase"].strip() if match else words

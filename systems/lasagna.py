@@ -6,8 +6,10 @@ Three strategies make training on long lists work, each a switch of its own:
     sequence_augmentation  absent classes join the answer
     order_following        the answer keeps the question's order
 
-`strategies: paper` turns all three on. `strategies: released` does what the released code does: every class of a closed
-label set is listed, absent classes join the answer, and question and answer are shuffled independently.
+For a label set (sky, car, dog, bus) and an image of a car under the sky, `strategies: paper`, which turns all three on,
+may ask "Can you segment the bus, sky, car in this image?" and answer "bus <no_ins> sky <ins> car <ins>".
+`strategies: released` does what the released code does: every class of a closed label set is listed, absent classes
+join the answer, and question and answer are shuffled independently.
 """
 
 from __future__ import annotations
@@ -19,40 +21,29 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data.tokens import TokenSpec
-from data.types import Dialogue, Mask, Query, Record, Script, Turn
-from systems.base import (
-    ABSENT,
-    SYSTEMS,
-    System,
-    Wording,
-    about_picture,
-    label_set,
-    load_wording,
-    make_options,
-    one_of,
-    read_claims,
-    sample_items,
-    shuffled,
-)
-from systems.single import SLOTS, SingleTarget
+from data.types import Dialogue, Mask, Query, Record, Refuse, Script, Turn
+from systems.base import SYSTEMS, Released, System, make_options, one_of
+from systems.reading import read_claims
+from systems.single import FIELDS, SingleTarget
+from systems.targets import ABSENT, label_set, sample_items, shuffled
+from systems.wording import Wording, about_image, load_wording
 
 PRESETS = {
     "paper": {"random_list": "sampled", "sequence_augmentation": True, "order_following": True},
     "released": {"random_list": "released", "sequence_augmentation": True, "order_following": False},
 }
-Lists = TypeVar("Lists", bound="ListOptions")
+SomeListOptions = TypeVar("SomeListOptions", bound="ListOptions")
 OPEN_LABEL_SET = 200  # label sets beyond this (OpenImages: 350) do not fit a question; the release lists the sample
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way to write lists and answers: tokens, what stands between two names, questions of training (a list of the
-    wording) and of evaluation."""
+    """A way to write class lists and their answers."""
 
     tokens: TokenSpec
-    separator: str
-    questions: str
-    prompt: str
+    separator: str  # between two names of an answer
+    questions: str  # of training: a list of the wording
+    prompt: str  # the question of evaluation
 
 
 FORMATS = {
@@ -73,46 +64,49 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class ListOptions:
-    """None at a strategy means: what the preset `strategies` says."""
+    """A strategy of None is the preset's, see `with_preset`."""
 
     strategies: str = "paper"  # paper | released
     random_list: str | None = None  # sampled | all (dataset order) | released (all, shuffled; open sets sampled)
     sequence_augmentation: bool | None = None
     order_following: bool | None = None
     num_all_classes: int = 80  # classes in a sample: all present ones, filled up with absent ones
-    min_all_classes: int = 0  # above 0: that number is drawn from min_all_classes..num_all_classes a picture
+    min_all_classes: int = 0  # above 0: that number is sampled per image from min_all_classes to num_all_classes
     classes_per_query: int = 0  # evaluation: classes in one question; 0: the whole label set
+
+    def __post_init__(self) -> None:
+        one_of("strategies", self.strategies, PRESETS)
+        one_of("random_list", self.random_list, (None, "sampled", "all", "released"))
+        if not 0 <= self.min_all_classes <= self.num_all_classes or self.num_all_classes < 1:
+            raise ValueError("options: 0 <= min_all_classes <= num_all_classes and 1 <= num_all_classes must hold")
+        if self.classes_per_query < 0:
+            raise ValueError(f"options.classes_per_query must be 0 (all) or more, got {self.classes_per_query}")
 
 
 @dataclass(frozen=True)
 class Options(ListOptions):
     tokens: str = "released"  # released (<ins>, <no_ins>, ...) | paper ([SEG], [NEG])
-    num_classes_per_sample: int = 5  # refer and reason: dialogues a picture at most
-    explanatory: float = 0.1  # share of explained pictures answered in text only; below 0: no explanations
+    num_classes_per_sample: int = 5  # refer and reason: dialogues per image at most
+    explanatory: float = 0.1  # share of explained images answered in text only; below 0: no explanations
     wording: str = "lasagna"  # training templates: a name in systems/wording or a YAML path
 
 
 @SYSTEMS.register("lasagna")
 def lasagna(**values: Any) -> System:
-    options = resolve(make_options(Options, values))
+    options = with_preset(make_options(Options, values))
     one_of("tokens", options.tokens, FORMATS)
-    form = FORMATS[options.tokens]
-    lists = {form.questions: "list" for form in FORMATS.values()}
-    wording = load_wording(options.wording, {**SLOTS, **lists})
+    list_format = FORMATS[options.tokens]
+    question_lists = {each.questions: "list" for each in FORMATS.values()}  # a wording has those of all formats
+    wording = load_wording(options.wording, {**FIELDS, **question_lists})
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
-    read = partial(read_claims, tokens=form.tokens)
-    task = LasagnaTask(single, ClassList(options, form, wording))
-    return System("lasagna", form.tokens, task, "sam", read, published=("LaSagnAForCausalLM",))
+    task = LasagnaTask(single, ClassList(options, list_format, wording))
+    read = partial(read_claims, tokens=list_format.tokens)
+    released = Released(architectures=("LaSagnAForCausalLM",))
+    return System("lasagna", list_format.tokens, task, "sam", read, released)
 
 
-def resolve(options: Lists) -> Lists:
-    """Checks the choices and fills the strategies that were left to the preset."""
-    one_of("strategies", options.strategies, PRESETS)
-    one_of("random_list", options.random_list, (None, "sampled", "all", "released"))
-    if not 0 <= options.min_all_classes <= options.num_all_classes or options.num_all_classes < 1:
-        raise ValueError("options: 0 <= min_all_classes <= num_all_classes and 1 <= num_all_classes must hold")
-    if options.classes_per_query < 0:
-        raise ValueError(f"options.classes_per_query must be 0 (all) or more, got {options.classes_per_query}")
+def with_preset(options: SomeListOptions) -> SomeListOptions:
+    """The options with the strategies that are None taken from the preset `strategies`."""
     preset = PRESETS[options.strategies]
     return replace(options, **{name: value for name, value in preset.items() if getattr(options, name) is None})
 
@@ -140,22 +134,22 @@ class ClassList:
     wording: Wording
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
-        """One dialogue: sample classes, write the list, answer the sample. None where nothing is left to answer; a
-        picture without a labelled pixel raises NothingToAsk, so that another is drawn, as released."""
+        """One dialogue: sample classes, write the list, answer the sample. [] where nothing is left to answer; an
+        image without a labelled pixel raises NothingToAsk, and the mixture takes another, as released."""
         names, present = label_set(record)
         sample = sample_classes(names, present, self._sample_size(rng), rng)
-        asked = self._question_list(names, sample, rng)
-        answered = set(sample) if self.options.sequence_augmentation else set(sample) & set(present)
-        if not answered:
+        question_names = self._question_list(names, sample, rng)
+        to_answer = set(sample) if self.options.sequence_augmentation else set(sample) & set(present)
+        if not to_answer:
             return []
-        order = [name for name in asked if name in answered]
+        answer_names = [name for name in question_names if name in to_answer]
         if not self.options.order_following:
-            order = shuffled(order, rng)
+            answer_names = shuffled(answer_names, rng)
         template = self.wording.sample(self.format.questions, rng)
-        return [(Turn(self._question(template, asked), self._answer(order, present)),)]
+        return [(Turn(self._question(template, question_names), self._answer(answer_names, present)),)]
 
     def queries(self, record: Record) -> list[Query]:
-        """The whole label set in dataset order, in one question or in pieces; forced: the true answer in that order."""
+        """The whole label set in dataset order, in one question or in pieces, with the true answer in that order."""
         names, present = label_set(record)
         size = self.options.classes_per_query or len(names)
         pieces = [names[start : start + size] for start in range(0, len(names), size)]
@@ -170,8 +164,10 @@ class ClassList:
         ]
 
     def _sample_size(self, rng: np.random.Generator) -> int:
-        most, least = self.options.num_all_classes, self.options.min_all_classes
-        return int(rng.integers(least, most + 1)) if least else most
+        options = self.options
+        if options.min_all_classes == 0:
+            return options.num_all_classes
+        return int(rng.integers(options.min_all_classes, options.num_all_classes + 1))
 
     def _question_list(self, names: list[str], sample: list[str], rng: np.random.Generator) -> list[str]:
         if self.options.random_list == "all":
@@ -180,26 +176,26 @@ class ClassList:
         return shuffled(sample if sampled else names, rng)
 
     def _question(self, template: str, names: list[str]) -> str:
-        return about_picture(template.format(list=", ".join(names)))
+        return about_image(template.format(list=", ".join(names)))
 
     def _answer(self, names: list[str], present: dict[str, int]) -> Script:
-        parts: list = []
+        parts: list[str | Mask | Refuse] = []
         for name in names:
-            hole = Mask(present[name]) if name in present else ABSENT
-            parts += [self.format.separator + name if parts else name, hole]
+            parts.append(self.format.separator + name if parts else name)
+            parts.append(Mask(present[name]) if name in present else ABSENT)
         return tuple(parts)
 
 
 def sample_classes(names: list[str], present: dict[str, int], size: int, rng: np.random.Generator) -> list[str]:
     """The classes of one sample (lasagna.md 4.4): all present ones, filled up to `size` with absent ones.
 
-    A label set below `size` is taken whole. Where `size` or more are present, half of it is drawn from them and a
-    quarter from the absent ones: the published 40 and 20 at the default 80.
+    A label set below `size` is taken as it is. Where `size` or more are present, half of `size` is sampled from them
+    and a quarter from the absent ones: the published 40 and 20 at the default 80.
     """
-    here = [name for name in names if name in present]
-    absent = [name for name in names if name not in present]
+    present_names = [name for name in names if name in present]
+    absent_names = [name for name in names if name not in present]
     if len(names) < size:
         return names
-    if len(here) >= size:
-        return sample_items(here, max(1, size // 2), rng) + sample_items(absent, size // 4, rng)
-    return here + sample_items(absent, size - len(here), rng)
+    if len(present_names) >= size:
+        return sample_items(present_names, max(1, size // 2), rng) + sample_items(absent_names, size // 4, rng)
+    return present_names + sample_items(absent_names, size - len(present_names), rng)

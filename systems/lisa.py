@@ -9,30 +9,32 @@ import numpy as np
 
 from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, Query, Record
-from systems.base import SYSTEMS, System, load_wording, make_options, read_claims
-from systems.single import SLOTS, SingleTarget, class_queries
+from systems.base import SYSTEMS, Released, System, make_options
+from systems.reading import read_claims
+from systems.single import FIELDS, SingleTarget, class_queries
+from systems.wording import load_wording
 
 TOKENS = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 
 
 @dataclass(frozen=True)
 class Options:
-    num_classes_per_sample: int = 3  # dialogues a picture at most: classes, expressions or sentences
-    explanatory: float = 0.1  # share of explained pictures answered in text only; below 0: no explanations
+    num_classes_per_sample: int = 3  # dialogues per image at most: classes, expressions or sentences
+    explanatory: float = 0.1  # share of explained images answered in text only; below 0: no explanations
     wording: str = "lisa"  # training templates: a name in systems/wording or a YAML path
 
 
 @SYSTEMS.register("lisa")
 def lisa(**values: Any) -> System:
     options = make_options(Options, values)
-    wording = load_wording(options.wording, SLOTS)
+    wording = load_wording(options.wording, FIELDS)
     task = LisaTask(SingleTarget(wording, options.num_classes_per_sample, options.explanatory))
-    return System("lisa", TOKENS, task, "sam", read, published=("LISAForCausalLM",))
+    return System("lisa", TOKENS, task, "sam", read, Released(architectures=("LISAForCausalLM",)))
 
 
 @dataclass(frozen=True)
 class LisaTask:
-    """Every record in single-target dialogues: a class is asked like a phrase."""
+    """Every record becomes single-target dialogues: a class is asked for like a phrase."""
 
     single: SingleTarget
 
@@ -45,6 +47,6 @@ class LisaTask:
         return self.single.queries(record)
 
 
-def read(text: str) -> list[Claim]:
+def read(answer: str) -> list[Claim]:
     """The k-th `[SEG]` is the k-th mask; the words around it name nothing."""
-    return [Claim("", claim.mask) for claim in read_claims(text, TOKENS)]
+    return [Claim("", claim.mask) for claim in read_claims(answer, TOKENS)]

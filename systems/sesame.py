@@ -1,4 +1,4 @@
-"""SESAME (arXiv 2312.08366): see whether it is there, say so (deny, correct), segment it; absence is told in words."""
+"""SESAME (arXiv 2312.08366): see whether it is there, say so (deny, correct), segment it; absence is put in words."""
 
 from __future__ import annotations
 
@@ -12,29 +12,22 @@ import numpy as np
 from data.templates import template
 from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, Mask, Query, Record, Refuse, Script, Target, Turn
-from systems.base import (
+from systems.base import SYSTEMS, Released, ReleasedTruth, System, make_options, one_of
+from systems.reading import read_claims
+from systems.single import PHRASE_PROMPT, SENTENCE_PROMPT, is_sentence
+from systems.targets import (
     ABSENT,
-    SYSTEMS,
-    ReleasedTruth,
-    System,
-    Wording,
-    about_picture,
+    REASONING,
     absent_classes,
-    asked_as,
-    fill_answer,
-    fill_template,
+    evaluation_phrase,
     label_set,
-    load_wording,
-    make_options,
-    one_of,
     random_name,
-    read_claims,
     sample_items,
 )
-from systems.single import PHRASE_PROMPT, REASONING, SENTENCE_PROMPT, is_sentence
+from systems.wording import Wording, about_image, fill_answer, fill_template, load_wording
 
 TOKENS = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
-RELEASED_BATCH = 5  # questions about a picture that the released evaluation answers together
+RELEASED_BATCH = 5  # questions about an image that the released evaluation answers together
 LISTS = {
     "phrase": "phrase",
     "sentence": "sentence",
@@ -49,54 +42,48 @@ LISTS = {
 
 @dataclass(frozen=True)
 class Options:
-    num_classes_per_sample: int = 1  # dialogues a picture at most
-    false_denial: float = 0.07  # label sets: share of pictures asked about absent classes, which are denied
+    num_classes_per_sample: int = 1  # dialogues per image at most
+    false_denial: float = 0.07  # label sets: share of images asked about absent classes, which are denied
     false_correction: float = 0.08  # ... or denied with a present class named instead
-    false_reason: float = 0.15  # reasoning: share of pictures with false premises that are asked about these
+    false_reason: float = 0.15  # reasoning: share of images with false premises that are asked about these
     segment_correction: bool = False  # a correction also segments what was meant; published: words only
-    eval_prompt: str = "random"  # random (a keyed draw a query; published: unseeded) | first (template) | lisa
+    eval_prompt: str = "random"  # random (keyed by the query; published: unseeded) | first (template) | lisa
     eval_seed: int = 0  # of eval_prompt: random
     masks: str = "first"  # of an answer with several masks: first (published) | all
     prompt_template: str = "vicuna_v1"  # conversation template of generated answers, as released; training: conv_type
     pad_compat: str = "masked"  # padding of generated answers: masked | released (visible, in batches of 5)
     wording: str = "sesame"  # training templates: a name in systems/wording or a YAML path
 
+    def __post_init__(self) -> None:
+        one_of("eval_prompt", self.eval_prompt, ("random", "first", "lisa"))
+        one_of("masks", self.masks, ("first", "all"))
+        one_of("pad_compat", self.pad_compat, ("masked", "released"))
+        template(self.prompt_template)  # raises with the choices
+        if self.num_classes_per_sample < 1:
+            raise ValueError(f"options.num_classes_per_sample must be 1 or more, got {self.num_classes_per_sample}")
+        false = self.false_denial, self.false_correction, self.false_reason
+        if min(false) < 0 or max(sum(false[:2]), false[2]) > 1:
+            raise ValueError(f"options: false_denial + false_correction and false_reason are shares of 1, got {false}")
+
 
 @SYSTEMS.register("sesame")
 def sesame(**values: Any) -> System:
-    options = check(make_options(Options, values))
+    options = make_options(Options, values)
     task = SesameTask(options, load_wording(options.wording, LISTS))
-    return System(
-        "sesame",
-        TOKENS,
-        task,
-        "sam",
-        partial(read, only_first=options.masks == "first"),
-        published=("SESAMEForCausalLM",),
+    released = Released(
+        architectures=("SESAMEForCausalLM",),
         prompt_template=options.prompt_template,
         visible_padding=RELEASED_BATCH if options.pad_compat == "released" else 0,
-        released_truth=ReleasedTruth(parts="union", ignored="background"),
+        truth=ReleasedTruth(parts="union", ignored="background"),
     )
-
-
-def check(options: Options) -> Options:
-    one_of("eval_prompt", options.eval_prompt, ("random", "first", "lisa"))
-    one_of("masks", options.masks, ("first", "all"))
-    one_of("pad_compat", options.pad_compat, ("masked", "released"))
-    template(options.prompt_template)  # raises with the choices
-    if options.num_classes_per_sample < 1:
-        raise ValueError(f"options.num_classes_per_sample must be 1 or more, got {options.num_classes_per_sample}")
-    false = options.false_denial, options.false_correction, options.false_reason
-    if min(false) < 0 or max(sum(false[:2]), false[2]) > 1:
-        raise ValueError(f"options: false_denial + false_correction and false_reason are shares of 1, got {false}")
-    return options
+    return System("sesame", TOKENS, task, "sam", partial(read, only_first=options.masks == "first"), released)
 
 
 @dataclass(frozen=True)
 class SesameTask:
-    """One dialogue a query, true or false; which of the two is the dataset's choice, or the recipe's for label sets.
+    """One dialogue per query, true or false; which of the two is the dataset's choice, or the recipe's for label sets.
 
-    A wording may put a token where it denies: the slot `refuse` of its templates.
+    A wording may put a token where it denies: the field `refuse` of its templates.
     """
 
     options: Options
@@ -115,60 +102,68 @@ class SesameTask:
         ]
 
     def queries(self, record: Record) -> list[Query]:
-        """One query a target, or a class of the label set. Forced: the mask, or the denial of what is not there."""
+        """One query per target, or per class of the label set. The reference answer is the mask, or the denial of
+        what is absent."""
         if record.kind == "classes":
             names, present = label_set(record)
-            here = {name: replace(record.targets[index], phrase=name) for name, index in present.items()}
-            asked = [(here.get(name, Target(name, None)), present.get(name)) for name in names]
+            by_name = {name: replace(record.targets[index], phrase=name) for name, index in present.items()}
+            pairs = [(by_name.get(name, Target(name, None)), present.get(name)) for name in names]
         else:
-            asked = [(target, index) for index, target in enumerate(record.targets)]
-        return [self._query(record, target, () if index is None else (index,)) for target, index in asked]
+            pairs = [(target, index) for index, target in enumerate(record.targets)]
+        return [self._query(record, target, () if index is None else (index,)) for target, index in pairs]
 
     def _classes(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
-        """All true, all denied, or all corrected: one draw per picture (sesame.md 4.4).
+        """All true, all denied, or all corrected, decided once per image (sesame.md 4.4).
 
-        Every annotation can be asked about, also several of one name. A picture has as many false questions as it
+        Every annotation can be asked about, also several of one name. An image has as many false questions as it
         would have true ones, and each corrects to another of the things that these would be about.
         """
-        options, chance = self.options, rng.random()
-        denied = chance < options.false_denial
-        corrected = not denied and chance < options.false_denial + options.false_correction
+        options = self.options
+        number = rng.random()
+        denied = number < options.false_denial
+        corrected = not denied and number < options.false_denial + options.false_correction
         present = [index for index, target in enumerate(record.targets) if target.mask is not None]
-        here = sample_items(present, options.num_classes_per_sample, rng)
-        absent = sample_items(absent_classes(record), len(here), rng)
-        names = {index: random_name(record.targets[index], rng).lower() for index in here}
+        # Everything is sampled before the answers are worded, whether this image needs it or not: the order of the
+        # random numbers is the same for true and false questions.
+        sample = sample_items(present, options.num_classes_per_sample, rng)
+        absent = sample_items(absent_classes(record), len(sample), rng)
+        names = {index: random_name(record.targets[index], rng).lower() for index in sample}
         if not absent or not (denied or corrected):
-            return [self._dialogue("phrase", names[i], self._confirm(names[i], i, rng), rng) for i in here]
+            return [self._dialogue("phrase", names[i], self._confirm(names[i], i, rng), rng) for i in sample]
         dialogues = []
-        for target, index in zip(absent, here, strict=False):  # fewer questions where fewer classes are absent
+        for target, index in zip(absent, sample, strict=False):  # fewer questions where fewer classes are absent
             wrong = random_name(target, rng).lower()
-            instead, meant = (names[index], index) if corrected else (None, None)
-            dialogues.append(self._dialogue("phrase", wrong, self._deny(wrong, ABSENT, instead, meant, rng), rng))
+            if corrected:
+                answer = self._deny(wrong, ABSENT, names[index], index, rng)
+            else:
+                answer = self._deny(wrong, ABSENT, None, None, rng)
+            dialogues.append(self._dialogue("phrase", wrong, answer, rng))
         return dialogues
 
     def _premise(self, record: Record, rng: np.random.Generator) -> list[int]:
-        """The true queries of a reasoning picture, or as many of its false ones: one draw per picture."""
+        """The true queries of a reasoning image, or as many of its false ones, decided once per image."""
         true = [index for index, target in enumerate(record.targets) if target.mask is not None]
         false = [index for index in range(len(record.targets)) if index not in true]
-        asked_false = bool(false) and (not true or rng.random() < self.options.false_reason)
-        return sample_items(false, len(true) or len(false), rng) if asked_false else true
+        if false and (not true or rng.random() < self.options.false_reason):
+            return sample_items(false, len(true) or len(false), rng)
+        return true
 
     def _about(self, record: Record, index: int, rng: np.random.Generator) -> Dialogue:
         """A question about one target and its answer: confirmed, denied, or corrected."""
-        target, reasoning = record.targets[index], record.kind in REASONING
-        text, list_name = self._worded(record, target)
+        target = record.targets[index]
+        text, list_name = self._question_text(record, target)
         if target.mask is None:
             answer = self._refuse(record, index, text.strip(), rng)
-        elif reasoning:
+        elif record.kind in REASONING:
             answer = fill_answer(self.wording.sample("answer", rng), Mask(index))
         else:
             answer = self._confirm(text.strip(), index, rng)
         return self._dialogue(list_name, text, answer, rng)
 
     @staticmethod
-    def _worded(record: Record, target: Target) -> tuple[str, str]:
-        """(text, list of question templates). Phrases are in lower case, but the false ones of reasoning data stay as
-        the dataset has them, as released."""
+    def _question_text(record: Record, target: Target) -> tuple[str, str]:
+        """(text, list of question templates). Phrases are in lower case, except the false ones of reasoning data, which
+        stay as the dataset has them, as released."""
         if is_sentence(record, target):
             return target.phrase, "sentence"
         own_words = record.kind in REASONING and target.mask is None
@@ -176,14 +171,15 @@ class SesameTask:
 
     def _dialogue(self, list_name: str, text: str, answer: Script, rng: np.random.Generator) -> Dialogue:
         question = self.wording.sample(list_name, rng).format(**{list_name: text})
-        return (Turn(about_picture(question), answer),)
+        return (Turn(about_image(question), answer),)
 
     def _confirm(self, name: str, index: int, rng: np.random.Generator) -> Script:
         return fill_template(self.wording.sample("confirm", rng), phrase=name, mask=(Mask(index),))
 
     def _refuse(self, record: Record, index: int, text: str, rng: np.random.Generator) -> Script:
-        """What the dataset says to a false question, or a denial of ours."""
-        correction, hole = record.targets[index].correction, Refuse(index)
+        """The dataset's answer to a false question, or a denial of ours."""
+        correction = record.targets[index].correction
+        hole = Refuse(index)
         if record.kind not in REASONING:
             return self._deny(text, hole, correction, substitute_name(record, correction), rng)
         if correction:
@@ -193,42 +189,49 @@ class SesameTask:
     def _deny(
         self, name: str, hole: Refuse, instead: str | None, meant: int | None, rng: np.random.Generator
     ) -> Script:
-        """Words, and where the wording has it a refusal; with `segment_correction` also the mask of target `meant`."""
-        slots = {"phrase": name, "refuse": (hole,)}
+        """A denial of `name`, which offers `instead` if there is such a thing.
+
+        It holds a refusal where the wording has one, and with `segment_correction` the mask of target `meant`.
+        """
         if instead is None:
-            return fill_template(self.wording.sample("deny", rng), **slots)
-        slots["instead"] = instead.lower()
-        if self.options.segment_correction and meant is not None:
-            return fill_template(self.wording.sample("correct_and_mask", rng), **slots, mask=(Mask(meant),))
-        return fill_template(self.wording.sample("correct", rng), **slots)
+            return fill_template(self.wording.sample("deny", rng), phrase=name, refuse=(hole,))
+        with_mask = self.options.segment_correction and meant is not None
+        correction = self.wording.sample("correct_and_mask" if with_mask else "correct", rng)
+        masks = (Mask(meant),) if meant is not None else ()  # a template without the field takes no notice
+        return fill_template(correction, phrase=name, refuse=(hole,), instead=instead.lower(), mask=masks)
 
     def _query(self, record: Record, target: Target, targets: tuple[int, ...]) -> Query:
         phrase = target.phrase.strip()
         hole = Refuse(targets[0]) if targets else ABSENT
         denial = fill_template(self.wording.lists["deny"][0], phrase=phrase.lower(), refuse=(hole,))
-        forced = denial if target.mask is None else (Mask(targets[0]), ".")
-        return Query(about_picture(self._prompt(record, target)), forced, targets, (phrase,))
+        answer = denial if target.mask is None else (Mask(targets[0]), ".")
+        return Query(about_image(self._prompt(record, target)), answer, targets, (phrase,))
 
     def _prompt(self, record: Record, target: Target) -> str:
-        """The evaluation question. A random template depends on seed, picture and phrase alone (sesame.md 6.3)."""
+        """The evaluation question. A random template depends on seed, image and phrase alone (sesame.md 6.3)."""
         phrase = target.phrase.strip()
-        text, list_name = self._worded(record, target)
+        text, list_name = self._question_text(record, target)
         if self.options.eval_prompt == "lisa":
-            return (SENTENCE_PROMPT if list_name == "sentence" else PHRASE_PROMPT).format(asked_as(record, phrase))
+            return (SENTENCE_PROMPT if list_name == "sentence" else PHRASE_PROMPT).format(
+                evaluation_phrase(record, phrase)
+            )
         templates = self.wording.lists[list_name]
-        key = zlib.crc32(f"{self.options.eval_seed}|{record.image.name}|{phrase}".encode())
-        chosen = templates[key % len(templates) if self.options.eval_prompt == "random" else 0]
-        return chosen.format(**{list_name: text.strip()})
+        number = 0
+        if self.options.eval_prompt == "random":
+            number = zlib.crc32(f"{self.options.eval_seed}|{record.image.name}|{phrase}".encode()) % len(templates)
+        return templates[number].format(**{list_name: text.strip()})
 
 
 def substitute_name(record: Record, correction: str | None) -> int | None:
     """The target that a correction names, where the record has it with a mask."""
     name = (correction or "").strip().lower()
-    there = (i for i, t in enumerate(record.targets) if t.mask is not None and t.phrase.strip().lower() == name)
-    return next(there, None)
+    for index, target in enumerate(record.targets):
+        if target.mask is not None and target.phrase.strip().lower() == name:
+            return index
+    return None
 
 
-def read(text: str, only_first: bool = True) -> list[Claim]:
-    """The mask of an answer, or its refusal where it has none; the words name nothing that could be trusted."""
-    claims = [Claim("", claim.mask) for claim in read_claims(text, TOKENS)] or [Claim("", None)]
+def read(answer: str, only_first: bool = True) -> list[Claim]:
+    """The masks of an answer (or only the first), or a refusal where it has none; no words name a mask reliably."""
+    claims = [Claim("", claim.mask) for claim in read_claims(answer, TOKENS)] or [Claim("", None)]
     return claims[:1] if only_first else claims

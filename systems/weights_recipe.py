@@ -1,7 +1,7 @@
-"""The recipe in a folder of weights, of which only what gives the weights their meaning counts.
+"""The recipe in a folder of weights, reduced to what gives the weights their meaning.
 
-A merged folder may come from anywhere: its `recipe.yaml` must not choose where files of this machine are read or
-written. A run folder is its owner's own, and needs its base by path.
+A merged folder may come from a stranger: its `recipe.yaml` must not choose where files of this machine are read or
+written. A run folder is the user's own, and it names its base model by path.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from utils.log import log
 from utils.plain import leaves
 
 RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
-MEANING = ("conv_type", "model_max_length", "image_size", "out_dim", "precision", "attn_implementation", "pack_rows")
-MEANING += ("use_mm_start_end", "decoder_heads", "head", "mask_head", "lora", "tokenization", "tokenizer_legacy")
+MEANING = (  # fields of `model`
+    *("conv_type", "model_max_length", "image_size", "out_dim", "precision", "attn_implementation", "pack_rows"),
+    *("use_mm_start_end", "head_options", "mask_head", "lora", "tokenization", "tokenizer_legacy"),
+)
 
 
 def is_run(folder: Path) -> bool:
@@ -25,30 +27,31 @@ def is_run(folder: Path) -> bool:
 
 
 def recipe_in(folder: Path) -> Recipe:
-    """The recipe of a run folder without its embedding cache, which whoever evaluates names himself.
+    """The recipe of a run folder without its embedding cache, which the caller may name.
 
-    Of any other folder: the system with its options, the fields of MEANING, how the tower sees, and the mixture and
-    suites as far as their options name no path outside the dataset folder (what does is named in a warning).
+    Of any other folder: the system with its options, the fields of MEANING, the tower's input settings, and of mixture
+    and suites what names no path outside the dataset folder (a warning lists the rest).
     """
     recipe = load_recipe(folder)
     if is_run(folder):
         return replace(recipe, model=replace(recipe.model, embedding_cache=None))
-    told, dropped = {name: getattr(recipe.model, name) for name in MEANING}, []
-    model = ModelConfig(vision_tower=None, tower=replace(recipe.model.tower, preprocessor=None), **told)
+    fields = {name: getattr(recipe.model, name) for name in MEANING}
+    model = ModelConfig(vision_tower=None, tower=replace(recipe.model.tower, preprocessor=None), **fields)
+    dropped: list[str] = []
     mixture = tuple(_inside(task, dropped) for task in recipe.data.mixture)
     custom = tuple(suite for suite in recipe.eval.custom if not leaves(suite.options))
     dropped += [f"the suite {suite.name}" for suite in recipe.eval.custom if suite not in custom]
     if dropped:
         log.warning("%s names paths outside the dataset folder, which do not count: %s", folder, ", ".join(dropped))
-    whole = Recipe(system=recipe.system, options=recipe.options, model=model)
-    return replace(whole, data=replace(whole.data, mixture=mixture), eval=replace(whole.eval, custom=custom))
+    reduced = Recipe(system=recipe.system, options=recipe.options, model=model)
+    return replace(reduced, data=replace(reduced.data, mixture=mixture), eval=replace(reduced.eval, custom=custom))
 
 
-def check_options(folder: Path, recipe: Recipe, given: Collection[str]) -> None:
-    """Refuses an option of the system that is a path elsewhere (a wording), unless it is among those `given` by
-    whoever loads the folder: without it the words would be others."""
+def check_options(folder: Path, recipe: Recipe, overrides: Collection[str]) -> None:
+    """Raises ValueError for an option of the system that is a path elsewhere (a wording), unless it is among the
+    options that the caller overrides. It cannot just be dropped: the model was trained with the words of that file."""
     for key, value in recipe.options.items():
-        if key not in given and not is_run(folder) and leaves(value):
+        if key not in overrides and not is_run(folder) and leaves(value):
             raise ValueError(
                 f"{folder / RECIPE}: options.{key} is the path {value!r}, which a folder of weights may not choose; if "
                 f"you trust it, give it yourself: --set options.{key}=PATH"
@@ -56,10 +59,10 @@ def check_options(folder: Path, recipe: Recipe, given: Collection[str]) -> None:
 
 
 def _inside(task: TaskConfig, dropped: list[str]) -> TaskConfig:
-    """The task without options that leave, which are noted in `dropped`."""
+    """The task without options that name a path outside; those are added to `dropped`."""
     sets: list[DatasetConfig] = []
     for part in task.sets:
-        kept = {key: value for key, value in part.options.items() if not leaves(value)}
-        dropped += [f"{key} of {part.source}" for key in part.options if key not in kept]
-        sets.append(replace(part, options=kept))
+        options = {key: value for key, value in part.options.items() if not leaves(value)}
+        dropped += [f"{key} of {part.source}" for key in part.options if key not in options]
+        sets.append(replace(part, options=options))
     return replace(task, sets=tuple(sets))

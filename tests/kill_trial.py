@@ -1,4 +1,4 @@
-"""Kills real training runs at random moments, resumes each, and compares it with an uninterrupted one.
+"""Kills real training runs at random moments, resumes each, and compares it with one that nobody interrupted.
 
     python -m tests.kill_trial OUT [--kills 20] [--seed 0]
 
@@ -31,7 +31,7 @@ from utils.log import read_log
 STEPS, EPOCHS, SAVED_EVERY, LOGGED_EVERY = 5, 3, 4, 3  # so that some lines begin in one start and end in the next
 TIMED = ("time", "images_per_second", "data_wait")  # what no two runs have in common
 PATIENCE = 600.0  # seconds for one start
-AT_START = 5  # every fifth kill comes before anything is trained
+AT_START = 5  # one of this many kills comes before anything is trained
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def trial(out: Path, kills: int, seed: int) -> list[dict[str, Any]]:
     write_reason_seg(out / "data")
     train = {"epochs": EPOCHS, "steps_per_epoch": STEPS, "save_steps": SAVED_EVERY, "print_freq": LOGGED_EVERY}
     data = {"workers": 1, "dataset_dir": str(out / "data")}
-    recipe = write_recipe(out, train={"grad_accumulation_steps": 1, **train}, data=data, eval={"pictures": 1})
+    recipe = write_recipe(out, train={"grad_accumulation_steps": 1, **train}, data=data, eval={"num_examples": 1})
     whole, spans = {}, {}
     for processes in sorted({way.processes for way in WAYS}):
         run, job = start(recipe, out, f"whole{processes}", processes)
@@ -130,7 +130,7 @@ def finish(job: subprocess.Popen) -> int:
 
 
 def wait_for_the_lock(run: Path) -> None:
-    """Processes that torchrun left running may still be saving; a second start meanwhile would be refused, rightly."""
+    """Processes that outlive torchrun may still be saving; a second start meanwhile would rightly be refused."""
     import fcntl
 
     deadline = time.monotonic() + PATIENCE
@@ -144,22 +144,24 @@ def wait_for_the_lock(run: Path) -> None:
 
 
 def differences(run: Path, whole: Path) -> list[str]:
-    """The differences between a run that was killed and resumed and the uninterrupted one."""
-    found = []
+    """In what a run that was killed and resumed differs from the uninterrupted one."""
+    unequal = []
     if rows(run) != rows(whole):
-        found.append(f"log.jsonl: {rows(run)} for {rows(whole)}")
+        unequal.append(f"log.jsonl: {rows(run)} for {rows(whole)}")
     if board(run) != board(whole):
-        found.append("TensorBoard")
+        unequal.append("TensorBoard")
     for pointer in ("last", "best"):
         pair = [(folder / "checkpoints" / pointer).read_text() for folder in (run, whole)]
-        found += [f"{pointer}: {pair}"] if pair[0] != pair[1] else []
-    pictures = [sorted(path.name for path in (folder / "pictures").iterdir()) for folder in (run, whole)]
-    found += [f"pictures: {pictures}"] if pictures[0] != pictures[1] else []
-    ends = [load_file(checkpoints(folder).last() / "trainable.safetensors") for folder in (run, whole)]
-    if ends[0].keys() != ends[1].keys() or not all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]):
-        found.append("weights")
-    found += [f"left behind: {path.name}" for path in run.rglob(".unfinished*")]
-    return found
+        if pair[0] != pair[1]:
+            unequal.append(f"{pointer}: {pair}")
+    images = [sorted(path.name for path in (folder / "pictures").iterdir()) for folder in (run, whole)]
+    if images[0] != images[1]:
+        unequal.append(f"pictures: {images}")
+    first, second = (load_file(str(checkpoints(folder).last()) + "/trainable.safetensors") for folder in (run, whole))
+    if first.keys() != second.keys() or not all(torch.equal(first[name], second[name]) for name in first):
+        unequal.append("weights")
+    unequal += [f"unfinished: {path.name}" for path in run.rglob(".unfinished*")]
+    return unequal
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -74,15 +74,15 @@ def jsonl(root: Path, *lines: Any) -> Path:
     return root
 
 
-def recipe(path: Path, sets: list[Any], base: str = "toy_lisa", **sections: Any) -> Path:
+def recipe(path: Path, sets: list[Any], base: str = "toy/lisa", **sections: Any) -> Path:
     data = {"workers": 0, "mixture": [{"task": "mine", "sets": sets}]}
     values = {"base": str(ROOT / "configs" / f"{base}.yaml"), "data": data | sections.pop("data", {})}
-    values["eval"] = {"no_eval": True, "suites": [], "final_suites": []}
+    values["eval"] = {"validate": False, "suites": [], "final_suites": []}
     path.write_text(yaml.safe_dump(values | sections))
     return path
 
 
-def doctor(root: Path, sets: list[Any], capsys: Any, base: str = "toy_lisa", **sections: Any) -> tuple[int, str]:
+def doctor(root: Path, sets: list[Any], capsys: Any, base: str = "toy/lisa", **sections: Any) -> tuple[int, str]:
     """(exit status, what was printed) of a look at every record."""
     path = recipe(root.parent / f"{root.name}.yaml", sets, base, **sections)
     capsys.readouterr()

@@ -31,7 +31,7 @@ def names(*systems: str) -> list[str]:
     found = {file.parent.name for file in GOLDEN.glob("*/golden.json")}
     if systems:
         return sorted({name for name in found if system_of(name) in systems} | {*systems})
-    return sorted(found | {name for name in SYSTEMS if build_system(name).published})
+    return sorted(found | {name for name in SYSTEMS if build_system(name).released.architectures})
 
 
 def system_of(name: str) -> str | None:
@@ -40,7 +40,7 @@ def system_of(name: str) -> str | None:
     if not file.is_file():
         return None
     known = set(json.loads(file.read_text(encoding="utf-8")).get("architectures") or ())
-    return next((system for system in SYSTEMS if known & set(build_system(system).published)), None)
+    return next((system for system in SYSTEMS if known & set(build_system(system).released.architectures)), None)
 
 
 def record_folder(name: str) -> Path:
@@ -69,7 +69,8 @@ def read_record(name: str) -> dict:
 def read_dialogues(texts: Sequence[str], spec: TokenSpec, layout: str = "llava_v1") -> list[Dialogue]:
     """The conversations about one image, each of any number of rounds.
 
-    Holes are numbered through the image, masks and refusals together: the order of a record's masks.
+    Holes are numbered through all conversations of the image, masks and refusals together: the order of a record's
+    masks.
     """
     parsed, slots = [], 0
     for text in texts:
@@ -91,6 +92,12 @@ def open_prompt(text: str, spec: TokenSpec, layout: str = "llava_v1") -> tuple[s
     found = _prefix(form, first=not rounds).fullmatch(rest)
     assert found, f"no open prompt of the template {layout}: {rest!r}"
     return _unwrapped(found[1]), tuple(Turn(question, script_of(answer, spec)) for question, answer in rounds)
+
+
+def last_answer(text: str, layout: str = "llava_v1") -> str:
+    """The answer that a conversation ends with, without the template's words and end around it."""
+    form = template(layout)
+    return text.rpartition(form.later.partition("{question}")[2])[2].removesuffix(form.close)
 
 
 def script_of(answer: str, spec: TokenSpec, slot: int = 0) -> Script:

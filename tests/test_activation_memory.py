@@ -16,15 +16,19 @@ from model.heads.base import CHECKPOINTED_AT_ONCE
 from model.losses import objective
 from model.runtime import RuntimeOptions
 from model.seg_model import SegModel
-from tests.tiny_model import EOS, LANGUAGE, PLAN, SAM, TOWER, tiny_batch
+from tests.tiny_model import EOS, LANGUAGE, LLAVA, PLAN, SAM, TOWER, tiny_batch
 from tools.memory.activation_memory import Ledger, footprint
 from utils.config import LoraConfig, LossConfig, ModelConfig
 
 MIB = 2**20
 WIDE = replace(  # so that activations outweigh the workspaces of kernels
     PLAN,
-    language=LANGUAGE | {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4, "vocab_size": 2000},
-    tower=TOWER | {"hidden_size": 64, "intermediate_size": 256},
+    vlm_config={
+        **LLAVA,
+        "language": LANGUAGE
+        | {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4, "vocab_size": 2000},
+        "tower": TOWER | {"hidden_size": 64, "intermediate_size": 256},
+    },
     head_config=SAM | {"vision_config": SAM["vision_config"] | {"hidden_size": 64, "mlp_dim": 256}},
 )
 
@@ -91,7 +95,7 @@ def test_peak_is_that_of_the_real_step(attention, checkpointing, precision, monk
     truth = measured(model, batch)
     with torch.device("meta"):
         model = prepared(attention, checkpointing, precision)
-    planned = footprint(model, batch._each(_without_values), LossConfig())
+    planned = footprint(model, batch.map_tensors(_without_values), LossConfig())
     assert truth > MIB
     assert abs(planned.peak / truth - 1) < 0.15
     assert 0 < planned.saved < planned.peak
@@ -102,7 +106,7 @@ def test_checkpointing_saves_less_for_the_backward_pass():
     for checkpointing in (False, True):
         with torch.device("meta"):
             model = prepared("sdpa", checkpointing, torch.float32)
-        batch = long_batch(torch.float32)._each(_without_values)
+        batch = long_batch(torch.float32).map_tensors(_without_values)
         saved.append(footprint(model, batch, LossConfig()).saved)
     assert saved[1] < saved[0]
 

@@ -1,4 +1,4 @@
-"""Loading published folders, run folders and merged folders; and refusing what does not fit."""
+"""Loading every kind of folder: published folders, run folders, merged folders; and refusing what does not fit."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from data.tokens import mask_ids
 from data.types import Turn
 from model.checkpoints.save import save_folder
 from model.finetune.trainable import trainable_state
-from systems.assistant import build, find_checkpoint, load
+from systems.assistant import Assistant, build, find_checkpoint, load
+from systems.lasagna import LasagnaTask, ListOptions
 from tests.records import OWN
 from utils.config import LoraConfig, ModelConfig, Recipe, save_recipe
 
-TINY = {"decoder_heads": 4}  # heads of the golden mask decoder, which no file tells
+TINY = {"head_options": {"decoder_heads": 4}}  # heads of the golden mask decoder, which no file tells
 QUESTION, ANSWER = "<image>\n What is sky in this image? Please output segmentation mask.", ("it is ",)
 
 
 def recipe(**options) -> Recipe:
     folder = OWN / "lasagna"
     lora = LoraConfig(r=2, alpha=4, dropout=0.1)
-    model = ModelConfig(str(folder), str(folder / "clip"), precision="bf16", decoder_heads=4, lora=lora)
+    model = ModelConfig(
+        str(folder), str(folder / "clip"), precision="bf16", head_options={"decoder_heads": 4}, lora=lora
+    )
     return Recipe("lasagna", {"num_all_classes": 30, **options}, model)
 
 
@@ -73,10 +76,15 @@ def test_a_published_folder_tells_its_system(name):
     assert assistant.views.language(np.zeros((40, 60, 3), np.uint8)).shape == (3, 224, 224)
 
 
+def list_options(assistant: Assistant) -> ListOptions:
+    assert isinstance(assistant.system.task, LasagnaTask)
+    return assistant.system.task.lists.options
+
+
 def test_a_run_folder_gives_the_trained_model_with_its_adapters_merged(run):
     folder, trained = run
     loaded = load(folder, device="cpu")
-    assert loaded.system.name == "lasagna" and loaded.system.task.lists.options.num_all_classes == 30
+    assert loaded.system.name == "lasagna" and list_options(loaded).num_all_classes == 30
     assert not any("lora" in name for name in loaded.model.state_dict())
     expected = logits(build(loaded.recipe, "cpu", trainable=False))
     assert not torch.allclose(logits(loaded), expected, atol=1e-3), "training changed something"
@@ -89,8 +97,8 @@ def test_a_merged_folder_stands_alone(run, tmp_path):
     save_folder(loaded.model, tmp_path / "merged", loaded.tokenizer, loaded.recipe)
     merged = load(tmp_path / "merged", device="cpu", options={"classes_per_query": 7})
     assert torch.allclose(logits(loaded), logits(merged), atol=1e-5)
-    assert merged.system.task.lists.options.classes_per_query == 7
-    assert merged.system.task.lists.options.num_all_classes == 30
+    assert list_options(merged).classes_per_query == 7
+    assert list_options(merged).num_all_classes == 30
     assert merged.recipe.model.version == str(tmp_path / "merged")
 
 
@@ -158,7 +166,7 @@ def test_a_folder_that_tells_nothing_lists_the_systems(tmp_path):
     folder = copied("lisa", tmp_path / "base", architectures=["LlavaLlamaForCausalLM"])
     added = json.loads((folder / "added_tokens.json").read_text())
     (folder / "added_tokens.json").write_text(json.dumps({**added, "[OTHER]": 603}))
-    with pytest.raises(ValueError, match=r"does not tell its system.*have: .*lasagna, lisa"):
+    with pytest.raises(ValueError, match=r"does not say which system it is of.*have: .*lasagna, lisa"):
         load(folder, model=TINY, device="cpu")
 
 

@@ -29,7 +29,7 @@ WANTED = {  # what doctor and training say; None: it is read, with every record
     "jsonl_tokens_in_phrase": r"<image>.*",
     "classes_yaml_types": None,
     "jsonl_points_polygon": None,
-    "exif_raw_size": r"the picture is turned: its EXIF orientation is \d",
+    "exif_raw_size": r"the image is turned: its EXIF orientation is \d",
     "appledouble": None,
     "value_twice": r"line 1 \('1: cup'\) and line 2 \('1: mug'\)",
     "normalised_coco": r"annotation 0: all coordinates lie between 0 and 1",

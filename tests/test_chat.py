@@ -1,4 +1,4 @@
-"""The chat program: one question or a loop; every mask, an overlay and a JSON; mistakes do not end it."""
+"""The chat program: one question or a loop; masks, an overlay and a JSON; mistakes are reported, not fatal."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.records import OWN
 from tests.tiny_assistant import tiny
 from utils.config import load_recipe
 
-TOY = "configs/toy_{}.yaml"
-PICTURE = OWN / "lisa" / "image0.png"
+TOY = "configs/toy/{}.yaml"
+PICTURE = GOLDEN / "lisa" / "image0.png"
 PROMPT = "Where is the dog in this image?"
 
 
@@ -56,7 +56,7 @@ def test_one_question_saves_every_mask_an_overlay_and_a_json(use, tmp_path, caps
     assert answer["text"].count("[SEG]") == len(report["masks"]) and answer["text"] in capsys.readouterr().out
 
 
-def test_a_second_answer_about_a_picture_keeps_the_first(use, tmp_path):
+def test_a_second_answer_about_an_image_keeps_the_first(use, tmp_path):
     use("lisa")
     for _ in range(2):
         run(tmp_path, "--image", str(PICTURE), "--prompt", PROMPT)
@@ -73,7 +73,7 @@ def test_a_class_list_is_asked_in_the_words_of_the_system(use, tmp_path, name, q
         assert {mask["name"] for mask in report["masks"]} <= {"dog", "sky"}
 
 
-def test_the_loop_says_what_is_wrong_and_goes_on(use, tmp_path, monkeypatch, capsys):
+def test_the_loop_says_what_is_wrong_and_continues(use, tmp_path, monkeypatch, capsys):
     use("lisa")
     damaged = tmp_path / "broken.png"
     damaged.write_bytes(PICTURE.read_bytes()[:200])
@@ -145,7 +145,7 @@ def test_what_is_there_and_what_is_not_is_said(tmp_path, capsys, monkeypatch, na
     assert run(tmp_path, "--image", str(PICTURE), "--prompt", PROMPT) == 0
     report, said = json.loads((tmp_path / "image0.json").read_text()), capsys.readouterr().out
     assert [mask["name"] for mask in report["masks"]] == named and report["absent"] == absent
-    assert text in said and all(f"  {thing}: not in the picture" in said for thing in absent)
+    assert text in said and all(f"  {thing}: not in the image" in said for thing in absent)
     assert all(f"  {thing}: " in said or f"  {thing} (what is there instead): " in said for thing in named if thing)
     assert "  : " not in said and len({mask["colour"] for mask in report["masks"]}) == len(named)
     offered = [mask["name"] for mask in report["masks"] if mask["instead"]]

@@ -227,7 +227,7 @@ def test_a_batch_without_masks_has_empty_queries(record):
 def test_masks_and_holes_must_agree():
     sample = fake_sample([(12, 1, [5])])
     sample.masks = sample.masks[:0]
-    with pytest.raises(ValueError, match="x: 1 masks named in its rows, 0 drawn"):
+    with pytest.raises(ValueError, match="x: its rows have 1 holes for masks, but it has 0 masks"):
         collate([sample], PATCHES)
 
 

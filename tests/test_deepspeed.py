@@ -9,6 +9,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from systems.assistant import load
 from tests.tiny_run import start, train_log, write_reason_seg, write_recipe
 
 COLUMNS = ("step", "loss", "ce", "bce", "dice")
-NEAR = {"rel": 1e-5}  # sums of fp32 numbers in another order, through four updates
+NEAR: dict[str, Any] = {"rel": 1e-5}  # sums of fp32 numbers in another order, through four updates
 NOISE = "k_proj.bias"  # softmax does not see it: its gradient is rounding alone, which Adam makes as large as any other
 STAGES = ("stage0", "stage1", "stage2", "stage3")
 
@@ -73,7 +74,7 @@ def cut(run: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Runs of two processes: one a stage (the last two validate on three images, so unevenly), and unlucky ones."""
+    """Runs of two processes: one per stage (the last two validate on three images, so unevenly), and unlucky ones."""
     folder = tmp_path_factory.mktemp("pair")
     write_reason_seg(folder / "data", val=3)
     train = {"grad_accumulation_steps": 1, "warmup_steps": 0, "zero_options": {"stage3_param_persistence_threshold": 0}}
@@ -82,9 +83,12 @@ def world(tmp_path_factory):
     def argv(name: str, *words: str, stage: int = 2) -> list[str]:
         return ["--config", str(recipe), "--exp_name", name, "--set", f"train.zero_stage={stage}", *words]
 
-    plain = [{"argv": argv(f"stage{stage}", *["--no_eval"] * (stage < 2), stage=stage)} for stage in range(4)]
+    plain: list[dict[str, Any]] = []
+    for stage in range(4):
+        words = ("--no_eval",) if stage < 2 else ()
+        plain.append({"argv": argv(f"stage{stage}", *words, stage=stage)})
     poison = {"poison": [1, 1]}
-    unlucky = [
+    unlucky: list[dict[str, Any]] = [
         {"argv": argv("skip", "--no_eval", "--set", "train.on_bad_loss=skip", stage=3), **poison},
         {"argv": argv("stop", "--no_eval"), **poison},
         {"argv": argv("term", "--no_eval", "--set", "train.steps_per_epoch=500"), "terminate": 1},
@@ -96,7 +100,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(world):
-    """One process with the same micro-batches a step."""
+    """One process with the same number of micro-batches per step."""
     runs, argv = world
     train_ds.main(argv("alone", "--no_eval", "--grad_accumulation_steps", "2", stage=0))
     return runs / "alone"
@@ -104,7 +108,7 @@ def alone(world):
 
 @pytest.fixture(scope="module")
 def resumed(world, alone):
-    """Two nodes resume runs that stopped after step 2: their own, and one of a single process."""
+    """Two nodes resume runs that stopped after step 2: their own, and one of one process."""
     runs, argv = world
     names = {"again2": ("stage2", 2), "again3": ("stage3", 3), "up": ("alone", 3), "over": ("stage2", 3)}
     for name, (source, _) in names.items():

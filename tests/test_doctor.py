@@ -33,8 +33,7 @@ MAPS, REASON, SAID = (
     "reason_seg/ReasonSeg/train",
     "llava_dataset/llava_instruct_150k.json",
 )
-# Those of other sizes have the data of the 7B ones.
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.endswith(("_13b", "_24gb")))
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 RECIPE = {
     "system": "lisa",
     "data": {
@@ -179,7 +178,7 @@ FAULTS = {
     ),
     "map without picture": (
         lambda r: first(r / "ade20k/images/training").unlink(),
-        ["ade20k: missing", "1 of .* label maps have no picture"],
+        ["ade20k: missing", "1 of .* label maps have no image"],
     ),
     "unlabelled map": (lambda r: save_map(r, np.zeros(side(r), np.uint8)), ["warning: train ade20k: nothing to ask"]),
     "two-point polygon": (

@@ -27,7 +27,7 @@ def test_overlay_tints_the_mask_outlines_it_and_leaves_the_rest():
     assert (overlay(GREY, []) == GREY).all()
 
 
-def test_outline_is_the_border_of_the_mask_but_not_of_the_picture():
+def test_outline_is_the_border_of_the_mask_but_not_of_the_image():
     whole = np.ones((5, 5), bool)
     assert not outline(whole).any()
     ring = outline(np.pad(np.ones((3, 3), bool), 1))
@@ -47,7 +47,7 @@ def test_legend_shows_every_colour_once_and_keeps_the_width():
     assert with_legend(GREY, []).shape == GREY.shape
 
 
-def test_grid_stacks_pictures_of_any_shape():
+def test_grid_stacks_images_of_any_shape():
     tall = np.zeros((90, 30, 3), np.uint8)
     panels = [
         Panel(GREY, "where is the sky?", "sky", [layer()], [layer()], note="IoU 1.00"),

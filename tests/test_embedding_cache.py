@@ -13,62 +13,64 @@ import torch
 from model.heads.embedding_cache import CHECKSUM, GIB, EmbeddingCache
 from model.heads.pixel import PixelHead
 from systems.assistant import build, load
-from tests.records import OWN
-from tests.tiny_model import tiny_batch, tiny_model
+from tests.tiny_assistant import GOLDEN
+from tests.tiny_model import sam_of, tiny_batch, tiny_model
 from utils.config import CacheConfig, Recipe, from_dict
 from utils.log import log
 
 WEIGHTS = "0123456789abcdef"
-PICTURES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def encode(pictures: torch.Tensor) -> torch.Tensor:
     return pictures[:, :1] * 2 + 0.1
 
 
-def test_a_model_answers_from_kept_embeddings_as_from_its_encoder(tmp_path):
+def test_a_model_answers_from_cached_embeddings_as_from_its_encoder(tmp_path):
     model, batch = tiny_model().requires_grad_(False), tiny_batch()
     with torch.no_grad():
         plain = model(batch).masks
-        model.head.use_cache(CacheConfig(str(tmp_path)))
+        head = sam_of(model)
+        head.use_cache(CacheConfig(str(tmp_path)))
         first = model(batch).masks
         calls = []
-        model.head.encoder.register_forward_hook(lambda *_: calls.append(1))
+        head.encoder.register_forward_hook(lambda *_: calls.append(1))
         second = model(batch).masks
-    assert not calls and (model.head.cache.hits, model.head.cache.misses) == (2, 2)
-    for one, rounded, kept in zip(plain, first, second, strict=True):
-        assert torch.equal(rounded, kept)  # the same at the first time and later
-        assert not torch.equal(one, kept)
-        torch.testing.assert_close(kept, one, atol=2e-2, rtol=2e-2)
+    assert head.cache is not None
+    assert not calls and (head.cache.hits, head.cache.misses) == (2, 2)
+    for one, rounded, cached in zip(plain, first, second, strict=True):
+        assert torch.equal(rounded, cached)  # the same at the first time and later
+        assert not torch.equal(one, cached)
+        torch.testing.assert_close(cached, one, atol=2e-2, rtol=2e-2)
 
 
-def test_only_pictures_that_are_new_are_encoded(tmp_path):
-    cache, seen = EmbeddingCache(tmp_path, 1, WEIGHTS), []
+def test_only_images_that_are_new_are_encoded(tmp_path):
+    cache, sizes = EmbeddingCache(tmp_path, 1, WEIGHTS), []
 
-    def watched(pictures):
-        seen.append(len(pictures))
-        return encode(pictures)
+    def watched(images):
+        sizes.append(len(images))
+        return encode(images)
 
-    cache(PICTURES[:2], watched)
-    both = cache(PICTURES[[1, 2, 0]], watched)
-    assert seen == [2, 1] and both.dtype == torch.float32
-    torch.testing.assert_close(both, encode(PICTURES[[1, 2, 0]]).half().float(), atol=0, rtol=0)
-    cache(PICTURES[:1].bfloat16(), watched)  # the same image in other numbers
-    EmbeddingCache(tmp_path, 1, WEIGHTS[::-1])(PICTURES[:1], watched)  # other weights
-    assert seen == [2, 1, 1, 1]
+    cache(IMAGES[:2], watched)
+    both = cache(IMAGES[[1, 2, 0]], watched)
+    assert sizes == [2, 1] and both.dtype == torch.float32
+    torch.testing.assert_close(both, encode(IMAGES[[1, 2, 0]]).half().float(), atol=0, rtol=0)
+    cache(IMAGES[:1].bfloat16(), watched)  # the same image in other numbers
+    EmbeddingCache(tmp_path, 1, WEIGHTS[::-1])(IMAGES[:1], watched)  # other weights
+    assert sizes == [2, 1, 1, 1]
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", None])
 def test_a_damaged_file_is_reported_and_computed_again(tmp_path, caplog, monkeypatch, damage):
     monkeypatch.setattr(log, "propagate", True)
-    EmbeddingCache(tmp_path, 1, WEIGHTS)(PICTURES[:1], encode)
+    EmbeddingCache(tmp_path, 1, WEIGHTS)(IMAGES[:1], encode)
     (file,) = tmp_path.rglob("*.bin")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1  # one bit
     file.write_bytes(content if damage is None else damage)
     cache = EmbeddingCache(tmp_path, 1, WEIGHTS)
     for _ in range(2):
-        assert torch.equal(cache(PICTURES[:1], encode), encode(PICTURES[:1]).half().float())
+        assert torch.equal(cache(IMAGES[:1], encode), encode(IMAGES[:1]).half().float())
     assert (cache.damaged, cache.misses, cache.hits) == (1, 1, 1)
     assert caplog.text.count("cannot be read") == 1 and str(file) in caplog.text
 
@@ -97,29 +99,29 @@ def test_what_was_not_used_for_longest_goes_first_and_the_room_is_kept(tmp_path)
 def test_embeddings_beyond_half_precision_are_not_kept(tmp_path):
     cache = EmbeddingCache(tmp_path, 1, WEIGHTS)
     for _ in range(2):
-        assert float(cache(PICTURES[:1], lambda pictures: pictures[:, :1] * 0 + 1e6).max()) == 1e6
+        assert float(cache(IMAGES[:1], lambda pictures: pictures[:, :1] * 0 + 1e6).max()) == 1e6
     assert cache.misses == 2 and not list(tmp_path.rglob("*.bin"))
 
 
 def use(folder: str) -> tuple[torch.Tensor, int]:
     cache = EmbeddingCache(folder, 300 / GIB, WEIGHTS)  # room for one: the two remove each other's files
     for _ in range(30):
-        result = cache(PICTURES, encode)
+        result = cache(IMAGES, encode)
     return result, cache.damaged
 
 
 def test_processes_share_a_folder(tmp_path):
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         for result, damaged in pool.map(use, [str(tmp_path)] * 2):
-            assert torch.equal(result, encode(PICTURES).half().float()) and damaged == 0
+            assert torch.equal(result, encode(IMAGES).half().float()) and damaged == 0
     assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_full_disk_costs_a_warning_not_the_run(tmp_path):
     cache = EmbeddingCache(tmp_path, 1, WEIGHTS)
-    for letters in {cache._name(picture)[:2] for picture in PICTURES}:
+    for letters in {cache._name(picture)[:2] for picture in IMAGES}:
         (tmp_path / WEIGHTS / letters).write_text("a file where the folder should be")
-    assert torch.equal(cache(PICTURES, encode), encode(PICTURES).half().float())
+    assert torch.equal(cache(IMAGES, encode), encode(IMAGES).half().float())
 
 
 def test_it_is_refused_where_embeddings_change(tmp_path):
@@ -139,6 +141,7 @@ def test_it_is_refused_where_embeddings_change(tmp_path):
 
 
 def test_a_setting_of_the_model_turns_it_on(tmp_path):
-    over = {"vision_tower": str(OWN / "lisa" / "clip"), "embedding_cache": {"folder": str(tmp_path), "max_gib": 0.5}}
-    assistant = load(OWN / "lisa", device="cpu", model=over)
-    assert assistant.model.head.cache.room == GIB // 2
+    over = {"vision_tower": str(GOLDEN / "lisa" / "clip"), "embedding_cache": {"folder": str(tmp_path), "max_gib": 0.5}}
+    assistant = load(GOLDEN / "lisa", device="cpu", model=over)
+    cache = sam_of(assistant.model).cache
+    assert cache is not None and cache.room == GIB // 2

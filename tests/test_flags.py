@@ -9,7 +9,7 @@ import yaml
 import systems  # noqa: F401  (registers the systems)
 from systems.base import systems_accepting
 from utils.config import Recipe, load_recipe, to_dict
-from utils.flags import CONFIGS, FLAGS, markdown, mix, resolve
+from utils.flags import CONFIGS, FLAGS, markdown, mix, page, resolve
 
 LISA_README = (
     "--version=LLAVA --dataset_dir=./data --vision_pretrained=SAM --dataset='sem_seg||refer_seg||vqa||reason_seg' "
@@ -86,8 +86,8 @@ def test_gsva_line_is_told_by_its_own_flags():
     found = recipe(GSVA_TRAIN)
     assert found.system == "gsva" and found.options["num_classes_per_sample"] == 5
     assert (found.model.version, found.model.vision_pretrained) == ("LLAVA", "sam_vit_h.pth")
-    assert (found.model.weight, found.model.vision_tower, found.model.lora.r) == ("stage1.bin", "CLIP", 64)
-    assert found.data.sampling == "once" and found.loss.refused == "counted"
+    assert (found.model.checkpoint_file, found.model.vision_tower, found.model.lora.r) == ("stage1.bin", "CLIP", 64)
+    assert found.data.sampling == "epoch" and found.loss.count_refused
     assert tasks(found)["refer_seg"] == (6, ["refclef", "refcoco", "refcoco+", "refcocog", "grefcoco"])
     assert found.eval.suites == ("ReasonSeg|val", "refzom|final|test")
     defaults = recipe("--mllm_model_path=LLAVA")
@@ -98,7 +98,11 @@ def test_gsva_line_is_told_by_its_own_flags():
 def test_gsva_evaluation_line():
     line = "--mllm_model_path LLAVA --weight ft.bin --eval_only --val_dataset 'grefcoco|unc|testA' --precision fp32"
     found = recipe(line)
-    assert found.eval.eval_only and found.eval.suites == ("grefcoco|unc|testA",) and found.model.weight == "ft.bin"
+    assert (
+        found.eval.eval_only
+        and found.eval.suites == ("grefcoco|unc|testA",)
+        and found.model.checkpoint_file == "ft.bin"
+    )
 
 
 def test_sesame_line_is_told_by_its_tasks():
@@ -166,19 +170,26 @@ def test_dashes_and_underscores_are_the_same():
     assert recipe("--vision-tower=A --lora-r 4") == recipe("--vision_tower A --lora_r=4")
 
 
-@pytest.mark.parametrize("name", [flag.name for flag in FLAGS if flag.type is bool])
+@pytest.mark.parametrize("name", [flag.name for flag in FLAGS if flag.value_type is bool and flag.value is None])
 def test_switches_have_both_forms(name):
     (flag,) = [flag for flag in FLAGS if flag.name == name]
     for text, value in ((f"--{name}", True), (f"--no-{name}", False), (f"--no_{name}", False)):
         assert reduce(dict.__getitem__, flag.field.split("."), to_dict(recipe(text))) is value
 
 
+def test_validation_is_switched_off_by_a_flag_that_has_no_negation():
+    assert recipe("").eval.validate and not recipe("--no_eval").eval.validate and not recipe("--no-eval").eval.validate
+    for text in ("--no-no_eval", "--no_no_eval", "--eval"):
+        with pytest.raises(SystemExit, match="unknown flag"):
+            recipe(text)
+
+
 @pytest.mark.parametrize(
     ("line", "excluded", "sampling"),
     [
         ("", "off", "rates"),
-        ("--exclude_val --no_sampling", "refer_family", "once"),
-        ("--exclude-val=cross_refer --sampling=once", "cross_refer", "once"),
+        ("--exclude_val --no_sampling", "refer_family", "epoch"),
+        ("--exclude-val=cross_refer --sampling=once", "cross_refer", "epoch"),
         ("--exclude_val --no-exclude_val --set data.exclude_val=off", "off", "rates"),
     ],
 )
@@ -240,6 +251,11 @@ def test_flags_without_meaning_say_so():
     said = []
     recipe("--vis_save_path=./x --local_rank=0 --start_epoch 3", said)
     assert len(said) == 2 and "vis_save_path" in said[0] and "start_epoch" in said[1]
+
+
+def test_the_page_of_flags_is_fresh():
+    text = (CONFIGS.parent / "docs" / "flags.md").read_text(encoding="utf-8")
+    assert text == page(), "docs/flags.md is stale: python -m utils.flags > docs/flags.md"
 
 
 def test_table_lists_every_flag():

@@ -18,7 +18,6 @@ from data.collate import collate, collate_prompts, load_views
 from data.tokens import decode, mask_ids
 from data.types import Dialogue
 from model.checkpoints.layouts import published_table
-from model.heads import HEADS
 from model.losses import objective
 from model.vlm.prefix_packing import pack
 from systems.assistant import Assistant, load
@@ -41,7 +40,7 @@ SYSTEMS = {
     "lisa": Told(),
     "lasagna": Told(),
     # a ReLU of the mask decoder is at 2e-6 here: SDPA's rounding puts it on the other side, and gradients differ by 2%
-    "gsva": Told(loss={"refused": "counted"}, masks="pred{}_reeval0", attention="eager"),
+    "gsva": Told(loss={"count_refused": True}, masks="pred{}_reeval0", attention="eager"),
     "pixellm": Told(),
     "sesame": Told(options={"prompt_template": "llava_v1"}, patches=576),
 }
@@ -81,7 +80,12 @@ class Case:
 def case(request) -> Case:
     folder, system = record_folder(request.param), system_of(request.param)
     settings, told = SYSTEMS[system], json.loads((folder / "golden.json").read_text())
-    model = {"precision": "fp32", "decoder_heads": 4, "model_max_length": 0, "attn_implementation": settings.attention}
+    model = {
+        "precision": "fp32",
+        "head_options": {"decoder_heads": 4},
+        "model_max_length": 0,
+        "attn_implementation": settings.attention,
+    }
     model["conv_type"] = told.get("conv_type", "llava_v1")
     assistant = load(folder, model=model, options=settings.options, device="cpu")
     assert assistant.system.name == system
@@ -152,7 +156,7 @@ def recorded_loss(case, name: str) -> float:
 
 
 def test_rows_apart_give_the_same(case, trained):
-    """The other tests have the rows of an image packed, as recipes do by default."""
+    """The other tests have the rows of an image packed, which is the default of recipes."""
     model, batch = case.assistant.model, case.batch
     assert model.vlm.pack_rows
     if len(batch.ids) == len(batch):
@@ -171,10 +175,8 @@ def test_rows_apart_give_the_same(case, trained):
 
 def test_gradient_norms(case, trained):
     recorded = json.loads((case.folder / "grad_norms.json").read_text())
-    table = published_table(
-        HEADS[case.assistant.system.head].WEIGHT_NAMES,
-        projector_depth=case.assistant.model.architecture.projector_depth,
-    )
+    model = case.assistant.model
+    table = published_table(model.vlm.published_names(model.architecture.vlm_config), model.head.WEIGHT_NAMES)
     norms = {table.to_layout(name): gradient.norm().item() for name, gradient in trained[2].items()}
     counted = {name: norm for name, norm in recorded.items() if norm > 1e-6}
     assert len(counted) > 100

@@ -1,4 +1,4 @@
-"""GSVA's own: the second evaluation pass of its golden record, and its released form, a bare file next to a base."""
+"""GSVA's own: the second evaluation pass of its golden record, and its released form, a bare file on top of a base."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(request) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(folder):
-    return {"precision": "fp32", "decoder_heads": 4, "vision_tower": str(folder / "clip")}
+    return {"precision": "fp32", "head_options": {"decoder_heads": 4}, "vision_tower": str(folder / "clip")}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def write_release(folder: Path, source: Path = OWN / "gsva", *, factors: bool = 
 @pytest.mark.parametrize("factors", [True, False])
 def test_a_bare_file_beside_a_base(assistant, folder, settings, tmp_path, factors):
     base, file = write_release(tmp_path, folder, factors=factors)
-    found = load(base, system="gsva", model={**settings, "weight": str(file)}, device="cpu")
+    found = load(base, system="gsva", model={**settings, "checkpoint_file": str(file)}, device="cpu")
     state = assistant.model.state_dict()
     for name, tensor in found.model.state_dict().items():
         torch.testing.assert_close(
@@ -158,9 +158,9 @@ def test_a_bare_file_beside_a_base(assistant, folder, settings, tmp_path, factor
 def test_the_published_file_has_the_ids_of_its_stack(folder, settings, tmp_path):
     """A bare --weight is how GSVA was published; its figures were made with transformers 4.44 (gsva.md 2)."""
     base, file = write_release(tmp_path, folder)
-    found = load(base, system="gsva", model={**settings, "weight": str(file)}, device="cpu")
+    found = load(base, system="gsva", model={**settings, "checkpoint_file": str(file)}, device="cpu")
     assert found.tokenizer.pieces.release == found.recipe.model.tokenization == "transformers-4.44"
-    chosen = {**settings, "weight": str(file), "tokenization": "transformers-4.31"}
+    chosen = {**settings, "checkpoint_file": str(file), "tokenization": "transformers-4.31"}
     assert load(base, system="gsva", model=chosen, device="cpu").tokenizer.pieces.release == "transformers-4.31"
 
 
@@ -169,5 +169,5 @@ def test_a_bare_file_that_lost_a_factor_is_refused(folder, settings, tmp_path):
     tensors = torch.load(file, weights_only=True)
     lost = next(name for name in tensors if ".lora_B." in name)
     torch.save({name: tensor for name, tensor in tensors.items() if name != lost}, file)
-    with pytest.raises(ValueError, match=r"gsva\.bin: .*lora_A.*expected .*lora_B\.default beside it"):
-        load(base, system="gsva", model={**settings, "weight": str(file)}, device="cpu")
+    with pytest.raises(ValueError, match=r"gsva\.bin: .*lora_A.*expected .*lora_B\.default next to it"):
+        load(base, system="gsva", model={**settings, "checkpoint_file": str(file)}, device="cpu")

@@ -10,9 +10,9 @@ import torch
 
 from evaluation.metrics.counts import Confusion, Overlaps, confusion_cells, overlap
 from evaluation.metrics.matching import Names, read_list
-from evaluation.metrics.scorers import released_map, released_truth
+from evaluation.metrics.semantic import released_map, released_truth
 from systems.base import build_system
-from tests.records import metrics_folder
+from tests.records import last_answer, metrics_folder
 
 TOLERANCE = 1e-6
 
@@ -53,11 +53,12 @@ def test_semantic_miou():
     for picture, text in enumerate(expected["texts"]):
         start, end = arrays["offset"][picture : picture + 2]
         logits = torch.from_numpy(arrays["logits"][start:end])
-        reading = read_list(read(text), classes, names, fuzzy=True)
+        reading = read_list(read(last_answer(text)), classes, names, fuzzy=True)
         assert len(reading.masks) == len(logits)
         truth = torch.from_numpy(arrays["label"][picture].astype(np.int64))
         truth[truth == 255] = -1
-        predicted = released_map([(index, logits[mask]) for index, mask in reading.masks], truth.shape)
+        height, width = truth.shape
+        predicted = released_map([(index, logits[mask]) for index, mask in reading.masks], (height, width))
         confusion.add(confusion_cells(released_truth(truth), predicted, len(classes)))
     assert confusion.miou() == pytest.approx(expected["expected"]["miou"], abs=TOLERANCE)
     iou = confusion.iou()

@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 import test_sem
 from data.sources import build_source
 from data.sources.base import read_entries, read_json
+from evaluation.metrics import Figure
 from evaluation.report.markdown import as_markdown
-from evaluation.runner import rescore
+from evaluation.results import EvaluationResults, SuiteResult
+from evaluation.score import rescore
 from model.checkpoints.files import INDEXES, read_tensors
 from utils.masks import encode_rle
 
@@ -141,7 +143,7 @@ def test_pictures_are_shown_from_the_named_folder_alone(photo, tmp_path):
         assert shown(report(file, tmp_path / f"a{number}")) == 0
         page = report(file, tmp_path / f"b{number}", "--dataset_dir", str(data))
         assert shown(page) == there, image
-        assert there or "is not below a folder given for pictures (--dataset_dir)" in page
+        assert there or "is not below a folder given for images (--dataset_dir)" in page
 
 
 def test_settings_beside_predictions_open_no_other_data(photo, tmp_path, monkeypatch):
@@ -253,9 +255,8 @@ def test_a_line_that_is_no_prediction_is_an_error(text, tmp_path):
 
 
 def test_markdown_holds_no_html_and_no_further_cells():
-    figure = {"metric": "a|b", "variant": "<b>", "protocol": "p", "value": None, "interval": None}
-    suite = {"figures": [figure], "pictures": 1, "queries": 1, "seconds": 0, "parse_failures": 0, "unfinished": 0}
-    text = as_markdown({"suites": {"<i>": suite | {"notes": ["<u>"]}}, "missing": {"x": "<script>"}})
+    suite = SuiteResult([Figure("a|b", "<b>", None)], protocol="p", images=1, queries=1, notes=["<u>"])
+    text = as_markdown(EvaluationResults({"<i>": suite}, missing={"x": "<script>"}))
     assert not re.search(r"<[a-z]", text) and "a\\|b" in text
 
 

@@ -54,7 +54,7 @@ def folder(original, tmp_path) -> Path:
 
 
 def change(file: Path, *keys: str, value) -> None:
-    """Replaces a value deep inside a JSON or YAML file."""
+    """Replaces one value deep inside a JSON or YAML file."""
     reads, writes = (json.loads, json.dumps) if file.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
     whole = reads(file.read_text())
     place = whole
@@ -69,7 +69,7 @@ def test_a_recipe_sets_no_path_outside_its_folder(folder, tmp_path):
     model = replace(
         recipe.model,
         version=str(away),
-        weight=str(away / "w.bin"),
+        checkpoint_file=str(away / "w.bin"),
         vision_tower=str(away),
         vision_pretrained=str(away),
         embedding_cache=CacheConfig(str(away / "cache"), 1e9),
@@ -101,14 +101,14 @@ def test_a_recipe_sets_no_path_outside_its_folder(folder, tmp_path):
 
 def test_what_gives_weights_meaning_is_kept(folder):
     recipe = load_recipe(folder)
-    model = replace(recipe.model, conv_type="llava_llama_2", model_max_length=300, head={"train_encoder": True})
+    model = replace(recipe.model, conv_type="llava_llama_2", model_max_length=300, head_options={"train_encoder": True})
     inside = (SuiteConfig("mine", "jsonl", "overlap", {"file": "mine/val.jsonl"}),)
     changed = replace(recipe, model=model, eval=replace(recipe.eval, custom=inside))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(to_dict(changed)))
     found = recipe_in(folder)
     assert found.system == "lisa" and found.options == recipe.options and found.eval.custom == inside
     assert (found.model.conv_type, found.model.model_max_length) == ("llava_llama_2", 300)
-    assert found.model.head == {"train_encoder": True}
+    assert found.model.head_options == {"train_encoder": True}
 
 
 def test_a_wording_elsewhere_is_refused_unless_the_caller_names_it(folder, tmp_path):
@@ -125,7 +125,7 @@ def test_a_base_in_a_folder_of_weights_is_refused(folder):
 
 
 def test_a_wording_template_that_asks_for_a_gigabyte_is_refused(folder, tmp_path):
-    from systems.base import load_wording  # the words of a recipe are checked like its data
+    from systems.wording import load_wording  # the words of a recipe are checked like its data
 
     (tmp_path / "w.yaml").write_text("questions: ['Where is {phrase:>1000000000}?']\n")
     with pytest.raises(ValueError, match=r"w\.yaml: questions: .*must hold \{phrase\} once"):

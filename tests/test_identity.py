@@ -17,15 +17,18 @@ from PIL import Image
 
 import test_sem
 from data.readers import digest
-from data.readers.digest import annotation_digest, digests
+from data.readers.digest import annotation_digest, annotation_paths, digests
 from data.sources import build_source
 from evaluation import identity
 from evaluation.identity import NotNumbers, check_finite
 from evaluation.predictions import PredictionFile
 from evaluation.protocols import FORCED
-from evaluation.runner import evaluate, rescore
+from evaluation.results import SuiteResult
+from evaluation.runner import evaluate
+from evaluation.score import rescore
 from evaluation.suites import find_suites, own_suites
-from systems.base import SYSTEMS, WORDING, build_system
+from systems.base import SYSTEMS, build_system
+from systems.wording import WORDING
 from tests.tiny_assistant import CLASSES, tiny, toy_world
 from utils import files
 from utils.config import EvalConfig, from_dict
@@ -144,15 +147,15 @@ def seen_by(assistant, monkeypatch) -> list[int]:
 def test_changed_annotations_are_evaluated_again_and_no_old_file_is_overwritten(
     world, assistant, tmp_path, monkeypatch
 ):
-    def run() -> dict:
+    def run() -> SuiteResult:
         how = {"protocol": FORCED, "limit": 2, "out_dir": tmp_path / "out", "resume": True}
-        return evaluate(assistant, ["refcoco|unc|val"], world, **how)["suites"]["refcoco|unc|val"]
+        return evaluate(assistant, ["refcoco|unc|val"], world, **how).suites["refcoco|unc|val"]
 
     folder = tmp_path / "out" / "predictions"
     first = run()
     kept = [(folder / "refcoco_unc_val.jsonl").read_text()]
     seen = seen_by(assistant, monkeypatch)
-    assert run()["figures"] == first["figures"] and not seen
+    assert run().figures == first.figures and not seen
     path = world / "refer_seg/refcoco/instances.json"
     data = json.loads(path.read_text())
     for number in (1, 2):
@@ -160,12 +163,12 @@ def test_changed_annotations_are_evaluated_again_and_no_old_file_is_overwritten(
             entry["segmentation"] = [[0, 0, 9 + number, 0, 9, 9, 0, 9]]
         path.write_text(json.dumps(data))
         again = run()
-        assert len(seen) == 2 * number and again["figures"] != first["figures"]
+        assert len(seen) == 2 * number and again.figures != first.figures
         kept.append((folder / "refcoco_unc_val.jsonl").read_text())
     for ending, text in zip((".old", ".old.2", ""), kept, strict=True):
         assert (folder / f"refcoco_unc_val.jsonl{ending}").read_text() == text
-    old = rescore([folder / "refcoco_unc_val.jsonl.old"])["suites"]["refcoco|unc|val"]
-    assert old["figures"] == first["figures"] and old["notes"] == first["notes"] == ["2 of 3 pictures only"]
+    old = rescore([folder / "refcoco_unc_val.jsonl.old"]).suites["refcoco|unc|val"]
+    assert old.figures == first.figures and old.notes == first.notes == ["2 of 3 pictures only"]
     settings = [
         json.loads((folder / f"refcoco_unc_val.run.json{ending}").read_text()) for ending in (".old", ".old.2", "")
     ]
@@ -185,11 +188,11 @@ def custom(**entry):
 def test_another_suite_of_the_same_name_never_takes_old_predictions(world, assistant, tmp_path, monkeypatch):
     seen = seen_by(assistant, monkeypatch)
 
-    def run(**entry) -> dict:
+    def run(**entry) -> SuiteResult:
         how = {"protocol": FORCED, "limit": 1, "out_dir": tmp_path, "resume": True, "custom": custom(**entry)}
         results = evaluate(assistant, ["mine"], world, **how)
-        assert not results["missing"]
-        return results["suites"]["mine"]
+        assert not results.missing
+        return results.suites["mine"]
 
     run()
     run(metric="premise")
@@ -218,10 +221,10 @@ def test_predictions_of_other_weights_are_not_scored_together(world, assistant, 
     with pytest.raises(ValueError, match=r"ReasonSeg\|val was made with other weights"):
         rescore([tmp_path / "a" / "predictions", tmp_path / "b" / "predictions"])
     evaluate(assistant, ["refcoco|unc|val"], world, FORCED, 0, tmp_path / "b")
-    notes = [suite["notes"] for suite in rescore([tmp_path / "b" / "predictions"])["suites"].values()]
+    notes = [suite.notes for suite in rescore([tmp_path / "b" / "predictions"]).suites.values()]
     assert all("not all of the same" in " ".join(note) for note in notes) and len(notes) == 2
-    suite = rescore([tmp_path / "a" / "predictions"])["suites"]["ReasonSeg|val"]
-    assert suite["pictures"] == 2 and suite["notes"] == ["2 of 3 pictures only"]
+    suite = rescore([tmp_path / "a" / "predictions"]).suites["ReasonSeg|val"]
+    assert suite.images == 2 and suite.notes == ["2 of 3 pictures only"]
 
 
 def test_whatever_changes_the_answers_without_the_weights_is_in_the_key(assistant, tmp_path):
@@ -257,6 +260,13 @@ def test_the_suite_and_the_data_are_in_the_key(world):
     assert found["suite_options"] == suite.options and len(found["annotations"]) == 32
 
 
+@pytest.mark.parametrize("name", ["ReasonSeg|val", "multirefcoco|unc|val"])
+def test_wrapped_sources_depend_on_the_annotations_of_what_they_wrap(world, name):
+    (suite,) = find_suites([name])
+    wrapped = suite.open(world)
+    assert annotation_paths(wrapped) == annotation_paths(wrapped.source) != []
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_an_error_before_anything_is_asked(world, value, tmp_path, monkeypatch):
     broken = tiny("lasagna")
@@ -289,23 +299,23 @@ def test_masks_that_are_no_numbers_are_an_error(world, monkeypatch):
 
 def test_files_are_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    files.write_whole(path, "old")
+    files.write_atomically(path, "old")
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        files.write_whole(path, "new")
+        files.write_atomically(path, "new")
     assert path.read_text() == "old" and [one.name for one in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_journal_reads_back_what_it_was_given(tmp_path):
+def test_a_prediction_file_reads_back_what_was_written(tmp_path):
     settings = {"groups": (6, 5), "data": Path("x")}
     line = {"suite": "x", "metric": "overlap", "index": 0, "protocol": "p", "counts": {"unmatched": 0}, "answers": []}
     line |= {"image": "a.jpg", "seconds": 0.5}
-    with PredictionFile(tmp_path, "x") as journal:
-        journal.begin(settings, [[0]], resume=True)
-        journal.write(line)
-    with PredictionFile(tmp_path, "x") as journal:
-        assert journal.begin(settings, [[0]], resume=True) == ([line], [])
+    with PredictionFile(tmp_path, "x") as file:
+        file.begin(settings, [[0]], resume=True)
+        file.write(line)
+    with PredictionFile(tmp_path, "x") as file:
+        assert file.begin(settings, [[0]], resume=True) == ([line], [])

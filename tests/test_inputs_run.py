@@ -119,7 +119,7 @@ def test_mask_tokens_are_found_with_and_without_a_tokenizer(tmp_path, capsys, ve
     root = messy.coco(tmp_path / "data", categories=[{"id": 1, "name": "cup <ins>"}, {"id": 2, "name": "dog"}])
     model = {"version": str(messy.ROOT / version)}
     sets = [{"source": "coco", "options": {"annotations": "a.json", "images": "img"}}]
-    status, printed = messy.doctor(root, sets, capsys, "toy_lasagna", model=model)
+    status, printed = messy.doctor(root, sets, capsys, "toy/lasagna", model=model)
     assert status == 1 and "the token '<ins>'" in printed
     assert ("not checked: the length of rows" in printed) == (version == "nowhere/llava")
 
@@ -209,7 +209,7 @@ def test_text_that_yaml_reads_as_something_else_is_refused(name):
     assert from_dict(Recipe, {"data": {"exclude_val": False}}).data.exclude_val == "off"
 
 
-# --- images in the Python interface
+# --- images in the Python API
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "I;16", "1", "LA"])

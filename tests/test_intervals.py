@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from evaluation import catalog  # noqa: F401  (it registers all metrics)
-from evaluation.metrics.counts import RELEASED, STANDARD
-from evaluation.metrics.intervals import Interval, intervals, quotient, ratio_intervals
+from evaluation.metrics import SCORERS
+from evaluation.metrics.base import RELEASED, STANDARD, Interval
+from evaluation.metrics.intervals import intervals, quotient, ratio_intervals
 from evaluation.metrics.no_target import PremiseScorer
-from evaluation.metrics.scorers import SCORERS, OverlapScorer
+from evaluation.metrics.overlap import OverlapScorer
 
 
 def interval(parts, wholes) -> Interval | None:
@@ -32,7 +33,7 @@ def test_interval_covers_a_ratio_of_sums_about_as_often_as_it_says():
     assert 52 <= inside <= 60
 
 
-def test_order_has_no_say_and_few_pictures_give_none():
+def test_order_does_not_matter_and_few_images_give_none():
     rng = np.random.default_rng(2)
     parts, wholes = rng.random(30), rng.random(30) + 1
     order = rng.permutation(30)
@@ -50,7 +51,7 @@ def test_a_figure_of_several_sums_is_resampled_as_a_whole():
     assert high - low > 0.05
 
 
-def test_phrases_of_one_picture_are_drawn_together():
+def test_phrases_of_one_image_are_sampled_together():
     """Eight equal phrases per image say no more than one: the interval must not shrink."""
     ious = np.random.default_rng(3).integers(0, 101, size=40)
     widths = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = {"utils": 0, "data": 1, "model": 2, "systems": 3, "training": 4, "evaluation": 4}
+LAYERS = {"utils": 0, "data": 1, "model": 2, "systems": 3, "evaluation": 4, "training": 5}
 ENTRY_POINTS = ("train_ds.py", "test_sem.py", "chat.py", "merge_lora_weights_and_save_hf_model.py")
 SOURCES = sorted(
     path
@@ -37,14 +37,15 @@ def code_strings_and_names(path: Path) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        docstring = first.value if isinstance(first, ast.Expr) else None
+        if isinstance(body, list) and isinstance(docstring, ast.Constant) and isinstance(docstring.value, str):
             body[0] = ast.Pass()
     return ast.unparse(tree)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down_and_nothing_forbidden(path: Path):
-    layer = LAYERS.get(path.relative_to(ROOT).parts[0], 5)
+    layer = LAYERS.get(path.relative_to(ROOT).parts[0], 6)
     for name in imports(path) & LAYERS.keys():
         same = path.relative_to(ROOT).parts[0] == name
         assert same or LAYERS[name] < layer, f"{path.name} ({layer}) imports {name} ({LAYERS[name]})"

@@ -19,11 +19,14 @@ import test_sem
 from data.collate import NothingToAsk, load_views, rasterize_masks
 from data.sources import build_source
 from data.types import Claim, Mask, Query, Record, Refuse, Target
+from evaluation.metrics import SCORERS
 from evaluation.metrics.counts import Overlaps
-from evaluation.metrics.scorers import SCORERS
 from evaluation.protocols import FORCED, Reply
 from evaluation.report.html import write_report
-from evaluation.runner import as_table, evaluate, rescore
+from evaluation.report.markdown import as_table
+from evaluation.results import EvaluationResults
+from evaluation.runner import evaluate
+from evaluation.score import rescore
 from systems.base import SYSTEMS, ReleasedTruth, build_system
 from tests.tiny_assistant import tiny
 from utils.config import EvalConfig, from_dict
@@ -174,7 +177,7 @@ def test_as_released_scores_are_what_a_release_that_sums_parts_computes(tmp_path
 
 
 def test_every_system_says_what_its_release_compares_with():
-    found = {name: build_system(name).released_truth for name in SYSTEMS}
+    found = {name: build_system(name).released.truth for name in SYSTEMS}
     for name in ("lisa", "lasagna", "pixellm"):
         assert found[name] == ReleasedTruth("exclude", "leave out")
     assert found["gsva"] == ReleasedTruth("union", "object")  # a cast to bool makes 2 and 255 true
@@ -193,7 +196,7 @@ def test_ignored_pixels_are_what_each_release_makes_of_them():
 
 
 def test_see_goes_by_the_flags_of_data_and_answer():
-    """sesame.md 6.2; the cup lies in ignored pixels, so no pixel is left of it, and still it is present."""
+    """sesame.md 6.2; the cup lies in ignored pixels, so no pixel is left of it, yet the data say it is there."""
     targets = Target("cup", partial(square, 4)), Target("pot", None), Target("pan", lambda: ~square(8))
     record = Record(Path("a.jpg"), "refer", targets, ignore=partial(square, 8))
     queries = [Query("q", (), (index,), (target.phrase,)) for index, target in enumerate(targets)]
@@ -269,25 +272,25 @@ GOOD = {"image": "a.jpg", "phrase": "cup", "polygons": [FIRST]}
 EMPTY = {"image": "b.jpg", "phrase": "pan", "polygons": [[90, 90, 95, 90, 95, 95]]}
 
 
-def run(assistant, root: Path, out: Path | None = None, **options) -> dict:
+def run(assistant, root: Path, out: Path | None = None, **options) -> EvaluationResults:
     return evaluate(assistant, ["mine"], root, FORCED, out_dir=out, custom=MINE, **options)
 
 
 def test_an_empty_mask_gives_a_suite_up_and_names_file_and_entry_or_is_left_out_and_counted(assistant, tmp_path):
     root = own(tmp_path, [EMPTY, GOOD])
     results = run(assistant, root)
-    assert not results["suites"]
+    assert not results.suites
     for words in ("given up: record 0", "q.jsonl: line 1", "on_bad_sample: skip"):
-        assert words in results["missing"]["mine"]
+        assert words in results.missing["mine"]
     out = tmp_path / "out"
-    suite = run(assistant, root, out, on_bad_sample="skip")["suites"]["mine"]
-    assert (suite["pictures"], suite["left_out"], suite["queries"]) == (1, 1, 1)
-    (note,) = suite["notes"]
+    suite = run(assistant, root, out, on_bad_sample="skip").suites["mine"]
+    assert (suite.images, suite.left_out, suite.queries) == (1, 1, 1)
+    (note,) = suite.notes
     assert note.startswith("1 left out, the first: record 0: ") and "line 1" in note
-    alone = run(assistant, own(tmp_path, [GOOD]))["suites"]["mine"]
-    assert suite["figures"] == alone["figures"]
+    alone = run(assistant, own(tmp_path, [GOOD])).suites["mine"]
+    assert suite.figures == alone.figures
     again = rescore([out / "predictions"])
-    assert again["suites"]["mine"]["figures"] == suite["figures"] and again["suites"]["mine"]["notes"] == [note]
+    assert again.suites["mine"].figures == suite.figures and again.suites["mine"].notes == [note]
     assert "left_out 1" in as_table(again)
     page = write_report(again, [out / "predictions"], tmp_path / "page").read_text()
     assert "1 left out, the first: record 0" in page
@@ -297,8 +300,8 @@ def test_the_recipe_says_what_a_bad_sample_means_unless_told(assistant, tmp_path
     root = own(tmp_path, [EMPTY, GOOD])
     recipe = replace(assistant.recipe, data=replace(assistant.recipe.data, on_bad_sample="skip"))
     lenient = replace(assistant, recipe=recipe)
-    assert run(lenient, root)["suites"]["mine"]["left_out"] == 1
-    assert "mine" in run(lenient, root, on_bad_sample="raise")["missing"]
+    assert run(lenient, root).suites["mine"].left_out == 1
+    assert "mine" in run(lenient, root, on_bad_sample="raise").missing
     with pytest.raises(ValueError, match="no on_bad_sample 'ignore'"):
         run(assistant, root, on_bad_sample="ignore")
     (root / "s.yaml").write_text("- {name: mine, source: jsonl, metric: overlap, options: {file: q.jsonl}}\n")
@@ -314,12 +317,12 @@ def test_the_recipe_says_what_a_bad_sample_means_unless_told(assistant, tmp_path
 def test_a_record_that_cannot_be_read_is_the_same_whatever_its_reader_raises(assistant, tmp_path, damage, monkeypatch):
     root = own(tmp_path, [GOOD, {**GOOD, "image": "b.jpg"}])
     if damage is None:
-        monkeypatch.setattr("evaluation.runner.look", partial(odd_reader, look=load_views))
+        monkeypatch.setattr("evaluation.runner.load_views", partial(odd_reader, look=load_views))
     else:
         (root / "b.jpg").write_bytes(damage)
-    assert "record 1" in run(assistant, root)["missing"]["mine"] and "b.jpg" in run(assistant, root)["missing"]["mine"]
-    suite = run(assistant, root, on_bad_sample="skip")["suites"]["mine"]
-    assert (suite["pictures"], suite["left_out"]) == (1, 1)
+    assert "record 1" in run(assistant, root).missing["mine"] and "b.jpg" in run(assistant, root).missing["mine"]
+    suite = run(assistant, root, on_bad_sample="skip").suites["mine"]
+    assert (suite.images, suite.left_out) == (1, 1)
 
 
 def odd_reader(path: Path, views, look):
@@ -332,24 +335,24 @@ def test_a_mistake_in_the_code_is_never_a_bad_record(assistant, tmp_path, monkey
     def wrong(path: Path, views):
         raise NameError("no such name")
 
-    monkeypatch.setattr("evaluation.runner.look", wrong)
+    monkeypatch.setattr("evaluation.runner.load_views", wrong)
     with pytest.raises(NameError):
         run(assistant, own(tmp_path, [GOOD]), on_bad_sample="skip")
 
 
 def test_a_suite_of_which_nothing_can_be_scored_has_no_figure(assistant, tmp_path):
     results = run(assistant, own(tmp_path, [EMPTY]), on_bad_sample="skip")
-    assert not results["suites"] and "none of its 1 pictures can be scored" in results["missing"]["mine"]
+    assert not results.suites and "none of its 1 images can be scored" in results.missing["mine"]
 
 
 def test_left_out_pictures_are_looked_at_again_when_a_run_is_resumed(assistant, tmp_path):
     root, out = own(tmp_path, [{**GOOD, "image": "b.jpg"}, GOOD]), tmp_path / "out"
     whole = (root / "b.jpg").read_bytes()
     (root / "b.jpg").write_bytes(whole[:40] + bytes(len(whole) - 40))
-    assert run(assistant, root, out, on_bad_sample="skip")["suites"]["mine"]["left_out"] == 1
+    assert run(assistant, root, out, on_bad_sample="skip").suites["mine"].left_out == 1
     (root / "b.jpg").write_bytes(whole)
-    suite = run(assistant, root, out, resume=True)["suites"]["mine"]
-    assert (suite["pictures"], suite["left_out"]) == (2, 0)
+    suite = run(assistant, root, out, resume=True).suites["mine"]
+    assert (suite.images, suite.left_out) == (2, 0)
     assert not list((out / "predictions").glob("*.old"))
 
 
@@ -359,7 +362,7 @@ def test_ignored_pixels_of_another_size_are_a_fault_of_the_record():
     )
     reply = Reply("", (), torch.zeros(0, SIDE, SIDE))
     for metric in ("overlap", "premise", "matched"):
-        with pytest.raises(ValueError, match=r"a.jpg: the mask of ignored pixels is \(1, 16\), the picture"):
+        with pytest.raises(ValueError, match=r"a.jpg: the mask of ignored pixels is \(1, 16\), the image"):
             SCORERS[metric].count(record, [Query("q", (), (0,), ("cup",))], [reply], "generate")
 
 
@@ -371,9 +374,9 @@ def test_unlabelled_pictures_of_a_class_list_are_left_out_and_no_absence_is_coun
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"ade20k/images/validation/{stem}.jpg")
         Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / f"ade20k/annotations/validation/{stem}.png")
     results = evaluate(assistant, ["ade20k"], tmp_path, max_new_tokens=2, batch_size=size)
-    suite = results["suites"]["ade20k|val"]
-    assert (suite["pictures"], suite["left_out"]) == (1, 2)
-    assert "a.jpg: no pixel is labelled" in " ".join(suite["notes"])
+    suite = results.suites["ade20k|val"]
+    assert (suite.images, suite.left_out) == (1, 2)
+    assert "a.jpg: no pixel is labelled" in " ".join(suite.notes)
 
 
 def test_numbers_that_mean_nothing_are_refused(assistant, tmp_path):

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,22 +16,20 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from data.tokens import TokenSpec, load_tokenizer
 from model.checkpoints.architecture import Architecture
-from model.checkpoints.files import read_tensors, write_tensors
+from model.checkpoints.files import read_tensors
 from model.checkpoints.layouts import published_table
 from model.checkpoints.load import assemble, build_model, dtype_of, fetch, load_folder, resolve_attention, views_for
 from model.checkpoints.save import save_folder, save_original
 from model.heads import HEADS
 from model.vlm.base import Vision
-from tests.records import OWN
-from tests.tiny_model import LANGUAGE, TOWER
+from tests.tiny_base import GOLDEN, PIECES, base_tensors, write_base, write_sam
+from tests.tiny_model import LANGUAGE, TOWER, llava_of, sam_of
 from utils.config import ModelConfig
 
-GOLDEN = OWN / "lisa"
 TOY = Path(__file__).parents[1] / "assets" / "toy"
 SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 OTHER = TokenSpec(added=("<ins>", "<no_ins>"), mask=("<ins>",), refuse="<no_ins>")
-CONFIG = ModelConfig(vision_tower=None, precision="fp32", decoder_heads=4)
-PIECES = 600  # of the golden tokenizer, without added tokens
+CONFIG = ModelConfig(vision_tower=None, precision="fp32", head_options={"decoder_heads": 4})
 
 
 @pytest.fixture(scope="module")
@@ -46,36 +45,7 @@ def golden():
 @pytest.fixture
 def sam(published, tmp_path) -> Path:
     """`sam_vit_*.pth`: upstream's names, a pickle of tensors."""
-    prefix = "model.visual_model."
-    torch.save({n.removeprefix(prefix): t for n, t in published.items() if n.startswith(prefix)}, tmp_path / "sam.pth")
-    return tmp_path / "sam.pth"
-
-
-def base_tensors(published, *, tower: bool = False):
-    """What an original LLaVA holds: no mask head, no text MLP, no added rows, the tower or not."""
-    drop = ("model.visual_model.", "model.text_hidden_fcs.", *(() if tower else ("model.vision_tower.",)))
-    kept = {name: tensor for name, tensor in published.items() if not name.startswith(drop)}
-    return {name: tensor[:PIECES] if tensor.shape[0] == PIECES + 3 else tensor for name, tensor in kept.items()}
-
-
-def write_base(folder: Path, tensors, config: dict | None = None, *, clip: bool = True, safe: bool = True) -> Path:
-    folder.mkdir(exist_ok=True)
-    write_tensors(tensors, folder, safe=safe)
-    plain = json.loads((GOLDEN / "config.json").read_text())
-    for key in ("train_mask_decoder", "out_dim", "architectures"):
-        plain.pop(key)
-    wrong_ids = {
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": -1,
-        "vocab_size": PIECES,
-    }  # as in published bases
-    (folder / "config.json").write_text(json.dumps(config or plain | wrong_ids))
-    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(GOLDEN / name, folder / name)
-    if clip:
-        shutil.copytree(GOLDEN / "clip", folder / "clip", dirs_exist_ok=True)
-    return folder
+    return write_sam(tmp_path / "sam.pth", published)
 
 
 def build(folder: Path, sam: Path | None = None, spec=SPEC, **changes):
@@ -148,8 +118,11 @@ def test_pickled_and_sharded_bases(published, golden, sam, tmp_path, monkeypatch
 def hugging_face(tmp_path_factory):
     """A folder that transformers wrote, with the model it came from: 4 patches, MLP projector, 600 rows and <image>."""
     folder = tmp_path_factory.mktemp("hf") / "llava"
-    language = LlamaConfig(**LANGUAGE | {"vocab_size": 608, "num_key_value_heads": 1, "rope_theta": 5000.0})
-    config = LlavaConfig(text_config=language, vision_config=CLIPVisionConfig(**TOWER), image_token_index=607)
+    sizes: dict[str, Any] = {**LANGUAGE, "vocab_size": 608, "num_key_value_heads": 1, "rope_theta": 5000.0}
+    tower: dict[str, Any] = {**TOWER}
+    config = LlavaConfig(
+        text_config=LlamaConfig(**sizes), vision_config=CLIPVisionConfig(**tower), image_token_index=607
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = LlavaForConditionalGeneration(config).eval()
@@ -207,7 +180,7 @@ def test_our_folder_opens_in_transformers(hugging_face, sam, tmp_path):
     with torch.no_grad():
         expected = theirs(input_ids=ids).logits[..., :PIECES]
         torch.testing.assert_close(opened(input_ids=ids).logits[..., :PIECES], expected, atol=1e-5, rtol=1e-4)
-    assert opened.config.vision_config.image_size == 16
+    assert opened.config.to_dict()["vision_config"]["image_size"] == 16
 
 
 @pytest.mark.parametrize("write", [save_folder, save_original])
@@ -219,7 +192,7 @@ def test_folders_come_back_equal(golden, tmp_path, write):
     text = "It is [SEG]. Yes</s>USER: <im_start> <im_end>\n a"
     assert again(text).input_ids == tokenizer(text).input_ids
     shutil.move(tmp_path / "out", tmp_path / "moved")
-    model = load_folder(tmp_path / "moved", SPEC, again, config=replace(CONFIG, decoder_heads=4))
+    model = load_folder(tmp_path / "moved", SPEC, again, config=replace(CONFIG, head_options={"decoder_heads": 4}))
     assert_same(model, golden, skip=())
     assert model.vlm.view == golden.vlm.view
     assert not any(weight.requires_grad for weight in model.parameters())
@@ -229,8 +202,7 @@ def test_our_folder_stands_by_itself(golden, tmp_path):
     """No argument repeats what the folder knows, e.g. the decoder's heads."""
     save_folder(golden, tmp_path, load_tokenizer(GOLDEN, SPEC))
     model = load_folder(tmp_path, SPEC, load_tokenizer(tmp_path, SPEC), config=ModelConfig(precision="fp32"))
-    attention = model.head.decoder.transformer.final_attn_token_to_image
-    assert attention.num_attention_heads == 4
+    assert sam_of(model).decoder.transformer.final_attn_token_to_image.num_attention_heads == 4
 
 
 def test_published_names_are_written_back(golden, published, tmp_path):
@@ -262,13 +234,16 @@ def test_published_7b_names_and_shapes():
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     vision = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120}
     sam = {"vision_config": vision | {"global_attn_indexes": [7, 15, 23, 31]}}
-    plan = Architecture(
-        language | {"num_attention_heads": 32}, tower | {"image_size": 224, "patch_size": 14}, 1, -2, "sam", sam
-    )
+    vlm_config = {
+        "language": language | {"num_attention_heads": 32},
+        "tower": tower | {"image_size": 224, "patch_size": 14},
+        "projector_depth": 1,
+    }
+    plan = Architecture("llava", vlm_config, "sam", sam)
     with torch.device("meta"):
         model = assemble(plan)
-    table = published_table(HEADS["sam"].WEIGHT_NAMES, projector_depth=1)
-    shapes = {table.to_layout(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    table = published_table(model.vlm.published_names(vlm_config), HEADS["sam"].WEIGHT_NAMES)
+    shapes = {str(table.to_layout(name)): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: shape for name, shape in shapes.items() if "vision_tower" not in name}
     assert len(shapes) == 923 - 32
     sizes = {
@@ -301,10 +276,10 @@ def test_toy_base():
         SPEC,
         load_tokenizer(folder, SPEC),
     )
-    assert model.vlm.image_tokens == (model.vlm.view.size // model.vlm.tower.config.patch_size) ** 2
-    views = views_for(model)
-    assert views.language.size == model.vlm.tower.config.image_size
-    assert views.seg.size == model.head.view.size
+    vlm, views = llava_of(model), views_for(model)
+    assert vlm.image_tokens == (vlm.view.size // vlm.patch) ** 2
+    assert views.language.size == vlm.side
+    assert views.seg == sam_of(model).view
 
 
 def test_new_rows_and_text_mlp_are_drawn_by_seed(published, sam, tmp_path):
@@ -333,7 +308,7 @@ def test_tied_embeddings_become_two(published, sam, tmp_path):
     assert language.lm_head.weight.data_ptr() != language.model.embed_tokens.weight.data_ptr()
 
 
-def test_finished_weights_are_never_drawn_anew(golden, sam):
+def test_finished_weights_are_never_initialised_again(golden, sam):
     """Training continues from a finished assistant; a SAM file in addition changes nothing."""
     model = build(GOLDEN, sam)
     assert_same(model, golden, skip=())
@@ -415,9 +390,7 @@ def test_wrong_sizes_and_choices_are_named(published, sam, tmp_path):
     for changes, message in (
         ({"out_dim": 256}, "out_dim is 256, the mask decoder takes 32"),
         ({"image_size": 512}, "image_size is 512, the mask encoder takes 1024"),
-        ({"precision": "fp8"}, "no precision 'fp8'.*bf16"),
-        ({"attn_implementation": "flash"}, "no attn_implementation 'flash'.*sdpa"),
-        ({"decoder_heads": 5}, "decoder_heads=5 does not divide"),
+        ({"head_options": {"decoder_heads": 5}}, "decoder_heads=5 does not divide"),
     ):
         with pytest.raises(ValueError, match=message):
             build(folder, sam, **changes)
@@ -425,7 +398,7 @@ def test_wrong_sizes_and_choices_are_named(published, sam, tmp_path):
     for key, value, message in (
         ("intermediate_size", 97, r"shapes differ.*gate_proj\.weight \(96, 48\) for \(97, 48\)"),
         ("mm_vision_select_feature", "cls_patch", "no vision feature selection 'cls_patch'"),
-        ("model_type", "mistral", "no language model 'mistral'"),
+        ("model_type", "mistral", "no vision-language model 'mistral'.*llava"),
     ):
         (folder / "config.json").write_text(json.dumps(values | {key: value}))
         with pytest.raises(ValueError, match=message):
@@ -491,14 +464,14 @@ def test_faults_of_a_weight_file_name_that_file(published, golden, sam, tmp_path
     shutil.copy(GOLDEN / "added_tokens.json", folder)
     tensors.pop("model.text_hidden_fcs.0.2.bias")
     torch.save(tensors, file)
-    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight, over {folder}\): the weights do not fit"):
-        build(folder, weight=str(file))
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.checkpoint_file, over {folder}\): the weights do not fit"):
+        build(folder, checkpoint_file=str(file))
     torch.save({**published, "lm_head.weight": published["lm_head.weight"][:-1]}, file)
-    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight"):
-        build(folder, weight=str(file))
-    with pytest.raises(ValueError, match=rf"^{file} \(model\.weight.*another system"):
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.checkpoint_file"):
+        build(folder, checkpoint_file=str(file))
+    with pytest.raises(ValueError, match=rf"^{file} \(model\.checkpoint_file.*another system"):
         torch.save(published, file)
-        build(folder, weight=str(file), spec=OTHER)
+        build(folder, checkpoint_file=str(file), spec=OTHER)
 
 
 def test_a_tower_of_another_machine_says_how_to_name_one(published, sam, tmp_path):

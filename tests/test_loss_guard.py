@@ -1,8 +1,12 @@
-"""Losses that are no numbers, on one process (tests/test_deepspeed.py has two)."""
+"""Losses that are not finite, on one process (tests/test_deepspeed.py has two)."""
+
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
+from data.types import Batch
 from model.losses import Losses
 from training.checkpoint import TrainState
 from training.loss_guard import IN_A_ROW, LossGuard
@@ -13,7 +17,7 @@ def losses(value: float) -> Losses:
     return Losses(total, {"loss": total, "ce": torch.tensor(1.5)})
 
 
-BATCH = type("Named", (), {"names": ["a.jpg", "b.jpg"]})()
+BATCH = cast(Batch, SimpleNamespace(names=["a.jpg", "b.jpg"]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

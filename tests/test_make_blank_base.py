@@ -49,4 +49,4 @@ def test_the_same_seed_gives_the_same_files_and_the_recipe_knows_their_heads(tmp
     assert all(torch.equal(one[key], two[key]) for one, two in zip(*same, strict=True) for key in one)
     assert any(not torch.equal(one[key], two[key]) for one, two in zip(*other, strict=True) for key in one)
     heads = make_blank_base.blank_sam().mask_decoder.config.num_attention_heads
-    assert load_recipe(ROOT / "configs/real_mini.yaml").model.head["decoder_heads"] == heads
+    assert load_recipe(ROOT / "configs/real_mini.yaml").model.head_options["decoder_heads"] == heads

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data.types import Claim, Mask, Query, Record, Target
-from evaluation.metrics.counts import RELEASED, STANDARD
+from evaluation.metrics.base import RELEASED, STANDARD
 from evaluation.metrics.matched import MatchedScorer, pair_up
 from evaluation.protocols import FORCED, GENERATED, Reply
 from evaluation.suites import find_suites

@@ -16,10 +16,12 @@ from data.collate import SampleBuilder, collate
 from data.sources import build_source
 from model.checkpoints.layouts import published_table
 from model.heads import HEADS
+from model.vlm import VLMS
 from systems.assistant import Assistant, load
+from tests.tiny_model import LLAVA
 from tests.tiny_run import BASE, write_reason_seg, write_recipe
 from utils.config import load_recipe
-from utils.files import whole_folder
+from utils.files import atomic_folder
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_merged_folder_answers_as_the_run(run, truth, tmp_path):
 
 
 def test_training_changed_the_answers(run, truth):
-    base = load(BASE, model={"vision_tower": str(BASE / "clip"), "decoder_heads": 4})
+    base = load(BASE, model={"vision_tower": str(BASE / "clip"), "head_options": {"decoder_heads": 4}})
     assert (answers(place(base, run)) - truth).abs().max() > 1e-2
 
 
@@ -77,7 +79,7 @@ def test_original_layout_answers_as_the_run(run, truth, tmp_path):
     published = (line.split()[0] for line in (BASE / "keys.txt").read_text().splitlines() if line.strip())
     assert set(names) == {name for name in published if not name.endswith("inv_freq") and "vision_tower" not in name}
     assert json.loads((tmp_path / "original" / "config.json").read_text())["architectures"] == ["LISAForCausalLM"]
-    found = load(tmp_path / "original", model={"decoder_heads": 4})
+    found = load(tmp_path / "original", model={"head_options": {"decoder_heads": 4}})
     torch.testing.assert_close(answers(place(found, run)), truth, rtol=1e-5, atol=1e-5)
 
 
@@ -86,7 +88,8 @@ def test_one_file_of_whole_weights(run, truth, tmp_path, wrapped):
     """What zero_to_fp32 makes of this program's shards, and of the original programs'."""
     weights = load_file(run / "checkpoints" / "step_4" / "trainable.safetensors")
     if wrapped:
-        table = published_table(HEADS["sam"].WEIGHT_NAMES, 1)
+        names = VLMS["llava"].published_names({**LLAVA, "projector_depth": 1})
+        table = published_table(names, HEADS["sam"].WEIGHT_NAMES)
         weights = {f"base_model.model.{table.to_layout(name)}": value for name, value in weights.items()}
     torch.save(weights, tmp_path / "pytorch_model.bin")
     recipe = run / "recipe.yaml"
@@ -163,10 +166,10 @@ def test_a_killed_swap_is_undone(tmp_path):
     """Between the two renames the old folder has the name of a draft; the next writer puts it back first."""
     (tmp_path / ".unfinished_replaced_out").mkdir()
     (tmp_path / ".unfinished_replaced_out" / "old").write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out") as draft:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out") as draft:
         (draft / "new").write_text("new")
         raise KeyboardInterrupt
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/old"]
-    with whole_folder(tmp_path / "out") as draft:
+    with atomic_folder(tmp_path / "out") as draft:
         (draft / "new").write_text("new")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/new"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from data.types import Claim, Mask, Query, Record, Refuse, Target
+from evaluation.metrics import SCORERS
 from evaluation.metrics import no_target as absent  # noqa: F401  (it registers its scorers)
-from evaluation.metrics.scorers import SCORERS
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS, Reply, all_accepted, apply_decisions
 
 LEFT = np.zeros((4, 4), bool)

@@ -25,7 +25,7 @@ def masked():
 
 def answers(assistant, *queries) -> list[torch.Tensor]:
     """The masks of the answers to questions about one image."""
-    sample = load_views(OWN / "sesame" / "image0.png", assistant.views)
+    sample = load_views(GOLDEN / "sesame" / "image0.png", assistant.views)
     (replies,) = generate(assistant, [sample], [list(queries)], max_new_tokens=4)
     return [reply.masks for reply in replies]
 
@@ -36,7 +36,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def test_padding_is_seen_only_where_the_recipe_says_released(masked):
     system = build_system("sesame", {"pad_compat": "released"})
-    released = replace(masked, system=replace(masked.system, visible_padding=system.visible_padding))
+    released = replace(masked, system=replace(masked.system, released=system.released))
     (alone,), (first, second) = answers(masked, SHORT), answers(masked, SHORT, LONG)
     assert len(alone) and same(alone, first), "masked padding changes nothing"
     (without,), (short, long) = answers(released, SHORT), answers(released, SHORT, LONG)

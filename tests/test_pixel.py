@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from model.checkpoints.load import assemble, build_model, load_folder, views_for
 from model.checkpoints.save import save_folder, save_original
 from model.finetune.trainable import from_training_file, load_frozen_head, mark_trainable, trainable_names
 from model.heads import HEADS, HeadContext
+from model.heads.pixel import PixelHead
+from model.seg_model import SegModel
 from model.vlm.tower import resize_positions
 from systems.assistant import load
 from tests.records import OWN
@@ -28,11 +31,17 @@ from utils.config import ModelConfig, TowerConfig
 
 GOLDEN = OWN / "pixellm"
 SPEC = TokenSpec(added=tuple(f"[SEG{i}]" for i in range(6)), mask=tuple(f"[SEG{i}]" for i in range(6)))
-CONFIG = ModelConfig(vision_tower=None, precision="fp32", decoder_heads=4)
+CONFIG = ModelConfig(vision_tower=None, precision="fp32", head_options={"decoder_heads": 4})
 PUBLISHED_TOWER = TowerConfig(size=448, pad=True, pool=2, new_projector=True, train_projector=True)
-SMALL = {"width": 32, "mlp_dim": 64}
+SMALL = {"decoder_heads": 4, "width": 32, "mlp_dim": 64}
 POSITIONS = "embeddings.position_embedding.weight"
-PIECES, OWN = 600, ("out_mm_projector", "prompt_encoder", "mask_decoder", "image_feature_neck", "text_hidden_fcs")
+PIECES = 600  # of the golden tokenizer, without added tokens
+PARTS = ("out_mm_projector", "prompt_encoder", "mask_decoder", "image_feature_neck", "text_hidden_fcs")
+
+
+def pixel_of(model: SegModel) -> PixelHead:
+    """The mask head, as its own class."""
+    return cast(PixelHead, model.head)
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +56,14 @@ def published():
 
 @pytest.fixture(scope="module")
 def assistant():
-    return load(GOLDEN, model={"decoder_heads": 4, "model_max_length": 0}, device="cpu")
+    return load(GOLDEN, model={"head_options": {"decoder_heads": 4}, "model_max_length": 0}, device="cpu")
 
 
 @pytest.fixture
 def base(published, tmp_path) -> Path:
-    """What PixelLM starts from: a LLaVA with a linear projector, and a tower of 336 pixels; no mask head."""
+    """What PixelLM starts from: a LLaVA with a linear projector, next to it a tower of 336 pixels; no mask head."""
     folder = tmp_path / "llava"
-    drop = (*(f"model.{part}." for part in OWN), "model.vision_tower.", "model.mm_projector.")
+    drop = (*(f"model.{part}." for part in PARTS), "model.vision_tower.", "model.mm_projector.")
     tensors = {name: tensor for name, tensor in published.items() if not name.startswith(drop)}
     tensors |= {name: tensors[name][:PIECES] for name in ("model.embed_tokens.weight", "lm_head.weight")}
     tensors |= {"model.mm_projector.weight": torch.zeros(48, 32), "model.mm_projector.bias": torch.zeros(48)}
@@ -69,7 +78,7 @@ def base(published, tmp_path) -> Path:
 
 
 def build(folder: Path, **changes):
-    changes = {"tower": PUBLISHED_TOWER, "head": SMALL, **changes}
+    changes = {"tower": PUBLISHED_TOWER, "head_options": SMALL, **changes}
     config = replace(CONFIG, version=str(folder), **changes)
     return build_model(config, SPEC, load_tokenizer(folder, SPEC), "pixel")
 
@@ -116,7 +125,7 @@ def write_eagerly(assistant, batch):
     return answer
 
 
-def test_cached_masks_equal_teacher_forced_ones_on_a_padded_picture(assistant):
+def test_cached_masks_equal_teacher_forced_ones_on_a_padded_image(assistant):
     """The image mask stays in force, and positions count on, in every cached step (pixellm.md 1.5)."""
     model = assistant.model
     sample, prompt = (
@@ -155,9 +164,9 @@ def test_padding_reaches_no_word(assistant):
                 )
             )
     (patches, words), (patches_changed, words_changed) = hidden
-    seen = 1 + 26 * 32
-    torch.testing.assert_close(patches[:, :seen], patches_changed[:, :seen])
-    assert (patches[:, 1 + 27 * 32 :] - patches_changed[:, 1 + 27 * 32 :]).abs().max() > 1e-3
+    visible, padding = 26 * 32, 27 * 32
+    torch.testing.assert_close(patches[:, :visible], patches_changed[:, :visible])
+    assert (patches[:, padding:] - patches_changed[:, padding:]).abs().max() > 1e-3
     is_text = batch.ids[0] != IMAGE_ID
     torch.testing.assert_close(words[0, is_text], words_changed[0, is_text])
 
@@ -168,7 +177,7 @@ def test_a_new_head_needs_no_file(base):
     (name,) = [name for name in tower if name.endswith(POSITIONS)]
     expected = resize_positions(tower[name], 32, "released")
     assert torch.equal(model.vlm.tower.state_dict()[POSITIONS], expected)
-    correct = build(base, tower=replace(PUBLISHED_TOWER, positions="correct"))
+    correct = build(base, tower=replace(PUBLISHED_TOWER, position_resize="correct"))
     assert torch.equal(correct.vlm.tower.state_dict()[POSITIONS], resize_positions(tower[name], 32, "correct"))
     fresh = {name.split(".")[0] if not name.startswith("vlm") else "vlm.projector" for name in model.report.fresh}
     assert fresh == {"head", "project", "vlm.projector"} and not model.report.missing
@@ -185,8 +194,8 @@ def test_a_new_head_needs_no_file(base):
 def test_what_trains(base, released):
     """pixellm.md 5.3; better: the neck, what stands for no mask, and the weights of the fusion too."""
     head = {**SMALL, "train_neck": not released, "fusion": "released" if released else "trained"}
-    config = replace(CONFIG, tower=PUBLISHED_TOWER, head=head)
-    model = build(base, head=head)
+    config = replace(CONFIG, tower=PUBLISHED_TOWER, head_options=head)
+    model = build(base, head_options=head)
     mark_trainable(model, replace(config, lora=replace(config.lora, r=0), train_language=False))
     trained = set(trainable_names(model))
     parts = {".".join(name.split(".")[:2]) for name in trained if not name.startswith("vlm.language")}
@@ -201,13 +210,16 @@ def test_what_trains(base, released):
 
 def test_trained_fusion_starts_as_released_and_can_be_chosen_later(assistant, published):
     tokenizer = load_tokenizer(GOLDEN, SPEC)
-    later = load_folder(GOLDEN, SPEC, tokenizer, "pixel", replace(CONFIG, head={"fusion": "trained"}))
+    later = load_folder(
+        GOLDEN, SPEC, tokenizer, "pixel", replace(CONFIG, head_options={"fusion": "trained", "decoder_heads": 4})
+    )
     assert set(later.report.fresh) == {"head.fusion", "head.balance"}
     features, queries = [torch.randn(1, 32, 32, 32), torch.randn(1, 32, 64, 64)], torch.randn(2, 6, 32)
     image = torch.zeros(2, dtype=torch.long)
     with torch.no_grad():
-        expected = assistant.model.head._low_resolution(features, queries, image)
-        torch.testing.assert_close(later.head._low_resolution(features, queries, image), expected, atol=1e-4, rtol=1e-4)
+        expected = pixel_of(assistant.model)._low_resolution(features, queries, image)
+        logits = pixel_of(later)._low_resolution(features, queries, image)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_own_folder_gives_the_same_model(assistant, tmp_path):
@@ -227,16 +239,18 @@ def test_published_layout_is_written_back(assistant, published, tmp_path):
     assert set(written) == expected and all(torch.equal(written[name], published[name]) for name in expected)
     values = json.loads((tmp_path / "original" / "config.json").read_text())
     assert values["resize_vision_tower_size"] == 448 and values["pad_train_clip_images"]
-    found = load(tmp_path / "original", model={"decoder_heads": 4}, device="cpu")
+    found = load(tmp_path / "original", model={"head_options": {"decoder_heads": 4}}, device="cpu")
     state = assistant.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in found.model.state_dict().items())
 
 
 def test_a_training_file_brings_the_frozen_part_of_the_head(base, published):
-    """As released: neck, prompt encoder and Fourier tables are random and never trained; only the file has them."""
+    """As released neck, prompt encoder and Fourier tables are initialised and never trained: only the file has them."""
     head = {**SMALL, "train_neck": False}
-    model = build(base, head=head)
-    config = replace(CONFIG, tower=PUBLISHED_TOWER, head=head, lora=replace(CONFIG.lora, r=0), train_language=False)
+    model = build(base, head_options=head)
+    config = replace(
+        CONFIG, tower=PUBLISHED_TOWER, head_options=head, lora=replace(CONFIG.lora, r=0), train_language=False
+    )
     mark_trainable(model, config)
     file = {f"base_model.model.{name}": tensor for name, tensor in published.items()}
     assert from_training_file(model, file).keys() == set(trainable_names(model))
@@ -253,7 +267,7 @@ def test_whole_training_file_over_a_base(base, published, assistant, tmp_path):
     """--weight: the only way in which the released program scores right (pixellm.md 0, 5.1)."""
     file = tmp_path / "pytorch_model.bin"
     torch.save({f"base_model.model.{name}": tensor for name, tensor in published.items()}, file)
-    model = build(base, weight=str(file), head={})
+    model = build(base, checkpoint_file=str(file), head_options={"decoder_heads": 4})
     state = assistant.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
@@ -261,11 +275,11 @@ def test_whole_training_file_over_a_base(base, published, assistant, tmp_path):
 def test_wrong_choices_are_refused(base):
     for changes, message in (
         ({"tower": replace(PUBLISHED_TOWER, pad=False)}, r"must show the whole image.*pad_train_clip_images"),
-        ({"head": {"fusion": "mean"}}, r"no model\.head\.fusion 'mean'.*trained"),
-        ({"head": {"neck": 1}}, r"no field in model\.head 'neck'.*train_neck"),
-        ({"head": {"levels": [-2, -30]}}, r"levels.*13 layers"),
-        ({"head": {"levels": [-2, -3, -4]}}, "must be 1 or 2"),
-        ({"head": {"width": 36}}, r"decoder_heads=4 does not divide"),
+        ({"head_options": {"fusion": "mean"}}, r"no model\.head_options\.fusion 'mean'.*trained"),
+        ({"head_options": {"neck": 1}}, r"no field in model\.head_options 'neck'.*train_neck"),
+        ({"head_options": {"levels": [-2, -30]}}, r"levels.*13 layers"),
+        ({"head_options": {"levels": [-2, -3, -4]}}, "must be 1 or 2"),
+        ({"head_options": {"width": 36, "decoder_heads": 4}}, r"decoder_heads=4 does not divide"),
     ):
         with pytest.raises(ValueError, match=message):
             build(base, **changes)
@@ -277,25 +291,23 @@ def test_published_names_and_shapes(width, inner, layers, heads):
     language = {"vocab_size": 32009, "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     config = HEADS["pixel"].config_for({}, {}, HeadContext(1024, 24, width, 6))
-    plan = Architecture(
-        language | {"num_attention_heads": heads},
-        tower | {"image_size": 448, "patch_size": 14},
-        2,
-        -2,
-        "pixel",
-        config,
-        projector_width=2 * width,
-        tower_input={"pool": 2},
-    )
+    vlm_config = {
+        "language": language | {"num_attention_heads": heads},
+        "tower": tower | {"image_size": 448, "patch_size": 14},
+        "projector_depth": 2,
+        "projector_width": 2 * width,
+        "tower_input": {"pool": 2},
+    }
+    plan = Architecture("llava", vlm_config, "pixel", config)
     with torch.device("meta"):
         model = assemble(plan)
-    table = published_table(HEADS["pixel"].WEIGHT_NAMES, projector_depth=2)
-    shapes = {table.to_layout(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    table = published_table(model.vlm.published_names(vlm_config), HEADS["pixel"].WEIGHT_NAMES)
+    shapes = {str(table.to_layout(name)): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     language_names = {name for name in shapes if name.startswith(("model.layers.", "model.norm."))}
     own = {n: s for n, s in shapes.items() if n not in language_names and "vision_tower" not in n}
     assert len(language_names) == 9 * layers + 1
     assert len(own) - len(("embed_tokens", "lm_head")) == 241
-    parts = {part: sum(np.prod(s) for n, s in own.items() if n.startswith(f"model.{part}.")) for part in OWN}
+    parts = {part: sum(np.prod(s) for n, s in own.items() if n.startswith(f"model.{part}.")) for part in PARTS}
     assert parts["mask_decoder"] == 7571940 + 256  # with the Fourier table, which the sheet counts apart
     assert parts["image_feature_neck"] == {4096: 1639424, 5120: 1901568}[width]
     assert parts["out_mm_projector"] == {4096: 41955328, 5120: 62929920}[width]

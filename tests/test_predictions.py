@@ -13,7 +13,8 @@ import pytest
 import test_sem
 from evaluation.predictions import PredictionFile
 from evaluation.protocols import FORCED
-from evaluation.runner import evaluate, rescore
+from evaluation.runner import evaluate
+from evaluation.score import rescore
 from model.heads.embedding_cache import fingerprint
 from tests.records import OWN
 from tests.tiny_assistant import CLASSES, tiny, toy_world
@@ -36,7 +37,7 @@ def assistant():
 
 def run(assistant, world: Path, out: Path, suites=("ReasonSeg|val",), **options) -> dict:
     options = {"protocol": FORCED, "classes": CLASSES, "resume": True, **options}
-    return timeless(evaluate(assistant, list(suites), world, out_dir=out, **options))
+    return timeless(evaluate(assistant, list(suites), world, out_dir=out, **options).to_json())
 
 
 def timeless(results: dict) -> dict:
@@ -69,22 +70,22 @@ def pictures_seen(assistant, monkeypatch) -> list[int]:
 KILLED_AFTER_TWO = """
 import os, signal, sys
 import test_sem
-from evaluation.predictions import Journal
+from evaluation.predictions import PredictionFile
 
-write, lines = Journal.write, []
+write, lines = PredictionFile.write, []
 
-def write_and_die(journal, line):
-    write(journal, line)
+def write_and_die(file, line):
+    write(file, line)
     lines.append(line)
     if len(lines) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-Journal.write = write_and_die
+PredictionFile.write = write_and_die
 test_sem.main(sys.argv[1:])
 """
 
 
-def test_a_killed_program_goes_on_and_gives_the_identical_result(world, tmp_path):
+def test_a_killed_program_resumes_and_gives_the_identical_result(world, tmp_path):
     command = [
         sys.executable,
         "-c",
@@ -129,7 +130,7 @@ def test_a_finished_run_is_not_done_again_and_a_longer_one_continues_it(assistan
     assert seen == [1] * (PICTURES - 2)
 
 
-def test_other_settings_or_weights_start_anew_and_keep_the_old_file(assistant, world, tmp_path, monkeypatch):
+def test_other_settings_or_weights_start_from_scratch_and_keep_the_old_file(assistant, world, tmp_path, monkeypatch):
     run(assistant, world, tmp_path, limit=2)
     old = file_of(tmp_path).read_text()
     seen = pictures_seen(assistant, monkeypatch)
@@ -154,7 +155,7 @@ def test_predictions_alone_give_every_figure(assistant, world, tmp_path, capsys)
     for protocol in ("generate", FORCED):
         out = tmp_path / protocol
         results = run(assistant, world, out, SUITES, protocol=protocol, max_new_tokens=6)
-        assert timeless(rescore([out / "predictions"])) == results
+        assert timeless(rescore([out / "predictions"]).to_json()) == results
     file = out / "predictions" / "refcoco_unc_val.jsonl"
     capsys.readouterr()
     assert test_sem.main(["--from", str(file), "--out", str(tmp_path / "again")]) == 0
@@ -176,7 +177,7 @@ def test_damaged_files_are_refused_by_line(assistant, world, tmp_path):
     with pytest.raises(ValueError, match=r"ReasonSeg_val\.jsonl, line 1: not a prediction"):
         rescore([tmp_path / "predictions"])
     file_of(tmp_path).write_text(text + '"half')
-    assert rescore([file_of(tmp_path)])["suites"]["ReasonSeg|val"]["pictures"] == 3
+    assert rescore([file_of(tmp_path)]).suites["ReasonSeg|val"].images == 3
     with pytest.raises(FileNotFoundError, match="holds no predictions"):
         rescore([tmp_path])
     (tmp_path / "other.jsonl").write_text("[1]\n")
@@ -185,11 +186,11 @@ def test_damaged_files_are_refused_by_line(assistant, world, tmp_path):
 
 
 def test_without_a_folder_nothing_is_written():
-    with PredictionFile(None, "x") as journal:
-        assert journal.begin({}, [[0, 1], [2]], resume=True) == ([], [[0, 1], [2]])
-        journal.write({})
+    with PredictionFile(None, "x") as file:
+        assert file.begin({}, [[0, 1], [2]], resume=True) == ([], [[0, 1], [2]])
+        file.write({})
 
 
-def test_a_fingerprint_tells_weights_apart(assistant):
+def test_a_fingerprint_distinguishes_weights(assistant):
     assert fingerprint(assistant.model) == fingerprint(tiny("lasagna", eager=8).model)
     assert fingerprint(assistant.model) != fingerprint(tiny("lasagna", eager=7).model)

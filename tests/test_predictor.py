@@ -1,6 +1,9 @@
-"""The Python interface: what it returns is what the model says, for every kind of image and question."""
+"""The Python API: what it returns is what the model says, for every kind of image and question."""
 
 from __future__ import annotations
+
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +13,12 @@ from PIL import Image
 from data.types import Claim
 from evaluation import predictor as module
 from evaluation.predictor import Predictor
-from tests.records import OWN
-from tests.tiny_assistant import tiny
+from systems.assistant import build
+from tests.tiny_assistant import GOLDEN, tiny
+from utils.config import load_recipe
 
-PICTURE = OWN / "lisa" / "image0.png"
+ROOT = Path(__file__).resolve().parents[1]
+IMAGE = GOLDEN / "lisa" / "image0.png"
 PHRASES = ["the dog", "the unicorn"]
 
 
@@ -29,24 +34,24 @@ def lasagna() -> Predictor:
 
 @pytest.fixture(scope="module")
 def size() -> tuple[int, int]:
-    return np.asarray(Image.open(PICTURE)).shape[:2]
+    return np.asarray(Image.open(IMAGE)).shape[:2]
 
 
-def test_phrases_get_masks_of_the_pictures_size_with_scores(lisa, size):
-    things = lisa(PICTURE, PHRASES)
-    assert [thing.phrase for thing in things] == PHRASES and any(thing.present for thing in things)
-    for thing in things:
-        assert thing.present == ("[SEG]" in thing.text)
-        if thing.present:
-            assert thing.mask.shape == size and thing.mask.dtype == bool
-            assert 0.5 < thing.score <= 1 if thing.mask.any() else thing.score == 0
+def test_phrases_get_masks_of_the_images_size_with_scores(lisa, size):
+    segments = lisa(IMAGE, PHRASES)
+    assert [segment.phrase for segment in segments] == PHRASES and any(segment.present for segment in segments)
+    for segment in segments:
+        assert segment.present == ("[SEG]" in segment.text)
+        if segment.present:
+            assert segment.mask.shape == size and segment.mask.dtype == bool
+            assert 0.5 < segment.score <= 1 if segment.mask.any() else segment.score == 0
 
 
-def test_paths_images_and_arrays_are_the_same_picture_and_batches_change_nothing(lisa):
-    image = Image.open(PICTURE)
-    alone = lisa(PICTURE, PHRASES)
+def test_paths_images_and_arrays_are_the_same_image_and_batches_change_nothing(lisa):
+    image = Image.open(IMAGE)
+    alone = lisa(IMAGE, PHRASES)
     rotated = image.transpose(Image.Transpose.ROTATE_90)
-    batch = lisa.batch([str(PICTURE), image, np.asarray(image.convert("RGB")), rotated], [PHRASES] * 3 + [["the cat"]])
+    batch = lisa.batch([str(IMAGE), image, np.asarray(image.convert("RGB")), rotated], [PHRASES] * 3 + [["the cat"]])
     for group in batch[:3]:
         for one, other in zip(alone, group, strict=True):
             assert (one.text, one.present) == (other.text, other.present)
@@ -55,11 +60,11 @@ def test_paths_images_and_arrays_are_the_same_picture_and_batches_change_nothing
     assert len(batch[3]) == 1
 
 
-def test_a_class_list_tells_present_and_absent(lasagna, size, monkeypatch):
+def test_a_class_list_says_present_and_absent(lasagna, size, monkeypatch):
     masks = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     claims = (Claim("Sky", 1), Claim("dog", None), Claim("sky", 0))
     monkeypatch.setattr(module, "generate", lambda *_: [[module.Reply("said", claims, masks)]])
-    sky, dog, cat = lasagna.classes(PICTURE, ["sky", "dog", "cat"])
+    sky, dog, cat = lasagna.classes(IMAGE, ["sky", "dog", "cat"])
     assert sky.present and not dog.present and not cat.present and dog.score is None
     assert np.array_equal(sky.mask, (masks.amax(0) > 0).numpy()) and sky.text == "said"
 
@@ -67,32 +72,48 @@ def test_a_class_list_tells_present_and_absent(lasagna, size, monkeypatch):
 def test_a_class_list_is_asked_in_the_words_of_the_system(lisa, lasagna):
     for predictor, questions in ((lisa, 2), (lasagna, 1)):
         assert len(predictor.class_queries(["sky", "dog"])) == questions
-        assert [thing.phrase for thing in predictor.classes(PICTURE, ["sky", "dog"])] == ["sky", "dog"]
+        assert [segment.phrase for segment in predictor.classes(IMAGE, ["sky", "dog"])] == ["sky", "dog"]
 
 
 def test_questions_in_free_words(lisa):
-    said = lisa.ask(PICTURE, "Where is the dog in this image?")
-    assert said.text.count("[SEG]") == len([thing for thing in said.things if thing.present]) > 0
+    answer = lisa.ask(IMAGE, "Where is the dog in this image?")
+    assert answer.text.count("[SEG]") == len([segment for segment in answer.segments if segment.present]) > 0
+    assert not answer.finished, "its 12 tokens are not enough"
+
+
+def test_the_example_of_the_module_runs_with_the_toy_base(tmp_path, monkeypatch, capsys):
+    toy = build(load_recipe(ROOT / "configs" / "toy_lasagna.yaml"), device="cpu", trainable=False)
+    monkeypatch.setattr(
+        Predictor, "from_pretrained", lambda path, **options: Predictor(toy, max_new_tokens=24, **options)
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("kitchen.jpg", "street.jpg", "a.jpg", "b.jpg"):
+        Image.open(IMAGE).convert("RGB").save(name)
+    example = (module.__doc__ or "").split("\n\n", 1)[1].rpartition("\n\n")[0]
+    exec(textwrap.dedent(example), {})
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in shown[:2]] == [["the", "cup"], ["the", "unicorn"]]
+    assert [line.split()[0] for line in shown[2:5]] == ["road", "car", "zebra"] and len(shown) == 6
 
 
 def test_published_checkpoints_load():
     loaded = Predictor.from_pretrained(
         OWN / "lisa", device="cpu", max_new_tokens=2, model={"vision_tower": str(OWN / "lisa" / "clip")}
     )
-    assert len(loaded(PICTURE, PHRASES)) == 2
+    assert len(loaded(IMAGE, PHRASES)) == 2
 
 
 def test_bad_input_is_refused_with_what_is_wrong(lisa):
     for phrases in ([], ["dog", " "], "dog"):
         with pytest.raises(ValueError, match="phrases are a list"):
-            lisa(PICTURE, phrases)
+            lisa(IMAGE, phrases)
     with pytest.raises(ValueError, match="at least one name"):
-        lisa.classes(PICTURE, [])
+        lisa.classes(IMAGE, [])
     with pytest.raises(ValueError, match="question is empty"):
-        lisa.ask(PICTURE, " ")
+        lisa.ask(IMAGE, " ")
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, not \(4, 4\)"):
         lisa(np.zeros((4, 4), np.uint8), ["dog"])
-    with pytest.raises(ValueError, match="2 pictures, but questions about 1"):
-        lisa.batch([PICTURE, PICTURE], [PHRASES])
+    with pytest.raises(ValueError, match="2 images, but questions about 1"):
+        lisa.batch([IMAGE, IMAGE], [PHRASES])
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         lisa("none.png", PHRASES)

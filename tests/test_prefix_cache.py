@@ -1,4 +1,4 @@
-"""Rows about one image are read as one up to where they part; nothing about the answers changes."""
+"""The common prefix of the rows about an image is read once; nothing about the answers changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data.types import IMAGE_ID, Geometry
 from model.checkpoints.architecture import Architecture
 from model.heads import HEADS, HeadContext
 from model.vlm.prefix_cache import split_prefix
-from tests.tiny_model import EOS, LANGUAGE, PLAN, SEG, SIDE, TOWER, tiny_batch, tiny_model
+from tests.tiny_model import EOS, LANGUAGE, LLAVA, PLAN, SEG, SIDE, TOWER, tiny_batch, tiny_model
 
 IMAGE = [IMAGE_ID] * 4
 PIXEL = {"width": 16, "mlp_dim": 16, "decoder_heads": 2}
@@ -85,7 +85,7 @@ def test_answers_and_masks_are_those_of_the_one_by_one_path(model, seed):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_so_they_are_with_fewer_key_heads_and_another_attention(attention):
     language = {**LANGUAGE, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = talkative(replace(PLAN, language=language))
+    model = talkative(replace(PLAN, vlm_config={**LLAVA, "language": language}))
     model.vlm.language.config._attn_implementation = attention
     compare(model, many())
     assert model.vlm.language.config._attn_implementation == attention
@@ -144,10 +144,11 @@ def test_split_keeps_a_last_token_and_marks_padding():
     ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
     attention = ids != 0
     split = split_prefix(ids, attention, torch.tensor([0, 0, 2, 3]))
+    assert split is not None
     assert split.first_row.tolist() == [0, 2, 3] and split.of_row.tolist() == [0, 0, 1, 2]
     assert split.real.tolist() == [[True, True], [False, True], [True, True]]
-    begun = [ids[row, columns].tolist() for row, columns in zip(split.first_row, split.columns, strict=True)]
-    assert begun[0] == [1, 2] and begun[1][1] == 1 and begun[2] == [1, 2]
+    prefixes = [ids[row, columns].tolist() for row, columns in zip(split.first_row, split.columns, strict=True)]
+    assert prefixes[0] == [1, 2] and prefixes[1][1] == 1 and prefixes[2] == [1, 2]
     assert split.suffix.tolist() == [[False, False, True], [True] * 3, [False, False, True], [False, False, True]]
     assert split_prefix(ids[1:], attention[1:], torch.tensor([0, 1, 2])) is None
     assert (

@@ -90,14 +90,13 @@ def test_packed_rows_have_the_loss_and_gradients_of_rows(attention, dtype, toler
     apart, packed = (gradients(model, batch, packed) for packed in (False, True))
     assert {tuple(shape) for shape in lengths} == {(6, 14), (3, 18)}
     assert packed[1].total.item() == pytest.approx(apart[1].total.item(), rel=tolerance)
-    close = {"atol": tolerance, "rtol": tolerance}
-    torch.testing.assert_close(packed[0].token_logits, apart[0].token_logits, **close)
+    torch.testing.assert_close(packed[0].token_logits, apart[0].token_logits, atol=tolerance, rtol=tolerance)
     for one, other in zip(packed[0].masks, apart[0].masks, strict=True):
         torch.testing.assert_close(one, other, atol=max(tolerance, 1e-5), rtol=max(tolerance, 1e-5))
     assert packed[2].keys() == apart[2].keys()
     assert any(".lora_A" in name for name in packed[2])
-    close = {"atol": max(tolerance, 1e-6), "rtol": max(tolerance, 1e-5)}  # masks are float32 in any case
-    torch.testing.assert_close(packed[2], apart[2], **close)
+    # masks are float32 in any case
+    torch.testing.assert_close(packed[2], apart[2], atol=max(tolerance, 1e-6), rtol=max(tolerance, 1e-5))
 
 
 def test_image_tokens_that_show_nothing_stay_hidden():
@@ -106,7 +105,7 @@ def test_image_tokens_that_show_nothing_stay_hidden():
     shown = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
     results = []
     for packed in (False, True):
-        model.vlm.pack_rows = packed
+        model.vlm.set_packing(packed, 0)
         results.append(
             model.vlm(batch.ids, batch.attention, Vision(states, (), shown), batch.row_image)[batch.attention]
         )
@@ -119,15 +118,16 @@ def test_image_tokens_that_show_nothing_stay_hidden():
 def test_dialogues_do_not_see_each_other():
     batch = rows_batch()
     packing = pack(batch.ids, batch.attention, batch.row_image)
+    assert packing is not None
     assert packing.source.shape == (3, 18)
     assert torch.equal(packing.scatter(packing.gather(batch.ids[..., None].double()))[batch.attention][:, 0].long(),
                        batch.ids[batch.attention])  # fmt: skip
-    seen = packing.visible[0]
-    assert seen[:7].equal(torch.ones(7, 18, dtype=torch.bool).tril())
+    visible = packing.visible[0]
+    assert visible[:7].equal(torch.ones(7, 18, dtype=torch.bool).tril())
     first, second = packing.place[0, 9], packing.place[1, 9]
-    assert seen[first].sum() == 10
-    assert seen[second].sum() == 10
-    assert not seen[second, first]
+    assert visible[first].sum() == 10
+    assert visible[second].sum() == 10
+    assert not visible[second, first]
     assert packing.gather_positions(torch.arange(batch.ids.shape[1]).expand_as(batch.ids))[0, second] == 9
 
 
@@ -143,10 +143,11 @@ def test_rows_that_gain_nothing_stay_apart():
 
 
 @pytest.mark.parametrize(("most", "shape"), [(0, (3, 18)), (30, (2, 27)), (100, (1, 42))])
-def test_pictures_share_sequences(most, shape):
-    """18, 15 and 9 positions; no dialogue sees another's, and all have the masks that they have row by row."""
+def test_images_share_sequences(most, shape):
+    """18, 15 and 9 slots; no dialogue sees another's, and all give the loss and gradients of separate rows."""
     batch = rows_batch(torch.float64)
     packing = pack(batch.ids, batch.attention, batch.row_image, most=most)
+    assert packing is not None
     assert packing.source.shape == shape
     columns = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
     assert torch.equal(packing.gather_positions(columns)[0, :7], torch.arange(7))
@@ -176,24 +177,23 @@ def test_sequences_are_filled_first_fit():
 
 
 def test_attention_without_a_mask_gets_rows_end_to_end(monkeypatch):
-    """As flash attention would: no mask at all, one sequence, its rows told apart by positions that start again at 0.
-
-    SDPA, which reads them in the same way, stands in for it.
-    """
+    """As flash attention would: no mask at all, one sequence, whose rows are inferred from positions that start at 0
+    again. SDPA, which reads them in the same way, stands in for it."""
     model, batch = tiny_model(seed=2), rows_batch()
-    model.vlm.pack_rows = False
+    model.vlm.set_packing(False, 0)
     apart = model(batch)
     monkeypatch.setattr("model.vlm.decoder.MASKED", ("eager",))
-    model.vlm.pack_rows, given = can_pack(True, "flash_attention_2"), []
-    model.vlm.language.model.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs), with_kwargs=True)
+    model.vlm.set_packing(can_pack(True, "flash_attention_2"), 0)
+    calls = []
+    model.vlm.decoder.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
     packed = model(batch)
-    assert given[0]["attention_mask"] is None
-    assert given[0]["inputs_embeds"].shape[:2] == (1, sum(len(ids) for ids, _ in ROWS))
-    assert int((given[0]["position_ids"] == 0).sum()) == len(ROWS)
+    assert calls[0]["attention_mask"] is None
+    assert calls[0]["inputs_embeds"].shape[:2] == (1, sum(len(ids) for ids, _ in ROWS))
+    assert int((calls[0]["position_ids"] == 0).sum()) == len(ROWS)
     torch.testing.assert_close(packed.token_logits, apart.token_logits, atol=2e-4, rtol=2e-4)
     shown = torch.ones(3, 4, dtype=torch.bool)
     model.vlm(batch.ids, batch.attention, Vision(torch.randn(3, 4, 16), (), shown), batch.row_image)
-    assert given[1]["attention_mask"].shape == batch.ids.shape, "hidden image tokens need a mask: rows stay rows"
+    assert calls[1]["attention_mask"].shape == batch.ids.shape, "hidden image tokens need a mask: rows stay rows"
 
 
 def test_flash_attention_says_that_rows_share_nothing(caplog):

@@ -14,6 +14,7 @@ from model.checkpoints.layouts import Report, reading_table, to_model_names
 from model.checkpoints.load import assemble
 from model.checkpoints.lora_file import merge_factors
 from model.heads import HEADS
+from model.vlm import VLMS
 
 SIZES = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}  # hidden, inner, layers, heads
 VIT_H = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120}
@@ -58,19 +59,19 @@ def test_every_published_weight_has_a_home(name):
     wide, inner, layers, heads = SIZES[size]
     language = {"vocab_size": rows, "hidden_size": wide, "intermediate_size": inner, "num_hidden_layers": layers}
     tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    plan = Architecture(
-        language | {"num_attention_heads": heads},
-        tower | {"image_size": pixels, "patch_size": 14},
-        projector,
-        -2,
-        "sam",
-        {"vision_config": VIT_H | {"global_attn_indexes": [7, 15, 23, 31]}},
-    )
+    vlm_config = {
+        "language": language | {"num_attention_heads": heads},
+        "tower": tower | {"image_size": pixels, "patch_size": 14},
+        "projector_depth": projector,
+    }
+    head_config = {"vision_config": VIT_H | {"global_attn_indexes": [7, 15, 23, 31]}}
+    plan = Architecture("llava", vlm_config, "sam", head_config)
     report = Report()
+    table = reading_table(VLMS["llava"].WEIGHT_NAMES, HEADS["sam"].WEIGHT_NAMES)
     with torch.device("meta"):
         model = assemble(plan)
         file = {key: torch.empty(shape) for key, shape in published(size, rows, projector, rank).items()}
-        found = to_model_names(merge_factors(file, alpha=16), reading_table(HEADS["sam"].WEIGHT_NAMES), report)
+        found = to_model_names(merge_factors(file, alpha=16), table, report)
     own = {key: value.shape for key, value in model.state_dict().items()}
     own = {key: shape for key, shape in own.items() if not key.startswith(("head.", "vlm.tower."))}
     assert {key: value.shape for key, value in found.items()} == own

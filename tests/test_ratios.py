@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evaluation.metrics.counts import RELEASED, STANDARD, Overlaps, overlap
-from evaluation.metrics.no_target import SEEN, PremiseScorer, RefZomScorer, see, similarity
+from evaluation.metrics.base import RELEASED, STANDARD
+from evaluation.metrics.counts import Overlaps, overlap
+from evaluation.metrics.no_target import SEE, PremiseScorer, RefZomScorer, see, similarity
+from evaluation.metrics.overlap import OverlapScorer
 from evaluation.metrics.ratios import overlap_ratios
-from evaluation.metrics.scorers import OverlapScorer, SemanticScorer
+from evaluation.metrics.semantic import SemanticScorer
 
 MASK = arrays(bool, (2, 3), elements=st.booleans()) | st.just(np.zeros((2, 3), bool)) | st.just(np.ones((2, 3), bool))
 QUERY = st.tuples(MASK, MASK, MASK, st.booleans())  # predicted, true, ignored, refused
@@ -66,12 +68,12 @@ def test_presence_and_overlaps_against_loops_over_pixels(pictures):
     found = {f.metric: f.value for f in (*apart.figures(), *premise.figures()) if f.variant == STANDARD}
     for name, value in expected.items():
         assert found[name] == pytest.approx(value), name
-    assert see(Overlaps(premise.rows[STANDARD].rows)) == {name: pytest.approx(expected[name]) for name in SEEN}
+    assert see(Overlaps(premise.rows[STANDARD].rows)) == {name: pytest.approx(expected[name]) for name in SEE}
 
 
 @settings(max_examples=40, deadline=None)
 @given(PICTURES)
-def test_the_numbers_of_all_pictures_add_up_to_the_figures(pictures):
+def test_the_numbers_of_all_images_add_up_to_the_figures(pictures):
     rows = rows_of(pictures)
     sums = {name: (part.sum(), whole.sum()) for name, (part, whole) in overlap_ratios(rows).items()}
     scorer, premise = OverlapScorer(), PremiseScorer()

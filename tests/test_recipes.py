@@ -18,7 +18,7 @@ from data.collate import SampleBuilder, collate
 from data.mixture import Mixture
 from data.sources import SOURCES
 from data.templates import template
-from evaluation.metrics.scorers import SCORERS
+from evaluation.metrics import SCORERS
 from evaluation.suites import find_suites
 from model.losses import objective
 from systems.assistant import build
@@ -29,7 +29,8 @@ from utils.config import Recipe, load_recipe
 from utils.flags import resolve
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
 SCRIPTS = [ROOT / "scripts" / f"train_{name}.sh" for name in SYSTEMS]
 LAYOUTS = ("ade20k", "cocostuff", "refcoco", "refcoco+", "refcocog", "refclef", "reason_seg", "llava_instruct")
 LAYOUTS += ("grefcoco", "refzom", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog")
@@ -42,12 +43,16 @@ TOY_BASE = {
 TOY_CLASSES = {"ade20k", "cocostuff", "mapillary", "cityscapes"}  # sets of which the toy world has a part
 
 
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     return toy_world(tmp_path_factory.mktemp("world"), *LAYOUTS, images=60, val_images=1)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_what_a_recipe_names_exists(path):
     recipe = load_recipe(path)
     assert build_system(recipe.system, recipe.options).name == recipe.system
@@ -62,11 +67,12 @@ def test_what_a_recipe_names_exists(path):
     assert recipe.eval.best_by in {figure.metric for figure in SCORERS[first.metric]().figures()}
 
 
-PUBLISHED = [path for path in CONFIGS if path.stem.split("_")[0] in ("lisa", "lasagna", "gsva", "pixellm", "sesame")]
+PAPERS = ("lisa", "lasagna", "gsva", "pixellm", "sesame")
+PUBLISHED = [path for path in CONFIGS if path.stem.split("_")[0] in PAPERS and path.parent.name != "toy"]
 SPELT = ("pascal_part", "paco_lvis", "muse")  # sets whose names are rewritten unless the recipe says otherwise
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PUBLISHED, ids=name_of)
 def test_published_recipes_have_the_published_names(path):
     recipe = load_recipe(path)
     sets = [entry for task in recipe.data.mixture for entry in task.sets if entry.source in SPELT]
@@ -74,14 +80,7 @@ def test_published_recipes_have_the_published_names(path):
     assert bool(sets) == (recipe.system != "lasagna"), "LaSagnA trains on none of them"
 
 
-# The sizes, in which the recipes of a system differ most, are those of the toy weights here: CI takes one per system.
-ONE_PER_SYSTEM = {"lisa", "lasagna", "gsva", "pixellm", "sesame", "unified_7b", "real_mini"}
-ON_TOY_WEIGHTS = [
-    pytest.param(path, id=path.stem, marks=() if path.stem in ONE_PER_SYSTEM else pytest.mark.slow) for path in CONFIGS
-]
-
-
-@pytest.mark.parametrize("path", ON_TOY_WEIGHTS)
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
     recipe = on_toy_weights(load_recipe(path), world)
     assistant = build(recipe, device="cpu")
@@ -103,7 +102,13 @@ def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
 
 @pytest.mark.parametrize(
     ("name", "patches", "ids"),
-    [("lisa", 256, 257), ("gsva", 256, 769), ("sesame", 576, 257), ("lisa_7b", 256, 257), ("sesame_13b", 576, 257)],
+    [
+        ("released/lisa", 256, 257),
+        ("released/gsva", 256, 769),
+        ("released/sesame", 576, 257),
+        ("lisa_7b", 256, 257),
+        ("sesame_13b", 576, 257),
+    ],
 )
 def test_recipes_cut_rows_where_the_releases_do(name, patches, ids):
     """model_max_length - 255 ids, of which one stands for the image (lisa.md 3.2, gsva.md 5.4, sesame.md 5.2)."""
@@ -113,7 +118,9 @@ def test_recipes_cut_rows_where_the_releases_do(name, patches, ids):
 
 def test_recipes_lose_no_data_that_the_release_loses_to_its_limit():
     """PixelLM stops at 512 where an answer's mask tokens are cut off; LaSagnA is given 1024 and cuts nothing."""
-    pixellm, lasagna = (load_recipe(ROOT / "configs" / f"{name}.yaml") for name in ("pixellm", "lasagna"))
+    pixellm, lasagna = (
+        load_recipe(ROOT / "configs" / f"{name}.yaml") for name in ("released/pixellm", "released/lasagna")
+    )
     assert pixellm.data.long_rows == "cut" and pixellm.model.model_max_length >= 1024
     assert lasagna.data.long_rows == "keep" and lasagna.model.model_max_length == 1024
     longer = load_recipe(ROOT / "configs" / "lasagna_7b.yaml")
@@ -129,7 +136,7 @@ def on_toy_weights(recipe: Recipe, world: Path) -> Recipe:
         recipe.model,
         **(published if folder.is_dir() else TOY_BASE),
         precision="fp32",
-        decoder_heads=4,
+        head_options={"decoder_heads": 4, **recipe.model.head_options},
         gradient_checkpointing=False,
         model_max_length=0,
     )
@@ -144,7 +151,7 @@ def _on_toy_classes(entry):
     return replace(entry, options={"classes": f"toy_classes/{entry.source}.txt"})
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
 def test_every_training_script_starts_its_recipe(path, tmp_path):
     """With a launcher that only prints its arguments: the recipe is there, the flags after the size follow."""
     (tmp_path / "deepspeed").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')

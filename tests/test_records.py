@@ -11,7 +11,7 @@ from data.tokens import load_tokenizer
 from data.types import IGNORE_ID, IMAGE_ID, Mask, Refuse, Turn
 from systems.base import build_system
 from tests import records
-from tests.records import OWN, names, open_prompt, read_dialogues, record_folder, script_of
+from tests.records import OWN, last_answer, names, open_prompt, read_dialogues, record_folder, script_of
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -73,7 +73,8 @@ def record(tmp_path, monkeypatch):
         "labels": [labels + [IGNORE_ID] * (length - len(labels)) for _, labels in rows],
         "attention_mask": [[True] * len(ids) + [False] * (length - len(ids)) for ids, _ in rows],
     }
-    np.savez(folder / "golden.npz", **{name: np.array(rows) for name, rows in arrays.items()})
+    ids, labels, attention = (np.array(arrays[name]) for name in ("input_ids", "labels", "attention_mask"))
+    np.savez(folder / "golden.npz", input_ids=ids, labels=labels, attention_mask=attention)
     (folder / "golden.json").write_text(json.dumps({"conversations": [[text for text, _ in ROUNDS]]}))
     monkeypatch.setattr(records, "GOLDEN", tmp_path)
     return folder
@@ -125,6 +126,12 @@ def test_a_prompt_ends_with_a_question_after_whole_rounds():
     assert open_prompt(f"{SYSTEM} USER: <im_start><image><im_end>\nHi ASSISTANT:", GSVA) == ("<image>\nHi", ())
     with pytest.raises(AssertionError, match="no open prompt"):
         open_prompt(whole, GSVA)
+
+
+def test_the_last_answer_of_a_conversation_is_without_the_templates_words():
+    assert last_answer("USER: x <ins> ASSISTANT: wall <ins> boat <no_ins></s>") == " wall <ins> boat <no_ins>"
+    assert last_answer(ROUNDS[1][0]) == " here [SEG] [SEG]"
+    assert last_answer("[INST] Hi [/INST] It is [SEG]. </s>", "llava_llama_2") == " It is [SEG]."
 
 
 def test_groups_of_mask_tokens_with_and_without_blanks():

@@ -47,12 +47,12 @@ def direct(output, batch, kind: str, alpha: float) -> float:
 
 @pytest.mark.parametrize(("kind", "alpha"), [("paper", 2.0), ("paper", 5.0), ("overlap_only", 2.0)])
 def test_equals_the_formula(case, kind, alpha):
-    found = objective(*case, LossConfig(refinement=kind, alpha=alpha, bce=1.0)).parts["bce"].item()
+    found = objective(*case, LossConfig(overlap_refinement=kind, overlap_weight=alpha, bce=1.0)).parts["bce"].item()
     assert found == pytest.approx(direct(*case, kind, alpha), rel=1e-5)
 
 
 def test_none_is_plain_bce_and_dice_never_changes(case):
-    plain, refined = (objective(*case, LossConfig(refinement=kind)) for kind in ("none", "paper"))
+    plain, refined = (objective(*case, LossConfig(overlap_refinement=kind)) for kind in ("none", "paper"))
     assert plain.parts["bce"].item() == pytest.approx(direct(*case, "paper", 1.0) * 2.0, rel=1e-5)
     assert plain.parts["dice"] == refined.parts["dice"] and plain.parts["bce"] < refined.parts["bce"]
 
@@ -61,12 +61,16 @@ def test_masks_of_different_questions_do_not_overlap(case):
     output, batch = case
     apart = replace(batch, mask_rows=torch.tensor([0, 1, 2, 3]))
     plain = objective(output, apart, LossConfig()).total
-    assert torch.equal(objective(output, apart, LossConfig(refinement="paper", alpha=9.0)).total, plain)
+    assert torch.equal(
+        objective(output, apart, LossConfig(overlap_refinement="paper", overlap_weight=9.0)).total, plain
+    )
 
 
 def test_weights_are_constants_of_the_gradient(case):
     output, batch = case
-    objective(output, batch, LossConfig(refinement="paper", alpha=3.0, dice=0.0, bce=1.0)).total.backward()
+    objective(
+        output, batch, LossConfig(overlap_refinement="paper", overlap_weight=3.0, dice=0.0, bce=1.0)
+    ).total.backward()
     logits, truth = output.masks[0], batch.masks[0]
     weights = refinement_weights(logits, batch.mask_rows[:3], "paper", 3.0)
     expected = weights * (torch.sigmoid(logits.detach()) - truth) / (truth[0].numel() * 4)
@@ -77,13 +81,8 @@ def test_ignored_pixels_stay_out(case):
     output, batch = case
     batch.ignore = [torch.zeros(4, 5, dtype=torch.bool), None]
     batch.ignore[0][2:] = True
-    config = LossConfig(refinement="paper", ignore_region=True)
+    config = LossConfig(overlap_refinement="paper", ignore_region=True)
     found = objective(output, batch, config).parts["bce"]
     cut = SegOutput(output.token_logits, output.token_targets, [output.masks[0][:, :2], output.masks[1]])
     kept = replace(batch, masks=[batch.masks[0][:, :2], batch.masks[1]], ignore=[None, None])
     torch.testing.assert_close(found, objective(cut, kept, config).parts["bce"])
-
-
-def test_unknown_choice_is_named(case):
-    with pytest.raises(ValueError, match=r"no loss\.refinement 'all'.*paper"):
-        objective(*case, LossConfig(refinement="all"))

@@ -17,8 +17,9 @@ from PIL import Image
 
 from evaluation.report.examples import best_and_worst, examples, query_ious
 from evaluation.report.html import presence, write_report
-from evaluation.report.published import SEEN, published
-from evaluation.runner import SuiteScore
+from evaluation.report.published import SOURCE_NAMES, published
+from evaluation.results import EvaluationResults
+from evaluation.score import SuiteScore
 from evaluation.suites import SUITES
 from utils.masks import encode_rle
 
@@ -66,14 +67,14 @@ def write(lines: dict[str, list[dict]], folder: Path) -> Path:
     return write_report(results(lines), [file], folder / "report")
 
 
-def results(lines: dict[str, list[dict]]) -> dict:
+def results(lines: dict[str, list[dict]]) -> EvaluationResults:
     suites = {}
     for name, metric in (("refcoco|unc|val", "overlap"), ("ade20k|val", "semantic")):
         score = SuiteScore(metric)
         for entry in lines[name]:
             score.add(entry)
         suites[name] = score.result("generate")
-    return {"suites": suites, "missing": {"cityscapes|val": "no <folder>"}}
+    return EvaluationResults(suites, missing={"cityscapes|val": "no <folder>"})
 
 
 class Tags(HTMLParser):
@@ -119,16 +120,13 @@ def test_the_page_names_figures_variants_and_what_is_missing(page):
 def test_the_page_counts_present_and_absent_answers(page):
     assert re.search(r"present<td[^>]*><b>1</b>50.0 %<td[^>]*><b>1</b>50.0 %", page)
     assert re.search(r"absent<td[^>]*><b>1</b>25.0 %<td[^>]*><b>3</b>75.0 %", page)
-
-
-def test_the_page_shows_the_best_and_worst_examples(page):
-    shown = [a["src"] for tag, a in Tags(page).seen if tag == "img"]
+    shown = [a["src"] for tag, a in tags.seen if tag == "img"]
     assert len(shown) == 8  # three of the four best phrases (one image is gone), four worst, one class list
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0].partition(",")[2]))))
     assert abs(image[10, 30].astype(int) - image[35, 30]).max() > 20  # the mask covers the upper half
 
 
-def test_published_numbers_stand_beside_the_measured_ones(lines, tmp_path):
+def test_published_numbers_stand_next_to_the_measured_ones(lines, tmp_path):
     page = write(lines, tmp_path).read_text(encoding="utf-8")
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in page.split("<tr")]
     assert any(row[1:3] == ["LISA-7B", "LISA"] and "teacher_forced" in row and row[-1] == "74.1" for row in rows)
@@ -149,7 +147,7 @@ def test_published_numbers_are_of_known_suites_and_in_range():
     for suite, models in suites.items():
         assert len({(p.model, p.paper, p.protocol) for p in models}) == len(models), suite
         for model in models:
-            assert model.seen in SEEN and model.protocol in ("generate", "teacher_forced", "two_pass")
+            assert model.source in SOURCE_NAMES and model.protocol in ("generate", "teacher_forced", "two_pass")
             assert re.fullmatch(r"\d+B", model.size) and model.values
             assert all(1 < value < 100 for value in model.values.values()), (suite, model)  # per cent, not shares
 
@@ -157,12 +155,12 @@ def test_published_numbers_are_of_known_suites_and_in_range():
 def test_published_metrics_are_those_that_the_suites_measure():
     for suite, models in published().items():
         score = SuiteScore(SUITES[suite].metric)
-        measured = {figure["metric"] for figure in score.result("generate")["figures"]} | {"N-acc", "T-acc"}
+        measured = {figure.metric for figure in score.scorer.figures()} | {"N-acc", "T-acc"}
         named = {metric.removesuffix("_short").removesuffix("_long") for p in models for metric in p.values}
         assert named <= measured, suite
 
 
-def test_pictures_are_ranked_by_what_their_suite_counts(lines):
+def test_images_are_ranked_by_what_their_suite_counts(lines):
     assert [query_ious(entry) for entry in lines["refcoco|unc|val"]] == [[pytest.approx(n / 10)] for n in range(10)]
     assert query_ious(lines["ade20k|val"][0]) == [0.75]
     assert query_ious({"counts": {"rows": {"standard": [[0, 0, 0, 0, 1], [1, 2, 2, 1, 0]]}}}) == [1.0, 0.5]
@@ -187,7 +185,7 @@ def test_examples_without_their_data_show_the_prediction_alone(lines, tmp_path):
     settings = {"suite": "refcoco|unc|val", "data": str(tmp_path / "gone"), "options": {}, "records": 10}
     first, *_, last = examples(lines["refcoco|unc|val"], settings)
     assert len(first.panel.predicted) == 1 and not first.panel.true
-    assert last.panel is None and "gone.png" in last.trouble
+    assert last.panel is None and "gone.png" in last.problem
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on PATH")

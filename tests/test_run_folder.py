@@ -74,8 +74,8 @@ def changed(recipe: Recipe, **sections) -> Recipe:
         (["--no-use_mm_start_end"], r"model\.use_mm_start_end: True in the run, False asked for"),
         (["--vision_pretrained", "sam.pth"], r"model\.vision_pretrained: None in the run, sam\.pth asked for"),
         (["--version", str(BASE.parent / "gsva")], r"model\.version: .*lisa in the run, .*gsva asked for"),
-        (["--set", "model.tower.positions=correct"], r"model\.tower\.positions"),
-        (["--set", "model.head.anything=1"], r"model\.head\.anything: None in the run, 1 asked for"),
+        (["--set", "model.tower.position_resize=correct"], r"model\.tower\.position_resize"),
+        (["--set", "model.head_options.anything=1"], r"model\.head_options\.anything: None in the run, 1 asked for"),
         (["--set", "train.seed=1"], r"train\.seed: 0 in the run, 1 asked for"),
         (["--set", "model.train_vocabulary=new_tokens"], r"model\.train_vocabulary"),
     ],
@@ -128,6 +128,30 @@ def test_a_finished_run_keeps_the_recipe_that_it_was_trained_with(world, run, ca
     assert json.loads((folder / "meta.json").read_text())[-1]["changes"]["train.lr"] == [1e-3, 5e-4]
 
 
+def test_a_run_of_before_the_fields_were_renamed_resumes(world, run):
+    """The recipe of a run folder with the old names, every default stated as it was saved then."""
+    folder, _ = run
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
+    model, loss = values["model"], values["loss"]
+    model["head"] = model.pop("head_options")
+    model["decoder_heads"] = model["head"].pop("decoder_heads")
+    model["weight"] = model.pop("checkpoint_file")
+    model["tower"]["positions"] = model["tower"].pop("position_resize")
+    loss["alpha"] = loss.pop("overlap_weight")
+    loss["refinement"] = loss.pop("overlap_refinement")
+    loss["refused"] = "counted" if loss.pop("count_refused") else "excluded"
+    values["train"]["clip"] = values["train"].pop("grad_clip")
+    del values["train"]["steps"]
+    values["eval"]["no_eval"] = not values["eval"].pop("validate")
+    values["eval"]["pictures"] = values["eval"].pop("num_examples")
+    del values["eval"]["every_steps"]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    train_ds.main(["--config", str(world[1]), "--exp_name", "copy", "--no_eval", "--epochs", "2"])
+    assert [row["step"] for row in train_log(folder)] == [1, 2, 3, 4]
+    assert json.loads((folder / "meta.json").read_text())[-1]["changes"] == {"train.epochs": [1, 2]}
+    assert "overlap_weight" in (folder / "recipe.yaml").read_text()
+
+
 def test_amounts_among_options_and_how_it_is_computed_may_differ(run, tmp_path):
     _, recipe = run
     now = changed(
@@ -178,7 +202,7 @@ def test_checkpoints_without_a_readable_recipe_are_not_gone_on_with(run, harm):
     else:
         file.write_text("{" if harm == "not YAML" else yaml.safe_dump({"sistem": "lisa"}))
     before = tree(folder)
-    with pytest.raises((ValueError, FileNotFoundError), match=r"recipe\.yaml.*what (they|the checkpoints.*) mean"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"recipe\.yaml.*what (they|the run's checkpoints) mean"):
         find_resume(recipe)
     assert tree(folder) == before
 
@@ -211,12 +235,12 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_offered(world, 
         (newest / {"state": "state.json", "counters": "engine.json"}[harm]).write_text('{"step": ')
     before = tree(folder)
     with pytest.raises(
-        (ValueError, FileNotFoundError), match=rf"step_2 is .*step_1.* is whole: --resume {older} resumes"
+        (ValueError, FileNotFoundError), match=rf"step_2 is .*step_1.* is complete: --resume {older} resumes"
     ):
         find_resume(recipe)
     assert tree(folder) == before
     (older / "trainable.safetensors").write_bytes(b"")
-    with pytest.raises((ValueError, FileNotFoundError), match="No earlier one here is whole"):
+    with pytest.raises((ValueError, FileNotFoundError), match="No earlier one here is complete"):
         find_resume(recipe)
 
 
@@ -251,7 +275,7 @@ def test_a_run_that_is_trained_elsewhere_is_refused_until_that_process_is_dead(w
         [sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
-        assert holder.stdout.readline() == "held\n"
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         before = tree(folder)
         with pytest.raises(OSError, match=rf"copy is in use: process {holder.pid} on .*--exp_name"):
             train_ds.main(["--config", str(world[1]), "--exp_name", "copy", "--no_eval"])
@@ -302,7 +326,7 @@ def test_the_best_score_begins_again_when_something_else_is_measured(world, run,
     state = folder / "checkpoints" / "step_2" / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "best": 0.75, "best_step": 2}))
     train_ds.main(["--config", str(world[1]), "--exp_name", "copy", "--epochs", "2", "--set", "eval.best_by=cIoU"])
-    assert "the best score so far, 0.75, counts no more" in capsys.readouterr().out
+    assert "the best score so far, 0.75, no longer counts" in capsys.readouterr().out
     assert (folder / "checkpoints" / "best").read_text() == "step_4\n"
 
 

@@ -16,10 +16,16 @@ import yaml
 
 import test_sem
 from data.types import Claim, Mask, Query, Record, Target
-from evaluation.metrics.counts import RELEASED, STANDARD
-from evaluation.metrics.scorers import SCORERS, OverlapScorer, SemanticScorer
+from evaluation.metrics import SCORERS, Figure
+from evaluation.metrics.base import RELEASED, STANDARD
+from evaluation.metrics.overlap import OverlapScorer
+from evaluation.metrics.semantic import SemanticScorer
+from evaluation.prefetch import run_in_background
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS, Reply
-from evaluation.runner import SuiteScore, as_table, evaluate, run_in_background, source_options, summary
+from evaluation.report.markdown import as_table
+from evaluation.results import EvaluationResults
+from evaluation.runner import evaluate, source_options
+from evaluation.score import SuiteScore
 from evaluation.suites import find_suites
 from tests.records import OWN
 from tests.tiny_assistant import CLASSES, tiny, toy_world
@@ -47,25 +53,28 @@ def lines(folder: Path, suite: str) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def values(results: dict) -> dict:
-    named = {name: suite["figures"] for name, suite in results["suites"].items()}
-    return {(name, f["metric"], f["variant"]): f["value"] for name, figures in named.items() for f in figures}
+def read_results(folder: Path) -> EvaluationResults:
+    return EvaluationResults.from_json(json.loads((folder / "results.json").read_text()))
 
 
-def from_predictions(folder: Path) -> dict:
+def values(results: EvaluationResults) -> dict[tuple[str, str, str], float | None]:
+    named = {name: suite.figures for name, suite in results.suites.items()}
+    return {(name, f.metric, f.variant): f.value for name, figures in named.items() for f in figures}
+
+
+def from_predictions(folder: Path) -> dict[str, list[Figure]]:
     """The figures of every suite from its JSON lines alone."""
     found = {}
     for name, metric in zip(SUITES, ("semantic", "overlap", "overlap"), strict=True):
         scorer = SCORERS[metric]()
-        predictions = lines(folder, name)
-        for line in predictions:
+        for line in lines(folder, name):
             scorer.add(line["counts"])
-        found[name] = [{**vars(figure), "protocol": predictions[0]["protocol"]} for figure in scorer.figures()]
+        found[name] = scorer.figures()
     return found
 
 
-def figures(results: dict) -> dict:
-    return {name: suite["figures"] for name, suite in results["suites"].items()}
+def figures(results: EvaluationResults) -> dict[str, list[Figure]]:
+    return {name: suite.figures for name, suite in results.suites.items()}
 
 
 @pytest.mark.parametrize("protocol", [GENERATED, FORCED])
@@ -76,23 +85,23 @@ def test_every_suite_gives_named_figures_and_batching_changes_nothing(world, ass
         runs[size] = evaluate(
             assistant, SUITES, world, protocol, 0, out, batch_size=size, max_new_tokens=6, classes=CLASSES
         )
-    assert not runs[1]["missing"] and values(runs[1]) == pytest.approx(values(runs[3]), abs=1e-5)  # rounding of floats
+    assert not runs[1].missing and values(runs[1]) == pytest.approx(values(runs[3]), abs=1e-5)  # rounding of floats
     for name in SUITES:
         single, batched = lines(tmp_path / "1", name), lines(tmp_path / "3", name)
-        assert len(single) == runs[1]["suites"][name]["pictures"] == 3
+        assert len(single) == runs[1].suites[name].images == 3
         for one, other in zip(single, batched, strict=True):
             assert [a["text"] for a in one["answers"]] == [a["text"] for a in other["answers"]]
             assert one["image"] == other["image"]
-        for figure in runs[1]["suites"][name]["figures"]:
-            assert figure["protocol"] == protocol and figure["variant"] in (STANDARD, RELEASED)
-            assert figure["value"] is not None
-    assert json.loads((tmp_path / "1" / "results.json").read_text()) == json.loads(json.dumps(runs[1]))
+        assert runs[1].suites[name].protocol == protocol
+        for figure in runs[1].suites[name].figures:
+            assert figure.variant in (STANDARD, RELEASED) and figure.value is not None
+    assert read_results(tmp_path / "1") == runs[1]
     assert from_predictions(tmp_path / "1") == figures(runs[1])
-    present = [f for f in runs[1]["suites"]["ade20k|val"]["figures"] if f["metric"] == "present_accuracy"]
+    present = [f for f in runs[1].suites["ade20k|val"].figures if f.metric == "present_accuracy"]
     assert len(present) == (protocol == GENERATED)  # a forced answer names the classes itself
 
 
-def test_predicted_masks_are_kept_at_the_size_of_the_picture(world, assistant, tmp_path):
+def test_predicted_masks_are_written_at_the_size_of_the_image(world, assistant, tmp_path):
     evaluate(assistant, ["refcoco|unc|val"], world, FORCED, 1, tmp_path)
     (line,) = lines(tmp_path, "refcoco|unc|val")
     height, width = line["answers"][0]["masks"][0]["size"]
@@ -101,7 +110,7 @@ def test_predicted_masks_are_kept_at_the_size_of_the_picture(world, assistant, t
         assert int(rle_to_mask(mask, (height, width)).sum()) == predicted
 
 
-def test_pictures_are_encoded_once_however_many_questions(world, assistant):
+def test_images_are_encoded_once_however_many_questions(world, assistant):
     seen = []
     encode = assistant.model.vlm.encode_images
     assistant.model.vlm.encode_images = lambda pixels, *rest: (seen.append(len(pixels)), encode(pixels, *rest))[1]
@@ -110,27 +119,27 @@ def test_pictures_are_encoded_once_however_many_questions(world, assistant):
     finally:
         del assistant.model.vlm.encode_images
     assert seen == [2, 1]
-    assert results["suites"]["refcoco|unc|val"]["queries"] > 3
+    assert results.suites["refcoco|unc|val"].queries > 3
 
 
 def test_nothing_predicted_is_a_score_of_zero_not_a_crash(world):
     results = evaluate(tiny("lasagna"), SUITES, world, GENERATED, 2, max_new_tokens=2, classes=CLASSES)
-    scores = summary(results)
+    scores = results.summary()
     assert scores["ade20k|val"]["mIoU"] == scores["refcoco|unc|val"]["cIoU"] == scores["ReasonSeg|val"]["gIoU"] == 0.0
     assert scores["ade20k|val"]["present_accuracy"] == 0.0 and scores["ade20k|val"]["absent_accuracy"] == 1.0
-    assert results["suites"]["ade20k|val"]["unfinished"] == 2
+    assert results.suites["ade20k|val"].unfinished == 2
     assert "unfinished" in as_table(results)
 
 
 def test_a_class_at_a_time_is_scored_like_a_list(world):
     results = evaluate(tiny("lisa", eager=5), ["ade20k|val"], world, GENERATED, 1, max_new_tokens=6, classes=CLASSES)
-    suite = results["suites"]["ade20k|val"]
-    assert suite["queries"] == len(suite["class_iou"]) > 5 and suite["parse_failures"] == 0
+    suite = results.suites["ade20k|val"]
+    assert suite.queries == len(suite.class_iou) > 5 and suite.parse_failures == 0
 
 
-def test_missing_data_are_named_and_the_others_go_on(world, assistant):
+def test_missing_data_are_named_and_the_others_are_evaluated(world, assistant):
     results = evaluate(assistant, ["cityscapes", "ReasonSeg|val"], world, FORCED, 1)
-    assert list(results["suites"]) == ["ReasonSeg|val"] and "cityscapes" in results["missing"]["cityscapes|val"]
+    assert list(results.suites) == ["ReasonSeg|val"] and "cityscapes" in results.missing["cityscapes|val"]
     assert str(world) in as_table(results)
 
 
@@ -148,7 +157,7 @@ def test_unknown_protocols_and_suites_are_refused(world, assistant):
         evaluate(assistant, ["ReasonSegg|val"], world)
 
 
-def test_program_prints_and_writes_and_tells_missing_suites(world, tmp_path, capsys, monkeypatch):
+def test_program_prints_and_writes_and_names_missing_suites(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())  # the launcher's variables that it sets go again
     command = ["--version", str(OWN / "lasagna"), "--vision-tower", str(OWN / "lasagna" / "clip")]
     command += ["--dataset_dir", str(world), "--limit", "1", "--out", str(tmp_path), "--max_new_tokens", "4"]
@@ -190,10 +199,10 @@ def test_own_suites_are_scored_and_scored_again_without_touching_code(tmp_path, 
     command = ["--version", str(OWN / "gsva"), "--vision-tower", str(OWN / "gsva" / "clip"), "--limit", "1"]
     command += ["--dataset_dir", str(world), "--out", str(out), "--protocol", FORCED, "--suite_file", str(file)]
     assert test_sem.main(command) == 1  # gone is missing
-    results = json.loads((out / FORCED / "results.json").read_text())
-    assert list(results["suites"]) == ["kitchen", "objects", "named", "asked|val"]
-    assert "none.jsonl" in results["missing"]["gone"]
-    assert {figure["protocol"] for figure in results["suites"]["named"]["figures"]} == {TWO_PASS}
+    results = read_results(out / FORCED)
+    assert list(results.suites) == ["kitchen", "objects", "named", "asked|val"]
+    assert "none.jsonl" in results.missing["gone"]
+    assert results.suites["named"].protocol == TWO_PASS
     capsys.readouterr()
     assert test_sem.main(["--from", str(out / FORCED / "predictions")]) == 0
     again = capsys.readouterr().out
@@ -211,11 +220,11 @@ def test_two_processes_give_what_one_gives(world, tmp_path):
     env = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([sys.executable, *launcher, *command, "--out", str(out)], cwd=ROOT, env=env, check=True)
-    two = json.loads((out / FORCED / "results.json").read_text())
+    two = read_results(out / FORCED)
     one = evaluate(tiny("lasagna"), chosen, world, FORCED, classes=CLASSES)
     assert values(one) == values(two)
     for name in chosen:
-        assert one["suites"][name]["pictures"] == two["suites"][name]["pictures"] == 3  # uneven: two and one
+        assert one.suites[name].images == two.suites[name].images == 3  # uneven: two and one
         parts = sorted((out / FORCED / "predictions").glob(f"{name.replace('|', '_')}*.jsonl"))
         indices = [json.loads(line)["index"] for part in parts for line in part.read_text().splitlines()]
         assert len(parts) == 2 and sorted(indices) == [0, 1, 2]
@@ -293,7 +302,7 @@ def test_phrases_are_scored_against_their_own_masks_and_refusals_are_empty():
     assert counts["overlaps"] == [[4, 6, 4, 6, 0], [0, 0, 0, 0, 1]]
 
 
-def test_each_class_of_a_list_that_is_in_the_picture_is_a_query_for_overlaps():
+def test_each_class_of_a_list_that_is_in_the_image_is_a_query_for_overlaps():
     claims = Claim("door", 0), Claim("BlueSky", 1), Claim("wall", None)
     counts = OverlapScorer.count(RECORD, [LIST], [Reply("", claims, logits(LEFT, LEFT | RIGHT))], GENERATED)
     assert counts["overlaps"] == [[0, 4, 4, 0, 1], [2, 6, 2, 6, 0]]  # wall refused; the door's mask is nobody's
@@ -303,7 +312,7 @@ def test_failures_are_counted():
     score = SuiteScore("overlap")
     answers = [{"finished": False, "unread": 2}, {"finished": True, "unread": 0}]
     score.add({"answers": answers, "counts": {"unmatched": 3, "kind": "refer", "overlaps": []}, "seconds": 0.5})
-    assert (score.pictures, score.queries, score.parse_failures, score.unfinished) == (1, 2, 5, 1)
+    assert (score.images, score.queries, score.parse_failures, score.unfinished) == (1, 2, 5, 1)
 
 
 def test_training_and_scoring_share_the_class_list(world):
@@ -314,7 +323,7 @@ def test_training_and_scoring_share_the_class_list(world):
     assert source_options(Recipe(), suite) == {}
 
 
-def test_work_behind_goes_on_beside_in_order_and_is_finished_before_an_error_is_raised():
+def test_background_work_is_in_order_and_is_finished_before_an_error_is_raised():
     threads, done = set(), []
 
     def note(item: int) -> None:
@@ -338,9 +347,9 @@ def test_work_behind_goes_on_beside_in_order_and_is_finished_before_an_error_is_
     assert len(done) < 20  # and nothing more is made for long
 
 
-def test_a_model_that_never_stops_is_bounded_counted_and_told(world, caplog, monkeypatch):
+def test_a_model_that_never_stops_is_bounded_counted_and_reported(world, caplog, monkeypatch):
     monkeypatch.setattr(log, "propagate", True)
     results = evaluate(tiny("lisa"), ["ReasonSeg|val"], world, GENERATED, 2, max_new_tokens=2)
-    suite = results["suites"]["ReasonSeg|val"]
-    assert suite["unfinished"] == suite["queries"] == 2
+    suite = results.suites["ReasonSeg|val"]
+    assert suite.unfinished == suite.queries == 2
     assert "2 of 2 answers do not end within max_new_tokens=2" in caplog.text

@@ -150,7 +150,7 @@ def test_empty_sentences_are_left_out_and_said(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("segmentation", "says"),
     [
-        ([[100, 100, 110, 100, 110, 110]], "lies outside the picture"),
+        ([[100, 100, 110, 100, 110, 110]], "lies outside the image"),
         ([[1, 1, 2, 2]], "three or more points"),
         ({"size": [12, 10], "counts": [120]}, "is of size"),
     ],
@@ -184,7 +184,7 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
     data = json.loads(folder.read_text())
     data["images"][0]["file_name"] = name
     folder.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"instances\.json: image 1: (the path .* leaves|names no picture)"):
+    with pytest.raises(ValueError, match=r"instances\.json: image 1: (the path .* leaves|names no image)"):
         build_source("refcoco", tmp_path)[0]
 
 

@@ -13,7 +13,7 @@ from data.sources import SOURCES, build_source
 from data.sources.base import image_paths
 from data.types import Record, Target
 from evaluation.catalog import ENTRIES
-from evaluation.metrics.scorers import SCORERS
+from evaluation.metrics import SCORERS
 from evaluation.suites import GROUPS, SUITES, find_suites, read_custom, table
 from evaluation.wrappers import Grouped
 from tests.tiny_assistant import toy_world
@@ -84,7 +84,7 @@ def test_reasoning_suites_ask_the_first_text_about_what_is_there(tmp_path):
         assert target.phrase == everything[index].targets[0].phrase and target.mask().any()
 
 
-def test_reasoning_pairs_are_one_true_and_one_false_question_per_picture(tmp_path):
+def test_reasoning_pairs_are_one_true_and_one_false_question_per_image(tmp_path):
     world = toy_world(tmp_path / "world", "reason_seg")
     suite = SUITES["ReasonSeg-premise|val"]
     assert suite.metric == "premise" and names("reason_premise") == [suite.name]
@@ -107,7 +107,7 @@ def custom(*entries: dict) -> tuple[SuiteConfig, ...]:
     return from_dict(EvalConfig, {"custom": list(entries)}, "eval").custom
 
 
-def test_own_suites_stand_beside_the_catalog_and_state_their_options():
+def test_own_suites_join_the_catalog_and_state_their_options():
     own = custom(MINE, {"name": "street", "source": "folder", "metric": "semantic", "present_only": True})
     assert [s.name for s in find_suites(["custom"], own)] == ["mine|val", "street"]
     assert [s.name for s in find_suites(["str*", "muse|val", "mine|val"], own)] == ["street", "muse|val", "mine|val"]

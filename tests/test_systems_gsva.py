@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from data.types import Mask, Record, Refuse, Target, Turn
 from systems.base import build_system
-from systems.gsva import LIST_PART, PhraseList
+from systems.gsva import LIST_PART, GsvaTask
 from utils.masks import EmptyMask
 
 NAMES = ("Red Car", "a dog.", " tall tree ", "no such thing", "nobody")
@@ -135,13 +136,12 @@ def test_a_label_set_is_asked_whole():
 
 def test_reading_frees_names_of_the_words_around_them():
     system = build_system("gsva")
-    lists: PhraseList = system.task.lists
-    words = lists.wording.lists
+    words = cast(GsvaTask, system.task).lists.wording.lists
     styles = [*zip(words["start"], words["part"], strict=True), ("Sure,", LIST_PART)]
     for start, part in styles:
         slots = [("red car", "[SEG]"), ("blue dog, left", "[REJ]"), ("tree", "[SEG]")]
         said = ", ".join(part.format(phrase=name, mask=token) for name, token in slots)
-        claims = system.read(f"{start} {said}.</s>")
+        claims = system.read(f"{start} {said}.")
         assert [(claim.phrase, claim.mask) for claim in claims] == [
             ("red car", 0),
             ("blue dog, left", None),

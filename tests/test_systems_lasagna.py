@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.types import Dialogue, Mask, Record, Refuse, Target, Turn
-from systems.base import ABSENT, build_system
+from systems.base import build_system
 from systems.lasagna import sample_classes
+from systems.targets import ABSENT
 
 ADE = tuple(f"class {index}" for index in range(150))
 
@@ -28,13 +29,18 @@ def picture(vocabulary=ADE, present=(3, 140, 77)) -> Record:
 
 
 def asked(dialogue: Dialogue) -> list[str]:
-    return re.search(r"<cat_start> (.*) <cat_end>$", dialogue[0].question)[1].split(", ")
+    match = re.search(r"<cat_start> (.*) <cat_end>$", dialogue[0].question)
+    assert match, dialogue[0].question
+    return match[1].split(", ")
 
 
 def answered(dialogue: Dialogue) -> list[tuple[str, Mask | Refuse]]:
     script = dialogue[0].answer
     assert len(script) % 2 == 0
-    return [(name.removeprefix(", "), hole) for name, hole in zip(script[::2], script[1::2], strict=True)]
+    names = [part for part in script if isinstance(part, str)]
+    holes = [part for part in script if not isinstance(part, str)]
+    assert script == tuple(part for pair in zip(names, holes, strict=True) for part in pair)
+    return [(name.removeprefix(", "), hole) for name, hole in zip(names, holes, strict=True)]
 
 
 def one(record: Record, seed: int = 0, **options) -> Dialogue:
@@ -159,7 +165,7 @@ def test_paper_tokens_write_the_papers_notation():
     assert (system.tokens.added, system.tokens.refuse) == (("[SEG]", "[NEG]"), "[NEG]")
     record = picture(("sky", "wall", "dog"), (0, 1))
     (dialogue,) = system.task.converse(record, np.random.default_rng(1))
-    assert all(text.startswith(", ") for text in dialogue[0].answer[2::2])
+    assert all(str(text).startswith(", ") for text in dialogue[0].answer[2::2])
     assert {name for name, _ in answered(dialogue)} == {"sky", "wall", "dog"}
     (query,) = system.task.queries(record)
     assert query.question == "<image>\nCan you segment the sky, wall, dog in this image?"
@@ -209,12 +215,11 @@ def test_dialogues_of_a_dataset_pass_unchanged():
 @pytest.mark.parametrize(
     ("text", "claims"),
     [
-        ("sky<ins>traffic light<no_ins>wall<ins></s>", [("sky", 0), ("traffic light", None), ("wall", 1)]),
-        ("sky <ins> traffic light <no_ins> wall <ins> </s>", [("sky", 0), ("traffic light", None), ("wall", 1)]),
+        ("sky<ins>traffic light<no_ins>wall<ins>", [("sky", 0), ("traffic light", None), ("wall", 1)]),
+        ("sky <ins> traffic light <no_ins> wall <ins> ", [("sky", 0), ("traffic light", None), ("wall", 1)]),
         ("<ins>sky<ins><ins>wall<no_ins>", [("", 0), ("sky", 1), ("", 2), ("wall", None)]),
         ("sky<ins>sky<ins>", [("sky", 0), ("sky", 1)]),
         ("Here it is: <ins>.", [("Here it is", 0)]),
-        ("USER: x <ins> ASSISTANT: wall <ins> boat <no_ins></s>", [("wall", 0), ("boat", None)]),
         ("<semantic>sea\nwater<ins>", [("sea water", 0)]),
         ("nothing here", []),
         ("", []),
@@ -234,7 +239,7 @@ def test_reading_undoes_writing(form):
     system = build_system("lasagna", {"tokens": form})
     tokens = system.tokens
     (query,) = system.task.queries(picture())
-    render = {Mask: tokens.mask[0], Refuse: tokens.refuse}
+    render: dict[type, str] = {Mask: tokens.mask[0], Refuse: str(tokens.refuse)}
     text = "".join(part if isinstance(part, str) else render[type(part)] for part in query.reference_answer)
     claims = system.read(text)
     assert tuple(claim.phrase for claim in claims) == query.phrases

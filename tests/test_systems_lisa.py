@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from data.types import Mask, Record, Target, Turn
-from systems.base import SYSTEMS, build_system, load_wording
-from systems.single import SLOTS
+from systems.base import SYSTEMS, build_system
+from systems.single import FIELDS
+from systems.wording import load_wording
 
 
 def mask() -> np.ndarray:
@@ -52,7 +53,7 @@ def test_sentences_stay_as_they_are_and_phrases_are_lower_cased():
 
 
 def test_explanations_follow_the_published_shares():
-    """lisa.md 4.6: a tenth in text only; the rest half plain, half mask with explanation; one draw per image."""
+    """lisa.md 4.6: a tenth in text only; the rest half plain, half mask with explanation; sampled once per image."""
     one = record("reason", "What swims?", "Name the swimmer.", explanation="A fish swims.")
     styles = {"text": 0, "plain": 0, "explained": 0}
     rng, task = np.random.default_rng(0), build_system("lisa").task
@@ -98,7 +99,7 @@ def test_a_label_set_is_asked_class_by_class():
 
 
 def test_reading_counts_masks():
-    claims = build_system("lisa").read("Sure, [SEG] and [SEG] . The cat</s>")
+    claims = build_system("lisa").read("Sure, [SEG] and [SEG] . The cat")
     assert [(claim.phrase, claim.mask) for claim in claims] == [("", 0), ("", 1)]
     assert build_system("lisa").read("no") == []
 
@@ -107,7 +108,7 @@ def test_tokens_and_registry():
     system = build_system("lisa")
     assert system.tokens.all_added == ("[SEG]", "<im_start>", "<im_end>") and system.tokens.refuse is None
     assert {"lisa", "lasagna"} <= set(SYSTEMS)
-    published = [name for system in SYSTEMS for name in build_system(system).published]
+    published = [name for system in SYSTEMS for name in build_system(system).released.architectures]
     assert len(published) == len(set(published))
     with pytest.raises(KeyError, match=r"no system 'lisaa'.*did you mean 'lisa'"):
         build_system("lisaa")
@@ -124,7 +125,7 @@ def test_tokens_and_registry():
             "phrase: ['{phrase}']\nsentence: ['{phrase}']\nexplain: [why]\nanswer: ['{mask}']",
             "must hold {sentence} once",
         ),
-        ("phrase: ['{phrase}']\nsentence: ['{sentence}']\nexplain: ['{x}']\nanswer: ['{mask}']", "must hold no slot"),
+        ("phrase: ['{phrase}']\nsentence: ['{sentence}']\nexplain: ['{x}']\nanswer: ['{mask}']", "must hold no field"),
         ("phrase: ['{phrase}']\nsentence: ['{sentence}']\nexplain: [why]\nanswer: []", "the list 'answer' is empty"),
         ("phrase: ['{phrase}']", "expected the lists answer, explain, phrase, sentence"),
     ],
@@ -133,7 +134,7 @@ def test_wording_files_are_checked(tmp_path, lists, message):
     path = tmp_path / "words.yaml"
     path.write_text(lists)
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_wording(str(path), SLOTS)
+        load_wording(str(path), FIELDS)
 
 
 def test_wording_choices_are_listed():

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from data.types import IMAGE_PLACEHOLDER, Mask, Record, Target, Turn
-from systems.base import build_system, load_wording, systems_accepting
-from systems.pixellm import LISTS, RENAMED, enumerate_with_and
+from systems.base import build_system, systems_accepting
+from systems.pixellm import LISTS, RENAMED, list_words
+from systems.wording import load_wording
 from utils.config import TowerConfig, load_recipe
 from utils.flags import resolve
 
@@ -61,7 +62,7 @@ def test_targets_are_dealt_to_the_questions():
         shares.update(all_dealt)
         for (turn,), indices in zip(dialogues, dealt, strict=True):
             question = turn.question.removeprefix(f"{IMAGE_PLACEHOLDER}\n")
-            assert "".join(enumerate_with_and([names[i] for i in indices])) in question
+            assert list_words([names[i] for i in indices]) in question
     assert max(shares.values()) < 1.3 * min(shares.values())
     for count in (1, 2, 4, 5, 7):
         sizes = [
@@ -88,8 +89,8 @@ def test_several_targets_are_answered_apart_or_together():
         ((turn,),) = converse(record("refer", "Red Cat", "dog", "tree"), seed, num_classes_per_sample=1)
         names = [["Red Cat", "dog", "tree"][index] for index in holes(turn)]
         clauses = [c.removesuffix(".") for c in wording.lists["each"]]
-        each = {"".join(enumerate_with_and([c.format(phrase=n, mask="*") for n in names])) + "." for c in clauses}
-        listing = "".join(enumerate_with_and(names)).lower()
+        each = {list_words([c.format(phrase=n, mask="*") for n in names]) + "." for c in clauses}
+        listing = list_words(names).lower()
         whole = {t.format(phrases=listing, masks="*, * and *") for t in wording.lists["together"]}
         assert text(turn) in each | whole and listing in turn.question
         apart, together = apart + (text(turn) in each), together + (text(turn) in whole)
@@ -220,11 +221,11 @@ def test_the_published_command_line():
     ]
     line = f"{README} --weight=pytorch_model.bin --eval_only --val_dataset='refcoco|unc|val||refcoco|unc|testA'"
     found = resolve(shlex.split(line), systems_accepting, say=said.append)
-    assert found.model.weight == "pytorch_model.bin" and found.eval.eval_only
+    assert found.model.checkpoint_file == "pytorch_model.bin" and found.eval.eval_only
     assert found.eval.suites == ("refcoco|unc|val", "refcoco|unc|testA")
 
 
-@pytest.mark.parametrize("name", ["pixellm", "pixellm_7b", "pixellm_13b", "toy_pixellm"])
+@pytest.mark.parametrize("name", ["released/pixellm", "pixellm_7b", "pixellm_13b", "toy/pixellm"])
 def test_recipes_ask_for_no_sam(name):
     found = load_recipe(CONFIGS / f"{name}.yaml")
     system = build_system(found.system, found.options)

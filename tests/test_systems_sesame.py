@@ -13,6 +13,7 @@ from data.types import Claim, Dialogue, Mask, Record, Refuse, Target
 from systems.base import build_system
 from systems.sesame import LISTS
 from systems.single import PHRASE_PROMPT, SENTENCE_PROMPT
+from systems.wording import load_wording
 
 CLASSES = tuple(f"class {index}" for index in range(12))
 
@@ -35,7 +36,7 @@ def converse(one: Record, seed: int = 0, **options) -> list[Dialogue]:
 
 
 def many(one: Record, times: int, **options) -> list[list[Dialogue]]:
-    """The dialogues of an image, `times` times with chance of its own."""
+    """The dialogues about an image, sampled `times` times."""
     task, rng = build_system("sesame", {"num_classes_per_sample": 9, **options}).task, np.random.default_rng(0)
     return [task.converse(one, rng) for _ in range(times)]
 
@@ -154,10 +155,10 @@ def test_false_questions_are_as_many_as_the_true_ones_and_correct_to_each_once(n
 @pytest.mark.parametrize("kind", ["reason", "phrase"])
 @pytest.mark.parametrize("flag", [True, False, None])
 def test_a_false_question_follows_its_own_flag(kind, flag):
-    """sesame.md 4.3: its own flag, not the picture's; a true phrase is in lower case, a false one is not."""
+    """sesame.md 4.3: its own flag, not the image's; a true phrase is in lower case, a false one is not."""
     false = Target("What Flies Here", None, "Nothing flies.", sentence=flag)
     one = record(Target("What Swims", mask), false, kind=kind)
-    lists = build_system("sesame").task.wording.lists
+    lists = load_wording("sesame", LISTS).lists
     sentence = kind == "reason" if flag is None else flag
     name = "sentence" if sentence else "phrase"
     asked = {template.format(**{name: false.phrase}) for template in lists[name]}
@@ -202,7 +203,7 @@ def test_evaluation_questions_are_fixed_by_seed_picture_and_phrase():
     one = record(*(Target(f"thing {index}", mask) for index in range(20)))
     assert questions(one) == questions(one) and len({q.replace(f"{i}", "") for i, q in enumerate(questions(one))}) > 5
     assert questions(one, eval_seed=1) != questions(one) != questions(record(*one.targets, name="other.jpg"))
-    first = build_system("sesame").task.wording.lists["phrase"][0]
+    first = load_wording("sesame", LISTS).lists["phrase"][0]
     assert questions(one, eval_prompt="first")[3] == "<image>\n" + first.format(phrase="thing 3")
     published = "<image>\n What is thing 3 in this image? Please output segmentation mask."
     assert questions(one, eval_prompt="lisa")[3] == published
@@ -217,13 +218,13 @@ def test_forced_answers_tell_the_truth():
 
 
 def test_reading_is_the_first_mask_or_a_refusal():
-    assert build_system("sesame").read("Yes: [SEG]. And [SEG].</s>") == [Claim("", 0)]
+    assert build_system("sesame").read("Yes: [SEG]. And [SEG].") == [Claim("", 0)]
     assert build_system("sesame", {"masks": "all"}).read("Yes: [SEG]. And [SEG].") == [Claim("", 0), Claim("", 1)]
     assert build_system("sesame").read("There is no dog.") == [Claim("", None)]
 
 
 def test_generated_answers_have_a_template_of_their_own():
-    assert build_system("sesame").prompt_template == "vicuna_v1"
+    assert build_system("sesame").released.prompt_template == "vicuna_v1"
     with pytest.raises(ValueError, match="no conversation template 'vicuna'"):
         build_system("sesame", {"prompt_template": "vicuna"})
 
@@ -243,7 +244,7 @@ def test_wrong_options_are_refused(options):
 
 
 def test_every_list_has_many_templates_and_confirmations_end_in_the_mask():
-    lists = build_system("sesame").task.wording.lists
+    lists = load_wording("sesame", LISTS).lists
     assert lists.keys() == LISTS.keys() and all(len(set(items)) == len(items) for items in lists.values())
     assert len(lists["phrase"]) >= 15 and len(lists["deny"]) >= 10 and len(lists["correct"]) >= 10
     for name in ("confirm", "answer", "correct_and_mask"):

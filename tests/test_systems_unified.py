@@ -14,6 +14,7 @@ from data.types import Claim, Mask, Query, Record, Refuse, Target, Turn
 from evaluation.metrics.matching import Names, assign_claims, read_list
 from systems.base import build_system
 from systems.unified import LISTS, TOKENS
+from systems.wording import load_wording
 
 RED = Target("red car", lambda: np.ones((2, 2), bool))
 SKY = Target("sky", lambda: np.ones((2, 2), bool))
@@ -47,7 +48,7 @@ def converse(name: str, seed: int = 0, **options):
 
 def spoken(turn: Turn) -> str:
     """The answer as the model would write it."""
-    names = {Mask: TOKENS.mask[0], Refuse: TOKENS.refuse}
+    names: dict[type, str] = {Mask: TOKENS.mask[0], Refuse: str(TOKENS.refuse)}
     return "".join(part if isinstance(part, str) else names[type(part)] for part in turn.answer)
 
 
@@ -74,7 +75,7 @@ def test_masks_are_of_what_is_there_and_refusals_of_what_is_not(name, seed):
 
 @given(name=st.sampled_from(["classes", "refer", "reason", "phrase", "multi"]), seed=st.integers(0, 999))
 def test_every_answer_is_read_as_it_was_meant(name, seed):
-    """One claim per hole, in order, masks counted; an opening refusal is followed by what is there instead."""
+    """One claim per hole, in order, masks counted; after an opening refusal comes what is there instead."""
     for (turn,) in SYSTEM.task.converse(RECORDS[name], np.random.default_rng(seed)):
         claims, slots = SYSTEM.read(spoken(turn)), holes(turn)
         assert [claim.mask is None for claim in claims] == [isinstance(slot, Refuse) for slot in slots]
@@ -127,9 +128,11 @@ def test_phrases_in_one_question_are_answered_by_name_in_order(number):
 def test_a_class_list_is_answered_whole_in_its_order():
     for seed in range(20):
         ((turn,),) = converse("classes", seed, listed_classes=1)
-        listed = re.search(r"<cat_start> (.*) <cat_end>$", turn.question)[1].split(", ")
+        match = re.search(r"<cat_start> (.*) <cat_end>$", turn.question)
+        assert match, turn.question
+        names = match[1].split(", ")
         claims = SYSTEM.read(spoken(turn))
-        assert [claim.phrase for claim in claims] == listed and len(listed) == 5
+        assert [claim.phrase for claim in claims] == names and len(names) == 5
         assert {claim.phrase for claim in claims if claim.mask is not None} == {"red car", "sky"}
 
 
@@ -160,7 +163,7 @@ def test_several_objects_keep_the_words_of_the_dataset_or_are_named():
 
 def test_evaluation_asks_in_trained_words():
     """Blanks after the image's line carry no meaning: tokens next to them strip them."""
-    lists = SYSTEM.task.premise.wording.lists
+    lists = load_wording("unified", LISTS).lists
     assert query("classes").question.removeprefix("<image>\n").lstrip() in {
         text.format(list="tree, sky, sea, red car, road") for text in lists["classes"]
     }
@@ -218,7 +221,7 @@ def test_wrong_options_are_refused(options, message):
 
 
 def test_the_wording_gives_no_verdict_before_its_token():
-    lists = SYSTEM.task.premise.wording.lists
+    lists = load_wording("unified", LISTS).lists
     assert lists.keys() == LISTS.keys() and all(len(set(items)) == len(items) for items in lists.values())
     assert all(text.startswith("{mask}") for key in ("answer", "confirm") for text in lists[key])
     assert all(

@@ -23,11 +23,11 @@ from model.vlm.tower import (
     tower_view,
     write_view,
 )
-from tests.tiny_model import tiny_model
+from tests.tiny_model import llava_of, tiny_model
 from utils.config import TowerConfig
 
 SIDE, PATCH = 448, 14
-PREPROCESSOR = Path(__file__).parents[1] / "configs" / "preprocessor_448.json"
+PREPROCESSOR = Path(__file__).parents[1] / "configs" / "released" / "preprocessor_448.json"
 
 
 @pytest.fixture
@@ -76,21 +76,27 @@ def test_only_a_table_of_the_native_grid_is_resized(table):
 
 @pytest.mark.parametrize(("height", "rows", "tokens"), [(299, 22, 11), (448, 32, 16), (14, 1, 1), (15, 2, 1)])
 def test_padded_patches_and_tokens_are_masked(height, rows, tokens):
-    """pixellm.md 1.2: patch row i is seen if 14 i < h, token row i if 28 i < h."""
-    model = tiny_model().vlm
-    model.tower.config.image_size, model.tower.config.patch_size, model.pool = SIDE, PATCH, 2
+    """pixellm.md 1.2: patch row i is visible if 14 i < h, token row i if 28 i < h."""
+    model = llava_of(tiny_model())
+    model.tower.config.image_size = SIDE
+    model.tower.config.patch_size = PATCH
+    model.pool = 2
     model.view = PaddedView(SIDE)
-    seen = model._seen([Geometry((height, SIDE), (0, 0)), Geometry((SIDE, SIDE), (0, 0))], torch.device("cpu"))
+    places = [Geometry((height, SIDE), (0, 0)), Geometry((SIDE, SIDE), (0, 0))]
+    visible = model._visible_patches(places, torch.device("cpu"))
     if rows == 32:
-        assert seen is None
+        assert visible is None
         return
-    assert seen[0].all(1).sum() == seen[0].any(1).sum() == rows and seen[1].all()
-    assert seen[0, ::2, ::2].any(1).sum() == tokens
+    assert visible is not None
+    assert visible[0].all(1).sum() == visible[0].any(1).sum() == rows and visible[1].all()
+    assert visible[0, ::2, ::2].any(1).sum() == tokens
 
 
 def test_pooling_is_the_bilinear_halving_of_the_release():
-    model = tiny_model().vlm
-    model.tower.config.image_size, model.tower.config.patch_size, model.pool = 64, 8, 2
+    model = llava_of(tiny_model())
+    model.tower.config.image_size = 64
+    model.tower.config.patch_size = 8
+    model.pool = 2
     patches = torch.randn(2, 64, 5, generator=torch.Generator().manual_seed(0))
     square = patches.transpose(1, 2).reshape(2, 5, 8, 8)
     expected = F.interpolate(square, (4, 4), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)

@@ -18,8 +18,8 @@ from PIL import Image
 import train_ds
 from tests.tiny_assistant import toy_world
 from tests.tiny_run import ROOT, environment, start, train_log, write_reason_seg, write_recipe
-from training.run import Stop, with_epochs
-from utils.config import DataConfig, Recipe, TrainConfig
+from training.run import StopSignal, with_epochs
+from utils.config import DataConfig, Recipe, TrainConfig, load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,21 @@ def test_second_run_does_not_overwrite_the_first(world, finished):
         train_ds.main(["--config", str(recipe), "--exp_name", "whole", "--no-auto_resume"])
 
 
+def test_a_run_may_count_steps_without_epochs(world):
+    """train.steps replaces the recipe's epochs; the run validates and saves every eval.every_steps and at the end."""
+    folder, recipe = world
+    line = ["--config", str(recipe), "--exp_name", "steps", "--set", "train.steps=3", "--set", "eval.every_steps=2"]
+    train_ds.main(line)
+    run = folder / "runs" / "steps"
+    saved = load_recipe(run)
+    assert (saved.train.steps, saved.train.epochs, saved.train.steps_per_epoch) == (3, None, None)
+    assert [row["step"] for row in train_log(run)] == [1, 2, 3]
+    assert [row["step"] for row in train_log(run, "val")] == [2, 3]
+    assert {path.name for path in (run / "checkpoints").glob("step_*")} == {"step_2", "step_3"}
+    train_ds.main([*line, "--set", "train.steps=4"])
+    assert [row["step"] for row in train_log(run)] == [1, 2, 3, 4]
+
+
 def test_eval_only_scores_and_trains_nothing(world, finished):
     folder, recipe = world
     results = []
@@ -164,34 +179,34 @@ def test_wrong_flag_stops_at_the_door():
         train_ds.main(["--set", "train.epoch=3"])
 
 
-def test_chance_of_a_step_is_its_own():
-    drawn = []
+def test_dropout_of_a_step_is_its_own():
+    numbers = []
     for key in ((0, 3, 0), (0, 4, 0), (1, 3, 0), (0, 3, 1), (0, 3, 0)):
-        train_ds.seed_chance(*key)
-        drawn.append(torch.rand(1).item())
-    assert drawn[0] == drawn[4] and len(set(drawn)) == 4
+        train_ds.seed_dropout(*key)
+        numbers.append(torch.rand(1).item())
+    assert numbers[0] == numbers[4] and len(set(numbers)) == 4
 
 
 @pytest.mark.parametrize(
     ("sampling", "stated", "steps"),
-    [("rates", None, 500), ("rates", 7, 7), ("once", None, 4), ("once", 4, 4), ("once", 9, 9)],
+    [("rates", None, 500), ("rates", 7, 7), ("epoch", None, 4), ("epoch", 4, 4), ("epoch", 9, 9)],
 )
 def test_an_epoch_of_every_record_once_counts_its_own_steps(caplog, sampling, stated, steps):
     train = TrainConfig(batch_size=2, grad_accumulation_steps=3, steps_per_epoch=stated)
     found = with_epochs(Recipe(data=DataConfig(sampling=sampling), train=train), pictures=20)
     assert found.train == replace(train, steps_per_epoch=steps)
-    assert ("an epoch of data.sampling once is 4 steps (20 pictures, 6 a step)" in caplog.text) == (stated == 9)
+    assert ("an epoch of data.sampling epoch is 4 steps (20 images, 6 per step)" in caplog.text) == (stated == 9)
 
 
 def test_sigterm_and_time_limit_ask_to_stop():
-    stop = Stop()
+    stop = StopSignal()
     try:
         assert not stop()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
     finally:
         stop.close()
-    late = Stop(minutes=1e-9)
+    late = StopSignal(minutes=1e-9)
     late.close()
     assert late()
 
@@ -215,11 +230,11 @@ def test_rows_that_are_cut_are_trained_on_and_counted_in_the_log(tmp_path):
         tmp_path,
         model={"model_max_length": 256 + 139},  # every question fits, no dialogue does
         data={"mixture": mixture, "on_bad_sample": "skip", "long_rows": "cut"},
-        eval={"suites": [], "no_eval": True},
+        eval={"suites": [], "validate": False},
     )
     train_ds.main(["--config", str(recipe)])
     rows = train_log(tmp_path / "runs" / "tiny")
     assert len(rows) == 4 and all(row["cut_rows"] == 2 and row["cut_tokens"] >= 2 and row["ce"] > 0 for row in rows)
     assert not any("left_out" in row for row in rows)
-    with pytest.raises(RuntimeError, match=r"draws in a row gave no sample; .* does not fit in model_max_length 395"):
+    with pytest.raises(RuntimeError, match=r"records in a row gave no sample; .* does not fit in model_max_length 395"):
         train_ds.main(["--config", str(recipe), "--exp_name", "error", "--set", "data.long_rows=error"])

@@ -20,7 +20,7 @@ from model.finetune.trainable import (
     trainable_state,
 )
 from model.losses import objective
-from tests.tiny_model import tiny_batch, tiny_model
+from tests.tiny_model import llava_of, sam_of, tiny_batch, tiny_model
 from utils.config import LoraConfig, LossConfig, ModelConfig, TowerConfig
 
 CONFIG = ModelConfig(lora=LoraConfig(r=2, alpha=4, dropout=0.0), gradient_checkpointing=False)
@@ -53,7 +53,7 @@ def test_what_trains():
     others = {".".join(name.split(".")[: 4 if name.startswith("vlm") else 2]) for name in names if name not in lora}
     full = {"vlm.language.model.embed_tokens", "vlm.language.lm_head.weight", "project.0", "project.2", "head.decoder"}
     assert others == full
-    assert set(names) >= {f"head.decoder.{name}" for name, _ in model.head.decoder.named_parameters()}
+    assert set(names) >= {f"head.decoder.{name}" for name, _ in sam_of(model).decoder.named_parameters()}
     assert model.training
     assert "lora" in describe(model)
 
@@ -82,16 +82,18 @@ def test_frozen_mask_decoder():
 
 
 def test_tower_and_mask_encoder_train_where_a_recipe_says_so():
-    model = prepare_training(tiny_model(), replace(CONFIG, tower=TowerConfig(train=True), head={"train_encoder": True}))
+    model = prepare_training(
+        tiny_model(), replace(CONFIG, tower=TowerConfig(train=True), head_options={"train_encoder": True})
+    )
     batch = tiny_batch()
     objective(model(batch), batch, LossConfig()).total.backward()
     moved = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
     assert {"vlm.tower.embeddings.patch_embedding.weight", "head.encoder.patch_embed.projection.weight"} <= moved
-    layers = len(model.vlm.tower.encoder.layers)
+    layers = len(llava_of(model).tower.encoder.layers)
     trained = {name.split(".")[4] for name in trainable_names(model) if name.startswith("vlm.tower.encoder.layers.")}
     assert trained == {str(layer) for layer in range(layers - 1)}, "what lies above the projected features does not"
-    with pytest.raises(ValueError, match=r"no field in model.head 'train_encodr'"):
-        mark_trainable(model, replace(CONFIG, head={"train_encodr": True}))
+    with pytest.raises(ValueError, match=r"no field in model.head_options 'train_encodr'"):
+        mark_trainable(model, replace(CONFIG, head_options={"train_encodr": True}))
 
 
 def test_without_lora_the_language_model_trains_in_full():

@@ -97,8 +97,6 @@ def test_a_checkpoint_of_rows_goes_on_as_if_never_stopped():
 def test_training_in_full_takes_no_rows_apart():
     with pytest.raises(ValueError, match="without LoRA the language model trains in full"):
         prepared(replace(CONFIG, lora=LoraConfig(r=0)))
-    with pytest.raises(ValueError, match=r"no model.train_vocabulary 'some'; have: full, new_tokens"):
-        prepared(replace(CONFIG, train_vocabulary="some"))
 
 
 def test_a_run_of_rows_is_saved_resumed_and_merged(tmp_path):

@@ -1,13 +1,15 @@
-"""What a run writes for those who watch it: numbers, images, how it came about, curves of several runs."""
+"""What a run records for those who watch it: numbers, images, its history, curves of several runs."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,14 +17,15 @@ import torch
 from PIL import Image
 
 from data.mixture import Part
-from data.types import Claim, Mask, Query, Record, Target
+from data.sources.base import Source
+from data.types import Batch, Claim, Mask, Query, Record, Target
 from evaluation.predictions import prediction
 from evaluation.protocols import Reply
 from evaluation.report.draw import Layer
 from evaluation.report.panels import panel, replay
 from tools import plot_run
 from training.meters import CUT_ROWS, CUT_TOKENS, LEFT_OUT, MEMORY, SPEED, WAIT, Meters, peak_memory
-from training.provenance import describe, describe_data, fingerprint, starts, versions
+from training.provenance import describe_data, describe_start, fingerprint, starts, versions
 from utils.config import RunConfig
 from utils.log import RunLog, import_wandb, log, read_log
 
@@ -116,6 +119,7 @@ def test_a_log_that_cannot_be_written_is_named_and_a_board_stops_nothing(tmp_pat
     run_log.write("train", 2, {"loss": 1.0})
     assert len(warned) == 1 and "tensorboard cannot be written: No space left on device" in warned[0]
     assert len(read_log(run.folder / "log.jsonl")) == 2
+    assert run_log.file is not None
     run_log.file.close()
     with Path("/dev/full").open("w") as full_disk:
         run_log.file = full_disk
@@ -182,10 +186,10 @@ def test_meters_weigh_by_pictures_and_start_anew():
     assert meters.read() == {} == peak_memory(torch.device("cpu"))
 
 
-def test_meters_count_what_batches_lack_and_start_anew():
+def test_meters_count_what_batches_lack_and_start_from_zero():
     meters = Meters()
-    batches = [SimpleNamespace(skipped=["a", "b"], cut_rows=1, cut_tokens=30)] * 2
-    whole = SimpleNamespace(skipped=[], cut_rows=0, cut_tokens=0)
+    batches = [cast(Batch, SimpleNamespace(skipped=["a", "b"], cut_rows=1, cut_tokens=30))] * 2
+    whole = cast(Batch, SimpleNamespace(skipped=[], cut_rows=0, cut_tokens=0))
     stream = iter([*batches, whole])
     assert [meters.timed(stream).cut_rows for _ in range(3)] == [1, 1, 0]
     meters.add({"loss": torch.tensor(1.0)}, weight=1)
@@ -221,11 +225,11 @@ def test_a_run_folder_tells_what_it_was_trained_on_and_when_that_changes(tmp_pat
     notes = tmp_path / "notes.json"
     notes.write_text("[]")
     os.utime(notes, ns=(10**18, 10**18))
-    part = Part("refer/mine", Listed((notes,), ["a.jpg", "b.jpg"]), 0.5, [1])
+    part = Part("refer/mine", cast(Source, Listed((notes,), ["a.jpg", "b.jpg"])), 0.5, [1])
     warned: list[str] = []
     monkeypatch.setattr(log, "warning", lambda text, *words: warned.append(text % words))
     for _ in range(2):
-        describe(tmp_path)
+        describe_start(tmp_path)
         describe_data(tmp_path, [part])
     assert not warned
     first, second = starts(tmp_path)
@@ -234,8 +238,8 @@ def test_a_run_folder_tells_what_it_was_trained_on_and_when_that_changes(tmp_pat
     assert mine["records"] == 2 and mine["used"] == 1 and mine["files"] == {str(notes): [2, 10**18]}
     assert {"command", "revision", "device", "versions", "started"} <= first.keys()
     notes.write_text("[1]")
-    describe(tmp_path)
-    describe_data(tmp_path, [Part("refer/mine", Listed((notes,), ["b.jpg", "a.jpg"]), 0.5, [1])])
+    describe_start(tmp_path)
+    describe_data(tmp_path, [Part("refer/mine", cast(Source, Listed((notes,), ["b.jpg", "a.jpg"])), 0.5, [1])])
     assert len(warned) == 1 and "refer/mine" in warned[0] and "files, pictures differ" in warned[0]
 
 
@@ -257,7 +261,7 @@ class TestPictures:
         return Record(photo, "multi", targets)
 
     def replies(self) -> tuple[list[Query], list[Reply]]:
-        """Asked for a and b: first b gets a mask, then something else; and c gets none."""
+        """The question is about a and b. The answer has a mask for b, then one for something else, and none for c."""
         logits = torch.full((2, 8, 10), -1.0)
         logits[0, 4:] = logits[1, 2:3, 8:] = 2.0
         both = Query("<image>\nWhich?", (Mask(0), Mask(1)), (0, 1), ("a", "b"))
@@ -289,7 +293,7 @@ class TestPictures:
         assert same(after.predicted, before.predicted) and same(after.true, before.true)
 
 
-def same(some: list[Layer], others: list[Layer]) -> bool:
+def same(some: Sequence[Layer], others: Sequence[Layer]) -> bool:
     pairs = zip(some, others, strict=True)
     return all(a.name == b.name and a.colour == b.colour and (a.mask == b.mask).all() for a, b in pairs)
 
@@ -297,7 +301,9 @@ def same(some: list[Layer], others: list[Layer]) -> bool:
 class TestCurves:
     def run(self, folder: Path, losses: list[float]) -> Path:
         folder.mkdir()
-        rows = [{"kind": "train", "step": step + 1, "loss": loss, "lr": 0.1} for step, loss in enumerate(losses)]
+        rows: list[dict[str, Any]] = [
+            {"kind": "train", "step": step + 1, "loss": loss, "lr": 0.1} for step, loss in enumerate(losses)
+        ]
         rows.append({"kind": "val", "step": len(losses), "ReasonSeg|val": {"gIoU": 0.25}})
         (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return folder

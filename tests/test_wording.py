@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
 from data.types import Mask, Record, Refuse, Target, Turn
-from systems.base import SYSTEMS, WORDING, Wording, build_system, load_wording, pattern_before_mask
+from systems.base import SYSTEMS, build_system
 from systems.gsva import answer_of
 from systems.pixellm import LISTS
-from systems.single import SLOTS
+from systems.single import FIELDS
+from systems.wording import WORDING, Wording, load_wording, pattern_before_mask
 
 THE = {  # share of phrase questions that say "the {phrase}": as published, where known, else from 0.50 to 0.78
     "lisa": 2 / 4,
@@ -36,7 +38,7 @@ def record(kind: str, *phrases: str, absent: tuple[str, ...] = (), **fields) -> 
     return Record(Path("photo.jpg"), kind, tuple(targets), **fields)
 
 
-def turns(system: str, record: Record, seeds: int = 2000, **options) -> list[Turn]:
+def turns(system: str, record: Record, seeds: int = 2000, **options: Any) -> list[Turn]:
     task, rng = build_system(system, options).task, np.random.default_rng(1)
     return [turn for _ in range(seeds) for dialogue in task.converse(record, rng) for turn in dialogue]
 
@@ -46,7 +48,7 @@ def text(turn: Turn) -> str:
 
 
 def close_to(share: float, number: int):
-    """Within four standard deviations of a share among that number of draws."""
+    """Within four standard deviations of a share among `number` samples."""
     return pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / number))
 
 
@@ -59,7 +61,7 @@ def share(found: list[bool]) -> float:
 
 @pytest.mark.parametrize("system", sorted(THE))
 def test_questions_say_the_phrase_as_often_as_published(system):
-    options = {"listed_phrases": 0.0} if system == "unified" else {}
+    options: dict[str, Any] = {"listed_phrases": 0.0} if system == "unified" else {}
     kind = "phrase" if system in ("gsva", "unified") else "refer"  # gsva lists expressions
     asked = [turn.question for turn in turns(system, record(kind, PHRASE), **options)]
     assert share([f"the {PHRASE.lower()}" in question for question in asked]) == close_to(THE[system], len(asked))
@@ -151,7 +153,7 @@ def test_words_may_be_filled_in_several_times(tmp_path):
     """As in a third of a published list."""
     twice = "Is the {phrase} here? Mark {phrase}, only {phrase}."
     path = written(tmp_path, phrase=[twice], sentence=["{sentence} Again: {sentence}"])
-    assert load_wording(path, SLOTS).lists["phrase"] == (twice,)
+    assert load_wording(path, FIELDS).lists["phrase"] == (twice,)
     (turn,) = turns("lisa", record("refer", "cat"), 1, wording=path)
     assert turn.question == "<image>\nIs the cat here? Mark cat, only cat."
     (turn,) = turns("lisa", record("reason", "Who?"), 1, wording=path)
@@ -166,19 +168,19 @@ def test_words_may_be_filled_in_several_times(tmp_path):
         ({"phrase": ["{}"]}, "must hold {phrase}"),
         ({"phrase": ["{phrase"]}, "'{phrase' must hold {phrase}"),
         ({"phrase": [7]}, "phrase: 7 must hold {phrase}"),
-        ({"explain": ["{phrase}"]}, "must hold no slot"),
+        ({"explain": ["{phrase}"]}, "must hold no field"),
     ],
 )
 def test_tokens_stand_once_and_broken_templates_are_named(tmp_path, lists, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        load_wording(written(tmp_path, **lists), SLOTS)
+        load_wording(written(tmp_path, **lists), FIELDS)
     assert "words.yaml" in str(caught.value)
 
 
 def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "words.yaml").write_text("- a\n- b\n")
     with pytest.raises(ValueError, match=r"words.yaml: expected the lists"):
-        load_wording(str(tmp_path / "words.yaml"), SLOTS)
+        load_wording(str(tmp_path / "words.yaml"), FIELDS)
 
 
 def test_answers_that_name_a_thing_twice_are_read_back(tmp_path):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble
+from model.heads.sam import SamHead
 from model.seg_model import SegModel
+from model.vlm.llava import Llava
 
 VOCABULARY, SEG, SIDE, EOS = 40, 37, 64, 2
 LANGUAGE = {
@@ -50,7 +54,8 @@ SAM = {
         "layer_norm_eps": 1e-5,
     },
 }
-PLAN = Architecture(LANGUAGE, TOWER, projector_depth=2, feature_layer=-2, head="sam", head_config=SAM)
+LLAVA = {"language": LANGUAGE, "tower": TOWER, "projector_depth": 2, "feature_layer": -2}
+PLAN = Architecture("llava", LLAVA, "sam", SAM)
 
 
 def tiny_model(seed: int = 0, plan: Architecture = PLAN) -> SegModel:
@@ -62,6 +67,16 @@ def tiny_model(seed: int = 0, plan: Architecture = PLAN) -> SegModel:
             if weight.dim() > 1 or "norm" not in name:
                 weight.normal_(0, 0.3 if weight.dim() > 1 else 0.02, generator=generator)
     return model
+
+
+def llava_of(model: SegModel) -> Llava:
+    """The backbone, as its own class."""
+    return cast(Llava, model.vlm)
+
+
+def sam_of(model: SegModel) -> SamHead:
+    """The mask head, as its own class."""
+    return cast(SamHead, model.head)
 
 
 def tiny_batch(seed: int = 0, masks: bool = True) -> Batch:
@@ -94,7 +109,7 @@ def tiny_batch(seed: int = 0, masks: bool = True) -> Batch:
         row_image=torch.tensor([0, 0, 1]),
         mask_rows=positions[:, 0],
         mask_positions=positions[:, 1:] - 1,
-        masks=truth if masks else [picture[:0] for picture in truth],
+        masks=truth if masks else [image_masks[:0] for image_masks in truth],
         geometry=geometry,
         names=["a.jpg", "b.jpg"],
         ignore=[None, None],

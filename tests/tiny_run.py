@@ -48,7 +48,7 @@ def write_recipe(folder: Path, **sections: dict) -> Path:
             "vision_tower": str(BASE / "clip"),
             "precision": "fp32",
             "model_max_length": 0,
-            "decoder_heads": 4,
+            "head_options": {"decoder_heads": 4},
             "lora": {"r": 2, "alpha": 4, "dropout": 0.1},
         },
         "data": {
@@ -82,7 +82,7 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
-def start(*words: str, launcher: tuple[str, ...] = (sys.executable,), check: bool = True, timeout: float = 300):
+def start(*words: str | Path, launcher: tuple[str, ...] = (sys.executable,), check: bool = True, timeout: float = 300):
     """Runs an entry point from the root, as a user would."""
     done = subprocess.run(
         [*launcher, *map(str, words)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = conversion_report(assistant.model.report)
     how = {"notes": {"conversion.json": weights}, "overwrite": args.overwrite}
     if args.format == "original":
-        published = assistant.system.published
+        published = assistant.system.released.architectures
         class_name = published[0] if published else "LlavaLlamaForCausalLM"
         save_original(assistant.model, folder, assistant.tokenizer, class_name, **how)
     else:

@@ -21,7 +21,8 @@ from data.collate import load_views
 from evaluation.protocols import GENERATED, generate
 from evaluation.report.draw import Panel, grid
 from evaluation.report.panels import panel
-from evaluation.runner import evaluate, source_options, summary
+from evaluation.results import EvaluationResults
+from evaluation.runner import evaluate, source_options
 from evaluation.suites import find_suites
 from systems.assistant import Assistant, build, load
 from utils.config import load_recipe
@@ -53,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Evaluating {moment} training, {args.limit} images per suite, generated answers")
         assistant = build(recipe, trainable=False) if moment == "before" else load(args.merged or args.run)
         results = score(assistant, dataset_dir, args)
-        (args.out / f"results_{moment}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        values = summary(results)
+        (args.out / f"results_{moment}.json").write_text(
+            json.dumps(results.to_json(), indent=1) + "\n", encoding="utf-8"
+        )
+        values = results.summary()
         report[moment] = {name: values[suite][metric] for name, (suite, metric) in FIGURES.items()}
     report["train_seconds"] = round(train_seconds(args.run), 1)
     (args.out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -81,7 +84,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def score(assistant: Assistant, dataset_dir: str, args: argparse.Namespace) -> dict[str, Any]:
+def score(assistant: Assistant, dataset_dir: str, args: argparse.Namespace) -> EvaluationResults:
     """The results of all suites; missing data ends the program, because the report needs every suite."""
     results = evaluate(
         assistant,
@@ -92,8 +95,8 @@ def score(assistant: Assistant, dataset_dir: str, args: argparse.Namespace) -> d
         batch_size=args.batch_size,
         max_new_tokens=args.max_new_tokens,
     )
-    if results["missing"]:
-        raise SystemExit("\n".join(f"{name}: {message}" for name, message in results["missing"].items()))
+    if results.missing:
+        raise SystemExit("\n".join(f"{name}: {message}" for name, message in results.missing.items()))
     return results
 
 

@@ -1,14 +1,14 @@
-"""Checkpoints: complete or not there, plain tensors by name, a bounded number of them.
+"""Checkpoints of a run: plain tensors by name, either complete or not there, a bounded number of them.
 
 checkpoints/step_500/trainable.safetensors             every trained weight, fp32, by its name in the model
 checkpoints/step_500/{exp_avg,exp_avg_sq}.safetensors  the optimizer's moments of each
 checkpoints/step_500/engine.json                       updates made, place in the schedule, loss scale
-checkpoints/step_500/state.json                        step, samples drawn, best score, processes
+checkpoints/step_500/state.json                        step, samples taken, best score, processes
 checkpoints/step_500/sums.json                         size and checksum of each tensor file
 checkpoints/last, checkpoints/best                     text files that name one of the folders
-checkpoints/aside_step_500                             a newer one, when a run resumed from before it; left alone
+checkpoints/aside_step_500                             a newer one, renamed when a run resumed from an earlier one
 
-Any other folder there is somebody's own and is neither read nor removed.
+Any other folder there is the user's own and is neither read nor removed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from training.engine import Engine
 from training.optimizer_state import MOMENTS, WEIGHT
 from utils import dist
 from utils.config import Recipe, TrainConfig
-from utils.files import DRAFT, explained, flush, free, write_whole
+from utils.files import DRAFT, describe_write_error, flush, free_space, write_atomically
 from utils.log import log
 
 WEIGHTS, STATE, COUNTERS, SUMS = "trainable.safetensors", "state.json", "engine.json", "sums.json"
 TENSORS = {WEIGHT: WEIGHTS, **{kind: f"{kind}.safetensors" for kind in MOMENTS}}
-FILES = (STATE, COUNTERS, *TENSORS.values())  # without which a checkpoint is none; older ones have no sums
+FILES = (STATE, COUNTERS, *TENSORS.values())  # that every checkpoint has; early ones have no sums
 NAME = re.compile(r"step_(0|[1-9]\d*)")
 ASIDE = "aside_"
 EXPLODED = 1e3  # Adam moves a weight by its rate per step; those of trained models stay below 100
@@ -47,16 +47,17 @@ CHUNK = 1 << 24  # bytes read at once
 
 @dataclass
 class TrainState:
-    """What the loop knows beside weights and optimizer. Random numbers are keyed by (seed, step), so none are kept."""
+    """What the loop needs to resume besides weights and optimizer. Random numbers depend on (seed, step) alone, so no
+    generator state is saved."""
 
     step: int = 0  # optimizer steps done
-    samples: int = 0  # draws from the mixture, all processes together: where it goes on
-    skipped: int = 0  # micro-batches left out for a loss that is no number
+    samples: int = 0  # taken from the mixture by all processes together: its position
+    skipped: int = 0  # micro-batches left out because of a loss that is not finite
     validated: int = 0  # step of the last validation
     best: float | None = None  # best validation score so far
     best_step: int | None = None  # of the checkpoint that has it
     processes: int = 1
-    pictures: int = 0  # a step, all processes together
+    pictures: int = 0  # global batch size: images per step, all processes together
     meters: list[dict[str, Any]] = field(default_factory=list)  # each process's sums since the last line of the log
 
     @classmethod
@@ -69,28 +70,43 @@ def global_batch_size(train: TrainConfig, processes: int) -> int:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run. size: bytes that one takes, for the error where there is no room."""
+    """The folder `checkpoints/` of a run.
+
+    keep: how many of the newest ones stay (the best one stays as well). size: bytes of one, for error messages.
+    """
 
     def __init__(self, folder: Path, keep: int = 2, size: int = 0):
-        self.folder, self.keep, self.size = folder, max(1, keep), size
+        self.folder = folder
+        self.keep = max(1, keep)
+        self.size = size
 
     def prepare(self) -> None:
         """Makes the folder and removes what a killed process left half done (main process)."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(f"{DRAFT}*"):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def save(self, engine: Engine, state: TrainState) -> Path:
-        """Writes a checkpoint on all processes; it gets its name only when everything is on the disk.
+        """Writes a checkpoint. All processes call it; the main process writes.
 
-        Raises on all of them, and leaves what was there as it was, where a weight is no number or beyond EXPLODED
-        (FloatingPointError) or something cannot be written (OSError).
+        A process may be killed at any line of this, by SIGKILL or with the machine. So everything is written into a
+        draft folder, flushed to the disk, and only then renamed: a rename either happened or did not. A folder named
+        step_500 is therefore complete, and `prepare` removes drafts. The pointer `last` follows the rename and is only
+        a convenience: `last()` looks at the folders.
+
+        Raises on all processes, and leaves earlier checkpoints as they were, where a weight is not finite or beyond
+        EXPLODED (FloatingPointError) or something cannot be written (OSError).
         """
         name = f"step_{state.step}"
-        target, draft = self.folder / name, self.folder / f"{DRAFT}{name}"
+        target = self.folder / name
+        draft = self.folder / f"{DRAFT}{name}"
         try:
             dist.on_main(partial(_empty, draft))
-            for kind, file in TENSORS.items():  # one kind at a time in the main process's memory
+            # Gathering is collective, so all processes do it; one kind at a time, to hold a third in CPU memory.
+            for kind, file in TENSORS.items():
                 tensors = engine.gather(kind)
                 dist.on_main(partial(_store, tensors, draft / file, self.last()))
             counters = engine.counters()
@@ -98,7 +114,7 @@ class Checkpoints:
         except OSError as error:
             raise OSError(
                 f"{error}. The checkpoint of step {state.step} takes about {self.size / 2**30:.2f} GiB and was not "
-                f"saved; what was saved before is whole ({self.last() or 'nothing'}). Make room and give the same "
+                f"saved; what was saved before is complete ({self.last() or 'nothing'}). Make room and give the same "
                 "command again"
             ) from None
         finally:
@@ -112,78 +128,88 @@ class Checkpoints:
             (draft / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
             (draft / SUMS).write_text(json.dumps({file: _sum(draft / file) for file in TENSORS.values()}))
             flush(*draft.iterdir(), draft)
-            self._set_aside(target)  # of this name there can only be what somebody else put there
+            self._set_aside(target)  # this run has not saved this step: a folder of that name is somebody else's
             os.replace(draft, target)
-            flush(self.folder)
+            flush(self.folder)  # the rename itself is an entry of this folder
         except OSError as error:
-            raise explained(error, target) from None
+            raise describe_write_error(error, target) from None
         self._point("last", target.name)
         self._thin()
 
     def note(self, state: TrainState, *, best: bool) -> None:
-        """What is known of the saved checkpoint of this step since it was validated (of another run's: nothing).
+        """Adds the result of validation to the checkpoint of this step, if this run has saved one.
 
-        The pointer comes first: a run killed between the two validates again and points again.
+        The pointer `best` is written before the state. A run killed between the two resumes from a state without this
+        validation, validates again and points again; the other way round, the pointer would stay wrong.
         """
         target = self.folder / f"step_{state.step}"
-        state.best_step = state.step if best else state.best_step
+        if best:
+            state.best_step = state.step
         if dist.is_main() and target.is_dir():
             if best:
                 self._point("best", target.name)
-            write_whole(target / STATE, json.dumps(asdict(state)))
+            write_atomically(target / STATE, json.dumps(asdict(state)))
             self._thin()
         dist.barrier()
 
     def complete(self) -> list[Path]:
-        """Checkpoints, oldest first, as far as names tell (`damage` looks closer)."""
-        found = [path for path in self.folder.glob("step_*") if NAME.fullmatch(path.name)]
-        mine = [path for path in found if path.is_dir() and any((path / file).is_file() for file in FILES)]
-        return sorted(mine, key=_step)
+        """Checkpoints, oldest first, judged by their names (`damage` reads the files)."""
+        paths = [path for path in self.folder.glob("step_*") if NAME.fullmatch(path.name)]
+        checkpoints = [path for path in paths if path.is_dir() and any((path / file).is_file() for file in FILES)]
+        return sorted(checkpoints, key=_step)
 
     def last(self) -> Path | None:
-        """The newest checkpoint, whatever the pointer says (a process may die between the two)."""
+        """The newest checkpoint, whatever the pointer says: a process may be killed between the two."""
         complete = self.complete()
         return complete[-1] if complete else None
 
-    def check(self, chosen: Path) -> None:
-        """Raises where the checkpoint to resume from is damaged, and names the newest one of this run that is not."""
-        if reason := damage(chosen):
-            words = f"{chosen} {reason}"
-            if chosen.parent.resolve() == self.folder.resolve():
-                older = [path for path in self.complete() if _step(path) < _step(chosen)]
-                whole = next((path for path in reversed(older) if not damage(path)), None)
-                words += (
-                    f". {whole.name}, which came before, is whole: --resume {whole} resumes from it and renames what "
-                    f"is newer to {ASIDE}*"
-                    if whole
-                    else ". No earlier one here is whole: choose another --exp_name to begin again"
+    def check(self, checkpoint: Path) -> None:
+        """Raises where the checkpoint to resume from is damaged; the message names the newest undamaged one."""
+        reason = damage(checkpoint)
+        if reason is None:
+            return
+        message = f"{checkpoint} {reason}"
+        if checkpoint.parent.resolve() == self.folder.resolve():
+            older = [path for path in self.complete() if _step(path) < _step(checkpoint)]
+            undamaged = next((path for path in reversed(older) if not damage(path)), None)
+            if undamaged:
+                message += (
+                    f". {undamaged.name}, which came before, is complete: --resume {undamaged} resumes from it and "
+                    f"renames what is newer to {ASIDE}*"
                 )
-            raise (FileNotFoundError if "not a complete" in reason else ValueError)(words)
+            else:
+                message += ". No earlier one here is complete: choose another --exp_name to begin again"
+        raise (FileNotFoundError if "not a complete" in reason else ValueError)(message)
 
-    def resume_at(self, chosen: Path | None, state: TrainState) -> TrainState:
-        """Makes the folder say what is true when a run resumes from `chosen`: newer checkpoints are set aside, `last`
-        and `best` name what is there, drafts are gone (main process). Returns the state, without a best score where
-        its checkpoint is not here."""
+    def resume_at(self, checkpoint: Path | None, state: TrainState) -> TrainState:
+        """Makes the folder consistent with a run that resumes from `checkpoint` (main process).
+
+        Newer checkpoints of this run are renamed, `last` and `best` point at what is there, drafts are removed. Returns
+        the state, without a best score where its checkpoint is not in this folder.
+        """
         self.prepare()
-        own = chosen is not None and chosen.parent.resolve() == self.folder.resolve()
-        if own:
-            for path in self.complete():
-                if _step(path) > _step(chosen):
-                    self._set_aside(path)
-            self._point("last", chosen.name)
-            best = f"step_{state.best_step}" if state.best_step is not None else self._pointed("best")
-            if best and (self.folder / best / WEIGHTS).is_file() and NAME.fullmatch(best):
-                self._point("best", best)
-                return state
-            if best:
-                log.warning("%s: the best checkpoint, %s, is not there any more; the next one counts", chosen, best)
-        for pointer in ("best",) if own else ("last", "best"):
-            (self.folder / pointer).unlink(missing_ok=True)
+        if checkpoint is None or checkpoint.parent.resolve() != self.folder.resolve():  # new, or from another run
+            for pointer in ("last", "best"):
+                (self.folder / pointer).unlink(missing_ok=True)
+            state.best = state.best_step = None
+            state.meters = []  # sums since the last line of the other run's log
+            return state
+        for path in self.complete():
+            if _step(path) > _step(checkpoint):
+                self._set_aside(path)
+        self._point("last", checkpoint.name)
+        best = f"step_{state.best_step}" if state.best_step is not None else self._pointed("best")
+        if best and (self.folder / best / WEIGHTS).is_file() and NAME.fullmatch(best):
+            self._point("best", best)
+            return state
+        if best:
+            log.warning("%s: the best checkpoint, %s, is not there any more; the next one counts", checkpoint, best)
+        (self.folder / "best").unlink(missing_ok=True)
         state.best = state.best_step = None
-        state.meters = state.meters if own else []  # they are of lines in another run's log
         return state
 
     def _set_aside(self, path: Path) -> None:
+        """Renames a checkpoint to aside_<name>, aside_<name>_1, ...: nothing that could be of use is removed."""
         if not path.exists():
             return
         names = (f"{ASIDE}{path.name}{f'_{number}' if number else ''}" for number in range(10**6))
@@ -192,24 +218,29 @@ class Checkpoints:
         log.warning("%s was renamed to %s", path, place.name)
 
     def _point(self, pointer: str, name: str) -> None:
-        write_whole(self.folder / pointer, name + "\n")
+        write_atomically(self.folder / pointer, name + "\n")
 
     def _pointed(self, pointer: str) -> str | None:
+        """The name in a pointer file."""
         path = self.folder / pointer
         return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
 
     def _thin(self) -> None:
-        """Keeps the newest ones and the best one."""
+        """Removes all but the newest ones and the best one."""
         best = self._pointed("best")
         for path in self.complete()[: -self.keep]:
             if path.name != best:
-                doomed = self.folder / f"{DRAFT}removing_{path.name}"
-                os.replace(path, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                # Renamed first: a folder that is half removed must not have a checkpoint's name.
+                removing = self.folder / f"{DRAFT}removing_{path.name}"
+                os.replace(path, removing)
+                shutil.rmtree(removing, ignore_errors=True)
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words that follow its name; None where it is whole."""
+    """What is wrong with a checkpoint, in words that follow its name; None where nothing is.
+
+    Compares checksums, so it reads the tensor files from end to end.
+    """
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         return f"is not a complete checkpoint: expected {', '.join(missing)} there"
     sums: dict[str, Any] = {}
@@ -218,7 +249,8 @@ def damage(folder: Path) -> str | None:
             values = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
             if name == STATE and f"step_{values['step']}" != folder.name and NAME.fullmatch(folder.name):
                 return f"is damaged: {name} is of step {values['step']}"
-            sums = values if name == SUMS else sums
+            if name == SUMS:
+                sums = values
             if name == COUNTERS and not {"updates", "schedule", "loss_scale"} <= values.keys():
                 return f"is damaged: {name} lacks fields"
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -243,65 +275,71 @@ def _empty(folder: Path) -> None:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise explained(error, folder) from None
+        raise describe_write_error(error, folder) from None
 
 
-def _store(tensors: Mapping[str, Tensor], file: Path, before: Path | None) -> None:
-    """Writes tensors of which all are numbers, none as large as only weights that have diverged are."""
-    ends = {
-        name: torch.stack(tensor.aminmax()) for name, tensor in tensors.items() if tensor.numel()
-    }  # NaN comes through
-    wrong = [name for name, pair in ends.items() if not pair.isfinite().all()]
-    huge = {name: float(pair.abs().max()) for name, pair in ends.items() if float(pair.abs().max()) > EXPLODED}
-    if wrong or (huge and file.name == WEIGHTS):
-        what = f"{len(wrong)} are no numbers" if wrong else f"{len(huge)} have weights up to {max(huge.values()):.3g}"
-        named = ", ".join((wrong or list(huge))[:5])
+def _store(tensors: dict[str, Tensor], file: Path, before: Path | None) -> None:
+    """Writes tensors to a file. Raises FloatingPointError, so that no run resumes from diverged weights, where a value
+    is not finite or a weight is larger than EXPLODED. before: the last checkpoint, for the message."""
+    # Minimum and maximum take one pass over a tensor and need no copy of it, and NaN passes through both.
+    extremes = {name: torch.stack(tensor.aminmax()) for name, tensor in tensors.items() if tensor.numel()}
+    not_finite = [name for name, pair in extremes.items() if not pair.isfinite().all()]
+    largest = {name: float(pair.abs().max()) for name, pair in extremes.items()}
+    huge = [name for name, value in largest.items() if value > EXPLODED] if file.name == WEIGHTS else []
+    if not_finite or huge:
+        if not_finite:
+            what = f"{len(not_finite)} are not finite"
+        else:
+            what = f"{len(huge)} have weights up to {max(largest[name] for name in huge):.3g}"
+        examples = ", ".join((not_finite or huge)[:5])
         raise FloatingPointError(
             f"the run has diverged: of {len(tensors)} tensors for {file.parent.name.removeprefix(DRAFT)}/{file.name} "
-            f"{what} ({named}). Nothing was saved; the last checkpoint is {before or 'none'}. A lower train.lr, a "
+            f"{what} ({examples}). Nothing was saved; the last checkpoint is {before or 'none'}. A lower train.lr, a "
             "longer train.warmup_steps or model.precision=bf16 instead of fp16 may help"
         )
     try:
         save_file(tensors, file)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{file} cannot be written: {error} ({free(file)})") from None
+        raise OSError(f"{file} cannot be written: {error} ({free_space(file)})") from None
 
 
 def _sum(file: Path) -> list[int]:
     """Size and CRC-32 of a file."""
-    check = 0
+    checksum = 0
     with file.open("rb") as stream:
         while chunk := stream.read(CHUNK):
-            check = zlib.crc32(chunk, check)
-    return [file.stat().st_size, check]
+            checksum = zlib.crc32(chunk, checksum)
+    return [file.stat().st_size, checksum]
 
 
 def restore(engine: Engine, folder: Path, recipe: Recipe) -> TrainState:
-    """Puts engine and state where they were when `folder` was saved, by any number of processes and any ZeRO stage.
+    """Loads a checkpoint into the engine and returns its state. It may have been saved by another number of processes
+    and another ZeRO stage.
 
-    Raises when the checkpoint is incomplete or of a model in which other weights train.
+    Raises FileNotFoundError where it is incomplete, ValueError where it is of a model in which other weights train.
     """
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder} is not a complete checkpoint: expected {', '.join(missing)} there")
-    known = {field.name for field in fields(TrainState)}
+    names = {field.name for field in fields(TrainState)}  # a later version may have saved more
     values = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    state = TrainState(**{key: value for key, value in values.items() if key in known})
+    state = TrainState(**{key: value for key, value in values.items() if key in names})
     counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
     engine.restore({kind: Stored(folder / file) for kind, file in TENSORS.items()}, counters)
     now = TrainState.begin(recipe)
     if state.pictures and state.pictures != now.pictures:
         log.warning(
-            "%s was trained with %d pictures a step, now it is %d (batch size x accumulation x processes): "
+            "%s was trained with %d images per step, now it is %d (batch size x accumulation x processes): "
             "set train.grad_accumulation_steps for the same",
             *(folder, state.pictures, now.pictures),
         )
-    state.processes, state.pictures = now.processes, now.pictures
+    state.processes = now.processes
+    state.pictures = now.pictures
     log.info("resumed %s: step %d, best score %s", folder, state.step, state.best)
     return state
 
 
 class Stored(Mapping[str, Tensor]):
-    """Tensors of a safetensors file, each read when it is asked for."""
+    """Tensors of a safetensors file by name, each read when it is looked up: no more than one is in memory."""
 
     def __init__(self, path: Path):
         self.path = path

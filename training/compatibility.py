@@ -1,7 +1,8 @@
 """Whether a recipe may resume from the checkpoints of a run: what gives weights their meaning must be the same.
 
-Everything in the recipe that decides what the weights are, or what the tokens and words stand for, is compared and a
-difference is refused. A field of `model` that a later version adds counts as such unless it is listed in COMPUTED.
+Fields that decide what the weights are, or what the tokens and words stand for, must be equal. A difference in any
+other field (learning rate, mixture, precision) is only noted. A field of `model` that a later version adds is of the
+first kind unless COMPUTED lists it.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ from typing import Any
 
 from systems.base import build_system
 from utils.config import Recipe, to_dict
+from utils.renamed import new_name
 
-COMPUTED = (  # fields of `model` that say how it is computed, not what
+COMPUTED = (  # fields of `model` that change how it is computed, not what
     *("precision", "attn_implementation", "pack_rows", "pack_length", "gradient_checkpointing"),
     *("decoder_checkpointing", "compile", "liger", "load_in_8bit", "allow_missing", "embedding_cache"),
     *("lora.dropout", "model_max_length"),
 )
-PLACES = ("version", "vision_tower", "weight", "vision_pretrained", "tower.preprocessor")  # files: their content counts
-SEED = "train.seed"  # the new tokens' rows and a mask head that starts from no file are made from it
-OF_A_START = ("train.auto_resume", "train.resume", "eval.eval_only")  # not settings of a run
-BEST_BY = ("eval.suites", "eval.best_by", "eval.protocol", "eval.limit", "eval.custom")  # what best scores compare
-SAMPLE, SAMPLES = 1 << 16, 8  # of a weight file, in bytes: reading 14 GB at each start would take a minute
+PATHS = (  # compared by file content
+    *("version", "vision_tower", "checkpoint_file", "vision_pretrained", "tower.preprocessor"),
+)
+SEED = "train.seed"  # initialises the new tokens' rows, and a mask head that starts from no file
+OF_A_START = ("train.auto_resume", "train.resume", "eval.eval_only")  # actions of one start, not settings of a run
+BEST_BY = ("eval.suites", "eval.best_by", "eval.protocol", "eval.limit", "eval.custom")  # what a best score depends on
+# The digest of a weight file takes SAMPLES pieces of SAMPLE bytes: reading 14 GB at each start would take a minute.
+SAMPLE, SAMPLES = 1 << 16, 8
 CONTENT = (".safetensors", ".bin", ".pth", ".pt", ".json", ".model")
 
 
@@ -41,21 +46,28 @@ class Change:
 def differences(before: Recipe, now: Recipe, content: Mapping[str, str | None]) -> tuple[list[Change], list[Change]]:
     """Fields in which the recipes differ: those that change what the weights mean, and the others.
 
-    content: what `contents` said of the run's recipe when it was last started; {} where that is not known.
+    content: the result of `contents` at the run's last start; {} where that is not known. For example, a moved base
+    folder has another path and the same content: no change of meaning. A base folder whose weights were replaced has
+    the same path and another content: a change of meaning, although the recipes are equal.
     """
-    meaning, others = [], []
+    content = {new_name(field): digest for field, digest in content.items()}
+    meaning: list[Change] = []
+    others: list[Change] = []
     for change in changes(before, now):
         section, _, name = change.field.partition(".")
         if section == "run" or change.field in OF_A_START:
             continue
-        if section == "model" and name in PLACES:
-            here, there = _content(change.now), content.get(change.field) or _content(change.before)
-            same = here is not None and here == there
+        if section == "model" and name in PATHS:
+            digest_now = _content(change.now)
+            digest_before = content.get(change.field) or _content(change.before)
+            harmless = digest_now is not None and digest_now == digest_before
+        elif section == "model":
+            harmless = _is_computed(name)
         elif section == "options":
-            same = _is_an_amount(change, before, now)
+            harmless = _is_an_amount(change, before, now)
         else:
-            same = change.field not in ("system", SEED) and (section != "model" or _is_computed(name))
-        (others if same else meaning).append(change)
+            harmless = change.field not in ("system", SEED)
+        (others if harmless else meaning).append(change)
     for field, digest in contents(now).items():
         recorded = content.get(field)
         if recorded and digest and recorded != digest and all(change.field != field for change in meaning):
@@ -64,24 +76,25 @@ def differences(before: Recipe, now: Recipe, content: Mapping[str, str | None]) 
 
 
 def changes(before: Recipe, now: Recipe) -> list[Change]:
-    """Every field that differs, lists of mappings entry by entry; a field that is not there is None."""
-    old, new = _leaves(to_dict(before)), _leaves(to_dict(now))
+    """Every field that differs, lists of mappings entry by entry; a field that one of them lacks is None there."""
+    old = _leaves(to_dict(before))
+    new = _leaves(to_dict(now))
     return [
         Change(field, old.get(field), new.get(field)) for field in {**old, **new} if old.get(field) != new.get(field)
     ]
 
 
 def contents(recipe: Recipe) -> dict[str, str | None]:
-    """Field -> digest of the weights and settings at the place that it names; None where nothing is there."""
+    """Field -> digest of the weights and settings at the path that it names; None where nothing is there."""
     fields = _leaves(to_dict(recipe.model), "model.")
-    return {f"model.{name}": _content(fields.get(f"model.{name}")) for name in PLACES}
+    return {f"model.{name}": _content(fields.get(f"model.{name}")) for name in PATHS}
 
 
-def _content(place: Any) -> str | None:
+def _content(value: Any) -> str | None:
     """A digest of a file, or of a folder's weights, sizes and tokenizer: all of small files, samples of large ones."""
-    path = Path(str(place)).expanduser()
-    if not place or not path.exists():
-        return None  # a name on the hub says itself what it is
+    path = Path(str(value)).expanduser()
+    if not value or not path.exists():
+        return None  # None, or a name on the hub, which identifies its content itself
     files = sorted(file for file in path.iterdir() if file.suffix in CONTENT) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
@@ -99,23 +112,29 @@ def _is_computed(name: str) -> bool:
 
 
 def _is_an_amount(change: Change, before: Recipe, now: Recipe) -> bool:
-    """A number among a system's options that leaves tokens and mask head as they are says how much, not what: how many
-    dialogues a picture, which share of them is explained. An option that says the default is no difference either."""
-    old, new = build_system(before.system, before.options), build_system(now.system, now.options)
-    if any(getattr(old, name) != getattr(new, name) for name in ("name", "tokens", "head", "prompt_template")):
+    """Whether an option of the system changes how much is trained, not what the words and tokens mean.
+
+    A number that leaves tokens and mask head as they are is an amount: dialogues per image, the share of explained
+    ones. An option that states the default makes no difference either.
+    """
+    old = build_system(before.system, before.options)
+    new = build_system(now.system, now.options)
+    if (old.name, old.tokens, old.head) != (new.name, new.tokens, new.head):
+        return False
+    if old.released.prompt_template != new.released.prompt_template:
         return False
     values = [value for value in (change.before, change.now) if value is not None]
     return old.task == new.task or all(type(value) in (int, float) for value in values)
 
 
 def _leaves(value: Any, field: str = "") -> dict[str, Any]:
-    """Dotted field -> value; of lists of mappings, by index beside their length."""
+    """Dotted field -> value; the entries of a list of mappings by index, after its length."""
     if isinstance(value, dict):
         return {key: leaf for name, item in value.items() for key, leaf in _leaves(item, f"{field}{name}.").items()}
     name = field.removesuffix(".")
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        found = {f"{name} (entries)": len(value)}
+        leaves = {f"{name} (entries)": len(value)}
         for index, item in enumerate(value):
-            found |= _leaves(item, f"{field}{index}.")
-        return found
+            leaves |= _leaves(item, f"{field}{index}.")
+        return leaves
     return {name: value}

@@ -1,11 +1,11 @@
-"""DeepSpeed behind a thin wrapper: what the training loop needs of it, and nothing else."""
+"""A thin wrapper around DeepSpeed: what the training loop needs of it, and nothing else."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,27 +16,29 @@ from training.optimizer_state import MOMENTS, WEIGHT, TrainedParameters
 from utils import dist
 from utils.config import Recipe, TrainConfig
 from utils.log import log
-from utils.registry import unknown
 
-PUBLISHED_BUCKET = 500_000_000  # elements; the buffers are allocated whole, so never larger than what trains
-ON_BAD_LOSS = ("stop", "skip")
+PUBLISHED_BUCKET = 500_000_000  # elements; buffers are allocated at full size, so never larger than what trains
 OFFLOADS = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "all": (3,)}  # with which ZeRO stages
 
 
 class Engine:
-    """Forward, backward, step; learning rate, gradient norm; trained tensors by name; weights whole or divided.
+    """Forward, backward, step; learning rate, gradient norm; trained tensors by name.
 
-    Every process makes one, after `dist.start()`. Parameters that ask for gradients are trained.
+    Every process makes one, after `dist.start()`. Parameters that require gradients are trained. Under ZeRO-3 each
+    process keeps a shard of every weight, under ZeRO-1 and 2 a shard of Adam's state.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe):
         deepspeed = _import_deepspeed()
-        train, self.device = recipe.train, dist.device()
+        train = recipe.train
+        self.device = dist.device()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
-            raise ValueError("nothing to train: no parameter of the model asks for gradients")
+            raise ValueError("nothing to train: no parameter of the model requires gradients")
         settings = engine_settings(recipe, sum(parameter.numel() for parameter in trained), self.device)
-        if train.zero_stage == 3:  # weight by weight, so that no device needs room for all of them
+        # Shards the model weight by weight while it is still on the CPU: moved to the device at full size first, a
+        # 13B model would need room on it for all of its weights.
+        if train.zero_stage == 3:
             deepspeed.zero.Init(module=model, config_dict_or_path=settings)
         model.to(self.device)
         betas = (train.beta1, train.beta2)
@@ -73,9 +75,15 @@ class Engine:
         return None if norm is None else float(norm)
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """All weights on every process, for evaluation: each goes through as many forward passes as its own share of
-        the questions takes, where under ZeRO-3 every pass of a layer is one that all processes make together."""
+    def gathered(self) -> Generator[None]:
+        """The full weights on every process, for evaluation.
+
+        Under ZeRO-3, weights of a layer exist only during its forward pass: hooks gather them from all processes and
+        release them afterwards. That works in training, where all processes run the same layers together. In evaluation
+        each has its own questions and generates answers of its own length; a process that needs one more forward pass
+        than the others would wait for them until the time-out. So all weights are gathered once, and the hooks are
+        removed meanwhile. Below ZeRO-3 every process has the full weights anyway. All processes enter it together.
+        """
         if self.engine.zero_optimization_stage() < 3:
             yield
             return
@@ -83,28 +91,28 @@ class Engine:
 
         hooks = self.engine.optimizer.parameter_offload
         with GatheredParameters(list(self.module.parameters())):
-            hooks._remove_module_hooks()  # they would divide each layer again after its first use
-            hooks.forward_hooks, hooks.backward_hooks = [], []
+            hooks._remove_module_hooks()  # they would release each layer's weights after its first use
+            hooks.forward_hooks, hooks.backward_hooks = [], []  # else the next removal would find them again
             try:
                 yield
             finally:
                 hooks.setup_zero_stage3_hooks()
 
     def gather(self, kind: str) -> dict[str, Tensor]:
-        """The whole trained weights ("weight") or moments of a kind in fp32, by name, on the CPU of the main process;
-        the others get {}. Every process has to call it."""
+        """The full trained weights ("weight") or Adam moments ("exp_avg", "exp_avg_sq") by name, in fp32 and on the CPU
+        of the main process; the other processes get {}. All processes call it."""
         return TrainedParameters(self.engine).gather(kind)
 
     def counters(self) -> dict[str, Any]:
-        """What else a resumed run needs: updates made, place in the schedule, loss scale."""
+        """What else a resumed run needs: updates made, position in the schedule, loss scale (fp16)."""
         scaler = getattr(self.engine.optimizer, "loss_scaler", None)
         plain = {} if scaler is None else {name: value for name, value in vars(scaler).items() if _is_plain(value)}
         schedule = self.engine.lr_scheduler.last_batch_iteration
         return {"updates": TrainedParameters(self.engine).steps, "schedule": schedule, "loss_scale": plain}
 
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], counters: Mapping[str, Any]) -> None:
-        """Goes on from what `gather` gave, by kind, and `counters`, whatever ZeRO stage and number of processes they
-        come from. Every process has to call it with the same."""
+        """Resumes from tensors by kind, as `gather` returned them, and `counters`, whatever ZeRO stage and number of
+        processes they come from. All processes call it with the same values."""
         trained = TrainedParameters(self.engine)
         if counters["updates"]:
             trained.begin(counters["updates"])
@@ -120,8 +128,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's configuration; everything whose default moved between versions is said (lisa.md 5.4)."""
-    train, precision = recipe.train, recipe.model.precision
+    """DeepSpeed's configuration. It states every setting whose default differs between versions (lisa.md 5.4)."""
+    train = recipe.train
+    precision = recipe.model.precision
     check_settings(train)
     bucket = min(PUBLISHED_BUCKET, trained)
     on_gpu = device.type == "cuda"
@@ -129,11 +138,11 @@ def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[
     return {
         "train_micro_batch_size_per_gpu": train.batch_size,
         "gradient_accumulation_steps": train.grad_accumulation_steps,
-        "gradient_clipping": train.clip,
+        "gradient_clipping": train.grad_clip,
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16"},
         "zero_optimization": {
-            # in half precision stage 0 would keep its fp32 copies where nothing else can read them
+            # In half precision stage 0 would keep its fp32 copies where `TrainedParameters` cannot read them.
             "stage": train.zero_stage if precision == "fp32" else max(1, train.zero_stage),
             "contiguous_gradients": True,
             "overlap_comm": on_gpu,
@@ -152,21 +161,15 @@ def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[
 
 
 def check_settings(train: TrainConfig) -> None:
-    """Raises where the `train` section asks for what there is not."""
-    if train.zero_stage not in OFFLOADS["none"]:
-        raise ValueError(f"train.zero_stage is 0, 1, 2 or 3, got {train.zero_stage}")
-    if train.offload not in OFFLOADS:
-        raise ValueError(unknown("train.offload", train.offload, OFFLOADS))
+    """Raises ValueError where fields of the `train` section do not go together."""
     if train.zero_stage not in (stages := OFFLOADS[train.offload]):
         have = ", ".join(map(str, stages))
         raise ValueError(f"train.offload={train.offload} needs train.zero_stage {have}, got {train.zero_stage}")
-    if train.on_bad_loss not in ON_BAD_LOSS:
-        raise ValueError(unknown("train.on_bad_loss", train.on_bad_loss, ON_BAD_LOSS))
 
 
 def _schedule(train: TrainConfig) -> dict[str, Any]:
-    """Linear from 0 over the warm-up, then linearly to 0 at the last step."""
-    total = train.epochs * train.steps_per_epoch
+    """Linear from 0 to `train.lr` over the warm-up, then linearly to 0 at the last step."""
+    total = train.total_steps
     if train.warmup_steps >= total:
         log.warning("warm-up of %d steps in a run of %d: train.lr is never reached", train.warmup_steps, total)
     return {
@@ -179,13 +182,13 @@ def _schedule(train: TrainConfig) -> dict[str, Any]:
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, quiet; on a CPU without its shared-memory operator.
+    """DeepSpeed, quiet, and on a CPU without its shared-memory operator.
 
-    That operator (inference only) would be compiled on first use: 40 s, and no start at all without a C++ compiler.
+    That operator (for inference) would be compiled on first use, which takes 40 s and fails without a C++ compiler.
     """
     if dist.device().type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed  # seconds that evaluation and chat need not wait
+    import deepspeed  # here because it takes seconds, which evaluation and chat need not wait
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)

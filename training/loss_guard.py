@@ -1,4 +1,4 @@
-"""Losses that are no numbers: the run stops and says which pictures gave one, or does without them."""
+"""Losses that are not finite: the run stops and names the images of the micro-batch, or leaves it out."""
 
 from __future__ import annotations
 
@@ -10,37 +10,42 @@ from training.checkpoint import TrainState
 from utils import dist
 from utils.log import log
 
-IN_A_ROW = 10  # micro-batches without a usable loss after which the weights, not the pictures, are to blame
+IN_A_ROW = 10  # micro-batches without a usable loss after which the weights, not the images, are to blame
 
 
 class LossGuard:
-    """Looks at each micro-batch before its gradients count. All processes get one answer.
+    """Checks the loss of each micro-batch before its backward pass.
 
-    on_bad_loss: `stop` or `skip`, as the recipe's train section has it.
+    All processes get the same answer: if one skipped a micro-batch alone, the others would wait for its gradients.
+    on_bad_loss: `stop` or `skip`, as in the recipe's train section.
     """
 
     def __init__(self, on_bad_loss: str):
-        self.skips, self.in_a_row = on_bad_loss == "skip", 0
+        self.skips = on_bad_loss == "skip"
+        self.in_a_row = 0
 
     def accepts(self, losses: Losses, batch: Batch, state: TrainState) -> bool:
-        """Whether every process may go on with its loss. Else, where the recipe says so, the micro-batch is counted
-        as skipped by all of them; or this raises."""
-        fine = bool(torch.isfinite(losses.total))
-        if not dist.any_process(not fine):
+        """Whether the loss is finite on every process. All processes call it.
+
+        If it is not and the recipe says skip, counts the micro-batch as skipped on all processes and returns False.
+        Raises FloatingPointError if the recipe says stop, or at the IN_A_ROW-th such micro-batch in succession.
+        """
+        finite = bool(torch.isfinite(losses.total))
+        if not dist.any_process(not finite):
             self.in_a_row = 0
             return True
-        words = "; ".join(filter(None, dist.all_gather("" if fine else describe(losses, batch))))
-        words = f"step {state.step + 1}: {words}"
+        messages = dist.all_gather("" if finite else describe_loss(losses, batch))
+        message = f"step {state.step + 1}: " + "; ".join(filter(None, messages))
         self.in_a_row += 1
         if not self.skips:
-            raise FloatingPointError(f"{words} (train.on_bad_loss=skip goes on without such pictures)")
+            raise FloatingPointError(f"{message} (train.on_bad_loss=skip trains without such images)")
         if self.in_a_row >= IN_A_ROW:
-            raise FloatingPointError(f"{words}. It is the {IN_A_ROW}th in a row: the weights have probably diverged")
+            raise FloatingPointError(f"{message}. It is the {IN_A_ROW}th in a row: the weights have probably diverged")
         state.skipped += 1
-        log.warning("left out: %s", words)
+        log.warning("left out: %s", message)
         return False
 
 
-def describe(losses: Losses, batch: Batch) -> str:
+def describe_loss(losses: Losses, batch: Batch) -> str:
     parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.parts.items())
     return f"the loss is {losses.total.item()} ({parts}) for {batch.names}"

@@ -1,4 +1,4 @@
-"""What is measured while training: mean loss parts, pictures a second, waiting, memory; and the progress bar."""
+"""What is measured while training: mean loss parts, images per second, time spent waiting, memory; the progress bar."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from tqdm import tqdm
 from data.types import Batch
 from utils import dist
 
-SPEED, WAIT, MEMORY = "images_per_second", "data_wait", "gpu_memory_gib"  # beside the loss parts
-LEFT_OUT, CUT_ROWS, CUT_TOKENS = "left_out", "cut_rows", "cut_tokens"  # beside them, where there were any
+SPEED, WAIT, MEMORY = "images_per_second", "data_wait", "gpu_memory_gib"  # logged next to the loss parts
+LEFT_OUT, CUT_ROWS, CUT_TOKENS = "left_out", "cut_rows", "cut_tokens"  # as well, where there were any
 NOT_LOSSES = (SPEED, WAIT, MEMORY, LEFT_OUT, CUT_ROWS, CUT_TOKENS)
 
 
 class Meters:
-    """Weighted means since the last `read`, over all processes. Adding does not wait for the device."""
+    """Weighted means since the last `read`, over all processes.
+
+    Sums stay on the device until they are read, so that adding does not make the CPU wait for the GPU.
+    """
 
     def __init__(self) -> None:
         self._start()
@@ -27,8 +30,9 @@ class Meters:
     def _start(self) -> None:
         self.names: list[str] = []
         self.sums: Tensor | None = None  # (parts + 1,) double: weighted sums, then the weight
-        self.earlier = 0.0  # of the weight, what an earlier start of the run added
-        self.waited, self.since = 0.0, time.perf_counter()
+        self.earlier = 0.0  # the part of the weight from before a restart: its images are not of this start's time
+        self.waited = 0.0  # seconds
+        self.since = time.perf_counter()
         self.counts = dict.fromkeys((LEFT_OUT, CUT_ROWS, CUT_TOKENS), 0)
 
     def add(self, parts: dict[str, Tensor], weight: int) -> None:
@@ -38,7 +42,7 @@ class Meters:
         self.sums = row if self.sums is None else self.sums + row
 
     def timed(self, stream: Iterator[Batch]) -> Batch:
-        """The next batch of the stream; the time spent waiting for it counts, and so does what it lacks."""
+        """The next batch of the stream. Adds up the time spent waiting and what the batch left out or cut."""
         start = time.perf_counter()
         batch = next(stream)
         self.waited += time.perf_counter() - start
@@ -51,28 +55,30 @@ class Meters:
         return {} if self.sums is None else {"names": self.names, "sums": self.sums.tolist(), "counts": self.counts}
 
     def restore(self, states: list[dict[str, Any]]) -> None:
-        """Resumes from the `state` of each process; another number of processes leaves the sums to the main one."""
+        """Resumes from the `state` of every process; with another number of processes, the main one gets the total."""
         if len(states) != dist.world_size():
-            given = [state for state in states if state]
-            sums = [sum(column) for column in zip(*(state["sums"] for state in given), strict=True)]
-            counts = {name: sum(state.get("counts", {}).get(name, 0) for state in given) for name in self.counts}
-            total = {"names": given[0]["names"], "sums": sums, "counts": counts} if given else {}
+            filled = [state for state in states if state]
+            sums = [sum(column) for column in zip(*(state["sums"] for state in filled), strict=True)]
+            counts = {name: sum(state.get("counts", {}).get(name, 0) for state in filled) for name in self.counts}
+            total = {"names": filled[0]["names"], "sums": sums, "counts": counts} if filled else {}
             states = [total, *[{}] * (dist.world_size() - 1)]
-        if mine := states[dist.rank()]:
-            self.names, self.earlier = mine["names"], mine["sums"][-1]
-            self.sums = torch.tensor(mine["sums"], dtype=torch.double, device=dist.device())
-            self.counts |= mine.get("counts", {})
+        if state := states[dist.rank()]:
+            self.names = state["names"]
+            self.earlier = state["sums"][-1]
+            self.sums = torch.tensor(state["sums"], dtype=torch.double, device=dist.device())
+            self.counts |= state.get("counts", {})
 
     def read(self) -> dict[str, float]:
-        """Means of the parts, images/s, how many records or rows were left out, how many rows cut and by how many ids,
-        and of this process the share of time spent waiting for data and the peak memory of its GPU, if it has one;
-        starts anew. All processes call it.
+        """The means since the last call; starts again from zero. All processes call it.
+
+        Over all processes: means of the loss parts, images per second, the numbers of records or rows left out, of rows
+        cut and of ids cut from them. Of this process alone: the share of time spent waiting for data, and the peak
+        memory of its GPU, if it has one.
         """
         if self.sums is None:
             return {}
-        *sums, weight, earlier = dist.all_reduce_sum(
-            torch.cat([self.sums, self.sums.new_full((1,), self.earlier)])
-        ).tolist()
+        row = torch.cat([self.sums, self.sums.new_full((1,), self.earlier)])
+        *sums, weight, earlier = dist.all_reduce_sum(row).tolist()
         counts = dist.all_reduce_sum(torch.tensor(list(self.counts.values()))).tolist()
         seconds = max(time.perf_counter() - self.since, 1e-9)
         values = {name: value / weight for name, value in zip(self.names, sums, strict=True)}

@@ -1,4 +1,4 @@
-"""How a run came about, in `meta.json`: each start with its command, code, packages, devices and data."""
+"""The history of a run, in `meta.json`: for each start its command, code, packages, devices and data."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import torch
 
 from data.mixture import Part
 from utils import dist
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.log import log
 
 META = "meta.json"
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def describe(folder: Path, **more: Any) -> None:
+def describe_start(folder: Path, **more: Any) -> None:
     """Adds an entry about this start to `meta.json`: command, versions, revision, devices, and `more`."""
     device = dist.device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -44,23 +44,25 @@ def describe(folder: Path, **more: Any) -> None:
 
 
 def describe_data(folder: Path, parts: Sequence[Part]) -> None:
-    """Adds to the last start in `meta.json` what is trained on, and warns where that is not what it was before."""
+    """Adds the training data to the last start in `meta.json`, and warns where they differ from the start before."""
     all_starts = starts(folder)
-    now = {part.name: fingerprint(part) for part in parts}
-    for name, before in (all_starts[-2].get("data", {}) if len(all_starts) > 1 else {}).items():
-        if name in now and now[name] != before:
-            changed = ", ".join(key for key in now[name] if now[name][key] != before.get(key))
+    data_now = {part.name: fingerprint(part) for part in parts}
+    data_before = all_starts[-2].get("data", {}) if len(all_starts) > 1 else {}
+    for name, before in data_before.items():
+        now = data_now.get(name, before)
+        if now != before:
+            changed = ", ".join(key for key in now if now[key] != before.get(key))
             log.warning("%s is not what it was when this run was last started: %s differ", name, changed)
-    all_starts[-1]["data"] = now
+    all_starts[-1]["data"] = data_now
     _write(folder, all_starts)
 
 
 def fingerprint(part: Part) -> dict[str, Any]:
-    """Tells versions of a dataset apart: its records, those that are used, size and time of its annotation files, and
-    a digest of its pictures' names in their order, where the source lists them."""
-    source = part.source
+    """What distinguishes versions of a dataset: the numbers of its records and of those in use, size and time of its
+    annotation files, and, where the source lists its images, a digest of their names in order."""
+    source: Any = part.source  # not every source has `files` and `image_paths`
     stats = {str(path): path.stat() for path in getattr(source, "files", ())}
-    found = {
+    values: dict[str, Any] = {
         "rate": part.rate,
         "records": len(source),
         "used": len(part.records),
@@ -68,8 +70,8 @@ def fingerprint(part: Part) -> dict[str, Any]:
     }
     if hasattr(source, "image_paths"):
         names = "\n".join(Path(path).name for path in source.image_paths())
-        found["pictures"] = hashlib.sha256(names.encode()).hexdigest()[:16]
-    return found
+        values["pictures"] = hashlib.sha256(names.encode()).hexdigest()[:16]
+    return values
 
 
 def revision() -> str:
@@ -89,12 +91,12 @@ def revision() -> str:
 def versions() -> dict[str, str]:
     """The installed version of every package in requirements.txt."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    names = [re.match(r"[\w.-]+", line).group() for line in lines if line[:1].isalpha()]
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if line[:1].isalpha()]
     return {name: importlib.metadata.version(name) for name in names}
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:
-    """How the run in this folder was started, each time. A damaged file is an error that names it."""
+    """The starts of the run in this folder, oldest first. Raises ValueError where the file is damaged."""
     path = folder / META
     try:
         entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -112,4 +114,4 @@ def last_start(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, entries: list[dict[str, Any]]) -> None:
-    write_whole(folder / META, json.dumps(entries, indent=1) + "\n")
+    write_atomically(folder / META, json.dumps(entries, indent=1) + "\n")

@@ -1,54 +1,60 @@
-"""The run folder: what it holds, whether it can be used, and when a run has to stop early."""
+"""A run and its folder: whether it can be used, what a start writes into it, and when a run has to stop early."""
 
 from __future__ import annotations
 
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from data.mixture import Part
-from training.checkpoint import Checkpoints, TrainState, check_writable
-from training.compatibility import BEST_BY, contents, differences
+from training.checkpoint import Checkpoints, TrainState, check_writable, global_batch_size
+from training.compatibility import BEST_BY, Change, contents, differences
 from training.lock import Lock
-from training.provenance import describe, describe_data, last_start
+from training.provenance import describe_data, describe_start, last_start
 from utils import dist
 from utils.config import Recipe, load_recipe, save_recipe
 from utils.log import log
 
 RECIPE = "recipe.yaml"
-
 BYTES_PER_WEIGHT = 12  # of a checkpoint: the weight and two Adam moments, in fp32
 STEPS_PER_EPOCH = 500  # as released
 
 
 def with_epochs(recipe: Recipe, pictures: int) -> Recipe:
-    """The recipe with the steps of an epoch as a number. Where `data.sampling` is once it need not state any: then an
-    epoch of its mixture, `pictures` records, takes as many as visit each of them."""
-    train, steps = recipe.train, STEPS_PER_EPOCH
-    if recipe.data.sampling == "once":
-        a_step = train.batch_size * train.grad_accumulation_steps * dist.world_size()
-        steps = math.ceil(pictures / a_step)
+    """The recipe with `train.steps_per_epoch` filled in, unless it counts no epochs (`train.steps`).
+
+    With `data.sampling` epoch, an epoch has as many steps as visit each of the mixture's records (`pictures` of them)
+    once; else 500, as released. A number that the recipe states stays.
+    """
+    train = recipe.train
+    if train.steps is not None:
+        return recipe
+    steps = STEPS_PER_EPOCH
+    if recipe.data.sampling == "epoch":
+        per_step = global_batch_size(train, dist.world_size())
+        steps = math.ceil(pictures / per_step)
         if train.steps_per_epoch not in (None, steps):
             log.warning(
-                "train.steps_per_epoch is %d; an epoch of data.sampling once is %d steps (%d pictures, %d a step): "
-                "leave it out (null) to have it so",
+                "train.steps_per_epoch is %d; an epoch of data.sampling epoch is %d steps (%d images, %d per step): "
+                "leave it out (null) for that",
                 train.steps_per_epoch,
                 steps,
                 pictures,
-                a_step,
+                per_step,
             )
     return replace(recipe, train=replace(train, steps_per_epoch=train.steps_per_epoch or steps))
 
 
 @contextmanager
-def open_run(recipe: Recipe) -> Iterator[Run]:
-    """The run folder of a recipe, for this training alone, compared with the recipe before anything is built.
+def open_run(recipe: Recipe) -> Generator[Run]:
+    """The run folder of a recipe, locked, and compared with the recipe before the model is built.
 
     Raises on all processes, with nothing changed on the disk, when the folder cannot be written, another process
     trains there, it holds a run of another recipe or one that is not to be resumed, or the checkpoint to resume
@@ -63,39 +69,44 @@ def open_run(recipe: Recipe) -> Iterator[Run]:
 
 
 def find_resume(recipe: Recipe) -> Path | None:
-    """The checkpoint to resume from, if any: the folder's last one or the one of them that `train.resume` names; for a
-    new run, that of another which it names."""
-    folder, checkpoints = recipe.run.folder, checkpoints_of(recipe)
-    last, asked = checkpoints.last(), Path(recipe.train.resume) if recipe.train.resume else None
-    own = asked is not None and asked.parent.resolve() == checkpoints.folder.resolve()
-    if last and not recipe.train.auto_resume and not own:
+    """The checkpoint to resume from; None for a new run.
+
+    `train.resume` may name one of the folder's own checkpoints, or, while the folder has none, one of another run.
+    Without it, or where it names another run's although the folder has checkpoints (the same command line given again
+    after an interruption), it is the folder's last one.
+    """
+    checkpoints = checkpoints_of(recipe)
+    last = checkpoints.last()
+    resume = Path(recipe.train.resume) if recipe.train.resume else None
+    is_own = resume is not None and resume.parent.resolve() == checkpoints.folder.resolve()
+    if last and not recipe.train.auto_resume and not is_own:
         raise FileExistsError(
-            f"{folder} already holds a run up to {last.name}: go on with --auto_resume, choose another --exp_name, "
-            "or remove the folder"
+            f"{recipe.run.folder} already holds a run up to {last.name}: resume it with --auto_resume, choose another "
+            "--exp_name, or remove the folder"
         )
-    chosen = asked if own or last is None else last
-    if chosen is not None:
-        checkpoints.check(chosen)
-        compare(recipe, chosen)
-    return chosen
+    checkpoint = resume if is_own or last is None else last
+    if checkpoint is not None:
+        checkpoints.check(checkpoint)
+        check_recipe(recipe, checkpoint)
+    return checkpoint
 
 
-def compare(recipe: Recipe, chosen: Path) -> None:
+def check_recipe(recipe: Recipe, checkpoint: Path) -> None:
     """Raises where the recipe would give the weights of this checkpoint another meaning than its run's recipe does."""
-    run = chosen.absolute().parents[1]
+    run = checkpoint.absolute().parents[1]
     if not (run / RECIPE).is_file():
         if run.resolve() == recipe.run.folder.resolve():
             raise FileNotFoundError(
                 f"{run} holds checkpoints but no {RECIPE}, so nothing says what they mean: put it back, or choose "
                 "another --exp_name"
             )
-        log.warning("%s: no %s beside it, so it cannot be compared with this recipe", chosen, RECIPE)
+        log.warning("%s: its run has no %s, so it cannot be compared with this recipe", checkpoint, RECIPE)
         return
     before = recipe_of(run)
     meaning, _ = differences(before, recipe, last_start(run).get("content", {}))
     if meaning:
         raise ValueError(
-            f"{chosen} belongs to another recipe; its weights mean nothing under this one:\n"
+            f"{checkpoint} belongs to another recipe; its weights mean nothing under this one:\n"
             + "".join(f"  {change}\n" for change in meaning)
             + f"Nothing was changed. Choose another --exp_name for this recipe, or give {run / RECIPE} as --config to "
             "resume that run"
@@ -107,8 +118,8 @@ def recipe_of(run: Path) -> Recipe:
         return load_recipe(run)
     except ValueError as error:
         raise ValueError(
-            f"{run / RECIPE} cannot be read, so nothing says what the checkpoints beside it mean ({error}): put a "
-            "whole copy back, or choose another --exp_name"
+            f"{run / RECIPE} cannot be read, so nothing says what the run's checkpoints mean ({error}): put an "
+            "undamaged copy back, or choose another --exp_name"
         ) from None
 
 
@@ -118,27 +129,29 @@ def checkpoints_of(recipe: Recipe, size: int = 0) -> Checkpoints:
 
 @dataclass
 class Run:
-    """An open run folder. resume: the checkpoint that it resumes from."""
+    """A locked run folder. resume: the checkpoint that the run resumes from."""
 
     recipe: Recipe
     resume: Path | None
     lock: Lock
 
     def checkpoints(self, model: nn.Module) -> Checkpoints:
-        """The folder's checkpoints; raises where there is no room for one of the model's trained weights."""
+        """The folder's checkpoints; raises OSError where there is no room for one of the model's trained weights."""
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         size = BYTES_PER_WEIGHT * trained
         dist.on_main(lambda: check_writable(self.recipe.run.folder, size))
         return checkpoints_of(self.recipe, size)
 
     def begin(self, recipe: Recipe, checkpoints: Checkpoints, state: TrainState, parts: Sequence[Part]) -> TrainState:
-        """The first that is written to the folder, once `restore` has succeeded: pointers that say what is there, the
-        recipe with the steps of an epoch counted, how the run was started, from where, with which settings changed."""
+        """Writes to the folder for the first time, once `restore` has succeeded: the pointers to its checkpoints, an
+        entry about this start with the settings that changed, the recipe. All processes call it and get the state."""
         return dist.on_main(lambda: self._begin(recipe, checkpoints, state, parts))
 
     def _begin(self, recipe: Recipe, checkpoints: Checkpoints, state: TrainState, parts: Sequence[Part]) -> TrainState:
-        folder, changed, more = recipe.run.folder, [], {"content": contents(recipe), "step": state.step}
-        finished = state.step >= recipe.train.epochs * recipe.train.steps_per_epoch
+        folder = recipe.run.folder
+        changed: list[Change] = []
+        more: dict[str, Any] = {"content": contents(recipe), "step": state.step}
+        finished = state.step >= recipe.train.total_steps
         if self.resume is not None:
             run = self.resume.absolute().parents[1]
             more["from"] = str(self.resume)
@@ -150,33 +163,42 @@ class Run:
             log.warning("%s %s other settings: %s", folder, how, "; ".join(map(str, changed)))
         state = checkpoints.resume_at(self.resume, state)
         if any(change.field.startswith(BEST_BY) for change in changed) and state.best is not None:
-            log.warning("what validation measures has changed: the best score so far, %s, counts no more", state.best)
+            log.warning("what validation measures has changed: the best score so far, %s, no longer counts", state.best)
             state.best = None
-        describe(folder, **more)  # before the recipe: killed between them, the next start says the changes again
+        # Before the recipe: if the process is killed between the two, the next start reports the changes again.
+        describe_start(folder, **more)
         describe_data(folder, parts)
-        if not finished or not (folder / RECIPE).is_file():  # what the weights were trained with stays their recipe
+        # A finished run is trained no further: the recipe that its weights were trained with stays.
+        if not finished or not (folder / RECIPE).is_file():
             save_recipe(recipe, folder)
         self.lock.sign()
         return state
 
 
-class Stop:
-    """Whether to save and leave: the time limit is over, or a scheduler sent SIGTERM. All processes get one answer."""
+class StopSignal:
+    """Whether to save and stop: the time limit is over, or a scheduler has sent SIGTERM.
+
+    Schedulers send SIGTERM some time before they kill a job. The handler only notes it, since a signal may arrive in
+    the middle of a collective operation or of a write; the loop asks after each step. Not every process gets the
+    signal, and clocks differ, so the processes agree: one that stopped alone would leave the others waiting for it.
+    """
 
     def __init__(self, minutes: float = 0.0):
-        self.until = time.monotonic() + 60 * minutes if minutes > 0 else None
-        self.asked = False
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        self.deadline = time.monotonic() + 60 * minutes if minutes > 0 else None
+        self.received = False
+        self._previous_handler = signal.signal(signal.SIGTERM, self._note)
 
-    def _ask(self, *_) -> None:
-        self.asked = True
+    def _note(self, *_: Any) -> None:
+        self.received = True
 
     def __call__(self) -> bool:
-        over = self.until is not None and time.monotonic() > self.until
-        stop = dist.any_process(self.asked or over)
+        """The same answer on all processes, which must all call it."""
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        stop = dist.any_process(self.received or late)
         if stop:
-            log.info("stopping early: %s", "SIGTERM" if self.asked else "time limit, or another process asked to")
+            log.info("stopping early: %s", "SIGTERM" if self.received else "time limit, or a signal to another process")
         return stop
 
     def close(self) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        """From here on SIGTERM does again what it did before."""
+        signal.signal(signal.SIGTERM, self._previous_handler)

@@ -1,4 +1,4 @@
-"""Maps a function over per-image tensors, batching those of equal shape and key into one call."""
+"""Maps a function over tensors of several images with one call for all that have the same shape and key."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def map_batched(work: Callable[[Tensor, Key], Tensor], values: Sequence[Tensor], keys: Sequence[Key]) -> list[Tensor]:
-    """[work(value, key), ...] for tensors (N, ...), with one call for all that have the same key and shape."""
-    groups = defaultdict(list)
+    """[work(value, key), ...] for tensors (N, ...), with one call of `work` per key and trailing shape.
+
+    work: (sum of N, ...) and a key -> a tensor with as many entries in its first dimension. For example, three images
+    with 2, 1 and 4 masks and two image sizes as keys take two calls, of which one gets the masks of two images.
+    """
+    groups: dict[tuple[Key, tuple[int, ...]], list[int]] = defaultdict(list)
     for index, (value, key) in enumerate(zip(values, keys, strict=True)):
         groups[key, value.shape[1:]].append(index)
     results: list[Tensor] = [torch.empty(0)] * len(values)
     for (key, _), indices in groups.items():
-        mine = [values[index] for index in indices]
-        done = work(mine[0] if len(mine) == 1 else torch.cat(mine), key)
-        for index, result in zip(indices, done.split([len(value) for value in mine]), strict=True):
+        group = [values[index] for index in indices]
+        joint = work(group[0] if len(group) == 1 else torch.cat(group), key)
+        for index, result in zip(indices, joint.split([len(value) for value in group]), strict=True):
             results[index] = result
     return results

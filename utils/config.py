@@ -1,4 +1,7 @@
-"""Recipes: frozen dataclasses, YAML, dotted overrides. The resolved recipe is saved in the run folder and read back."""
+"""Recipes: frozen dataclasses, YAML, dotted overrides. The resolved recipe is saved in the run folder and read back.
+
+`python -m utils.config` prints the reference of all fields, docs/configuration.md.
+"""
 
 from __future__ import annotations
 
@@ -6,208 +9,342 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.plain import leaves, parse_yaml, read_yaml
 from utils.registry import unknown
+from utils.renamed import find_config, new_name, with_new_names
 
 LARGEST_SEED = 2**32 - 1
-SAYS_OFF = ("data.exclude_val",)  # fields with the choice "off"
+EPOCHS = 10  # as released
 
 
-def within(default: Any, low: float | None, high: float | None = None, *, above: bool = False, below: bool = False):
-    """A field whose number must lie in low .. high (None: no end there); above, below: the end itself is out. Checked
-    when a recipe is read, before anything is loaded."""
-    return field(default=default, metadata={"range": (low, high, above, below)})
+def setting(
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: bool = False,
+    below: bool = False,
+    start: bool = False,
+) -> Any:
+    """A field of a recipe with its line of help.
+
+    A number must lie in low .. high (None: no bound there; above, below: the bound itself is excluded). This is checked
+    when the recipe is read, before anything is loaded, and so are the choices of a field whose type is a `Literal`.
+    `dict` as the default stands for an empty mapping, MISSING for a field that must be given. start: the field says how
+    a program is started, and is no part of the experiment.
+    """
+    metadata = {"help": help, "range": (low, high, above, below), "start": start}
+    if default is dict:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+MISSING: Any = dataclasses.MISSING
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """LoRA on the language model's linears; r = 0 turns it off, below 0 the layers train in full instead."""
+    """LoRA on the language model's linear layers."""
 
-    r: int = 8
-    alpha: int = within(16, 1)
-    dropout: float = within(0.05, 0, 1, below=True)
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    r: int = setting(8, "rank; 0: no LoRA; below 0: the layers train in full instead")
+    alpha: int = setting(16, "scale times rank", 1)
+    dropout: float = setting(0.05, "dropout before the factors", 0, 1, below=True)
+    target_modules: tuple[str, ...] = setting(("q_proj", "v_proj"), "linear layers that get LoRA")
 
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """How the vision tower sees a picture. None: as the weights' folder tells, else as the tower was made."""
+    """How the vision tower sees an image. null: as the folder of the weights says, else as the tower was built."""
 
-    size: int | None = within(None, 1)  # side of its view; for another than its own the position table is resized
-    pad: bool | None = None  # show the whole picture, with padding that no one attends to, not its centre
-    stats: str | None = None  # that normalise a padded view: sam (as released) | tower (its own)
-    pool: int | None = within(None, 1)  # so many patches a side are averaged to one image token
-    positions: str | None = None  # how the table is resized: released (off by one row) | correct
-    preprocessor: str | None = None  # image-processor file: its size, and mean and deviation where nothing is padded
-    new_projector: bool = False  # a base's projector makes way for a new one: two layers, twice the width between
-    train_projector: bool = False
-    train: bool = False  # the tower itself, which all published systems keep frozen
+    size: int | None = setting(
+        None, "side of its view; for a side that it was not built for, its position table is resized", 1
+    )
+    pad: bool | None = setting(None, "show the full image, with padding that nothing attends to, not its centre")
+    stats: Literal["sam", "tower"] | None = setting(
+        None, "mean and deviation that normalise a padded view: SAM's (as released) or the tower's own"
+    )
+    pool: int | None = setting(None, "average this many patches per side into one image token", 1)
+    position_resize: Literal["released", "correct"] | None = setting(
+        None, "how the position table is resized: as released (off by one row) or correctly"
+    )
+    preprocessor: str | None = setting(
+        None, "image-processor file: the size of the view, and mean and deviation where nothing is padded"
+    )
+    new_projector: bool = setting(
+        False, "replace the projector of a base by a new one: two layers, twice as wide between"
+    )
+    train_projector: bool = setting(False, "train the projector")
+    train: bool = setting(False, "train the tower itself, which all published systems keep frozen")
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Embeddings of the frozen mask encoder, kept on disk (fp16, 2 MiB a picture) for later epochs and evaluations.
+    """Embeddings of the frozen mask encoder, kept on disk (fp16, 2 MiB per image) for later epochs and evaluations.
 
-    Evaluation keeps them only where its own command line says so.
+    An evaluation keeps them only where its own command line says so.
     """
 
-    folder: str  # processes and runs may share it
-    max_gib: float = within(20.0, 0, above=True)  # what was not used for longest goes first
+    folder: str = setting(MISSING, "where they lie; processes and runs may share it")
+    max_gib: float = setting(20.0, "size of the folder; least recently used embeddings go first", 0, above=True)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    version: str = ""  # base LLaVA or a finished checkpoint: a folder, or a name on the hub
-    vision_tower: str | None = "openai/clip-vit-large-patch14"  # CLIP folder; None: the one inside or named by version
-    weight: str | None = None  # a whole training file over version's weights (a bare .bin; its LoRA has lora.alpha)
-    mask_head: str | None = None  # sam | pixel, over any system; None: the system's own
-    vision_pretrained: str | None = None  # SAM weights (file or folder); None: those inside version
-    conv_type: str = "llava_v1"
-    tokenization: str | None = None  # whose ids: transformers-4.31 | transformers-4.44; None: the folder's, else 4.31
-    tokenizer_legacy: bool | None = True  # a blank before text that follows a token; None: as the folder's files say
-    model_max_length: int = within(512, 0)  # longest row after image expansion that may be trained on; 0: no limit
-    image_size: int | None = within(None, 1)  # mask-side view; None: what the mask encoder was built for (SAM: 1024)
-    out_dim: int | None = within(None, 1)  # width of the mask prompt; None: what the mask decoder takes (SAM: 256)
-    precision: str = "bf16"  # fp32 | bf16 | fp16
-    attn_implementation: str = "auto"  # auto | sdpa | eager | flash_attention_2
-    pack_rows: bool = True  # rows of one picture share what they begin with (flash attention: they lose padding only)
-    pack_length: int = within(
-        0, 0
-    )  # with pack_rows: pictures share a sequence up to so many positions; 0: each has its own
-    use_mm_start_end: bool = True
-    train_mask_decoder: bool = True
-    train_language: bool = True  # without LoRA (lora.r = 0): train the language model in full, not its vocabulary alone
-    train_vocabulary: str = "full"  # full (published): every row in and out | new_tokens: those the system adds
-    gradient_checkpointing: bool = True  # the language model's layers are computed again in the backward pass
-    decoder_checkpointing: bool = True  # masks are drawn again in it: 100 MB less a mask (fp32)
-    compile: str = ""  # backend of torch.compile for the language model's layers in training, e.g. inductor; "": none
-    liger: bool = False  # Liger's kernels in the language model's layers in training (NVIDIA GPU)
-    load_in_8bit: bool = False
-    load_in_4bit: bool = False
-    allow_missing: bool = False  # go on when a checkpoint lacks a needed weight or has unexpected ones
-    decoder_heads: int = within(8, 1)  # heads of the mask decoder (not readable from tensor shapes)
-    embedding_cache: CacheConfig | None = None  # None: every picture is encoded anew
-    tower: TowerConfig = TowerConfig()
-    head: dict[str, Any] = field(default_factory=dict)  # options of the mask head
-    lora: LoraConfig = LoraConfig()
+    """The model: its weights, how it sees images, what trains and how it is computed."""
+
+    version: str = setting("", "base LLaVA or finished checkpoint: a folder, or a name on the hub")
+    vision_tower: str | None = setting(
+        "openai/clip-vit-large-patch14", "CLIP folder or hub name; null: the one inside or named by `version`"
+    )
+    checkpoint_file: str | None = setting(
+        None,
+        "a training program's file of all weights (a bare .bin) over those of `version`; its LoRA has `lora.alpha`",
+    )
+    mask_head: str | None = setting(None, "mask head under any system: sam or pixel; null: the system's own")
+    vision_pretrained: str | None = setting(None, "SAM weights, file or folder; null: those inside `version`")
+    conv_type: str = setting("llava_v1", "conversation template")
+    tokenization: Literal["transformers-4.31", "transformers-4.44"] | None = setting(
+        None, "library release whose ids around added tokens are reproduced; null: the folder's, else 4.31"
+    )
+    tokenizer_legacy: bool | None = setting(
+        True, "a blank before text that follows an added token; null: as the folder's files say"
+    )
+    model_max_length: int = setting(
+        512, "longest row, after the image is expanded, that may be trained on; 0: no limit", 0
+    )
+    image_size: int | None = setting(
+        None, "side of the mask encoder's view; null: what it was built for (SAM: 1024)", 1
+    )
+    out_dim: int | None = setting(None, "width of the mask prompt; null: what the mask head takes (SAM: 256)", 1)
+    precision: Literal["fp32", "bf16", "fp16"] = setting("bf16", "number format of weights and activations")
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting(
+        "auto", "attention kernel; auto: flash attention where it is installed and can run, else sdpa"
+    )
+    pack_rows: bool = setting(
+        True, "dialogues of one image share their common prefix (with flash attention only padding is saved)"
+    )
+    pack_length: int = setting(
+        0, "with pack_rows: several images share a sequence of up to this many positions; 0: one sequence per image", 0
+    )
+    use_mm_start_end: bool = setting(True, "wrap the image in <im_start> and <im_end>")
+    train_mask_decoder: bool = setting(True, "train the mask decoder")
+    train_language: bool = setting(
+        True, "without LoRA (lora.r = 0): train the language model in full, not only its vocabulary"
+    )
+    train_vocabulary: Literal["full", "new_tokens"] = setting(
+        "full", "rows of the input and output vocabulary that train: all (published), or those of the added tokens"
+    )
+    gradient_checkpointing: bool = setting(True, "recompute the language model's layers in the backward pass")
+    decoder_checkpointing: bool = setting(True, "decode masks again in the backward pass: 100 MB less per mask (fp32)")
+    compile: str = setting(
+        "", "torch.compile backend of the language model's layers in training, e.g. inductor; empty: none"
+    )
+    liger: bool = setting(False, "Liger's kernels in the language model's layers in training (NVIDIA GPU)")
+    load_in_8bit: bool = setting(False, "8-bit language model (inference)")
+    load_in_4bit: bool = setting(False, "4-bit language model; training adapters on it is QLoRA")
+    allow_missing: bool = setting(False, "continue when a checkpoint lacks a needed weight or has unexpected ones")
+    embedding_cache: CacheConfig | None = setting(None, "keep the mask encoder's embeddings on disk; null: do not")
+    tower: TowerConfig = setting(TowerConfig(), "the vision tower's input and training")
+    head_options: dict[str, Any] = setting(
+        dict, "options of the mask head, among them decoder_heads: attention heads, which no tensor shape shows"
+    )
+    lora: LoraConfig = setting(LoraConfig(), "low-rank adapters")
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """One dataset of a task: a name in SOURCES with its rate inside the task and its own options."""
+    """A dataset of a task."""
 
-    source: str
-    rate: float = within(1.0, 0)
-    options: dict[str, Any] = field(default_factory=dict)
+    source: str = setting(MISSING, "a name in SOURCES, alone or with its split")
+    rate: float = setting(1.0, "its rate inside the task", 0)
+    options: dict[str, Any] = setting(dict, "the source's own options")
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """One task of the mixture (sem_seg, refer_seg, vqa, reason_seg, or any name) with its rate and its sets."""
+    """A task of the mixture."""
 
-    task: str
-    sets: tuple[DatasetConfig, ...]
-    rate: float = within(1.0, 0)
+    task: str = setting(MISSING, "sem_seg, refer_seg, vqa, reason_seg, or any name")
+    sets: tuple[DatasetConfig, ...] = setting(MISSING, "its datasets; `- ade20k` is short for `- {source: ade20k}`")
+    rate: float = setting(1.0, "its rate inside the mixture", 0)
 
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    """A benchmark of one's own: a source with options (all of them: none are taken from the mixture), and its metric.
+    """A benchmark of your own: a source and its metric."""
 
-    present_only: ask about what is there, though the data also ask about what is not.
-    """
-
-    name: str  # to be used in suites and final_suites
-    source: str  # a name in SOURCES, alone or with its split
-    metric: str  # a name in SCORERS
-    options: dict[str, Any] = field(default_factory=dict)
-    present_only: bool = False
+    name: str = setting(MISSING, "its name in suites and final_suites")
+    source: str = setting(MISSING, "a name in SOURCES, alone or with its split")
+    metric: str = setting(MISSING, "a name in SCORERS")
+    options: dict[str, Any] = setting(dict, "all options of the source: none are taken from the mixture")
+    present_only: bool = setting(False, "ask only about what is present, though the data also ask about absent things")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    dataset_dir: str = "./dataset"
-    mixture: tuple[TaskConfig, ...] = ()
-    on_bad_sample: str = "raise"  # raise | skip (skipped ones are counted and reported)
-    long_rows: str = "error"  # beyond model_max_length: error | cut (as most released) | cut_rounds | keep (LaSagnA)
-    workers: int = within(4, 0)
-    prefetch: int = within(2, 1)  # batches that each worker keeps ready
-    val_workers: int = within(2, 0)
-    exclude_val: str = "off"  # off | eval_suites | refer_family | cross_refer: whose pictures are not trained on
-    index_dir: str | None = None  # where annotation indexes are kept; None: ASSISTANT_INDEX_DIR, else in dataset_dir
-    sampling: str = "rates"  # rates: draw by the rates for ever | once: every record once an epoch, rates but 0 ignored
+    """What is trained on, and how it is read."""
+
+    dataset_dir: str = setting("./dataset", "root of all datasets")
+    mixture: tuple[TaskConfig, ...] = setting((), "the tasks and their datasets")
+    on_bad_sample: Literal["raise", "skip"] = setting(
+        "raise", "at a sample that cannot be used: stop, or take another one (counted and reported)"
+    )
+    long_rows: Literal["error", "cut", "cut_rounds", "keep"] = setting(
+        "error",
+        "rows beyond model_max_length: an error, cut text (as most released), cut last rounds, keep (LaSagnA)",
+    )
+    workers: int = setting(4, "loader processes", 0)
+    prefetch: int = setting(2, "batches that each worker keeps ready", 1)
+    val_workers: int = setting(2, "loader processes of a validation", 0)
+    exclude_val: Literal["off", "eval_suites", "refer_family", "cross_refer"] = setting(
+        "off", "whose images are kept out of training"
+    )
+    index_dir: str | None = setting(
+        None, "where annotation indexes are kept; null: $ASSISTANT_INDEX_DIR, else inside dataset_dir"
+    )
+    sampling: Literal["rates", "epoch"] = setting(
+        "rates", "rates: sample by rate, without end; epoch: every record once per epoch, whatever its rate (0: never)"
+    )
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    ce: float = within(1.0, 0)
-    dice: float = within(0.5, 0)
-    bce: float = within(2.0, 0)
-    mask_size: str = "full"  # where masks are compared: full (published: the picture's pixels) | decoder (its cells)
-    ignore_region: bool = False  # published: ignored pixels are background in training
-    refinement: str = "none"  # of bce, where a question's masks overlap: none (released) | paper | overlap_only
-    alpha: float = within(2.0, 0)  # refinement paper: weight of such pixels
-    refused: str = "excluded"  # excluded | counted (published: constant masks beside the true ones of a picture)
+    """The objective: ce * CE + bce * BCE + dice * Dice."""
+
+    ce: float = setting(1.0, "weight of the text loss", 0)
+    dice: float = setting(0.5, "weight of the Dice loss", 0)
+    bce: float = setting(2.0, "weight of the masks' cross entropy", 0)
+    mask_size: Literal["full", "decoder"] = setting(
+        "full", "where masks are compared: in the image's pixels (published) or in the decoder's cells"
+    )
+    ignore_region: bool = setting(
+        False, "leave ignored pixels out of the mask losses; published: they are background in training"
+    )
+    overlap_refinement: Literal["none", "paper", "overlap_only"] = setting(
+        "none", "PixelLM's refinement of bce where masks of a question overlap; none as released"
+    )
+    overlap_weight: float = setting(
+        2.0, "with overlap_refinement paper: weight of the pixels that several masks claim", 0
+    )
+    count_refused: bool = setting(
+        False, "count refused phrases as constant masks next to the image's true ones (published by GSVA)"
+    )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: int = within(10, 1)
-    steps_per_epoch: int | None = within(
-        None, 1
-    )  # None: 500, as released; with data.sampling once, what visits every record
-    batch_size: int = within(2, 1)  # pictures a device
-    grad_accumulation_steps: int = within(10, 1)
-    lr: float = within(3e-4, 0, above=True)
-    beta1: float = within(0.9, 0, 1, below=True)
-    beta2: float = within(0.95, 0, 1, below=True)
-    weight_decay: float = within(0.0, 0)
-    warmup_steps: int = within(100, 0)
-    clip: float = within(1.0, 0)
-    zero_stage: int = 2  # 0 | 1 | 2 | 3: what DeepSpeed divides among the processes (in half precision 0 is 1)
-    offload: str = "none"  # to the CPU's memory: none | optimizer (with zero_stage 1 to 3) | all (with 3: weights, too)
-    zero_options: dict[str, Any] = field(default_factory=dict)  # further fields of DeepSpeed's zero_optimization
-    timeout_minutes: float = within(60.0, 0, above=True)  # how long processes wait for one another before they give up
-    on_bad_loss: str = "stop"  # at a loss that is no number: stop | skip (all processes draw other pictures; counted)
-    seed: int = within(0, 0, LARGEST_SEED)
-    print_freq: int = within(1, 1)
-    auto_resume: bool = True
-    resume: str | None = None
-    keep_checkpoints: int = within(2, 1)  # newest ones kept beside the best
-    save_steps: int = within(0, 0)  # also save every so many steps; 0: after each epoch only
-    time_limit_minutes: float = within(0.0, 0)  # stop and save cleanly after so long; 0: no limit
+    """The optimisation. Its length is given either by `steps` or by `epochs` and `steps_per_epoch`."""
+
+    steps: int | None = setting(
+        None, "optimizer steps of the run, without epochs; validates and saves at the end and every eval.every_steps", 1
+    )
+    epochs: int | None = setting(None, f"epochs; null: {EPOCHS} as released, or none with `steps`", 1)
+    steps_per_epoch: int | None = setting(
+        None, "optimizer steps per epoch; null: 500 as released; with data.sampling epoch, what visits every record", 1
+    )
+    batch_size: int = setting(2, "images per device and micro-step", 1)
+    grad_accumulation_steps: int = setting(10, "micro-steps per optimizer step", 1)
+    lr: float = setting(3e-4, "peak learning rate", 0, above=True)
+    beta1: float = setting(0.9, "AdamW", 0, 1, below=True)
+    beta2: float = setting(0.95, "AdamW", 0, 1, below=True)
+    weight_decay: float = setting(0.0, "AdamW", 0)
+    warmup_steps: int = setting(100, "steps of linear warm-up", 0)
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0: not clipped", 0)
+    zero_stage: Literal[0, 1, 2, 3] = setting(2, "what DeepSpeed shards over the processes (in half precision 0 is 1)")
+    offload: Literal["none", "optimizer", "all"] = setting(
+        "none", "what lies in CPU memory: nothing, optimizer states (zero_stage 1 to 3), or weights too (zero_stage 3)"
+    )
+    zero_options: dict[str, Any] = setting(dict, "further fields of DeepSpeed's zero_optimization")
+    timeout_minutes: float = setting(60.0, "how long processes wait for one another before they give up", 0, above=True)
+    on_bad_loss: Literal["stop", "skip"] = setting(
+        "stop", "at a loss that is not finite: stop, or take other images on all processes (counted)"
+    )
+    seed: int = setting(0, "seed of the data, of dropout and of new weights", 0, LARGEST_SEED)
+    print_freq: int = setting(1, "steps between two log lines", 1)
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept, in addition to the best", 1)
+    save_steps: int = setting(0, "also save every this many steps; 0: after each epoch only", 0)
+
+    # What follows belongs to one start of the program, not to the experiment.
+    auto_resume: bool = setting(True, "resume from the run folder's last checkpoint", start=True)
+    resume: str | None = setting(None, "checkpoint folder to resume from", start=True)
+    time_limit_minutes: float = setting(0.0, "save and stop after this time; 0: no limit", 0, start=True)
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "epochs", EPOCHS)
+        if self.steps is not None and (self.epochs is not None or self.steps_per_epoch is not None):
+            epochs = ", ".join(
+                f"train.{name} ({value})"
+                for name, value in (("epochs", self.epochs), ("steps_per_epoch", self.steps_per_epoch))
+                if value is not None
+            )
+            raise ValueError(
+                f"train.steps ({self.steps}) and {epochs} both say how long to train; give train.steps alone, or "
+                "train.epochs with train.steps_per_epoch"
+            )
+
+    @property
+    def known_steps_per_epoch(self) -> int:
+        """`steps_per_epoch`, which `training.run.with_epochs` fills in."""
+        if self.steps_per_epoch is None:
+            raise ValueError("train.steps_per_epoch is not known before the mixture is")
+        return self.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        if self.steps is not None:
+            return self.steps
+        return (self.epochs or EPOCHS) * self.known_steps_per_epoch
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    suites: tuple[str, ...] = ("ReasonSeg|val",)  # validation; the first one decides which checkpoint is best
-    final_suites: tuple[str, ...] = ()  # also scored after the last step, and by eval_only
-    custom: tuple[SuiteConfig, ...] = ()  # suites of one's own, beside those of `test_sem.py --list`
-    final_eval: bool = True
-    every_epochs: int = within(1, 1)
-    no_eval: bool = False
-    eval_only: bool = False
-    protocol: str = "teacher_forced"  # teacher_forced | generate
-    limit: int = within(0, 0)  # pictures a suite; 0: all
-    pictures: int = within(4, 0)  # of the first suite, drawn at each validation with predicted and true masks; 0: none
-    batch_size: int = within(1, 1)
-    max_new_tokens: int = within(512, 1)
-    best_by: str = "gIoU"
+    """Validation while training, and the evaluation after it."""
+
+    suites: tuple[str, ...] = setting(
+        ("ReasonSeg|val",), "suites of the validation; the first one decides which checkpoint is best"
+    )
+    final_suites: tuple[str, ...] = setting((), "suites that are also scored after the last step, and by eval_only")
+    custom: tuple[SuiteConfig, ...] = setting((), "suites of your own, next to those of `test_sem.py --list`")
+    validate: bool = setting(True, "validate while training")
+    final_eval: bool = setting(True, "score the final suites after the last step")
+    every_epochs: int = setting(1, "epochs between two validations", 1)
+    every_steps: int = setting(
+        0, "with train.steps: also validate and save every this many steps; 0: at the end only", 0
+    )
+    protocol: Literal["teacher_forced", "generate"] = setting(
+        "teacher_forced", "score the masks of the true answer, or of the answer that the model generates"
+    )
+    limit: int = setting(0, "images per suite; 0: all", 0)
+    num_examples: int = setting(
+        4, "images of the first suite, rendered at each validation with predicted and true masks; 0: none", 0
+    )
+    batch_size: int = setting(1, "images per step of a validation", 1)
+    max_new_tokens: int = setting(512, "longest generated answer", 1)
+    best_by: str = setting("gIoU", "figure of the first suite by which the best checkpoint is chosen")
+
+    # What follows belongs to one start of the program, not to the experiment.
+    eval_only: bool = setting(False, "evaluate and exit", start=True)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    log_base_dir: str = "./runs"
-    exp_name: str = "run"
-    tensorboard: bool = True
-    wandb: str | None = None  # project on Weights & Biases (pip install wandb) that the run also reports to
+    """Where a run is written and reported."""
+
+    log_base_dir: str = setting("./runs", "folder of all runs")
+    exp_name: str = setting("run", "name of the run folder")
+    tensorboard: bool = setting(True, "write tensorboard/")
+    wandb: str | None = setting(None, "project on Weights & Biases (pip install wandb) that the run also reports to")
 
     @property
     def folder(self) -> Path:
@@ -216,22 +353,55 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run needs, saved as `recipe.yaml` in its folder. `options` go to the system (a name in SYSTEMS)."""
+    """Everything that a run needs, saved as `recipe.yaml` in its folder."""
 
-    system: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    loss: LossConfig = LossConfig()
-    train: TrainConfig = TrainConfig()
-    eval: EvalConfig = EvalConfig()
-    run: RunConfig = RunConfig()
+    system: str = setting("", "a name in SYSTEMS")
+    options: dict[str, Any] = setting(dict, "options of the system")
+    model: ModelConfig = setting(ModelConfig(), "")
+    data: DataConfig = setting(DataConfig(), "")
+    loss: LossConfig = setting(LossConfig(), "")
+    train: TrainConfig = setting(TrainConfig(), "")
+    eval: EvalConfig = setting(EvalConfig(), "")
+    run: RunConfig = setting(RunConfig(), "")
+
+    def __post_init__(self) -> None:
+        if self.eval.every_steps and self.train.steps is None:
+            raise ValueError(
+                "eval.every_steps goes with train.steps; where train.epochs gives the length, set eval.every_epochs"
+            )
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether the run saves after `step` and asks for a validation: after each epoch, or, where the recipe counts
+        steps alone, after every eval.every_steps and the last one."""
+        train = self.train
+        if train.steps is None:
+            return step % train.known_steps_per_epoch == 0
+        every = self.eval.every_steps
+        return step == train.steps or bool(every and step % every == 0)
+
+    def validates_after(self, step: int) -> bool:
+        """Whether the suites are scored after this step, which ends an epoch: after the last one, and after every
+        eval.every_epochs of them."""
+        train = self.train
+        if train.steps is not None:
+            return True
+        epoch = step // train.known_steps_per_epoch
+        return epoch == train.epochs or epoch % self.eval.every_epochs == 0
 
 
-def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """Builds a (nested) dataclass from plain values; an unknown key or a wrong type raises and names its place."""
+LENGTHS = (("steps",), ("epochs", "steps_per_epoch"))  # of `train`: the two ways to say how long
+
+
+def from_dict(cls: Any, values: dict[str, Any], where: str = "") -> Any:
+    """Builds a (nested) dataclass from plain values.
+
+    An unknown key, a wrong type, a value that is no choice or out of range raises a ValueError that names its dotted
+    place. A whole recipe may have the field names of earlier ones (RENAMED).
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{where or cls.__name__}: expected a mapping, got {values!r}")
+    if cls is Recipe:
+        values = with_new_names(values)
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
@@ -241,7 +411,7 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
         raise ValueError(f"{where}: needs {', '.join(missing)}; its fields are {', '.join(hints)}")
     made = cls(**{key: _cast(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()})
     for entry in dataclasses.fields(cls):
-        if "range" in entry.metadata and (value := getattr(made, entry.name)) is not None:
+        if "range" in entry.metadata and isinstance(value := getattr(made, entry.name), (int, float)):
             _check_range(value, *entry.metadata["range"], f"{where}.{entry.name}".lstrip("."))
     if cls is RunConfig:
         _check_run(made, where)
@@ -253,9 +423,9 @@ def _check_range(value: float, low: float | None, high: float | None, above: boo
         high is None or value < high or (value == high and not below)
     )
     if not (inside and math.isfinite(value)):
-        ends = [] if low is None else [f"above {low}" if above else f"{low} or more"]
-        ends += [] if high is None else [f"below {high}" if below else f"at most {high}"]
-        raise ValueError(f"{where}: {value!r} is out of range; it must be {' and '.join(ends)}")
+        raise ValueError(
+            f"{where}: {value!r} is out of range; it must be {bounds_text(low, high, above, below) or 'finite'}"
+        )
 
 
 def _check_run(run: RunConfig, where: str) -> None:
@@ -273,9 +443,12 @@ def _check_run(run: RunConfig, where: str) -> None:
 def _cast(value: Any, kind: Any, where: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _cast(value, next(arg for arg in args if arg is not type(None)), where)
+        return None if value is None else _cast(value, without_none(kind), where)
+    if origin is Literal:
+        value = "off" if value is False and "off" in args else value  # how YAML reads a bare off
+        if not any(type(value) is type(choice) and value == choice for choice in args):
+            value = _choice_of(value, args, where)
+        return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{where}: expected a list, got {value!r}")
@@ -290,8 +463,6 @@ def _cast(value: Any, kind: Any, where: str) -> Any:
         return _number(float, value, where)
     if kind is int and isinstance(value, str):
         return _number(int, value, where)
-    if kind is str and value is False and where in SAYS_OFF:  # how YAML reads a bare off
-        return "off"
     if kind is str and not isinstance(value, (str, Path)):
         raise ValueError(f"{where}: expected str, got {value!r} ({type(value).__name__}); write text in quotes")
     if kind is str and isinstance(value, Path):
@@ -299,6 +470,14 @@ def _cast(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
     return value
+
+
+def _choice_of(value: Any, choices: tuple[Any, ...], where: str) -> Any:
+    """The choice that a value of another type spells ("2" for 2); raises where it is none."""
+    for choice in choices:
+        if isinstance(value, str) and value == str(choice):
+            return choice
+    raise ValueError(unknown(where, str(value), [str(choice) for choice in choices]))
 
 
 def _number(kind: type, value: Any, where: str) -> Any:
@@ -320,7 +499,12 @@ def to_dict(recipe: Any) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, mapping by mapping; lists and scalars replace."""
+    """`over` on top of `base`, mapping by mapping; lists and scalars replace.
+
+    The length of training is one value with two spellings: `train.steps` replaces epochs, and the other way round.
+    """
+    if isinstance(over.get("train"), dict) and isinstance(base.get("train"), dict):
+        base = {**base, "train": _without_other_length(base["train"], over["train"])}
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -328,24 +512,35 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _without_other_length(train: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`train` without the fields that say how long in another way than `over` does."""
+    ways = [any(over.get(name) is not None for name in names) for names in LENGTHS]
+    if sum(ways) != 1:
+        return train
+    other = LENGTHS[ways.index(False)]
+    return {name: value for name, value in train.items() if name not in other}
+
+
 def load_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe file as plain values. `base: other.yaml` (relative to the file) is read first and overridden.
+    """A recipe file as plain values under the names of today. `base: other.yaml` (relative to the file) is read first
+    and overridden.
 
     above: the files whose `base` led here.
     """
-    path = Path(path)
+    path = find_config(path)
     if not path.is_file():
         raise FileNotFoundError(f"no recipe {path}; see configs/ for the ones shipped")
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping at the top, got {type(values).__name__}")
     base = values.pop("base", None)
+    values = with_new_names(values, complete=not base)
     if not base:
         return values
     if not isinstance(base, str):
         raise ValueError(f"{path}: base must be the name of a recipe file, got {base!r}")
     above = (*above, path.resolve())
-    if (path.parent / base).resolve() in above:
+    if find_config(path.parent / base).resolve() in above:
         raise ValueError(f"{path}: its base {base} leads back to it")
     return merge(load_yaml(path.parent / base, above), values)
 
@@ -364,7 +559,7 @@ def load_recipe(path: str | Path) -> Recipe:
 def save_recipe(recipe: Recipe, folder: str | Path) -> Path:
     path = Path(folder) / "recipe.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True))
+    write_atomically(path, yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True))
     return path
 
 
@@ -373,8 +568,25 @@ def override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
     if "=" not in assignment:
         raise ValueError(f"--set takes a.b=value, got {assignment!r}")
     dotted, text = assignment.split("=", 1)
-    head, *rest = dotted.split(".")
-    return _put(values, [head, *rest], _value(text, dotted), dotted)
+    value = _value(text, dotted)
+    if new_name(dotted) == dotted:
+        section, _, name = dotted.partition(".")
+        if section == "train" and isinstance(values.get("train"), dict):
+            values = {**values, "train": _without_other_length(values["train"], {name: value})}
+        return _put(values, dotted.split("."), value, dotted)
+    # The value is translated in a recipe of its own, and replaces what the field of today holds.
+    translated: Any = with_new_names(_put({}, dotted.split("."), value, dotted))
+    keys = new_name(dotted).split(".")
+    for key in keys:
+        translated = translated[key]
+    return _put(values, keys, translated, dotted)
+
+
+def with_overrides(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """The values after all assignments of `--set`, in their order."""
+    for assignment in assignments:
+        values = override(values, assignment)
+    return values
 
 
 def _value(text: str, dotted: str) -> Any:
@@ -394,3 +606,29 @@ def _put(values: Any, keys: list[str], value: Any, dotted: str) -> Any:
         return [_put(item, rest, value, dotted) if i == int(key) else item for i, item in enumerate(values)]
     values = values if isinstance(values, dict) else {}
     return {**values, key: _put(values.get(key, {}), rest, value, dotted)}
+
+
+def choices(section: type, name: str) -> tuple[Any, ...]:
+    """The choices of a field whose type is a Literal."""
+    return typing.get_args(without_none(typing.get_type_hints(section)[name]))
+
+
+def without_none(kind: Any) -> Any:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return next(arg for arg in typing.get_args(kind) if arg is not type(None))
+    return kind
+
+
+def bounds_text(low: float | None, high: float | None, above: bool, below: bool) -> str:
+    ends = []
+    if low is not None:
+        ends.append(f"above {low}" if above else f"{low} or more")
+    if high is not None:
+        ends.append(f"below {high}" if below else f"at most {high}")
+    return " and ".join(ends)
+
+
+if __name__ == "__main__":
+    from utils.reference import reference
+
+    print(reference(), end="")

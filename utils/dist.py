@@ -1,4 +1,4 @@
-"""Processes and devices: who am I, how many are we. The device is decided here, and only here."""
+"""Processes and devices: rank, world size, collective operations. The device is chosen here and nowhere else."""
 
 from __future__ import annotations
 
@@ -21,46 +21,53 @@ def start(timeout_minutes: float = 60.0) -> torch.device:
     MASTER_PORT. Started plainly (`python train_ds.py`), this process is the only one.
     """
     if not dist.is_initialized():
-        describe_lone_process()
-        where = device()
-        if where.type == "cuda":
-            torch.cuda.set_device(where)
-        elif int(os.environ["WORLD_SIZE"]) > 1 and "OMP_NUM_THREADS" not in os.environ:
-            here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or os.environ["WORLD_SIZE"])
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-        backend = "nccl" if where.type == "cuda" else "gloo"
-        # a process that is alone meets nobody: no port, which another program may have taken meanwhile
-        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if os.environ["WORLD_SIZE"] == "1" else {}
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes), **alone)
+        describe_single_process()
+        processes = int(os.environ["WORLD_SIZE"])
+        on_gpu = device().type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device())
+        elif processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+            # Each process would use all cores: share those of this machine among its processes.
+            local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or processes)
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        backend = "nccl" if on_gpu else "gloo"
+        timeout = datetime.timedelta(minutes=timeout_minutes)
+        if processes == 1:
+            # A store in memory: a single process meets no other, and its port may have been taken since it was chosen.
+            dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
     return device()
 
 
 def set_timeout(minutes: float) -> None:
-    """How long the processes wait for one another, in every group: those that libraries made have torch's own times."""
+    """Sets how long the processes wait for one another, in every group: libraries create some with torch's default."""
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(datetime.timedelta(minutes=minutes), group)
 
 
-def describe_lone_process() -> None:
-    """Fills in the launcher's variables for a process that nobody launched; else DeepSpeed goes looking for MPI."""
+def describe_single_process() -> None:
+    """Fills in the launcher's variables for a process without a launcher; without them DeepSpeed looks for MPI."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         os.environ.setdefault("LOCAL_RANK", "0")
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    here = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in here.items()})
+    variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()})
 
 
 def stop() -> None:
-    """Leaves the processes. DeepSpeed, where it was used, lets go of its own groups too, or the next run in this
-    process would be handed dead ones."""
+    """Destroys the process group. Where DeepSpeed was used, it must do so itself: it remembers its groups, and the next
+    run in this process would get destroyed ones."""
     if not dist.is_initialized():
         return
-    engine = sys.modules.get("deepspeed.comm.comm")
-    used = engine is not None and engine.cdb is not None
-    (engine if used else dist).destroy_process_group()
+    deepspeed_comm = sys.modules.get("deepspeed.comm.comm")
+    if deepspeed_comm is not None and deepspeed_comm.cdb is not None:
+        deepspeed_comm.destroy_process_group()
+    else:
+        dist.destroy_process_group()
 
 
 def device() -> torch.device:
@@ -91,7 +98,7 @@ def all_gather(value: Any) -> list[Any]:
     """Every process's (picklable) value, in rank order, on every process."""
     if world_size() == 1:
         return [value]
-    values = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
@@ -106,25 +113,29 @@ def broadcast(value: Any) -> Any:
 
 
 def on_main(action: Callable[[], Any]) -> Any:
-    """What `action` returns in the main process, on every process; what it raises there, all raise.
+    """Runs `action` in the main process and returns its (picklable) result on every process.
 
-    Else the others would wait for a process that has stopped, until the time-out.
+    If it raises, all processes raise: the others would otherwise wait for the main one until the time-out. They raise
+    the same error if it is one that pickles well, else a RuntimeError with its name and message.
     """
-    result, error = None, None
+    result: Any = None
+    error: Exception | None = None  # of the main process, with its traceback
     if is_main():
         try:
             result = action()
-        except Exception as caught:
-            error = caught
-    plain = isinstance(error, (OSError, ValueError, FloatingPointError, type(None)))
-    result, failure = broadcast((result, error if plain else RuntimeError(f"{type(error).__name__}: {error}")))
+        except Exception as raised:
+            error = raised
+    portable = error
+    if error is not None and not isinstance(error, (OSError, ValueError, FloatingPointError)):
+        portable = RuntimeError(f"{type(error).__name__}: {error}")
+    result, failure = broadcast((result, portable))
     if failure is not None:
         raise error or failure
     return result
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """The sum of a tensor over all processes, on every process; the argument stays as it is."""
     if world_size() > 1:
         values = values.to(device(), copy=True)
         dist.all_reduce(values)
@@ -132,5 +143,5 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set on some process; all of them get the same answer."""
+    """Whether the flag is set on any process. All processes call it and get the same answer."""
     return flag if world_size() == 1 else bool(all_reduce_sum(torch.tensor(float(flag))).item() > 0)

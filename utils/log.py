@@ -1,7 +1,9 @@
-"""What a run says: messages to the terminal from the main process, numbers and pictures to files and boards."""
+"""The output of a run: messages of the main process to the terminal, numbers and images to files and boards."""
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import logging
 import os
@@ -11,62 +13,66 @@ import uuid
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from utils.config import RunConfig
-from utils.files import explained, write_whole
+from utils.files import describe_write_error, write_atomically
 from utils.plain import read_yaml
 
 log = logging.getLogger("assistant")
-ROW = ("kind", "step", "time")  # of every line of the log, beside its values
+ROW = ("kind", "step", "time")  # fields of every line of the log, next to its values
 
 
 class _AboveBars(logging.Handler):
-    """Writes above a progress bar instead of through it."""
+    """Prints messages above a progress bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record))
 
 
 def setup_logging(main: bool = True) -> None:
-    """Messages from the main process (others: warnings only), and quiet libraries. File names that are no UTF-8 are
-    printed with their bytes escaped instead of ending the program."""
+    """Messages of the main process (of the others warnings only), and quiet libraries. A file name that is not valid
+    UTF-8 is printed with its bytes escaped, where Python's default would end the program."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    handler = _AboveBars()
+    handler: logging.Handler = _AboveBars()
     handler.setFormatter(logging.Formatter("%(message)s" if main else "[process] %(message)s"))
-    log.handlers, log.propagate = [handler], False
+    log.handlers = [handler]
+    log.propagate = False
     log.setLevel(logging.INFO if main else logging.WARNING)
     for name in ("DeepSpeed", "transformers", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class RunLog:
-    """Numbers and pictures of a run under one monotonic global step: `log.jsonl` and `pictures/` always, TensorBoard
-    and Weights & Biases on request.
+    """Numbers and images of a run by global step: to `log.jsonl` and `pictures/` always, to TensorBoard and Weights &
+    Biases on request.
 
-    `log.jsonl` is the truth: a run that goes on from `step` first drops what a killed process logged beyond it, and of
-    `step` itself the kinds in `again`, which will be written again; TensorBoard's files are then written from it, so
-    that they hold the same. Off (`enabled=False`, processes other than the main one) it writes nothing.
+    `log.jsonl` is the reference. A run that resumes at `step` first drops from it what a killed process logged after
+    that step, and at `step` itself the kinds in `again`, which will be written again. TensorBoard's files are then
+    rewritten from it, so that both hold the same. With `enabled=False` (processes other than the main one) nothing
+    is written.
     """
 
     def __init__(self, run: RunConfig, *, step: int = 0, again: Collection[str] = (), enabled: bool = True):
-        self.folder = folder = run.folder
-        self.file = self.board = self.wandb = None
+        self.folder = run.folder
+        self.file: TextIO | None = None
+        self.board: Any = None  # TensorBoard's SummaryWriter
+        self.wandb: Any = None  # the run of Weights & Biases
         if not enabled:
             return
-        path = folder / "log.jsonl"
+        path = self.folder / "log.jsonl"
         rows = _drop_beyond(path, step, again)
         self.file = path.open("a", encoding="utf-8")
         if run.tensorboard:
             self._start_board(rows)
         if run.wandb:
-            self.wandb = _start_wandb(run.wandb, folder)
+            self.wandb = _start_wandb(run.wandb, self.folder)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line of `values` of a kind (train, val, final, event); its numbers go to the boards as `kind/name`."""
@@ -77,24 +83,26 @@ class RunLog:
             self.file.write(json.dumps({"kind": kind, "step": step, "time": round(now, 3), **values}) + "\n")
             self.file.flush()
         except OSError as error:
-            raise explained(error, self.folder / "log.jsonl") from None
+            raise describe_write_error(error, self.folder / "log.jsonl") from None
         self._to_board(lambda board: _add_numbers(board, kind, step, values, now))
         if self.wandb:
             self.wandb.log({**_numbers(kind, values), "step": step})
 
     def picture(self, kind: str, step: int, image: np.ndarray) -> None:
-        """(H, W, 3) uint8, as `pictures/<kind>_<step>.png` and on the boards."""
+        """Saves an image, (H, W, 3) uint8, as `pictures/<kind>_<step>.png` and on the boards."""
         if self.file is None:
             return
-        path = self._picture(kind, step)
+        path = self._image_path(kind, step)
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(path)
         self._to_board(partial(_add_image, kind=kind, step=step, image=image))
         if self.wandb:
-            self.wandb.log({f"{kind}/pictures": import_wandb().Image(str(path)), "step": step})
+            name = f"{kind}/pictures"
+            self.wandb.log({name: import_wandb().Image(str(path)), "step": step})
 
     def sync(self) -> None:
-        """What was logged is on the disk: to be called before a checkpoint of the same step is."""
+        """Flushes the log to the disk. To be called before a checkpoint of the same step is written: a run that resumes
+        there expects every earlier line."""
         if self.file is not None:
             os.fsync(self.file.fileno())
 
@@ -106,35 +114,40 @@ class RunLog:
             self.wandb.finish()
 
     def _start_board(self, rows: Sequence[dict[str, Any]]) -> None:
-        """A new file of events with the rows and their pictures; the files of earlier starts go, which a kill may have
-        left without their last rows, or with some that count no more."""
-        from torch.utils.tensorboard import SummaryWriter  # a second's import that many callers never need
+        """Writes a new event file with the rows and their images, and removes those of earlier starts: after a kill
+        they may lack their last rows or hold rows that the log has dropped."""
+        from torch.utils.tensorboard import SummaryWriter  # the import takes a second, and many callers never need it
 
-        place = self.folder / "tensorboard"
-        before = list(place.glob("events.out.tfevents.*"))
-        self.board = SummaryWriter(str(place), purge_step=0)
+        folder = self.folder / "tensorboard"
+        old_files = list(folder.glob("events.out.tfevents.*"))
+        self.board = SummaryWriter(str(folder), purge_step=0)
         for row in rows:
-            kind, step, values = row["kind"], row["step"], {k: v for k, v in row.items() if k not in ROW}
+            kind = row["kind"]
+            step = row["step"]
+            values = {name: value for name, value in row.items() if name not in ROW}
             self._to_board(partial(_add_numbers, kind=kind, step=step, values=values, now=row.get("time")))
-            if (path := self._picture(kind, step)).is_file():
+            if (path := self._image_path(kind, step)).is_file():
                 image = np.asarray(Image.open(path).convert("RGB"))
                 self._to_board(partial(_add_image, kind=kind, step=step, image=image))
         self._to_board(lambda board: board.flush())
         if self.board:
-            for path in before:
+            for path in old_files:
                 path.unlink()
 
     def _to_board(self, action: Callable[[Any], None]) -> None:
-        """TensorBoard never stops a run: what it cannot write is in the log, and the next start writes it."""
+        """TensorBoard never stops a run: what it cannot write is in the log, and the next start writes it again."""
         if self.board is None:
             return
         try:
             action(self.board)
         except OSError as error:
-            log.warning("no more to TensorBoard, log.jsonl goes on: %s", explained(error, self.folder / "tensorboard"))
+            log.warning(
+                "nothing more goes to TensorBoard, only to log.jsonl: %s",
+                describe_write_error(error, self.folder / "tensorboard"),
+            )
             self.board = None
 
-    def _picture(self, kind: str, step: int) -> Path:
+    def _image_path(self, kind: str, step: int) -> Path:
         return self.folder / "pictures" / f"{kind}_{step:08d}.png"
 
 
@@ -153,9 +166,9 @@ def _add_image(board: Any, kind: str, step: int, image: np.ndarray) -> None:
 
 
 def import_wandb() -> Any:
-    """Weights & Biases, or an error that says what to do without it."""
+    """Weights & Biases; raises an ImportError that says what to do where it is not installed."""
     try:
-        import wandb  # optional, and slow to import
+        wandb = importlib.import_module("wandb")  # optional, and slow to import
     except ImportError:
         raise ImportError(
             "run.wandb names a project, but wandb is not installed: pip install wandb, or set run.wandb=null"
@@ -164,38 +177,40 @@ def import_wandb() -> Any:
 
 
 def _start_wandb(project: str, folder: Path) -> Any:
-    """The run of this folder in the project, gone on with where it was; its recipe is what it shows as config."""
-    ticket, recipe = folder / "wandb_id", folder / "recipe.yaml"
-    if not ticket.exists():
-        write_whole(ticket, uuid.uuid4().hex[:12])
+    """The project's run for this folder, new or resumed, with the recipe as its config."""
+    id_file = folder / "wandb_id"
+    recipe = folder / "recipe.yaml"
+    if not id_file.exists():
+        write_atomically(id_file, uuid.uuid4().hex[:12])
     run = import_wandb().init(
         project=project,
         name=folder.name,
-        id=ticket.read_text(encoding="utf-8").strip(),
+        id=id_file.read_text(encoding="utf-8").strip(),
         resume="allow",
         dir=str(folder),
         config=read_yaml(recipe) if recipe.exists() else None,
     )
     run.define_metric("step")
-    run.define_metric("*", step_metric="step")  # its own counter cannot go back to a checkpoint
+    run.define_metric("*", step_metric="step")  # wandb's own step counter cannot go back to a checkpoint's step
     return run
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as `outer/inner` keys."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}/")
+            flattened |= flat(value, f"{prefix}{key}/")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flattened[f"{prefix}{key}"] = value
+    return flattened
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl. A half-written last line (a killed run) is left out; another that cannot be read is
-    left out with a warning."""
-    rows, lines = [], Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    """The lines of a log.jsonl. A half-written last line (of a killed run) is left out; any other line that cannot be
+    read is left out with a warning."""
+    rows: list[dict[str, Any]] = []
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -207,9 +222,9 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _drop_beyond(path: Path, step: int, again: Collection[str]) -> list[dict[str, Any]]:
-    """The rows that stay; the file is replaced where others are in it."""
+    """Rewrites the log without rows after `step` and without those of the kinds `again` at it; returns the others."""
     if not path.exists():
         return []
-    kept = [row for row in read_log(path) if row["step"] < step or (row["step"] == step and row["kind"] not in again)]
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
-    return kept
+    rows = [row for row in read_log(path) if row["step"] < step or (row["step"] == step and row["kind"] not in again)]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows

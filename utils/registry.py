@@ -1,4 +1,4 @@
-"""Names to factories; an unknown name raises and lists the ones there are."""
+"""Registries: names to factories; an unknown name raises an error that lists the known ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Registry(Generic[Factory]):
         self._factories: dict[str, Any] = {}
 
     def register(self, *names: str) -> Callable[[Decorated], Decorated]:
-        """Decorator that files a class or function under one or several names."""
+        """A decorator that registers a class or function by one or several names."""
 
         def add(factory: Decorated) -> Decorated:
             for name in names:
@@ -43,7 +43,7 @@ class Registry(Generic[Factory]):
 
 
 def unknown(kind: str, name: str, have: Any) -> str:
-    """The message for a name that is not in `have`: the nearest one first, then all."""
-    near = difflib.get_close_matches(name, list(have), n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    """The message for a name that is not in `have`: the most similar one first, then all."""
+    similar = difflib.get_close_matches(name, list(have), n=1)
+    hint = f" (did you mean {similar[0]!r}?)" if similar else ""
     return f"no {kind} {name!r}{hint}; have: {', '.join(sorted(have))}"

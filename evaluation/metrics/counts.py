@@ -1,8 +1,7 @@
-"""Scores as integer counts: exact, mergeable across processes, read in a standard and an as-released variant.
+"""Accumulators of integer counts, read in a standard and an as-released variant.
 
-An accumulator holds integers only: `add` counts one picture, `merge` takes over another process's (they are plain
-picklable values). Figures come from the counts alone, so any sharding, order or batch size gives the same numbers to
-the last bit.
+`add` takes the counts of one image, `merge` those of another process. Figures come from the integers alone, so they
+are the same to the last bit for any order of the images and any distribution over processes.
 """
 
 from __future__ import annotations
@@ -16,27 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.metrics.base import RELEASED, STANDARD, Figure
+
 IGNORE = -1  # truth of a pixel that no standard metric counts
-STANDARD, RELEASED = "standard", "as_released"
 PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
-LISA_EPS, CIOU_EPS, GSVA_EPS = 1e-5, 1e-10, 1e-8  # denominators of the released scoring programs
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number with everything that names it; value None: there was nothing to count.
-
-    interval: 95% over the choice of pictures, where it is estimated.
-    """
-
-    metric: str
-    variant: str
-    value: float | None
-    interval: tuple[float, float] | None = None
+# What the released scoring programs add to denominators: LISA to the IoU of each query and to the number of queries,
+# all of them to the union of cIoU, GSVA to the IoU of each query.
+LISA_EPS = 1e-5
+CIOU_EPS = 1e-10
+GSVA_EPS = 1e-8
 
 
 class Overlap(NamedTuple):
-    """Pixel counts of one predicted mask against one true mask. `rejected`: the answer says that it is not there."""
+    """Pixel counts of one predicted mask against one true mask. `rejected`: 1 where the answer says "not there"."""
 
     intersection: int
     union: int
@@ -46,7 +37,7 @@ class Overlap(NamedTuple):
 
 
 def overlap(predicted: Tensor, truth: Tensor, ignore: Tensor | None = None, *, rejected: bool = False) -> Overlap:
-    """Counts of two (H, W) bool masks, without the pixels of `ignore` (H, W)."""
+    """Counts of two (H, W) bool masks, without the pixels of `ignore`, (H, W) bool."""
     if predicted.shape != truth.shape:
         raise ValueError(f"predicted mask {tuple(predicted.shape)} and true mask {tuple(truth.shape)} differ in shape")
     keep = torch.ones_like(truth) if ignore is None else ~ignore
@@ -57,7 +48,7 @@ def overlap(predicted: Tensor, truth: Tensor, ignore: Tensor | None = None, *, r
 
 @dataclass
 class Overlaps:
-    """gIoU, cIoU, N-acc and T-acc from one row of counts a query."""
+    """gIoU, cIoU, N-acc and T-acc from one row of counts per query."""
 
     rows: list[Overlap] = field(default_factory=list)
 
@@ -69,7 +60,7 @@ class Overlaps:
         self.rows += other.rows
 
     def giou(self) -> float | None:
-        """Mean IoU over the queries; nothing there and nothing predicted counts as 1."""
+        """Mean IoU over the queries; where nothing is there and nothing is predicted it is 1."""
         return mean([row.intersection / row.union if row.union else 1.0 for row in self.rows])
 
     def ciou(self) -> float | None:
@@ -93,6 +84,7 @@ class Overlaps:
 
     def released(self) -> dict[str, float]:
         """gIoU and cIoU of LISA's validation (lisa.md 6), also LaSagnA's: a small constant in every denominator."""
+        # The release adds 1 where the union is empty, so an absent target without a mask has an IoU of 1.
         terms = [row.intersection / (row.union + LISA_EPS) + (row.union == 0) for row in self.rows]
         union = sum(row.union for row in self.rows)
         return {
@@ -103,9 +95,9 @@ class Overlaps:
     def released_generalised(self, *, count_false_masks: bool) -> dict[str, float | None]:
         """GSVA's scoring of sets with absent targets (gsva.md 6.3).
 
-        A present target that was rejected keeps the credit of its mask. count_false_masks: the mask of an absent target
-        enters the union of cIoU (gRefCOCO); without: it does not (every other set). N-acc is None where nothing is
-        absent, T-acc where nothing is present; as released these are a division by zero.
+        A present target that was rejected keeps the credit of its mask. count_false_masks: whether the mask of an
+        absent target enters the union of cIoU, as on gRefCOCO, or not, as on every other set. N-acc is None where
+        nothing is absent, T-acc where nothing is present; the release divides by zero there.
         """
         present = [row for row in self.rows if row.truth]
         absent = [row for row in self.rows if not row.truth]
@@ -121,7 +113,8 @@ class Overlaps:
         }
 
     def figures(self, released: Overlaps | None = None) -> list[Figure]:
-        """The standard variant, and LISA's of these rows or of `released`, where the truth of the release differs."""
+        """The standard variant of these rows, and LISA's of `released`: the rows by the truth that the release compares
+        with, where it is another; default: these rows."""
         figures = [Figure("gIoU", STANDARD, self.giou()), Figure("cIoU", STANDARD, self.ciou())]
         figures += [Figure(f"Pr@{level}", STANDARD, self.precision(level)) for level in PRECISIONS]
         if any(not row.truth for row in self.rows):
@@ -131,7 +124,7 @@ class Overlaps:
 
 
 class Confusion:
-    """Pixels of true class (rows, K) predicted as class (columns, K, then one for "none")."""
+    """(K, K + 1) pixels by true class (row) and predicted class (column); the last column is "none"."""
 
     def __init__(self, classes: int):
         self.classes = classes
@@ -140,34 +133,39 @@ class Confusion:
     def add(self, cells: np.ndarray) -> None:
         """`cells`: (n, 3) of true class, predicted class, number of pixels, as `confusion_cells` gives them."""
         cells = np.asarray(cells, dtype=np.int64).reshape(-1, 3)
+        # `+=` would count a cell once that several images have.
         np.add.at(self.counts, (cells[:, 0], cells[:, 1]), cells[:, 2])
 
     def merge(self, other: Confusion) -> None:
         self.counts += other.counts
 
     def iou(self) -> np.ndarray:
-        """IoU of each class, NaN where the class is neither in the truth nor predicted."""
+        """(K,) IoU per class, NaN where the class is neither in the truth nor predicted."""
         right = np.diagonal(self.counts).astype(np.float64)
         union = self.counts.sum(axis=1) + self.counts[:, :-1].sum(axis=0) - right
         return np.divide(right, union, out=np.full(self.classes, np.nan), where=union > 0)
 
     def miou(self) -> float | None:
-        """Mean of the classes that have an IoU."""
+        """Mean over the classes that have an IoU."""
         return mean([value for value in self.iou().tolist() if not math.isnan(value)])
 
     def pixel_accuracy(self) -> float | None:
         return ratio(int(np.diagonal(self.counts).sum()), int(self.counts.sum()))
 
     def weighted_iou(self) -> float | None:
-        """IoU of each class weighted by its share of the true pixels."""
+        """Mean IoU of the classes weighted by their share of the true pixels."""
         pixels, iou = self.counts.sum(axis=1), np.nan_to_num(self.iou())
         return ratio(math.fsum((pixels * iou).tolist()), int(pixels.sum()))
 
 
 def confusion_cells(truth: Tensor, predicted: Tensor, classes: int) -> np.ndarray:
-    """The cells of one picture that are not zero: (n, 3) int64 of true class, predicted class, number of pixels.
+    """The cells of one image that are not zero: (n, 3) int64 of true class, predicted class, number of pixels.
 
-    truth: (H, W) in 0..classes-1 or IGNORE. predicted: (H, W) in 0..classes, the last for "none".
+    truth: (H, W) in 0..classes-1 or IGNORE. predicted: (H, W) in 0..classes, where `classes` stands for "none".
+
+    Every pixel becomes one number, true * (classes + 1) + predicted, so that one bincount fills the flat matrix. For
+    2 classes, pixels of (true, predicted) = (0, 0), (0, 2), (0, 2), (1, 1) become 0, 2, 2, 4, and the cells are
+    (0, 0, 1), (0, 2, 2), (1, 1, 1).
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"predicted map {tuple(predicted.shape)} and true map {tuple(truth.shape)} differ in shape")
@@ -178,9 +176,10 @@ def confusion_cells(truth: Tensor, predicted: Tensor, classes: int) -> np.ndarra
 
 
 def class_map(logits: dict[int, Tensor], shape: tuple[int, int], none: int, device: torch.device | str) -> Tensor:
-    """(H, W) long: the class of the highest logit among the positive ones, `none` where there is none.
+    """(H, W) long: the class of the highest logit among the positive ones, `none` where no logit is positive.
 
-    logits: class index -> (H, W). Of equal logits the lower index wins, as an argmax over all classes would have it.
+    logits: class index -> (H, W). Of equal logits the lower index wins, as in an argmax over all classes. The classes
+    are compared one by one, since a stack of all logits would need K times the memory.
     """
     best = torch.zeros(shape, device=device)
     winner = torch.full(shape, none, dtype=torch.long, device=device)
@@ -193,9 +192,9 @@ def class_map(logits: dict[int, Tensor], shape: tuple[int, int], none: int, devi
 
 @dataclass
 class Presence:
-    """Answers to a class list: was each present class given a mask, and no absent one?
+    """Answers to a class list: did each present class get a mask, and no absent one?
 
-    An absent class is right when it was refused or not mentioned; a present one when it was given a mask.
+    An absent class is right where it is refused or not mentioned, a present one where it has a mask.
     """
 
     counts: np.ndarray = field(default_factory=lambda: np.zeros(4, dtype=np.int64))
@@ -221,15 +220,25 @@ class Presence:
 
 
 def presence_cells(asked: set[int], present: set[int], claimed: set[int]) -> tuple[int, int, int, int]:
-    """Counts of one picture from class indices: asked about, truly there, answered with a mask."""
-    here, absent = asked & present, asked - present
-    return len(here & claimed), len(here), len(absent - claimed), len(absent)
+    """(present right, present, absent right, absent) of one image, from class indices.
+
+    asked: those in the question; present: those in the image; claimed: those answered with a mask.
+    """
+    asked_present = asked & present
+    asked_absent = asked - present
+    return (
+        len(asked_present & claimed),
+        len(asked_present),
+        len(asked_absent - claimed),
+        len(asked_absent),
+    )
 
 
 def mean(values: list[float]) -> float | None:
-    """Independent of the order (exactly rounded sum); None of nothing."""
+    """Mean that does not depend on the order of the values (`fsum` rounds once); None of no values."""
     return math.fsum(values) / len(values) if values else None
 
 
 def ratio(part: float, whole: float) -> float | None:
+    """part / whole, None where the whole is 0."""
     return part / whole if whole else None

@@ -1,19 +1,19 @@
-"""Short answers in words: right where they equal an accepted one. Tells what general skill training has kept (VQA)."""
+"""Score of short answers in words (VQA): shows how much of the base model's general skill is left after training."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from data.types import Query, Record
-from evaluation.metrics.counts import STANDARD, Figure, ratio
+from evaluation.metrics.base import AS_LISA, SCORERS, STANDARD, Counts, Figure, with_intervals
+from evaluation.metrics.counts import ratio
 from evaluation.metrics.intervals import ratio_intervals
 from evaluation.metrics.matching import without_tokens
 from evaluation.metrics.ratios import stack_ratios, sum_ratios
-from evaluation.metrics.scorers import AS_LISA, SCORERS, with_intervals
 from evaluation.protocols import GENERATED, Reply
 from systems.base import ReleasedTruth
 
@@ -24,12 +24,15 @@ ARTICLES = ("a", "an", "the")
 
 @SCORERS.register("exact")
 class ExactScorer:
-    """Share of the questions whose answer equals an accepted one, both freed of what VQA's scoring frees them of."""
+    """Share of the questions whose answer equals an accepted one, both in the plain form of VQA's scoring (`plain`).
 
-    KINDS = ("vqa",)
+    Counts: `answers` (per question: right, number of masks in the answer), `forced` and `unmatched`, which is 0.
+    """
+
+    kinds = ("vqa",)
 
     def __init__(self) -> None:
-        self.pictures: list[list[list[int]]] = []  # of each: [right, masks in the answer] of every question
+        self.images: list[list[list[int]]] = []  # `answers` of each
         self.forced = False
 
     @staticmethod
@@ -39,7 +42,7 @@ class ExactScorer:
         replies: Sequence[Reply],
         protocol: str,
         released: ReleasedTruth = AS_LISA,
-    ) -> dict[str, Any]:
+    ) -> Counts:
         if len(record.accepted) != len(replies):
             raise ValueError(f"{record.image}: no accepted short answers to compare with; see the source vqa")
         rows = []
@@ -48,31 +51,34 @@ class ExactScorer:
             rows.append([int(right), len(reply.masks)])
         return {"answers": rows, "forced": protocol != GENERATED, "unmatched": 0}
 
-    def add(self, counts: dict[str, Any]) -> None:
-        self.pictures.append(counts["answers"])
+    def add(self, counts: Counts) -> None:
+        self.images.append(counts["answers"])
         self.forced |= counts["forced"]
 
-    def merge(self, other: ExactScorer) -> None:
-        self.pictures += other.pictures
+    def merge(self, other: Self) -> None:
+        self.images += other.images
         self.forced |= other.forced
 
     def figures(self) -> list[Figure]:
-        """A given answer is no figure of what the model knows."""
+        """A teacher-forced answer is the true one and says nothing about the model, so its figure is None."""
         if self.forced:
             return [Figure("exact_match", STANDARD, None)]
-        rows, picture = stack_ratios(self.pictures, 2)
-        share = sum_ratios(picture, rows[:, 0], np.ones(len(rows)), len(self.pictures))
+        rows, image = stack_ratios(self.images, 2)
+        right = sum_ratios(image, rows[:, 0], np.ones(len(rows)), len(self.images))
         figure = Figure("exact_match", STANDARD, ratio(int(rows[:, 0].sum()), len(rows)))
-        return with_intervals([figure], ratio_intervals({"exact_match": share}))
+        return with_intervals([figure], ratio_intervals({"exact_match": right}))
 
     def details(self) -> dict[str, Any]:
-        """How many of the answers draw a mask that nobody asked for."""
-        return {"answers_with_masks": sum(masks > 0 for rows in self.pictures for _, masks in rows)}
+        """The number of answers with a mask, which no question asks for."""
+        return {"answers_with_masks": sum(masks > 0 for rows in self.images for _, masks in rows)}
 
 
 def plain(answer: str) -> str:
-    """Lower case; apostrophes, commas in numbers and full stops that are no decimal points go, other punctuation is a
-    blank; numbers to ten are digits; articles go."""
+    """An answer in the form in which answers are compared: lower case, without articles, with numbers to ten as digits.
+
+    Apostrophes, commas inside numbers and full stops that are no decimal points are removed, other punctuation becomes
+    a blank: "The dog's 1,000 bones." is "dogs 1000 bones".
+    """
     answer = re.sub(r"['`’]|(?<=\d),(?=\d)|(?<!\d)\.|\.(?!\d)", "", answer.lower())
     words = re.sub(r"[^\w.]+|_", " ", answer).split()
     return " ".join(NUMBERS.get(word, word) for word in words if word not in ARTICLES)

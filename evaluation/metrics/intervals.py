@@ -1,4 +1,4 @@
-"""How far a figure may be off by the choice of pictures: 95% intervals from resampled pictures."""
+"""Bootstrap: 95 % intervals of figures over the choice of images, from resampled images."""
 
 from __future__ import annotations
 
@@ -6,39 +6,49 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-DRAWS, AT_ONCE, LEVEL = 1000, 50, 0.95
-Interval = tuple[float, float]
-Ratio = tuple[np.ndarray, np.ndarray]  # (N,) what counts of each picture, (N,) of how much
+from evaluation.metrics.base import Interval
+
+RESAMPLES = 1000
+BLOCK = 50  # resamples per block; a block holds (BLOCK, images) numbers
+LEVEL = 0.95
+Ratio = tuple[np.ndarray, np.ndarray]  # (N,) numerator and (N,) denominator per image
 
 
 def intervals(columns: np.ndarray, read: Callable[[np.ndarray], np.ndarray], *, seed: int = 0) -> list[Interval | None]:
-    """Percentile intervals of figures that are functions of sums over pictures.
+    """Percentile intervals of figures that are functions of sums over images.
 
-    columns: (N, M) numbers of each picture. read: (B, M) sums to (B, F) figures, NaN where there is nothing to count.
-    Pictures are drawn, not queries: queries about one picture are not independent. The order of the pictures has no
-    say, so shards and resumed runs give the same intervals. None below two pictures, or where nothing is counted.
+    columns: (N, M) numbers per image. read: (B, M) sums to (B, F) figures, NaN where there is nothing to count. Returns
+    F intervals, None with fewer than two images or where nothing is counted.
+
+    Images are resampled, not queries, since queries about the same image are not independent. The order of the images
+    does not matter, so sharded and resumed runs give the same intervals.
+
+    A resample of N images is described by how often each of them occurs. With the numerators and denominators of three
+    images [[1, 2], [3, 4], [0, 5]] and the sampled indices 0, 2, 2 these are [1, 0, 2], the sums [1, 12], and the
+    figure is 1 / 12: one matrix product serves a block of resamples.
     """
     columns = np.asarray(columns, dtype=np.float64)
-    number = len(columns)
+    images = len(columns)
     figures = read(columns.sum(axis=0, keepdims=True)).shape[1]
-    if number < 2:
+    if images < 2:
         return [None] * figures
-    columns = columns[np.lexsort(columns.T)]
-    rng, values = np.random.default_rng(seed), []
-    shift = number * np.arange(AT_ONCE)[:, None]
-    for _ in range(DRAWS // AT_ONCE):
-        drawn = rng.integers(number, size=(AT_ONCE, number)) + shift
-        times = np.bincount(drawn.ravel(), minlength=AT_ONCE * number).reshape(AT_ONCE, number)
+    columns = columns[np.lexsort(columns.T)]  # one order, whichever the images came in
+    rng = np.random.default_rng(seed)
+    shift = images * np.arange(BLOCK)[:, None]  # so that one bincount serves all resamples of a block
+    values = []
+    for _ in range(RESAMPLES // BLOCK):
+        sampled = rng.integers(images, size=(BLOCK, images)) + shift
+        times = np.bincount(sampled.ravel(), minlength=BLOCK * images).reshape(BLOCK, images)
         values.append(read(times @ columns))
     return [_percentiles(column) for column in np.concatenate(values).T]
 
 
-def ratio_intervals(shares: Mapping[str, Ratio]) -> dict[str, Interval | None]:
-    """Intervals of sum(parts) / sum(wholes) for each named share."""
-    if not shares:
+def ratio_intervals(ratios: Mapping[str, Ratio]) -> dict[str, Interval | None]:
+    """Intervals of sum(numerators) / sum(denominators) by name."""
+    if not ratios:
         return {}
-    columns = np.stack([column for share in shares.values() for column in share], axis=1)
-    return dict(zip(shares, intervals(columns, lambda sums: quotient(sums[:, ::2], sums[:, 1::2])), strict=True))
+    columns = np.stack([column for ratio in ratios.values() for column in ratio], axis=1)
+    return dict(zip(ratios, intervals(columns, lambda sums: quotient(sums[:, ::2], sums[:, 1::2])), strict=True))
 
 
 def quotient(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:

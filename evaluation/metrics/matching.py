@@ -1,4 +1,4 @@
-"""From what an answer claims to what was asked: names to classes, claims to phrases."""
+"""Matches what an answer claims with what the question is about: names with classes, claims with phrases."""
 
 from __future__ import annotations
 
@@ -10,64 +10,71 @@ from rapidfuzz import fuzz, process, utils
 
 from data.types import Claim
 
-MARKS = " ,.;:"  # what `read_claims` takes off the words before a mask
-TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>")  # as systems add them
+MARKS = " ,.;:"  # what the reading of an answer strips from the words before a mask
+TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>")  # the forms of the tokens that systems add: [SEG0], <ins>, </p>
 
 
 def compact(name: str) -> str:
-    """A name without its blanks and capitals: decoders differ in where they put them."""
+    """A name without blanks and in lower case: tokenizers differ in where they decode blanks."""
     return "".join(name.lower().split())
 
 
 def bare(name: str) -> str:
-    """The same without the marks around it, which an answer's punctuation cannot be told from: `misc.`, `.38`."""
+    """The same without punctuation around it, since an answer may put its own there.
+
+    `misc.` at the end of a sentence and the class `misc.` are the same name, `misc`.
+    """
     return compact(name).strip(MARKS)
 
 
 def without_tokens(answer: str) -> str:
-    """The words of an answer, its mask and refusal tokens gone."""
+    """The words of an answer, without mask and refusal tokens."""
     return TOKEN.sub(" ", answer).strip()
 
 
 class Names:
-    """The label set of a picture, for looking claimed names up."""
+    """The class list of an image, to look up claimed names in."""
 
     def __init__(self, names: Sequence[str]):
         self.names = list(names)
+        # Reversed, so that of two names with the same form the first keeps its index.
         numbered = list(reversed(list(enumerate(self.names))))
         self._index = {compact(name): index for index, name in numbered}
         self._bare = {bare(name): index for index, name in numbered if bare(name)}
 
     def exact(self, name: str) -> int | None:
-        """Index of the class so named, blanks and capitals aside, and the marks around names that have some."""
+        """Index of the class of this name, whatever its blanks and capitals; else by `bare`. None of another name."""
         index = self._index.get(compact(name))
         return self._bare.get(bare(name)) if index is None else index
 
     def fuzzy(self, name: str) -> int | None:
-        """Index of the most similar class, however little similar: as released (lasagna.md 7.2). None of no name."""
+        """Index of the most similar class, however small the similarity: as released (lasagna.md 7.2). None of an empty
+        name."""
         if not compact(name):
             return None
         best = process.extractOne(compact(name), self.names, scorer=fuzz.WRatio, processor=utils.default_process)
-        return best[2] if best else None
+        return None if best is None else best[2]
 
 
 @dataclass(frozen=True)
 class ListReading:
-    """What an answer to a class list claims: (class, k-th mask) in the answer's order.
+    """What an answer to a class list claims.
 
-    `unmatched` counts the claims that name none of the classes: parse failures.
+    masks: (class index, index into the answer's masks) in the answer's order. unmatched: the number of claims that name
+    none of the classes.
     """
 
     masks: tuple[tuple[int, int], ...]
     unmatched: int = 0
 
 
-def read_list(claims: Sequence[Claim], asked: Sequence[str], names: Names, *, fuzzy: bool = False) -> ListReading:
-    """Claims to classes of `names`. Whatever answers a question about a single class is about that class."""
+def read_list(claims: Sequence[Claim], phrases: Sequence[str], names: Names, *, fuzzy: bool = False) -> ListReading:
+    """Matches claims with classes of `names`. The answer to a question about a single class is about that class,
+    whatever it calls it."""
     find = names.fuzzy if fuzzy else names.exact
     masks, unmatched = [], 0
-    for claim in about_asked(claims):
-        index = names.exact(asked[0]) if len(asked) == 1 else find(claim.phrase)
+    for claim in without_substitutes(claims):
+        index = names.exact(phrases[0]) if len(phrases) == 1 else find(claim.phrase)
         if index is None:
             unmatched += 1
         elif claim.mask is not None:
@@ -75,35 +82,37 @@ def read_list(claims: Sequence[Claim], asked: Sequence[str], names: Names, *, fu
     return ListReading(tuple(masks), unmatched)
 
 
-def assign(claims: Sequence[Claim], asked: Sequence[str]) -> list[int | None]:
-    """The mask of each asked phrase: index into the answer's masks, None where it was refused or not answered."""
-    return [claim.mask if claim else None for claim in assign_claims(claims, asked)]
+def assign(claims: Sequence[Claim], phrases: Sequence[str]) -> list[int | None]:
+    """The mask of each phrase of a question: index into the answer's masks, None if refused or not answered."""
+    return [claim.mask if claim else None for claim in assign_claims(claims, phrases)]
 
 
-def assign_claims(claims: Sequence[Claim], asked: Sequence[str]) -> list[Claim | None]:
-    """The claim about each asked phrase, None where there is none.
+def assign_claims(claims: Sequence[Claim], phrases: Sequence[str]) -> list[Claim | None]:
+    """The claim about each phrase of a question, None where there is none.
 
-    One phrase: the first mask of the answer, or its first refusal. Several: by name where the claims carry the names
-    asked, each claim used once; claims without a known name take the phrases still open, in order.
+    One phrase: the first claim with a mask, else the first refusal. Several: claims with a phrase's name belong to that
+    phrase, each claim used once; claims with another name or none take the remaining phrases, in order. Asked for
+    "cup", "plate", "fork", an answer that claims "plate", "it", "cup" gives "fork" the claim "it".
     """
-    claims = about_asked(claims)
-    if len(asked) == 1:
+    claims = without_substitutes(claims)
+    if len(phrases) == 1:
         return [next((claim for claim in claims if claim.mask is not None), claims[0] if claims else None)]
-    found: dict[int, Claim] = {}
-    nameless = []
+    claim_of: dict[int, Claim] = {}
+    unnamed = []
     for claim in claims:
-        still = [i for i in range(len(asked)) if i not in found]
-        same = [i for i in still if compact(asked[i]) == compact(claim.phrase)]
-        same = same or [i for i in still if bare(asked[i]) == bare(claim.phrase) != ""]
+        remaining = [i for i in range(len(phrases)) if i not in claim_of]
+        same = [i for i in remaining if compact(phrases[i]) == compact(claim.phrase)]
+        if not same and bare(claim.phrase):
+            same = [i for i in remaining if bare(phrases[i]) == bare(claim.phrase)]
         if same:
-            found[same[0]] = claim
+            claim_of[same[0]] = claim
         else:
-            nameless.append(claim)
-    still_open = [index for index in range(len(asked)) if index not in found]
-    found.update(zip(still_open, nameless, strict=False))
-    return [found.get(index) for index in range(len(asked))]
+            unnamed.append(claim)
+    remaining = [index for index in range(len(phrases)) if index not in claim_of]
+    claim_of.update(zip(remaining, unnamed, strict=False))
+    return [claim_of.get(index) for index in range(len(phrases))]
 
 
-def about_asked(claims: Sequence[Claim]) -> list[Claim]:
-    """Without what an answer offers in the place of what it refuses."""
+def without_substitutes(claims: Sequence[Claim]) -> list[Claim]:
+    """The claims about what was asked, not those about what an answer offers in place of what it refuses."""
     return [claim for claim in claims if not claim.is_substitute]

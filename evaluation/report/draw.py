@@ -1,4 +1,4 @@
-"""Pictures of answers: masks over the photo, one colour a name, a legend; grids of input, answer, predicted, true."""
+"""Renders answers: masks over the image in one colour per name, a legend, grids of input, answer, prediction, truth."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-GOLDEN_ANGLE = 0.618033988749895  # turns of the hue circle: neighbours in a list never look alike
+GOLDEN_ANGLE = 0.618033988749895  # in turns of the hue circle: consecutive hues are far apart, whatever their number
 OPACITY = 0.5
-INK, PAPER = (30, 30, 30), (255, 255, 255)
-FONT_SIZE, MARGIN = 13, 6
+INK = (30, 30, 30)
+PAPER = (255, 255, 255)
+FONT_SIZE = 13  # this and the next two in pixels
+MARGIN = 6
 LINE = FONT_SIZE + 5
 
 Colour = tuple[int, int, int]
@@ -22,7 +24,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Layer:
-    """One mask to be shown: (H, W) bool, its name in the legend ("" for none), its colour."""
+    """One mask to be shown: (H, W) bool, its name in the legend ("" for none) and its colour."""
 
     mask: np.ndarray
     name: str
@@ -31,7 +33,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Panel:
-    """One row of a grid: the picture, what was asked and answered, what was predicted and what is true."""
+    """One row of a grid: the image, question and answer, predicted and true masks, a remark such as the IoU."""
 
     image: np.ndarray  # (H, W, 3) uint8
     question: str
@@ -42,18 +44,18 @@ class Panel:
 
 
 def colour_of(index: int) -> Colour:
-    """The colour of the index-th name: hues far apart, brightness in three steps."""
+    """The colour of the name number `index`: hues far apart, brightness in three steps."""
     hue = (index * GOLDEN_ANGLE) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 if index % 2 else 0.65, (1.0, 0.8, 0.9)[index % 3])
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def overlay(image: np.ndarray, layers: Sequence[Layer]) -> np.ndarray:
-    """(H, W, 3) uint8: the picture with each mask half transparent and outlined; later layers lie on top."""
+    """(H, W, 3) uint8: the image with each mask half transparent and outlined; later layers are on top."""
     shown = image.astype(np.float32)
     for layer in layers:
         if layer.mask.shape != image.shape[:2]:
-            raise ValueError(f"mask {layer.name!r} is {layer.mask.shape}, the picture {image.shape[:2]}")
+            raise ValueError(f"mask {layer.name!r} is {layer.mask.shape}, the image {image.shape[:2]}")
         colour = np.array(layer.colour, np.float32)
         shown[layer.mask] = (1 - OPACITY) * shown[layer.mask] + OPACITY * colour
         shown[outline(layer.mask)] = colour
@@ -66,8 +68,10 @@ def with_legend(image: np.ndarray, layers: Sequence[Layer]) -> np.ndarray:
     entries = dict.fromkeys((layer.name, layer.colour) for layer in layers if layer.name)
     if not entries:
         return shown
-    width, font = shown.shape[1], _font()
-    places, x, y = [], MARGIN, MARGIN
+    width = shown.shape[1]
+    font = _font()
+    places = []
+    x = y = MARGIN
     for name, colour in entries:
         step = FONT_SIZE + 4 + round(font.getlength(name)) + 2 * MARGIN
         if x > MARGIN and x + step > width:
@@ -83,14 +87,14 @@ def with_legend(image: np.ndarray, layers: Sequence[Layer]) -> np.ndarray:
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask that touch its outside (the picture's border is no outside)."""
+    """The pixels of a mask that touch its outside; what lies beyond the image's border is not outside."""
     padded = np.pad(mask, 1, mode="edge")
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
 
 
 def grid(panels: Sequence[Panel], side: int = 260) -> np.ndarray:
-    """(H, W, 3) uint8: a row a panel, in columns input, answer, predicted, true; pictures are `side` wide."""
+    """(H, W, 3) uint8: one row per panel with columns input, answer, predicted, true, each `side` pixels wide."""
     if not panels:
         raise ValueError("a grid needs at least one panel")
     rows = [_title(side, ("input", "question and answer", "predicted", "true"))]
@@ -105,18 +109,18 @@ def grid(panels: Sequence[Panel], side: int = 260) -> np.ndarray:
 
 
 def scale_image(image: np.ndarray, side: int) -> np.ndarray:
-    """The picture (H, W, 3), `side` wide."""
+    """The (H, W, 3) image scaled to a width of `side` pixels."""
     size = (side, max(1, round(image.shape[0] * side / image.shape[1])))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def scale_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A (H, W) bool mask at another size."""
+    """A (H, W) bool mask scaled to another size, by the nearest pixel."""
     return np.asarray(Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST))
 
 
 def _words(panel: Panel, width: int) -> np.ndarray:
-    """Question, answer and note, wrapped; as high as they need."""
+    """Question, answer and note, wrapped to a width; as high as they need."""
     parts = [(panel.question, (90, 90, 90)), (panel.answer, INK), (panel.note, (160, 60, 0))]
     room = width - 2 * MARGIN
     lines = [(line, ink) for text, ink in parts if text for line in [*wrap_text(text, room), ""]]
@@ -128,7 +132,8 @@ def _words(panel: Panel, width: int) -> np.ndarray:
 
 
 def wrap_text(text: str, width: float, most: int = 14) -> list[str]:
-    """Lines of at most `width` pixels, broken at blanks and behind tokens such as <ins>; beyond `most` lines: dots."""
+    """Lines of at most `width` pixels, broken at blanks and after tokens such as <ins>. Of more than `most` lines the
+    last become [...]."""
     lines = [""]
     for piece in re.findall(r"[^\s>]*>\s*|[^\s>]+\s*", text.strip()):
         if lines[-1] and _font().getlength((lines[-1] + piece).rstrip()) > width:
@@ -147,7 +152,7 @@ def _title(side: int, names: Sequence[str]) -> np.ndarray:
 
 
 def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Images in a row on white, with margins; all get the height of the highest."""
+    """Images in a row on white, with margins; each gets the height of the highest."""
     height = max(image.shape[0] for image in images) + MARGIN
     width = sum(image.shape[1] for image in images) + MARGIN * (len(images) + 1)
     page = np.full((height, width, 3), 255, np.uint8)

@@ -1,45 +1,67 @@
-"""Results as a page of Markdown: one table a suite, every figure with its variant, protocol and interval."""
+"""Results as text: a page of Markdown with one table per suite, and a table for the terminal."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+from evaluation.metrics.base import Figure
+
+if TYPE_CHECKING:  # results.py writes the page
+    from evaluation.results import EvaluationResults
 
 
-def as_markdown(results: dict[str, Any]) -> str:
-    """`results` as `evaluate` and `rescore` return them."""
+def as_markdown(results: EvaluationResults) -> str:
+    """One table per suite, every figure with its variant, protocol and interval."""
     parts = ["# Results"]
-    for name, suite in results["suites"].items():
-        asked = f"{suite['pictures']} pictures, {suite['queries']} queries, {suite['seconds']:.0f} s"
-        failed = f"answers that could not be read: {suite['parse_failures']}, cut off: {suite['unfinished']}"
+    for name, suite in results.suites.items():
+        asked = f"{suite.images} images, {suite.queries} queries, {suite.seconds:.0f} s"
+        failed = f"answers that could not be read: {suite.parse_failures}, cut off: {suite.unfinished}"
         rows = ["| metric | variant | protocol | value | 95 % interval |", "| --- | --- | --- | ---: | --- |"]
-        for figure in suite["figures"]:
-            words = (
-                figure["metric"],
-                figure["variant"],
-                figure["protocol"],
-                format_value(figure["value"]),
-                format_interval(figure),
-            )
-            rows.append("| " + " | ".join(map(in_cell, words)) + " |")
-        done = "".join(f" {plain(note[0].upper() + note[1:])}." for note in suite["notes"])
-        parts.append(f"## {plain(name)}\n\n{asked}; {failed}.{done}\n\n" + "\n".join(rows))
-    parts += [f"## {plain(name)}\n\nNot evaluated. {plain(text)}" for name, text in results["missing"].items()]
+        for figure in suite.figures:
+            cells = (figure.metric, figure.variant, suite.protocol, format_value(figure), format_interval(figure))
+            rows.append("| " + " | ".join(map(_in_cell, cells)) + " |")
+        notes = "".join(f" {_escape(note[0].upper() + note[1:])}." for note in suite.notes)
+        parts.append(f"## {_escape(name)}\n\n{asked}; {failed}.{notes}\n\n" + "\n".join(rows))
+    parts += [f"## {_escape(name)}\n\nNot evaluated. {_escape(reason)}" for name, reason in results.missing.items()]
     return "\n\n".join(parts) + "\n"
 
 
-def plain(text: str) -> str:
+def as_table(results: EvaluationResults) -> str:
+    """Every figure on a line of its own, with suite, variant and protocol."""
+    width = max([24, *(len(name) + 2 for name in results.suites)])
+    lines = [f"{'suite':<{width}}{'metric':<18}{'variant':<13}{'protocol':<16}{'value':>8}  images    95 % interval"]
+    for name, suite in results.suites.items():
+        for figure in suite.figures:
+            lines.append(
+                f"{name:<{width}}{figure.metric:<18}{figure.variant:<13}{suite.protocol:<16}{format_value(figure):>8}"
+                f"  {suite.images:<8}  {format_interval(figure)}".rstrip()
+            )
+        lines += [f"  {name}: {note}" for note in suite.notes]
+        problems = {
+            "left_out": suite.left_out,
+            "parse_failures": suite.parse_failures,
+            "unfinished": suite.unfinished,
+        }
+        if any(problems.values()):
+            lines.append(f"  {name}: " + ", ".join(f"{key} {count}" for key, count in problems.items() if count))
+    lines += [f"{name}: not evaluated. {reason}" for name, reason in results.missing.items()]
+    return "\n".join(lines)
+
+
+def format_value(figure: Figure) -> str:
+    """The value of a figure, "-" where nothing was counted."""
+    return "-" if figure.value is None else f"{figure.value:.4f}"
+
+
+def format_interval(figure: Figure) -> str:
+    """The interval of a figure, "" where none is estimated."""
+    return "{:.4f} to {:.4f}".format(*figure.interval) if figure.interval else ""
+
+
+def _escape(text: str) -> str:
     """Text in which Markdown finds no HTML."""
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def in_cell(text: str) -> str:
-    return plain(text).replace("|", "\\|")
-
-
-def format_value(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def format_interval(figure: dict[str, Any]) -> str:
-    """The interval of a figure, "" where none is estimated."""
-    return "{:.4f} to {:.4f}".format(*figure["interval"]) if figure["interval"] else ""
+def _in_cell(text: str) -> str:
+    return _escape(text).replace("|", "\\|")

@@ -1,20 +1,22 @@
-"""Answers as pictures: what was asked, said, predicted and true, ready for a grid or a page."""
+"""Makes panels of answers: question, text, predicted and true masks of an image, for a grid or a page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from data.types import IMAGE_PLACEHOLDER, Claim, Query, Record
 from data.views import read_image
+from evaluation.metrics.counts import IGNORE
 from evaluation.metrics.matched import match
 from evaluation.metrics.matching import Names, assign
-from evaluation.metrics.scorers import IGNORE, read_masks, standard_map, true_map, true_mask
+from evaluation.metrics.semantic import read_masks, standard_map, true_map
+from evaluation.metrics.truth import true_mask
+from evaluation.prediction_schema import Answer
 from evaluation.protocols import Reply
-from evaluation.report.draw import Layer, Panel, colour_of
+from evaluation.report.draw import Colour, Layer, Panel, colour_of
 from utils.masks import rle_to_mask
 
 Layers = list[Layer]
@@ -22,74 +24,84 @@ EXTRA_COLOUR = (120, 120, 120)  # of a mask that matches nothing asked for
 
 
 def panel(record: Record, queries: Sequence[Query], replies: Sequence[Reply]) -> Panel:
-    """One picture with its questions; class lists are shown as maps of one colour a class, phrases as their masks."""
+    """One image with its questions. Class lists are shown as maps with one colour per class, phrases as masks."""
     question = " | ".join(query.question.replace(IMAGE_PLACEHOLDER, "").strip() for query in queries)
     answer = " | ".join(reply.text for reply in replies) or "(nothing)"
-    draw = {"classes": class_layers, "multi": several_layers}.get(record.kind, phrase_layers)
-    predicted, true, note = draw(record, queries, replies)
+    make_layers = {"classes": class_layers, "multi": multi_target_layers}.get(record.kind, phrase_layers)
+    predicted, true, note = make_layers(record, queries, replies)
     return Panel(read_image(record.image), question, answer, predicted, true, note)
 
 
-def replay(record: Record, answers: Sequence[dict[str, Any]]) -> Panel:
-    """The panel of answers as a file of predictions keeps them: of the logits only the signs are left."""
-    shape = read_image(record.image).shape[:2]
-    queries = [Query(one["question"], (), tuple(one["targets"]), tuple(one["asked"])) for one in answers]
+def replay(record: Record, answers: Sequence[Answer]) -> Panel:
+    """The panel of answers from a file of predictions, whose masks are binary: their logits become 0.5 and -0.5."""
+    height, width = read_image(record.image).shape[:2]
+    queries = []
     replies = []
-    for one in answers:
-        masks = [rle_to_mask(rle, shape) for rle in one["masks"]]
-        inside = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, *shape)
-        claims = tuple(Claim(phrase, mask) for phrase, mask in one["claims"])
-        replies.append(Reply(one["text"], claims, inside.float() - 0.5, one["finished"], one["unread"]))
+    for answer in answers:
+        queries.append(Query(answer["question"], (), tuple(answer["targets"]), tuple(answer["asked"])))
+        masks = [rle_to_mask(rle, (height, width)) for rle in answer["masks"]]
+        inside = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, height, width)
+        claims = tuple(Claim(phrase, mask) for phrase, mask in answer["claims"])
+        replies.append(Reply(answer["text"], claims, inside.float() - 0.5, answer["finished"], answer["unread"]))
     return panel(record, queries, replies)
 
 
 def class_layers(record: Record, queries: Sequence[Query], replies: Sequence[Reply]) -> tuple[Layers, Layers, str]:
     """Predicted and true layers of a class list, and the share of labelled pixels that are right."""
     names = Names(record.vocabulary)
-    shape, none = tuple(replies[0].masks.shape[-2:]), len(names.names)
+    shape = replies[0].size
     masks, _ = read_masks(replies, queries, names, fuzzy=False)
-    predicted = standard_map([(index, mask.cpu()) for index, mask in masks], shape, none)
+    predicted = standard_map([(index, mask.cpu()) for index, mask in masks], shape, none=len(names.names))
     truth = true_map(record, names, shape)
-    known = truth != IGNORE
-    right = (predicted == truth)[known].float().mean().item() if known.any() else 0.0
-    layers = [_of_map(values, names) for values in (predicted, truth)]
-    return layers[0], layers[1], f"pixels right: {right:.0%}"
+    labelled = truth != IGNORE
+    right = (predicted == truth)[labelled].float().mean().item() if labelled.any() else 0.0
+    return _map_layers(predicted, names), _map_layers(truth, names), f"pixels right: {right:.0%}"
 
 
 def phrase_layers(record: Record, queries: Sequence[Query], replies: Sequence[Reply]) -> tuple[Layers, Layers, str]:
     """Predicted and true layers of phrases, one colour each, and their IoU."""
     predicted, true, notes = [], [], []
-    alone = sum(len(query.phrases) for query in queries) == 1  # then the question says it all
+    single = sum(len(query.phrases) for query in queries) == 1  # the question names it, so the legend need not
     for query, reply in zip(queries, replies, strict=True):
-        shape = tuple(reply.masks.shape[-2:])
-        found = assign(reply.claims, query.phrases)
-        for phrase, target, mask in zip(query.phrases, query.targets, found, strict=True):
-            guess = _inside(reply.masks[mask]) if mask is not None else np.zeros(shape, bool)
-            truth = true_mask(record, target, shape).numpy()
-            name, colour = "" if alone else phrase, colour_of(len(true))
-            predicted.append(Layer(guess, name, colour))
+        masks = assign(reply.claims, query.phrases)
+        for phrase, target, mask in zip(query.phrases, query.targets, masks, strict=True):
+            prediction = _inside(reply.masks[mask]) if mask is not None else np.zeros(reply.size, bool)
+            truth = true_mask(record, target, reply.size).numpy()
+            name = "" if single else phrase
+            colour = colour_of(len(true))
+            predicted.append(Layer(prediction, name, colour))
             true.append(Layer(truth, name, colour))
-            notes.append(_iou(guess, truth))
+            notes.append(_describe_iou(prediction, truth))
     return predicted, true, ", ".join(notes)
 
 
-def several_layers(record: Record, queries: Sequence[Query], replies: Sequence[Reply]) -> tuple[Layers, Layers, str]:
-    """Predicted and true layers of questions about several objects: a mask has the colour of the object that it is
-    matched to, one that matches none is grey; and what was missed or too much."""
-    predicted, true, notes, seen = [], [], [], {}
+def multi_target_layers(
+    record: Record, queries: Sequence[Query], replies: Sequence[Reply]
+) -> tuple[Layers, Layers, str]:
+    """Predicted and true layers of questions about several objects, and the IoU of each mask, misses and extras.
+
+    A mask has the colour of the object that it is matched with; one that is matched with none is grey.
+    """
+    predicted, true, notes = [], [], []
+    colour_by_phrase: dict[str, Colour] = {}
     for query, reply in zip(queries, replies, strict=True):
-        drawn = reply.masks[[claim.mask for claim in reply.claims if claim.mask is not None]].cpu() > 0
-        truths = [true_mask(record, target, tuple(drawn.shape[-2:])) for target in query.targets]
-        truth = torch.stack(truths) if truths else drawn[:0]
-        pairs = dict(zip(*match(drawn, truth), strict=True))
-        colours = [seen.setdefault(phrase, colour_of(len(seen))) for phrase in query.phrases]
-        true += [Layer(*one) for one in zip(truth.numpy(), query.phrases, colours, strict=True)]
-        for index, mask in enumerate(drawn.numpy()):
-            hit = pairs.get(index)
-            named = ("extra", EXTRA_COLOUR) if hit is None else (query.phrases[hit], colours[hit])
-            predicted.append(Layer(mask, *named))
-            notes += [] if hit is None else [_iou(mask, truth[hit].numpy())]
-        notes += ["missed"] * (len(truth) - len(pairs)) + ["extra"] * (len(drawn) - len(pairs))
+        masks = reply.masks[[claim.mask for claim in reply.claims if claim.mask is not None]].cpu() > 0
+        truths = [true_mask(record, target, reply.size) for target in query.targets]
+        truth = torch.stack(truths) if truths else masks[:0]
+        target_of = dict(zip(*match(masks, truth), strict=True))
+        for phrase in query.phrases:
+            colour_by_phrase.setdefault(phrase, colour_of(len(colour_by_phrase)))
+        for phrase, mask in zip(query.phrases, truth.numpy(), strict=True):
+            true.append(Layer(mask, phrase, colour_by_phrase[phrase]))
+        for index, mask in enumerate(masks.numpy()):
+            target = target_of.get(index)
+            if target is None:
+                predicted.append(Layer(mask, "extra", EXTRA_COLOUR))
+                continue
+            phrase = query.phrases[target]
+            predicted.append(Layer(mask, phrase, colour_by_phrase[phrase]))
+            notes.append(_describe_iou(mask, truth[target].numpy()))
+        notes += ["missed"] * (len(truth) - len(target_of)) + ["extra"] * (len(masks) - len(target_of))
     return predicted, true, ", ".join(notes)
 
 
@@ -97,11 +109,11 @@ def _inside(logits: torch.Tensor) -> np.ndarray:
     return (logits > 0).cpu().numpy()
 
 
-def _iou(guess: np.ndarray, truth: np.ndarray) -> str:
-    union = int((guess | truth).sum())
-    return f"IoU {(guess & truth).sum() / union:.2f}" if union else "rightly empty"
+def _describe_iou(prediction: np.ndarray, truth: np.ndarray) -> str:
+    union = int((prediction | truth).sum())
+    return f"IoU {(prediction & truth).sum() / union:.2f}" if union else "rightly empty"
 
 
-def _of_map(values: torch.Tensor, names: Names) -> list[Layer]:
-    found = [index for index in values.unique().tolist() if 0 <= index < len(names.names)]
-    return [Layer((values == index).numpy(), names.names[index], colour_of(index)) for index in found]
+def _map_layers(class_map: torch.Tensor, names: Names) -> Layers:
+    classes = [index for index in class_map.unique().tolist() if 0 <= index < len(names.names)]
+    return [Layer((class_map == index).numpy(), names.names[index], colour_of(index)) for index in classes]

@@ -7,6 +7,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -14,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils.files import free
+from utils.files import free_space
 from utils.plain import read_mapping
 from utils.safe_pickle import DAMAGE
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WHOLE = ("model.safetensors", "pytorch_model.bin")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 WRAPPERS = ("state_dict", "module", "model")  # keys under which training programs put the tensors
 SHARD_SIZE = "5GB"
 
@@ -45,27 +46,31 @@ def weight_files(folder: Path) -> list[Path]:
             if gone := [name for name in names if not (folder / name).is_file()]:
                 raise FileNotFoundError(f"{folder}: {index} names {', '.join(gone)}, which are not there")
             return [folder / name for name in names]
-    for name in WHOLE:
+    for name in SINGLE_FILES:
         if (folder / name).is_file():
             return [folder / name]
     have = ", ".join(sorted(file.name for file in folder.iterdir())[:12]) or "nothing"
-    raise FileNotFoundError(f"{folder} has no weights: expected {', '.join((*WHOLE, *INDEXES))}; there is {have}")
+    raise FileNotFoundError(
+        f"{folder} has no weights: expected {', '.join((*SINGLE_FILES, *INDEXES))}; there is {have}"
+    )
 
 
 def _shards(index: Path) -> list[str]:
-    """The file names in a weight index, which lie beside it."""
+    """The names of the files that a weight index lists; they lie in its folder."""
     places = read_mapping(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{index}: expected weight_map, a mapping of weights to file names")
     names = sorted(set(places.values()))
     if elsewhere := [name for name in names if Path(name).name != name]:
-        raise ValueError(f"{index}: names {', '.join(elsewhere[:5])}; the files of a model lie beside its index")
+        raise ValueError(f"{index}: names {', '.join(elsewhere[:5])}; a model's files lie in the folder of their index")
     return names
 
 
 def write_tensors(tensors: dict[str, Tensor], folder: Path, *, safe: bool = True) -> None:
-    """Weights of a model folder, sharded with an index when they are large: safetensors, or the pickles of old."""
+    """Weights of a model folder, sharded with an index when they are large: safetensors, or pickles as
+    in released checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
+    # a stale index would count before the single file that is written now
     for stale in [*folder.glob("model*.safetensors*"), *folder.glob("pytorch_model*.bin*")]:
         stale.unlink()
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -77,10 +82,16 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path, *, safe: bool = True
             save_file(shard, folder / file, {"format": "pt"}) if safe else torch.save(shard, folder / file)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
-            raise OSError(f"{folder / file} cannot be written: {reason} ({free(folder)})") from None
+            raise OSError(f"{folder / file} cannot be written: {reason} ({free_space(folder)})") from None
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEXES[0 if safe else 1]).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def write_json(file: Path, values: dict[str, Any]) -> None:
+    """Indented JSON, in a folder that is made where it is not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -97,18 +108,18 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{file}: expected a mapping of names to tensors")
     if strange := [str(name) for name, tensor in tensors.items() if not isinstance(name, str) or not _is_plain(tensor)]:
-        raise ValueError(f"{file}: not weights as they are saved, whole and dense: {', '.join(strange[:5])}")
+        raise ValueError(f"{file}: not weights as they are saved, complete and dense: {', '.join(strange[:5])}")
     return tensors
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Dense, and with every number in the file: a pickle may also spread one number over any size."""
+    """Dense, and with every number in the file: the strides in a pickle may also repeat one number over any size."""
     dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _unpickle(file: Path):
-    """`torch.load` of tensors alone. Files older than torch 1.6 cannot be memory-mapped."""
+    """`torch.load` that reads tensors only. Files of torch before 1.6 cannot be memory-mapped."""
     _check_archive(file)
     try:
         try:
@@ -118,28 +129,29 @@ def _unpickle(file: Path):
                 raise
             return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, *DAMAGE) as error:
-        said = str(error)
-        if wanted := re.search(r"GLOBAL ([\w.]+)", said):
+        reason = str(error)
+        if code := re.search(r"GLOBAL ([\w.]+)", reason):
             raise ValueError(
-                f"{file}: refused, the pickle asks for {wanted[1]} and would run code when read; weight files hold "
+                f"{file}: refused, the pickle asks for {code[1]} and would run code when read; weight files hold "
                 "tensors only. Get the weights as safetensors, or from somebody you can ask"
             ) from None
-        if isinstance(error, pickle.UnpicklingError) or "weights_only" in said:  # torch tells how to read it even so
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:
+            # torch's own message would say how to read the file in spite of it
             raise ValueError(f"{file}: refused, this pickle is damaged or would run code when read") from None
-        reason = (said or "it ends too early").splitlines()[0]
-        raise ValueError(f"{file} is damaged, or no weight file: {reason}") from None
+        first_line = (reason or "it ends too early").splitlines()[0]
+        raise ValueError(f"{file} is damaged, or no weight file: {first_line}") from None
 
 
 def _check_archive(file: Path) -> None:
-    """Since torch 1.6 a weight file is a ZIP archive whose records are never compressed, so that reading one takes no
-    more memory than the file is large."""
+    """Refuses an archive that takes more memory to read than the file is large (a ZIP bomb). Weight files have been ZIP
+    archives since torch 1.6, and their records are never compressed."""
     if not zipfile.is_zipfile(file):
         return
     try:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, *DAMAGE):
-        return  # torch says what is wrong
+        return  # torch.load will say what is wrong with it
     packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
     if packed or sum(record.file_size for record in records) > file.stat().st_size:
         raise ValueError(f"{file}: refused, its records are compressed or overlap, as no weight file's do")

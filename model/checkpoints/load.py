@@ -1,51 +1,44 @@
-"""From weights on disk to a SegModel: a base LLaVA with a SAM, a published assistant, or one of our own folders."""
+"""From weights on disk to a SegModel: a base with a mask head's weights, a published assistant, or our own folder.
+
+Nothing here knows a backbone or a mask head: their classes say what their files look like (model/vlm/base.py,
+model/heads/base.py).
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, list_repo_files, snapshot_download
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from data.tokens import TokenSpec, token_id
 from data.views import LanguageView, Views
-from model.checkpoints.architecture import (
-    SECTION,
-    Architecture,
-    feature_layer,
-    language_sizes,
-    projector_depth,
-    projector_width,
-    read_config,
-    tower_name,
-    tower_sizes,
-)
-from model.checkpoints.bounds import check_sizes, laying_out
+from model.checkpoints.architecture import Architecture
+from model.checkpoints.bounds import check_sizes, naming_size_errors
+from model.checkpoints.config_file import SECTION, read_config, saved_head
 from model.checkpoints.files import read_tensors
-from model.checkpoints.layouts import Report, reading_table, to_model_names, tower_to_model_names
+from model.checkpoints.hub import fetch
+from model.checkpoints.layouts import LORA_WRAPPER, Report, reading_table, to_model_names
 from model.checkpoints.lora_file import merge_factors
-from model.heads import HEADS, HeadContext
+from model.checkpoints.name_table import NameTable, under
+from model.checkpoints.weight_source import WeightSource
+from model.heads import HEADS, HeadContext, MaskHead
 from model.seg_model import SegModel, text_mlp
-from model.vlm.llava import Llava
-from model.vlm.tower import TowerInput, fit_tower, tower_input, tower_view
+from model.vlm import VLMS, VisionLanguageModel
 from utils.config import ModelConfig
 from utils.log import log
-from utils.plain import leaves
 from utils.registry import unknown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
 NEW_ROW_STD = 0.02  # of new vocabulary rows (lisa.md 2.3)
-NEW_DEPTH, NEW_GROWTH = 2, 2  # of a new projector: layers, and the width between them in widths of the language model
-_EMBED, _LM_HEAD = "vlm.language.model.embed_tokens.weight", "vlm.language.lm_head.weight"
+DEFAULT_VLM = "llava"  # of a config.json without model_type, as some old LLaVA files are
+TEXT_MLP = ("project.0.weight", "project.0.bias", "project.2.weight", "project.2.bias")
 
 
 def build_model(
@@ -53,26 +46,43 @@ def build_model(
 ) -> SegModel:
     """The model that `config` names, on the CPU in its precision, with a row for every token of `tokenizer`.
 
-    `config.version` is a base LLaVA (Hugging Face's or the original layout), which takes the mask head from
-    `vision_pretrained` and gets a new text MLP, or a finished assistant (published or our own), whose weights all
-    count. `config.weight`, a training program's whole-model file, makes any base a finished assistant. A needed
-    weight that is missing, or one without a place, is an error unless `allow_missing`.
+    `config.version` is a base, which takes the mask head from `vision_pretrained` and gets a new text MLP, or a
+    finished assistant (published or our own), whose weights all count. `config.checkpoint_file`, a training program's
+    full-model file, makes any base a finished assistant. A needed weight that is missing, or one without a place, is
+    an error unless `allow_missing`.
+
+    head: the mask head of the system. The one that a finished folder names in its `config.json` overrides it, and
+    `config.mask_head` overrides both.
     """
     folder = fetch(config.version)
-    generator, where = torch.Generator().manual_seed(seed), str(folder / "config.json")
-    with laying_out(where):
-        source = _read(folder, config, head)
-        for step in (_add_head, _add_weight, _add_tower, _drop_projector):
-            source = step(source, config)
-        _fit_vocabulary(source, spec, tokenizer, generator, config.allow_missing)
-        architecture = _architecture(source, tokenizer, len(spec.mask))
+    generator = torch.Generator().manual_seed(seed)
+    where = str(folder / "config.json")
+    # Weights before sizes: what `config.json` asks for is bounded by the weights that are there, and a part that lies
+    # elsewhere may bring sizes of its own.
+    with naming_size_errors(where):
+        values = read_config(folder)
+        backbone = vlm_class(values, where)
+        head = choose_head(values, config, head)
+        head_class = _head_class(head, where)
+        table = reading_table(backbone.WEIGHT_NAMES, head_class.WEIGHT_NAMES)
+        source = _read(folder, values, table, backbone)
+        _check_head(source, head, config.allow_missing)
+        options = _add_head(source, config, head_class)
+        if config.checkpoint_file:
+            _add_weight(source, fetch(config.checkpoint_file), table, config.lora.alpha)
+        _check_language(source, backbone)
+        vlm_config, view = backbone.config_for(source, config, tokenizer)
+        _fit_vocabulary(source, backbone, spec, tokenizer, generator, config.allow_missing)
+        head_config = _head_config(source, backbone, vlm_config, head_class, options, len(spec.mask))
+        architecture = Architecture(backbone.NAME, vlm_config, head, head_config)
     check_sizes(architecture, source.tensors, where)
     attention = resolve_attention(config.attn_implementation, config.precision)
     added_ids = [token_id(tokenizer, token) for token in spec.all_added]
-    with torch.device("meta"), laying_out(where):
-        model = assemble(architecture, attention, source.view, added_ids)
+    # on the meta device: no memory for values that the file's tensors replace
+    with torch.device("meta"), naming_size_errors(where):
+        model = assemble(architecture, attention, view, added_ids)
     model.report = source.report
-    _check_sizes(model, config)
+    _check_recipe(model, config)
     _init_head(source, model, seed)
     _fill(model, source, dtype_of(config.precision), generator, config.allow_missing)
     return model
@@ -105,20 +115,26 @@ def assemble(
     view: LanguageView | None = None,
     added_ids: Sequence[int] = (),
 ) -> SegModel:
-    """An uninitialised model of these sizes. view: of the vision tower; None: CLIP's at the tower's side."""
-    head = HEADS[architecture.head].build(architecture.head_config, "eager" if attention == "eager" else "sdpa")
-    vlm = Llava.build(
-        CLIPVisionConfig(**architecture.tower),
-        LlamaConfig(**architecture.language),
-        projector_depth=architecture.projector_depth,
-        projector_width=architecture.projector_width,
-        feature_layer=architecture.feature_layer,
-        pool=architecture.tower_input.get("pool", 1),
-        attention=attention,
-        view=view,
-    )
+    """An uninitialised model of this architecture. view: of the language side; None: the backbone's usual one."""
+    # flash attention is the language model's alone: mask decoders attend with biases, which it does not take
+    head_attention = "eager" if attention == "eager" else "sdpa"
+    head = HEADS[architecture.head].build(architecture.head_config, head_attention)
+    vlm = VLMS[architecture.vlm].build(architecture.vlm_config, attention, view)
     project = text_mlp(vlm.hidden_size, head.prompt_dim)
     return SegModel(vlm, head, project, architecture=architecture, added_ids=added_ids)
+
+
+def vlm_class(values: dict[str, Any], where: str) -> type[VisionLanguageModel]:
+    """The backbone of a `config.json`. where: the file, for messages."""
+    kind = str(values.get("model_type") or DEFAULT_VLM)
+    if kind not in VLMS:
+        raise ValueError(f"{where}: " + unknown(VLMS.kind, kind, VLMS))
+    return VLMS[kind]
+
+
+def choose_head(values: dict[str, Any], config: ModelConfig, default: str) -> str:
+    """The recipe's mask head, else the one that a finished folder's `config.json` (`values`) names, else `default`."""
+    return config.mask_head or saved_head(values) or default
 
 
 def views_for(model: SegModel) -> Views:
@@ -127,15 +143,11 @@ def views_for(model: SegModel) -> Views:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    if precision not in DTYPES:
-        raise ValueError(unknown("precision", precision, DTYPES))
     return DTYPES[precision]
 
 
 def resolve_attention(name: str, precision: str) -> str:
     """`auto` is flash-attention 2 where it is installed and can run (GPU, 16 bit), else SDPA."""
-    if name not in ATTENTION:
-        raise ValueError(unknown("attn_implementation", name, ATTENTION))
     installed = importlib.util.find_spec("flash_attn") is not None
     if name == "flash_attention_2" and not installed:
         raise ImportError("attn_implementation=flash_attention_2 needs the flash-attn package (requirements-gpu.txt)")
@@ -144,156 +156,91 @@ def resolve_attention(name: str, precision: str) -> str:
     return "flash_attention_2" if installed and torch.cuda.is_available() and precision != "fp32" else "sdpa"
 
 
-def fetch(name: str | Path) -> Path:
-    """The folder `name`, or its copy from the hub when it reads like `owner/repository`."""
-    if not str(name):
-        raise ValueError("model.version is empty: give the folder or hub name of a LLaVA or of a finished assistant")
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    if len(path.parts) != 2 or path.suffix in (".pth", ".bin", ".safetensors"):
-        raise FileNotFoundError(f"no file or folder {name}")
-    try:
-        return _download(str(name))
-    except Exception as error:  # the hub's client raises many kinds
-        raise FileNotFoundError(f"no folder {name} here, and the hub did not give it: {error}") from error
+def _head_class(name: str, where: str) -> type[MaskHead]:
+    if name not in HEADS:
+        raise ValueError(f"{where}: " + unknown(HEADS.kind, name, HEADS))
+    return HEADS[name]
 
 
-def _download(name: str) -> Path:
-    """Weights once: pickles only where there are no safetensors. Offline, whatever the cache has."""
-    files = [] if constants.HF_HUB_OFFLINE else list_repo_files(name)
-    twice = ["*.bin"] if any(file.endswith(".safetensors") for file in files) else None
-    return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=twice))
-
-
-@dataclass
-class _Source:
-    """Weights under our names with what was learnt about them on the way."""
-
-    folder: Path
-    values: dict[str, Any]  # config.json
-    head: str
-    tensors: dict[str, Tensor]
-    report: Report
-    finished: bool  # it holds a mask head: an assistant, not a base
-    options: dict[str, Any]  # of the head
-    tower_input: TowerInput
-    tower: dict[str, Any] | None = None  # sizes
-    tower_name: str | None = None
-    view: LanguageView | None = None
-    fresh: list[str] = field(default_factory=list)
-    weight: Path | None = None  # the file of model.weight, which counts before the folder's own weights
-
-    @property
-    def blamed(self) -> str:
-        """Whose weights they are, for messages."""
-        return f"{self.weight} (model.weight, over {self.folder})" if self.weight else str(self.folder)
-
-
-def _read(folder: Path, config: ModelConfig, head: str) -> _Source:
-    values, report = read_config(folder), Report()
-    tensors = to_model_names(read_tensors(folder), reading_table(HEADS[head].WEIGHT_NAMES), report)
-    if _LM_HEAD not in tensors and _EMBED in tensors and values.get("text_config", values).get("tie_word_embeddings"):
-        tensors[_LM_HEAD] = tensors[_EMBED].clone()
+def _read(folder: Path, values: dict[str, Any], table: NameTable, backbone: type[VisionLanguageModel]) -> WeightSource:
+    report = Report()
+    tensors = to_model_names(read_tensors(folder), table, report)
+    embedding, lm_head = backbone.EMBEDDING, backbone.LM_HEAD
+    tied = values.get("text_config", values).get("tie_word_embeddings")
+    if tied and embedding in tensors and lm_head not in tensors:
+        tensors[lm_head] = tensors[embedding].clone()  # ours are separate: new rows train apart
     finished = any(name.startswith("head.") for name in tensors)
-    options = {"decoder_heads": config.decoder_heads, **config.head}
-    return _Source(folder, values, head, tensors, report, finished, options, tower_input(values, config.tower))
+    return WeightSource(folder, values, tensors, report, finished)
 
 
-def _add_head(source: _Source, config: ModelConfig) -> _Source:
-    head = HEADS[source.head]
-    if (source.finished or not head.NEEDS_WEIGHTS) and config.vision_pretrained:
+def _check_head(source: WeightSource, head: str, lenient: bool) -> None:
+    """Raises where the folder holds the weights of another mask head than `head`."""
+    saved = saved_head(source.values)
+    if saved is None and not source.finished and not lenient:
+        # published files name no head: whose names are the unexpected ones?
+        saved = next((other for other in HEADS if _fits(source.report.unexpected, HEADS[other])), None)
+    if saved not in (None, head):
+        raise ValueError(
+            f"{source.folder} holds the weights of the mask head {saved!r}, which do not fit {head!r}: remove "
+            f"model.mask_head, or set it to {saved}; another head starts from a base model"
+        )
+
+
+def _fits(names: list[str], head: type[MaskHead]) -> bool:
+    table = NameTable(under(head.WEIGHT_NAMES, "model.", "head."))
+    return any(table.to_model(name.removeprefix(LORA_WRAPPER)) for name in names)
+
+
+def _add_head(source: WeightSource, config: ModelConfig, head: type[MaskHead]) -> dict[str, Any]:
+    """Adds the mask head's pretrained weights to those of a base. Returns the options of the head."""
+    options = dict(config.head_options)
+    if config.vision_pretrained and (source.finished or not head.NEEDS_WEIGHTS):
         log.info("the mask head of %s takes nothing from %s: it is not read", source.folder, config.vision_pretrained)
     if source.finished:
-        return source
-    source.fresh += ["project.0.weight", "project.0.bias", "project.2.weight", "project.2.bias"]
+        return options
+    source.fresh.extend(TEXT_MLP)
     if not head.NEEDS_WEIGHTS:
-        return source
-    if not config.vision_pretrained:
-        if config.weight:
-            return source
+        return options
+    if config.vision_pretrained:
+        tensors, options = head.read_weights(fetch(config.vision_pretrained), options)
+        source.tensors.update({f"head.{name}": tensor for name, tensor in tensors.items()})
+    elif not config.checkpoint_file:
         raise ValueError(
             f"{source.folder} is a base model without a mask head: name the head's weights in model.vision_pretrained "
             "(--vision_pretrained), e.g. sam_vit_h_4b8939.pth"
         )
-    read, source.options = head.read_weights(fetch(config.vision_pretrained), source.options)
-    source.tensors.update({f"head.{name}": tensor for name, tensor in read.items()})
-    return source
+    return options
 
 
-def _add_weight(source: _Source, config: ModelConfig) -> _Source:
-    """A training program's file counts before everything else; what it lacks (frozen parts) is kept."""
-    if not config.weight:
-        return source
-    file = fetch(config.weight)
+def _add_weight(source: WeightSource, file: Path, table: NameTable, alpha: float) -> None:
+    """A training program's file counts before everything else; what it lacks (frozen parts) stays the folder's."""
     try:
-        merged = merge_factors(read_tensors(file), config.lora.alpha)
+        merged = merge_factors(read_tensors(file), alpha)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    source.tensors.update(to_model_names(merged, reading_table(HEADS[source.head].WEIGHT_NAMES), source.report))
-    source.finished, source.fresh, source.weight = True, [], file
-    return source
+    source.tensors.update(to_model_names(merged, table, source.report))
+    source.finished = True
+    source.fresh = []  # a trained file must hold the text MLP, which a base's loading would initialise
+    source.weight = file
 
 
-def _add_tower(source: _Source, config: ModelConfig) -> _Source:
-    """The tower inside the folder counts; one outside gives what is lacking (sizes, weights, picture settings)."""
-    inside = any(name.startswith("vlm.tower.") for name in source.tensors)
-    source.tower_name = tower_name(source.values)
-    folder = source.folder if "vision_config" in source.values and inside else _find_tower(source, config)
-    if not inside:
-        source.tensors.update(tower_to_model_names(read_tensors(folder), source.report))
-    values = source.values if folder == source.folder else read_config(folder)
-    source.tower = fit_tower(tower_sizes(values), source.tensors, source.tower_input)
-    source.view = tower_view(folder, source.tower["image_size"], source.tower_input, config.tower.preprocessor)
-    return source
-
-
-def _find_tower(source: _Source, config: ModelConfig) -> Path:
-    """Folders before hub names, the recipe's before the one that `config.json` names (beside it or anywhere)."""
-    named = source.tower_name
-    if not config.vision_tower and leaves(named):
-        raise ValueError(
-            f"{source.folder / 'config.json'} names the vision tower {named!r}, which lies outside the folder: give "
-            "the tower yourself (--vision_tower, model.vision_tower)"
-        )
-    local = [config.vision_tower, named and source.folder / named, named]
-    for place in local:
-        if place and (Path(place) / "config.json").is_file():
-            return Path(place)
-    name = config.vision_tower or named
-    if not name:
-        raise ValueError(f"{source.folder} holds no vision tower and names none: set model.vision_tower")
-    if named and name != named:
-        log.warning("%s was made with the vision tower %s; model.vision_tower=%s is used", source.folder, named, name)
-    source.tower_name = str(name)
-    try:
-        return fetch(name)
-    except FileNotFoundError as error:
-        who = "model.vision_tower names" if config.vision_tower else f"{source.folder / 'config.json'} names"
-        raise FileNotFoundError(
-            f"{who} the vision tower {name}, which is not here ({error}); say where it is with --vision_tower "
-            "(model.vision_tower): a folder, or a hub name like openai/clip-vit-large-patch14"
-        ) from None
-
-
-def _drop_projector(source: _Source, config: ModelConfig) -> _Source:
-    """A base's projector may make way for a new, wider one."""
-    if config.tower.new_projector and not source.finished:
-        old = [name for name in source.tensors if name.startswith("vlm.projector.")]
-        source.report.ignored += old
-        source.tensors = {name: tensor for name, tensor in source.tensors.items() if name not in old}
-        source.fresh += [f"vlm.projector.{2 * i}.{kind}" for i in range(NEW_DEPTH) for kind in ("weight", "bias")]
-    return source
+def _check_language(source: WeightSource, backbone: type[VisionLanguageModel]) -> None:
+    absent = [name for name in (backbone.EMBEDDING, backbone.LM_HEAD) if name not in source.tensors]
+    if absent:
+        raise ValueError(f"{source.blamed} has no language model: {', '.join(absent)} missing")
 
 
 def _fit_vocabulary(
-    source: _Source, spec: TokenSpec, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator, lenient: bool
+    source: WeightSource,
+    backbone: type[VisionLanguageModel],
+    spec: TokenSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    generator: torch.Generator,
+    lenient: bool,
 ) -> None:
     """Embedding and output rows for exactly the tokenizer's ids. A base grows; a finished model must fit already."""
-    if _EMBED not in source.tensors or _LM_HEAD not in source.tensors:
-        absent = [name for name in (_EMBED, _LM_HEAD) if name not in source.tensors]
-        raise ValueError(f"{source.blamed} has no language model: {', '.join(absent)} missing")
-    rows, size = len(source.tensors[_EMBED]), len(tokenizer)
+    embedding, lm_head = source.tensors[backbone.EMBEDDING], source.tensors[backbone.LM_HEAD]
+    rows, size = len(embedding), len(tokenizer)
     if (most := max(tokenizer.get_vocab().values())) >= size:
         raise ValueError(f"{source.folder}: the tokenizer's ids go up to {most}, but it has only {size} tokens")
     strange = [token for token in spec.all_added if token_id(tokenizer, token) >= rows]
@@ -302,69 +249,68 @@ def _fit_vocabulary(
             f"{source.blamed} is a checkpoint of another system: its vocabulary of {rows} rows has no "
             f"{', '.join(strange)}; choose the system it was trained with"
         )
-    tables = {"embedding": rows, "output": len(source.tensors[_LM_HEAD])}
-    wrong = [f"{count} {kind} rows" for kind, count in tables.items() if count != size]  # the first says enough
+    counts = {"embedding": rows, "output": len(lm_head)}
+    wrong = [f"{count} {kind} rows" for kind, count in counts.items() if count != size]  # the first says enough
     if source.finished and wrong and not lenient:
         raise ValueError(
             f"{source.blamed}: wrong vocabulary size, {wrong[0]} for a tokenizer of {size} tokens; "
             "its tokenizer files belong to another checkpoint"
         )
-    for name in (_EMBED, _LM_HEAD):
-        table = source.tensors[name]
+    for name, table in ((backbone.EMBEDDING, embedding), (backbone.LM_HEAD, lm_head)):
         new = torch.randn(max(0, size - len(table)), table.shape[1], generator=generator) * NEW_ROW_STD
-        source.tensors[name] = torch.cat([table[:size], new.to(table.dtype)]) if len(table) != size else table
+        if len(table) != size:
+            source.tensors[name] = torch.cat([table[:size], new.to(table.dtype)])
 
 
-def _architecture(source: _Source, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Architecture:
-    where = str(source.folder / "config.json")
-    told = source.values.get(SECTION, {}).get("head_config") if source.finished else None
-    if told is not None and not isinstance(told, dict):
-        raise ValueError(f"{where}: {SECTION}.head_config must be a mapping of sizes, got {told!r}")
-    parts = {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
-    width = source.tensors[_EMBED].shape[1]
-    new = "vlm.projector.0.weight" in source.fresh
-    host = HeadContext(source.tower["hidden_size"], source.tower["num_hidden_layers"], width, tokens, told)
-    return Architecture(
-        language=language_sizes(source.values, tokenizer, where),
-        tower=source.tower,
-        projector_depth=NEW_DEPTH if new else projector_depth(source.tensors, where),
-        projector_width=NEW_GROWTH * width if new else projector_width(source.tensors),
-        feature_layer=feature_layer(source.values, where),
-        head=source.head,
-        head_config=HEADS[source.head].config_for(parts, source.options, host),
-        tower_input=asdict(source.tower_input),
-        tower_name=source.tower_name,
-    )
+def _head_config(
+    source: WeightSource,
+    backbone: type[VisionLanguageModel],
+    vlm_config: dict[str, Any],
+    head_class: type[MaskHead],
+    options: dict[str, Any],
+    tokens: int,
+) -> dict[str, Any]:
+    """The mask head's configuration: its class takes it from `config.json` where a finished folder has one, else from
+    the shapes of the weights."""
+    saved = source.values.get(SECTION, {}).get("head_config") if source.finished else None
+    if saved is not None and not isinstance(saved, dict):
+        raise ValueError(f"{source.where}: {SECTION}.head_config must be a mapping of sizes, got {saved!r}")
+    tensors = {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
+    sizes = backbone.sizes(vlm_config)
+    width = source.tensors[backbone.EMBEDDING].shape[1]
+    context = HeadContext(sizes.tower_width, sizes.tower_layers, width, tokens, saved)
+    return head_class.config_for(tensors, options, context)
 
 
-def _init_head(source: _Source, model: SegModel, seed: int) -> None:
-    """A mask head that starts from no file, or what options add to a finished one, as its class draws it."""
-    head = HEADS[source.head]
+def _init_head(source: WeightSource, model: SegModel, seed: int) -> None:
+    """A mask head that starts from no file, or what options add to a finished one, as its class initialises it."""
+    head = HEADS[model.architecture.head]
     absent = [name for name in model.state_dict() if name.startswith("head.") and name not in source.tensors]
     new = [name for name in absent if not source.finished or name.removeprefix("head.") in head.OPTIONAL_WEIGHTS]
     if head.NEEDS_WEIGHTS or not new:
         return
+    # on a fork: how the head is initialised must not move the random numbers of the rest of the program
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        drawn = head.build(model.architecture.head_config, "sdpa").state_dict()
-    source.tensors |= {name: drawn[name.removeprefix("head.")] for name in new}
-    source.fresh += new
+        initial = head.build(model.architecture.head_config, "sdpa").state_dict()
+    source.tensors.update({name: initial[name.removeprefix("head.")] for name in new})
+    source.fresh.extend(new)
 
 
-def _check_sizes(model: SegModel, config: ModelConfig) -> None:
+def _check_recipe(model: SegModel, config: ModelConfig) -> None:
     """Sizes that the recipe repeats must be those of the weights."""
     if config.out_dim not in (None, model.head.prompt_dim):
         raise ValueError(f"model.out_dim is {config.out_dim}, the mask decoder takes {model.head.prompt_dim}")
     view = model.head.view
-    if view and config.image_size not in (None, view.size):
+    if view is not None and config.image_size not in (None, view.size):
         raise ValueError(f"model.image_size is {config.image_size}, the mask encoder takes {view.size}")
     model.head.check_view(model.vlm.view)
 
 
-def _fill(model: SegModel, source: _Source, dtype: torch.dtype, generator: torch.Generator, lenient: bool) -> None:
-    """Puts the weights in place of the meta tensors; the report tells what was not so."""
+def _fill(model: SegModel, source: WeightSource, dtype: torch.dtype, generator: torch.Generator, lenient: bool) -> None:
+    """Puts the weights in place of the meta tensors; what was missing or unexpected goes to the report."""
     wanted, report = model.state_dict(), source.report
-    report.unexpected += [name for name in source.tensors if name not in wanted]
+    report.unexpected.extend(name for name in source.tensors if name not in wanted)
     absent = [name for name in wanted if name not in source.tensors]
     report.fresh = [name for name in wanted if name in source.fresh]
     report.missing = [name for name in absent if name not in source.fresh]
@@ -373,19 +319,24 @@ def _fill(model: SegModel, source: _Source, dtype: torch.dtype, generator: torch
     state = {name: source.tensors[name] for name in wanted if name in source.tensors}
     report.mapped = len(state.keys() - set(source.fresh))
     wrong = [
-        f"{n} {tuple(t.shape)} for {tuple(wanted[n].shape)}" for n, t in state.items() if t.shape != wanted[n].shape
+        f"{name} {tuple(tensor.shape)} for {tuple(wanted[name].shape)}"
+        for name, tensor in state.items()
+        if tensor.shape != wanted[name].shape
     ]
     if wrong:
         raise ValueError(f"{source.blamed}: shapes differ from the sizes in config.json: {'; '.join(wrong[:8])}")
     bound = 1 / math.sqrt(model.vlm.hidden_size)
+    # in the order of the state dict, so that a seed keeps its meaning whatever the file's own order is
     state |= {name: _init_weight(name, tuple(wanted[name].shape), bound, generator) for name in absent}
+    # assigned, not copied: a memory-mapped tensor of the right precision is never read before it is used
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     model.vlm.reset_buffers()
     log.info("%s: %s", source.folder, report)
 
 
 def _init_weight(name: str, shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
-    """A new weight: the text MLP within `bound` as torch draws linears, normalisation as identity, others small."""
+    """A new weight: the text MLP uniform within `bound`, torch's own distribution of a linear layer; normalisation as
+    the identity; others small."""
     if name.startswith("project."):
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
     if len(shape) == 1:
@@ -394,10 +345,14 @@ def _init_weight(name: str, shape: tuple[int, ...], bound: float, generator: tor
 
 
 def _complaint(blamed: str, report: Report) -> str:
-    def listed(names: list[str]) -> str:
-        return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-
     parts = [f"{blamed}: the weights do not fit the model"]
-    parts += [f"missing: {listed(report.missing)}"] if report.missing else []
-    parts += [f"unexpected: {listed(report.unexpected)}"] if report.unexpected else []
-    return "; ".join(parts) + " (model.allow_missing=true, --allow_missing, goes on and draws the missing ones anew)"
+    if report.missing:
+        parts.append(f"missing: {_shortened(report.missing)}")
+    if report.unexpected:
+        parts.append(f"unexpected: {_shortened(report.unexpected)}")
+    return "; ".join(parts) + " (with model.allow_missing=true, --allow_missing, the missing ones are initialised)"
+
+
+def _shortened(names: list[str]) -> str:
+    rest = len(names) - 20
+    return ", ".join(names[:20]) + (f" and {rest} more" if rest > 0 else "")

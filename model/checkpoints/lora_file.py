@@ -1,4 +1,4 @@
-"""LoRA in files of the original training programs: factors beside the weights that they change."""
+"""LoRA in files of the original training programs, which hold factors next to the weights that they change."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ A, B = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 def merge_factors(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """The plain weights of a file with adapters: W + alpha / r * B A, r told by the factors (gsva.md 7).
+    """The plain weights of a file with adapters: W + alpha / r * B A (gsva.md 7).
 
-    peft's old (`q_proj.weight`) and new (`q_proj.base_layer.weight`) names are read. A file without factors is
-    returned as it is; a factor without its partner or weight raises.
+    The rank r is the number of rows of A; alpha is in no file and comes from the recipe. peft's old (`q_proj.weight`)
+    and new (`q_proj.base_layer.weight`) names are read. A file without factors is returned as it is; a factor without
+    its partner or weight raises a ValueError.
     """
     plain = {name.replace(".base_layer.", "."): value for name, value in tensors.items() if ".lora_" not in name}
     for name in [name for name in tensors if ".lora_" in name]:
         layer = name.removesuffix(A).removesuffix(B)
         if not {layer + A, layer + B} <= tensors.keys() or f"{layer}.weight" not in plain:
-            raise ValueError(f"{name}: expected {layer}.weight with lora_A.default and lora_B.default beside it")
+            raise ValueError(f"{name}: expected {layer}.weight with lora_A.default and lora_B.default next to it")
         if name.endswith(A):
             weight, down, up = plain[f"{layer}.weight"], tensors[layer + A], tensors[layer + B]
             change = alpha / len(down) * (up.float() @ down.float())

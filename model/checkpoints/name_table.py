@@ -1,4 +1,4 @@
-"""Two-way tables of weight names, so that reading and writing a layout are one list."""
+"""Two-way tables of weight names: one list serves for reading a layout and for writing it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ WILDCARDS = {"#": r"(\d+)", "*": r"(.+)"}  # a number; the rest of a name
 
 
 class NameTable:
-    """Pairs of patterns, their name and ours, e.g. `("neck.0.*", "neck.conv1.*")`; the first that matches decides.
+    """Pairs of patterns, their name and ours; the first that matches decides.
 
-    `#` stands for a number and `*` for anything; both sides hold the same wildcards in the same order.
+    `#` stands for a number and `*` for anything; both sides hold the same wildcards in the same order. With the pairs
+    ("blocks.#.norm#.*", "layers.#.layer_norm#.*") and ("blocks.*", "layers.*"), in this order,
+
+        blocks.3.norm1.bias  <->  layers.3.layer_norm1.bias
+        blocks.3.attn.bias   <->  layers.3.attn.bias
     """
 
     def __init__(self, pairs: Iterable[Pair]):
@@ -30,7 +34,7 @@ class NameTable:
 
 
 def under(pairs: Iterable[Pair], theirs: str, ours: str) -> list[Pair]:
-    """The same pairs below a prefix on either side."""
+    """The same pairs with a prefix before each side."""
     return [(theirs + left, ours + right) for left, right in pairs]
 
 
@@ -44,6 +48,6 @@ def _template(pattern: str) -> str:
 
 def _apply(rules: list[tuple[re.Pattern, str]], name: str) -> str | None:
     for pattern, template in rules:
-        if found := pattern.fullmatch(name):
-            return template.format(*found.groups())
+        if match := pattern.fullmatch(name):
+            return template.format(*match.groups())
     return None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,22 +14,18 @@ from transformers import PreTrainedTokenizerBase
 
 from data.pieces import STRIP
 from data.tokens import IMAGE_START, pieces_file
-from model.checkpoints.architecture import Architecture
-from model.checkpoints.files import write_tensors
+from model.checkpoints.files import write_json, write_tensors
 from model.checkpoints.layouts import folder_table, published_table, to_layout_names
-from model.heads import HEADS
 from model.seg_model import SegModel
-from model.vlm.tower import TowerInput, published_fields, representable, write_view
 from utils.config import ModelConfig, Recipe, save_recipe
-from utils.files import whole_folder
+from utils.files import atomic_folder
 
-WRITTEN = "written.json"  # the files of a folder that was written here; any other in it is somebody's own
-OWN_TOWER = "vision_tower"  # subfolder for a tower that the hub does not have
+WRITTEN = "written.json"  # the files of a folder that was written here; any other file in it is the user's
 
 
 def check_target(folder: str | Path, sources: Iterable[str | Path | None] = (), *, overwrite: bool = False) -> None:
-    """Raises where writing to `folder` would take what is read (`sources`: places of the base, the run, its weights) or
-    files that these programs did not write; `overwrite` allows the latter."""
+    """Raises where writing to `folder` would remove what is read (`sources`: places of the base, the run, its weights)
+    or files that these programs did not write; `overwrite` allows the latter."""
     target = Path(folder).resolve()
     for source in filter(None, sources):
         place = Path(source).expanduser().resolve()
@@ -38,7 +33,8 @@ def check_target(folder: str | Path, sources: Iterable[str | Path | None] = (), 
             raise ValueError(f"{folder} is, or holds, {source}, which is read: choose another --save_path")
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{folder} is a file: choose another --save_path")
-    if strange := [] if overwrite else _strange(target):
+    strange = [] if overwrite else _strange(target)
+    if strange:
         some = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
         raise FileExistsError(
             f"{folder} holds what this program did not write ({some}): choose another --save_path, or --overwrite "
@@ -48,27 +44,34 @@ def check_target(folder: str | Path, sources: Iterable[str | Path | None] = (), 
 
 def read_from(config: ModelConfig) -> tuple[str | None, ...]:
     """The places that a model is made from."""
-    return config.version, config.vision_tower, config.vision_pretrained, config.weight, config.tower.preprocessor
+    return (
+        config.version,
+        config.vision_tower,
+        config.vision_pretrained,
+        config.checkpoint_file,
+        config.tower.preprocessor,
+    )
 
 
 def _strange(folder: Path) -> list[str]:
     """Files in a folder that are not in the list that `_writing` left there."""
     try:
-        mine = {WRITTEN, *json.loads((folder / WRITTEN).read_text(encoding="utf-8"))}
+        written = {WRITTEN, *json.loads((folder / WRITTEN).read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError):
-        mine = set()
+        written = set()
+    # everything that is no folder, broken links too: it would be removed with the rest
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
-    return sorted(set(files) - mine)
+    return sorted(set(files) - written)
 
 
 @contextmanager
-def _writing(folder: str | Path, notes: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
-    """A draft that takes the folder's place when all is written, with a list of its files."""
+def _writing(folder: str | Path, notes: Mapping[str, Any], overwrite: bool) -> Generator[Path]:
+    """A draft folder that takes the place of `folder` when everything is written, with a list of its files."""
     check_target(folder, overwrite=overwrite)
-    with whole_folder(folder) as draft:
+    with atomic_folder(folder) as draft:
         yield draft
         for name, values in notes.items():
-            _write_json(draft / name, values)
+            write_json(draft / name, values)
         files = [path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()]
         (draft / WRITTEN).write_text(json.dumps(sorted(files), indent=1) + "\n", encoding="utf-8")
 
@@ -82,19 +85,19 @@ def save_folder(
     notes: Mapping[str, Any] = MappingProxyType({}),
     overwrite: bool = False,
 ) -> None:
-    """Safetensors, config, tokenizer, picture settings: everything `load_folder` needs, vision tower included.
+    """Safetensors, config, tokenizer, image settings: everything `load_folder` needs, vision tower included.
 
-    The layout is Hugging Face's LLaVA with `head.*` and `project.*` beside it, so that
-    `LlavaForConditionalGeneration.from_pretrained` takes the language side of a model with an MLP projector.
-    It appears whole, in place of a folder that was written before; `check_target` says what is refused.
+    The layout is the backbone's Hugging Face layout with `head.*` and `project.*` added, so that its class there, e.g.
+    `LlavaForConditionalGeneration.from_pretrained`, takes the language side (of a LLaVA with an MLP projector). The
+    folder appears complete or not at all, in place of one that was written before; `check_target` says what is refused.
 
     notes: file name -> values of further JSON files.
     """
     with _writing(folder, notes, overwrite) as draft:
-        write_tensors(to_layout_names(model.state_dict(), folder_table()), draft)
+        write_tensors(to_layout_names(model.state_dict(), folder_table(model.vlm.FOLDER_NAMES)), draft)
         dtype = str(model.dtype).removeprefix("torch.")
-        _write_json(draft / "config.json", model.architecture.to_json() | {"dtype": dtype})
-        write_view(draft, model.vlm.view)
+        write_json(draft / "config.json", model.architecture.to_json() | {"dtype": dtype})
+        model.vlm.write_view(draft)
         _write_tokenizer(draft, tokenizer)
         if recipe is not None:
             save_recipe(recipe, draft)
@@ -109,76 +112,37 @@ def save_original(
     notes: Mapping[str, Any] = MappingProxyType({}),
     overwrite: bool = False,
 ) -> None:
-    """The published layout: flat config, published key names, `pytorch_model*.bin`, no vision tower (lisa.md 7).
+    """The published layout: flat config, published key names, `pytorch_model*.bin` (lisa.md 7). What it keeps
+    elsewhere, e.g. a vision tower, the backbone writes or names.
 
-    The tower's hub name goes into the config; one that is no hub name is written to a subfolder beside it.
-    class_name: of the model, for `architectures` in the config. The folder appears whole, as with `save_folder`.
+    class_name: of the model, for `architectures` in the config. The folder appears complete, as with `save_folder`.
     """
-    architecture = model.architecture
-    if not representable(replace(TowerInput(**architecture.tower_input), positions="released")):
-        raise ValueError(f"the published layout has no fields for this model's tower input: {architecture.tower_input}")
+    model.vlm.check_published(model.architecture.vlm_config)
     with _writing(folder, notes, overwrite) as draft:
         _write_original(model, draft, tokenizer, class_name)
 
 
 def _write_original(model: SegModel, folder: Path, tokenizer: PreTrainedTokenizerBase, class_name: str) -> None:
-    plan, sight = model.architecture, TowerInput(**model.architecture.tower_input)
-    tensors = to_layout_names(model.state_dict(), published_table(HEADS[plan.head].WEIGHT_NAMES, plan.projector_depth))
-    tower = {name: tensors.pop(name) for name in list(tensors) if ".vision_tower." in name}
+    vlm, config = model.vlm, model.architecture.vlm_config
+    table = published_table(vlm.published_names(config), model.head.WEIGHT_NAMES)
+    tensors = to_layout_names(model.state_dict(), table)
+    places = vlm.write_published_parts(config, tensors, folder)
     write_tensors(tensors, folder, safe=False)
-    name = plan.tower_name
-    if not name or not _is_hub_name(name) or sight.positions != "released":
-        name = OWN_TOWER
-        prefix = "model.vision_tower.vision_tower."
-        write_tensors({key.removeprefix(prefix): value for key, value in tower.items()}, folder / name)
-        _write_json(folder / name / "config.json", {"model_type": "clip_vision_model", **plan.tower})
-        write_view(folder / name, model.vlm.view)
-    told = {
-        "architectures": [class_name],
-        "torch_dtype": str(model.dtype).removeprefix("torch."),
-        "mm_vision_tower": name,
-        "vision_tower": name,
-        "mm_use_im_start_end": IMAGE_START in tokenizer.get_added_vocab(),
-    }
-    _write_json(folder / "config.json", _published_config(plan) | told)
+    general = {"architectures": [class_name], "torch_dtype": str(model.dtype).removeprefix("torch.")}
+    wrap = {"mm_use_im_start_end": IMAGE_START in tokenizer.get_added_vocab()}
+    write_json(folder / "config.json", vlm.published_json(config) | general | places | wrap)
     _write_old_tokenizer(folder, tokenizer)
-
-
-def _published_config(plan: Architecture) -> dict[str, Any]:
-    """The flat `config.json` of lisa.md 7.3, as far as sizes go."""
-    language = dict(plan.language)
-    rope = language.pop("rope_parameters", {})
-    scaled = rope.get("rope_type", "default") != "default"
-    return {
-        "model_type": "llava",
-        **language,
-        "rope_theta": rope.get("rope_theta", 10000.0),
-        "rope_scaling": {"type": rope["rope_type"], "factor": rope["factor"]} if scaled else None,
-        "tie_word_embeddings": False,
-        "use_cache": False,
-        "mm_hidden_size": plan.tower["hidden_size"],
-        "mm_projector_type": "linear" if plan.projector_depth == 1 else f"mlp{plan.projector_depth}x_gelu",
-        "mm_vision_select_layer": plan.feature_layer,
-        "mm_vision_select_feature": "patch",
-        "mm_use_im_patch_token": False,
-        "use_mm_proj": True,
-        "image_aspect_ratio": "square",
-        "tune_mm_mlp_adapter": False,
-        "freeze_mm_mlp_adapter": True,
-        "pretrain_mm_mlp_adapter": None,
-        "train_mask_decoder": True,
-        **published_fields(TowerInput(**plan.tower_input)),
-    }
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
-    if pieces := pieces_file(tokenizer):
+    if pieces := pieces_file(tokenizer):  # the library does not copy it, and the old programs read nothing else
         _copy(pieces, folder)
 
 
 def _write_old_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The four files of a published folder, which library 4.31 reads; without a sentencepiece model, today's files."""
+    """The four files of a published folder, as transformers 4.31 reads them; without a sentencepiece model, the files
+    that today's library writes."""
     pieces = pieces_file(tokenizer)
     if not pieces:
         tokenizer.save_pretrained(folder)
@@ -187,16 +151,16 @@ def _write_old_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> No
     plain = {name: _plain_token(getattr(tokenizer, name)) for name in ("bos_token", "eos_token", "unk_token")}
     names = {token["content"] for token in plain.values()}
     added = sorted((index, name) for name, index in tokenizer.get_added_vocab().items() if name not in names)
-    _write_json(folder / "added_tokens.json", {name: index for index, name in added})
-    _write_json(folder / "special_tokens_map.json", {**plain, "pad_token": tokenizer.pad_token})
-    settings = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
+    write_json(folder / "added_tokens.json", {name: index for index, name in added})
+    write_json(folder / "special_tokens_map.json", {**plain, "pad_token": tokenizer.pad_token})
+    settings: dict[str, Any] = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
     settings |= {"legacy": tokenizer.pieces.legacy}
     if tokenizer.pieces.release != STRIP:  # published folders have no such key: they mean 4.31
         settings["tokenization"] = tokenizer.pieces.release
     settings |= {"model_max_length": tokenizer.model_max_length, "padding_side": "right", "sp_model_kwargs": {}}
     tokens = {name: {"__type": "AddedToken", **token} for name, token in plain.items()}
     settings |= {"pad_token": None, "tokenizer_class": "LlamaTokenizer", **tokens}
-    _write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def _plain_token(content: str) -> dict[str, Any]:
@@ -206,12 +170,3 @@ def _plain_token(content: str) -> dict[str, Any]:
 def _copy(file: Path, folder: Path) -> None:
     if file.resolve() != (folder / "tokenizer.model").resolve():
         shutil.copyfile(file, folder / "tokenizer.model")
-
-
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
-
-
-def _write_json(file: Path, values: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 
 import torch
@@ -20,7 +21,7 @@ def speed_up(model: SegModel, config: ModelConfig) -> None:
 
 
 def compile_layers(model: SegModel, backend: str) -> None:
-    """Each layer for itself, for rows of any length: one layer is compiled once and serves for all."""
+    """Layer by layer, for rows of any length: the layers have the same code, so that compiling one serves for all."""
     have = torch.compiler.list_backends(exclude_tags=())
     if backend not in have:
         raise ValueError(unknown("torch.compile backend (model.compile)", backend, have))
@@ -35,7 +36,11 @@ def use_liger(model: SegModel) -> None:
             "model.liger needs an NVIDIA GPU and the liger-kernel package (requirements-gpu.txt); "
             "set model.liger=false to train without"
         )
-    from liger_kernel.transformers import apply_liger_kernel_to_llama  # triton, which needs a GPU
-
+    if model.vlm.LIGER is None:
+        raise ValueError(
+            f"model.liger: Liger has no kernels for the backbone {model.vlm.NAME!r}; set model.liger=false"
+        )
+    # by name and only now: the optional package imports triton, which needs a GPU
+    patch = getattr(importlib.import_module("liger_kernel.transformers"), model.vlm.LIGER)
     kernels = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False}
-    apply_liger_kernel_to_llama(**kernels, fused_linear_cross_entropy=False, model=model.vlm.language)
+    patch(**kernels, fused_linear_cross_entropy=False, model=model.vlm.language)

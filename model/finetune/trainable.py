@@ -21,7 +21,6 @@ from utils.log import log
 from utils.registry import unknown
 
 ADAPTER = "default"
-VOCABULARIES = ("full", "new_tokens")
 
 
 def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> SegModel:
@@ -64,6 +63,7 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
         target_modules=list(config.target_modules),
         bias="none",
     )
+    # on a fork: with other adapters, or none, a seed still gives the same order of data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(adapters, language, ADAPTER)
@@ -85,7 +85,7 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
         parts.append(model.vlm.decoder_layers)
     parts.append(model.project)
     if config.train_mask_decoder:
-        parts.extend(model.head.trainable_parts(config.head))
+        parts.extend(model.head.trainable_parts(config.head_options))
     vision = model.vlm.vision_parts()
     if config.tower.train_projector:
         parts.extend(vision["projector"])
@@ -95,6 +95,7 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
         raise ValueError("model.train_vocabulary: without LoRA the language model trains in full, its vocabulary too")
     for part in parts:
         part.requires_grad_(True)
+    # the adapters lie inside frozen layers: by name, after everything else
     for name, parameter in language.named_parameters():
         if ".lora_" in name:
             parameter.requires_grad_(True)
@@ -102,8 +103,6 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
 
 def _vocabulary(model: SegModel, config: ModelConfig) -> list[nn.Module | nn.Parameter]:
     """The vocabulary rows that train, embedding and output: all, or those of the tokens that the system adds."""
-    if config.train_vocabulary not in VOCABULARIES:
-        raise ValueError(unknown("model.train_vocabulary", config.train_vocabulary, VOCABULARIES))
     language = model.vlm.language
     if config.train_vocabulary == "full":
         return [language.get_input_embeddings(), language.lm_head]
@@ -127,7 +126,7 @@ def trainable_names(model: SegModel) -> list[str]:
 
 
 def trainable_state(model: SegModel) -> dict[str, Tensor]:
-    """The trained tensors under their `state_dict` names: all that a checkpoint must hold beside the base."""
+    """The trained tensors under their `state_dict` names: all that a checkpoint must hold in addition to the base."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -150,21 +149,22 @@ def load_trainable(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
 
 
 def from_training_file(model: SegModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trained part of a whole-model file (`pytorch_model.bin` of `zero_to_fp32`) under this model's names.
+    """The trained part of a full-model file (`pytorch_model.bin` of `zero_to_fp32`) under this model's names.
 
     Both our names and the original programs' (`base_model.model.*`, LoRA as `lora_A.default`) are read. The frozen
     rest is left out: it is the base's.
     """
-    table = reading_table(model.head.WEIGHT_NAMES)
+    table = reading_table(model.vlm.WEIGHT_NAMES, model.head.WEIGHT_NAMES)
     renamed = {table.to_model(name.removeprefix(LORA_WRAPPER)): tensor for name, tensor in tensors.items()}
     return {name: renamed[name] for name in trainable_names(model) if name in renamed}
 
 
 def load_frozen_head(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
-    """The frozen part of a mask head that started from no file: no base has it, so a whole-model file must."""
+    """The frozen part of a mask head that started from no file: no base has it, so a full-model file must."""
     if model.head.NEEDS_WEIGHTS:
         return
-    table, state = reading_table(model.head.WEIGHT_NAMES), model.head.state_dict(prefix="head.")
+    table = reading_table(model.vlm.WEIGHT_NAMES, model.head.WEIGHT_NAMES)
+    state = model.head.state_dict(prefix="head.")
     for name, tensor in tensors.items():
         ours = table.to_model(name.removeprefix(LORA_WRAPPER))
         if ours in state:

@@ -1,7 +1,8 @@
 """What the project asks of a mask head.
 
-A mask head encodes images in its own view and decodes K query vectors per mask into mask logits. A head is one file
-beside this one; it owns its view, its embedding cache and the way back to the image's size.
+A mask head encodes images in its own view and decodes K query vectors per mask into mask logits. A head is a class in a
+file next to this one, registered in `HEADS`; it owns its view, its embedding cache, the way back to the image's size,
+and what its files look like.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from data.types import Batch, Geometry
 from data.views import LanguageView, SegView
 from model.checkpoints.name_table import Pair
+from model.checkpoints.size_keys import SizeKeys
 from model.vlm.base import Vision
 from utils.batching import map_batched
 from utils.config import CacheConfig
@@ -46,6 +48,7 @@ class MaskHead(nn.Module):
     """A module with these members. Its weights are named `head.*` in a SegModel."""
 
     WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names (below `model.`) and ours (below `head.`)
+    SIZE_KEYS: ClassVar[SizeKeys]  # of the head's configuration
     NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file; else from random ones
     OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]] = ()  # added by options: initialised where a finished head has none
     tokens: int  # K, mask tokens per mask, where the head depends on it
@@ -104,8 +107,12 @@ class MaskHead(nn.Module):
 def decode_in_chunks(
     decode: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor, checkpointed: bool = False
 ) -> Tensor:
-    """All of `decode(queries, query_image)`: in one pass with gradients, in chunks without. checkpointed: with
-    gradients also in chunks, each under activation checkpointing, so that the decoder's activations are never kept."""
+    """All of `decode(queries, query_image)`: in one pass with gradients, in chunks without.
+
+    Every query needs its own copy of its image's embedding, since SAM's decoder changes it by attention: chunks bound
+    that memory. checkpointed: with gradients also in chunks, each under activation checkpointing, so that the decoder's
+    activations are never kept.
+    """
     size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE[queries.device.type]
     if torch.is_grad_enabled() and checkpointed:
         size = CHECKPOINTED_AT_ONCE[queries.device.type]

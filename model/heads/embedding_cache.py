@@ -1,8 +1,8 @@
-"""Embeddings of a frozen mask encoder on disk: a picture seen before costs a read of 2 MiB, not an encoding.
+"""Embeddings of a frozen mask encoder on disk: an image that was encoded before costs a read of 2 MiB.
 
-<folder>/<weights>/<ab>/<picture>.bin, each 16 bytes of checksum and safetensors in fp16. What a picture is named after
-is its view, number by number, so other sizes, norms or augmentations never meet. Any number of processes may share a
-folder: files appear whole (`os.replace`) and may vanish at any time.
+<folder>/<weights>/<ab>/<image>.bin, each 16 bytes of checksum and safetensors in fp16. An image's name is a hash of the
+numbers in its view, so that other sizes, norms or augmentations have other names. Any number of processes may share a
+folder: files appear complete (`os.replace`) and may vanish at any time.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from utils.log import log
 CHECKSUM = 16  # bytes
 SAMPLED = 64  # numbers of each weight whose place counts in its fingerprint
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-SLACK = 0.1  # of the room: so much is made when it is full, and written at most before anyone looks again
+SLACK = 0.1  # share of the room that is freed when it is full, and that may be written before the next check
 GIB = 2**30
 WEIGHTS_NAME = 16 * "[0-9a-f]"  # a fingerprint
 
 
 class EmbeddingCache:
-    """At most `max_gib` in `folder`; what was not used for longest goes first. weights: tells the encoder's apart.
+    """At most `max_gib` in `folder`; the least recently used go first. weights: a fingerprint of the encoder's.
 
-    hits, misses and damaged count pictures; a damaged file is reported and computed again.
+    hits, misses and damaged count images; a damaged file is reported and computed again.
     """
 
     def __init__(self, folder: str | Path, max_gib: float, weights: str):
@@ -41,7 +41,7 @@ class EmbeddingCache:
             raise ValueError(f"model.embedding_cache.max_gib must be above 0, got {max_gib}")
         self.weights = weights
         self.hits = self.misses = self.damaged = 0
-        self._unchecked = self.room  # bytes written since the last look at the folder: look at the first
+        self._unchecked = self.room  # bytes written since the last check of the folder; full: check at the first
         try:
             self._place("probe").parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -56,26 +56,28 @@ class EmbeddingCache:
             )
         return cls(settings.folder, settings.max_gib, fingerprint(encoder))
 
-    def __call__(self, pictures: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """(B, 3, S, S) to `encode(pictures)` (B, C, h, w), rounded to fp16 whether it was there or not."""
-        names = [self._name(picture) for picture in pictures]
-        found = [self._read(name) for name in names]
-        missing = [index for index, embedding in enumerate(found) if embedding is None]
-        self.hits, self.misses = self.hits + len(names) - len(missing), self.misses + len(missing)
+    def __call__(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B, 3, S, S) to `encode(images)` (B, C, h, w), rounded to fp16 whether it was in the cache or not: a run's
+        numbers must not depend on what is in the cache."""
+        names = [self._name(image) for image in images]
+        embeddings = {index: self._read(name) for index, name in enumerate(names)}
+        missing = [index for index, embedding in embeddings.items() if embedding is None]
+        self.hits += len(names) - len(missing)
+        self.misses += len(missing)
         if missing:
-            for index, embedding in zip(missing, encode(pictures[missing]), strict=True):
+            for index, embedding in zip(missing, encode(images[missing]), strict=True):
                 rounded = embedding.to(torch.float16)
                 if bool(rounded.isfinite().all()):
                     self._write(names[index], rounded)
-                    found[index] = rounded
+                    embeddings[index] = rounded
                 else:
-                    found[index] = embedding  # too large for fp16: never kept
-        embeddings = [embedding for embedding in found if embedding is not None]  # all of them by now
-        return torch.stack([embedding.to(pictures.device, pictures.dtype) for embedding in embeddings])
+                    embeddings[index] = embedding  # too large for fp16: never written
+        complete = [embedding for embedding in embeddings.values() if embedding is not None]  # all of them by now
+        return torch.stack([embedding.to(images.device, images.dtype) for embedding in complete])
 
-    def _name(self, picture: Tensor) -> str:
-        numbers = picture.detach().contiguous().cpu().view(torch.uint8).numpy()
-        return hashlib.blake2b(numbers, digest_size=16, key=str((picture.dtype, picture.shape)).encode()).hexdigest()
+    def _name(self, image: Tensor) -> str:
+        numbers = image.detach().contiguous().cpu().view(torch.uint8).numpy()
+        return hashlib.blake2b(numbers, digest_size=16, key=str((image.dtype, image.shape)).encode()).hexdigest()
 
     def _place(self, name: str) -> Path:
         return self.folder / self.weights / name[:2] / f"{name}.bin"
@@ -84,7 +86,7 @@ class EmbeddingCache:
         path = self._place(name)
         try:
             content = path.read_bytes()
-            os.utime(path)  # used now
+            os.utime(path)  # the time of the last use, by which room is made
             if _checksum(content[CHECKSUM:]) != content[:CHECKSUM]:
                 raise ValueError("its checksum is wrong")
             return load(content[CHECKSUM:])["embedding"]
@@ -92,7 +94,7 @@ class EmbeddingCache:
             return None
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             self.damaged += 1
-            log.warning("%s cannot be read (%s): the picture is encoded again", path, error)
+            log.warning("%s cannot be read (%s): the image is encoded again", path, error)
             return None
 
     def _write(self, name: str, embedding: Tensor) -> None:
@@ -109,21 +111,22 @@ class EmbeddingCache:
                     os.unlink(file.name)
                     raise
         except OSError as error:
-            log.warning("%s cannot be kept: %s", path, error)
+            log.warning("%s cannot be written: %s", path, error)
             return
         self._unchecked += CHECKSUM + len(content)
         if self._unchecked > SLACK * self.room:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Removes what was not used for longest, of any weights, where less than the slack is free."""
-        self._unchecked, files = 0, []
+        """Removes the least recently used files, of any weights, where less than the slack is free."""
+        self._unchecked = 0
+        files = []
         for path in self.folder.glob(f"{WEIGHTS_NAME}/??/*"):
             try:
-                told = path.stat()
+                status = path.stat()
             except FileNotFoundError:  # another process made room
                 continue
-            files.append((told.st_mtime_ns, told.st_size, path))
+            files.append((status.st_mtime_ns, status.st_size, path))
         surplus = sum(size for _, size, _ in files) - int((1 - SLACK) * self.room)
         for _, size, path in sorted(files):
             if surplus <= 0:
@@ -133,7 +136,8 @@ class EmbeddingCache:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Tells weights apart: the exact sum of their bits, in any order of summing, and a sample of each."""
+    """A name for weights: from the exact integer sum of their bits, which no order of summing changes, and from 64
+    numbers of each, whose place counts."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         bits = tensor.detach().reshape(-1).view(BITS[tensor.element_size()])

@@ -1,4 +1,5 @@
-"""A mask head on the vision tower's features: a codebook of tokens per mask, fused by level, and its own decoder."""
+"""A mask head on the vision tower's features (PixelLM): a codebook of tokens per mask, fused by level, and its own
+light decoder."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,18 @@ from transformers import SamConfig, SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamLayerNorm, SamPositionalEmbedding, SamPromptEncoder
 
 from data.types import Batch, Geometry
-from data.views import LanguageView, PaddedView
+from data.views import LanguageView
 from model.checkpoints.name_table import Pair, under
+from model.checkpoints.size_keys import SizeKeys
 from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.pixel_decoder import PixelDecoder
 from model.heads.sam_weights import MLP_NAMES, SAM_NAMES
 from model.vlm.base import Vision
 from model.vlm.llava import mlp_projector
 from utils.config import from_dict
-from utils.registry import unknown
 
-PROJECTOR_DEPTH, PROJECTOR_GROWTH = 2, 2  # layers, and the width between them in widths of the language model
-FUSIONS = ("released", "trained")
+PROJECTOR_DEPTH = 2  # layers
+PROJECTOR_GROWTH = 2  # the width between them, in widths of the language model
 NAMES: list[Pair] = [
     ("out_mm_projector.#.*", "projector.#.*"),
     ("image_feature_neck.#.*", "neck.#.*"),
@@ -45,10 +46,10 @@ NAMES: list[Pair] = [
 
 @dataclass(frozen=True)
 class Options:
-    """`model.head` of a recipe; sizes count for a new head alone."""
+    """`model.head_options` of a recipe. Sizes are for a new head; a finished one has those of its weights."""
 
     levels: tuple[int, ...] = (-2, -11)  # hidden states of the tower, decoded in this order
-    fusion: str = "released"  # weights of tokens and levels: released (constants) | trained (from these constants)
+    fusion: Literal["released", "trained"] = "released"  # weights of tokens and levels: constants | starting there
     train_neck: bool = True  # and the no-mask embedding; the release leaves both at their random initialisation
     width: int = 256
     mlp_dim: int = 2048
@@ -59,11 +60,17 @@ class Options:
 class PixelHead(MaskHead):
     """Levels of tower features, each projected, narrowed, and decoded with its own tokens (pixellm.md 1.6, 1.7).
 
-    A mask has L x T tokens, level by level. prompts: SAM's prompt encoder, of which only the no-mask embedding and the
-    positions take part; the rest is there because weight files have it.
+    A mask has L x T tokens, level by level: with two levels of three tokens, the first three query the first level and
+    the last three the second. prompts: SAM's prompt encoder, of which only the no-mask embedding and the positions
+    take part; the rest is there because weight files have it.
     """
 
     WEIGHT_NAMES = NAMES
+    SIZE_KEYS = SizeKeys(
+        widths=frozenset({"width", "mlp_dim", "heads", "tower_width", "language_width", "projector_width"}),
+        counts=frozenset({"tokens"}),
+        others=frozenset({"levels", "trained_fusion"}),
+    )
     NEEDS_WEIGHTS = False
     OPTIONAL_WEIGHTS = ("fusion", "balance")
     view = None
@@ -85,23 +92,30 @@ class PixelHead(MaskHead):
 
     @classmethod
     def config_for(cls, tensors: dict[str, Tensor], options: dict[str, Any], context: HeadContext) -> dict[str, Any]:
-        chosen = _options(options)
-        trained = chosen.fusion == "trained" or "fusion" in tensors
+        settings = _options(options)
+        trained = settings.fusion == "trained" or "fusion" in tensors
         if context.saved_config:
             return {**context.saved_config, "trained_fusion": trained}
-        if not all(-context.tower_layers - 1 <= level <= context.tower_layers for level in chosen.levels):
-            raise ValueError(f"model.head.levels {chosen.levels}: the tower has {context.tower_layers} layers")
-        if len(chosen.levels) not in (1, 2) or context.tokens % len(chosen.levels):
+        if not all(-context.tower_layers - 1 <= level <= context.tower_layers for level in settings.levels):
             raise ValueError(
-                f"model.head.levels must be 1 or 2 that divide {context.tokens} tokens, got {chosen.levels}"
+                f"model.head_options.levels {settings.levels}: the tower has {context.tower_layers} layers"
             )
-        sizes = {"width": chosen.width, "mlp_dim": chosen.mlp_dim, "tower_width": context.tower_width}
+        if len(settings.levels) not in (1, 2) or context.tokens % len(settings.levels):
+            raise ValueError(
+                f"model.head_options.levels must be 1 or 2 that divide {context.tokens} tokens, got {settings.levels}"
+            )
+        sizes = {"width": settings.width, "mlp_dim": settings.mlp_dim, "tower_width": context.tower_width}
         sizes |= {
             "language_width": context.language_width,
             "projector_width": PROJECTOR_GROWTH * context.language_width,
         }
-        config = {"levels": list(chosen.levels), "tokens": context.tokens, "heads": chosen.decoder_heads}
-        return {**config, "trained_fusion": trained, **(_sizes(tensors) if tensors else sizes)}
+        return {
+            "levels": list(settings.levels),
+            "tokens": context.tokens,
+            "heads": settings.decoder_heads,
+            "trained_fusion": trained,
+            **(_sizes(tensors) if tensors else sizes),
+        }
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> PixelHead:
@@ -127,7 +141,7 @@ class PixelHead(MaskHead):
         return self.prompts.hidden_size
 
     def check_view(self, language_view: LanguageView) -> None:
-        if not isinstance(language_view, PaddedView):
+        if not language_view.shows_all:
             raise ValueError(
                 "this mask head decodes in the vision tower's view, which must show the whole image: set "
                 "model.tower.pad=true (--pad_train_clip_images)"
@@ -142,7 +156,8 @@ class PixelHead(MaskHead):
 
     def features(self, batch: Batch, vision: Vision) -> list[Tensor]:
         """(B, C, h, w) of the first level, and (B, C, 2h, 2w) of each further one."""
-        states = torch.cat([self.projector(vision.layers[level][:, 1:]) for level in self.levels])
+        # all levels in one batch: projector and neck are shared
+        states = torch.cat([self.projector(vision.layers[level]) for level in self.levels])
         side = math.isqrt(states.shape[1])
         narrow = self.neck(states.transpose(1, 2).unflatten(2, (side, side)))
         first, *rest = narrow.chunk(len(self.levels))
@@ -153,15 +168,18 @@ class PixelHead(MaskHead):
     ) -> list[Tensor]:
         """(Q, L * T, D) -> B x (N_b, H_b, W_b) float32 logits."""
         logits = self._low_resolution(features, queries, query_image)
+        # a padded view's side is the longer side of the image in it
         return split_by_image(logits, query_image, geometry, [max(place.resized) for place in geometry], full)
 
     def _low_resolution(self, features: list[Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
         """(Q, L * T, D) -> (Q, 4h, 4w) float32 logits."""
         # Weights are read here, not in the checkpointed function: ZeRO-3 has them gathered in the forward pass only.
         dense = self.prompts.no_mask_embed.weight[:, :, None, None]
-        embeddings = [self.fine_positions if level else self.prompts.shared_embedding for level in range(len(features))]
+        embeddings = [self.prompts.shared_embedding, self.fine_positions][: len(features)]
         positions = [fourier_positions(*pair) for pair in zip(embeddings, features, strict=True)]
-        balance = queries.new_full((len(features),), 1 / len(features)) if self.balance is None else self.balance
+        balance = self.balance
+        if balance is None:
+            balance = queries.new_full((len(features),), 1 / len(features))
         decode = partial(self._decode, features, positions, dense, balance.float())
         return decode_in_chunks(decode, self.fuse_levels(queries), query_image, self.checkpoint_decoder)
 
@@ -174,7 +192,8 @@ class PixelHead(MaskHead):
         prompts: Tensor,
         query_image: Tensor,
     ) -> Tensor:
-        """(Q, L, D) -> (Q, 4h, 4w) float32 logits: every level's, resized to the largest, in their balance."""
+        """(Q, L, D) -> (Q, 4h, 4w) float32 logits: the weighted sum of all levels', resized to the largest. Coarse to
+        fine: each level's logits weigh the features of the next."""
         levels: list[Tensor] = []
         for level, prompt in enumerate(prompts.unbind(1)):
             previous = levels[-1] if levels else None
@@ -185,23 +204,26 @@ class PixelHead(MaskHead):
         return sum(others, start=first)[:, 0]
 
     def fuse_levels(self, queries: Tensor) -> Tensor:
-        """(Q, L * T, D) -> (Q, L, D): the tokens of each level, weighted. As released a weight is 1 / (L * T), so T
-        equal tokens become 1 / L of one; rounded term by term in the dtype of the states."""
+        """(Q, L * T, D) -> (Q, L, D): the weighted sum of the tokens of each level.
+
+        As released a weight is 1 / (L * T), so T equal tokens give 1 / L of one: with two levels of three tokens a sum
+        of thirds that is halved, which trained weights rely on. Term by term in the dtype of the states, because bf16
+        rounds every partial sum and the release sums in this order.
+        """
         groups = queries.unflatten(1, (len(self.levels), -1))
-        weights = queries.new_full(groups.shape[1:3], 1 / self.tokens) if self.fusion is None else self.fusion
+        weights = self.fusion
+        if weights is None:
+            weights = queries.new_full(groups.shape[1:3], 1 / self.tokens)
         terms = (groups * weights.to(queries.dtype)[..., None]).unbind(2)
         return sum(terms[1:], start=terms[0])
 
 
 def _options(values: dict[str, Any]) -> Options:
-    options = from_dict(Options, values, "model.head")
-    if options.fusion not in FUSIONS:
-        raise ValueError(unknown("model.head.fusion", options.fusion, FUSIONS))
-    return options
+    return from_dict(Options, values, "model.head_options")
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Read from the shapes of the weights."""
+    """From the shapes of the weights."""
     try:
         return {
             "width": tensors["decoder.mask_tokens.weight"].shape[1],
@@ -217,7 +239,9 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
 def _sam_config(config: dict[str, Any], attention: str) -> SamConfig:
     width, heads = config["width"], config["heads"]
     if width % (2 * heads):
-        raise ValueError(f"model.decoder_heads={heads} does not divide the decoder's attention width {width // 2}")
+        raise ValueError(
+            f"model.head_options.decoder_heads={heads} does not divide the decoder's attention width {width // 2}"
+        )
     decoder = {"hidden_size": width, "mlp_dim": config["mlp_dim"], "num_attention_heads": heads, "layer_norm_eps": 1e-5}
     sam = SamConfig(prompt_encoder_config={"hidden_size": width}, mask_decoder_config=decoder)
     cast(SamMaskDecoderConfig, sam.mask_decoder_config)._attn_implementation = attention
@@ -225,9 +249,13 @@ def _sam_config(config: dict[str, Any], attention: str) -> SamConfig:
 
 
 def _neck(width: int, out: int) -> nn.Sequential:
-    norms = [SamLayerNorm(out, eps=1e-6, data_format="channels_first") for _ in range(2)]
-    first, second = nn.Conv2d(width, out, 1, bias=False), nn.Conv2d(out, out, 3, padding=1, bias=False)
-    return nn.Sequential(first, norms[0], second, norms[1])
+    """SAM's neck: from `width` to `out` channels."""
+    return nn.Sequential(
+        nn.Conv2d(width, out, 1, bias=False),
+        SamLayerNorm(out, eps=1e-6, data_format="channels_first"),
+        nn.Conv2d(out, out, 3, padding=1, bias=False),
+        SamLayerNorm(out, eps=1e-6, data_format="channels_first"),
+    )
 
 
 def _fourier(width: int) -> SamPositionalEmbedding:

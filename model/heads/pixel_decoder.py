@@ -9,14 +9,14 @@ from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm, S
 
 from model.heads.sam_attention import use_folded_attention
 
-MASK_TOKENS = 4  # of which the first draws; the others, and the one for a score, stand beside it in attention
-NARROW = 8  # the features that a mask is drawn from have a width of 1 / NARROW
+MASK_TOKENS = 4  # of which the first decodes; the others, and the score's, take part in attention only
+NARROW = 8  # the features that a mask is decoded from have a width of 1 / NARROW
 
 
 class PixelDecoder(nn.Module):
-    """One two-way transformer a level; tokens, up-sampling and hyper-networks are shared by all levels.
+    """One two-way transformer per level; tokens, up-sampling and hyper-networks are shared by all levels.
 
-    From the second level on, the features are twice as large (`grow`), and weighed by what the level before has drawn.
+    From the second level on, the features are twice as large (`grow`), and weighted by the mask of the level before.
     """
 
     def __init__(self, config: SamMaskDecoderConfig, levels: int):
@@ -34,12 +34,13 @@ class PixelDecoder(nn.Module):
         self.iou_prediction_head = SamFeedForward(width, width, MASK_TOKENS, 3)  # in weight files; never used
 
     def forward(
-        self, level: int, features: Tensor, positions: Tensor, dense: Tensor, prompts: Tensor, before: Tensor | None
+        self, level: int, features: Tensor, positions: Tensor, dense: Tensor, prompts: Tensor, previous: Tensor | None
     ) -> Tensor:
-        """One level: (Q, C, h, w) features, (1, C, h, w) positions, (1, C, 1, 1) dense prompt, (Q, C) prompts, and the
-        (Q, h, w) logits of the level before, if any, to (Q, 2h, 2w) logits."""
-        if before is not None:
-            features = features * (torch.sigmoid(before) + 1)[:, None]
+        """One level: (Q, C, h, w) features, (1, C, h, w) positions, (1, C, 1, 1) dense prompt, (Q, C) prompts, and
+        previous, the (Q, h, w) logits of the level before, if any -> (Q, 2h, 2w) logits."""
+        if previous is not None:
+            # by 1 to 2: the previous mask directs attention but cannot erase what it missed
+            features = features * (torch.sigmoid(previous) + 1)[:, None]
         number, channels, height, width = features.shape
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(number, -1, -1)
         tokens = torch.cat([own, prompts[:, None]], dim=1) + self.level_embed.weight[level]
@@ -50,6 +51,8 @@ class PixelDecoder(nn.Module):
             attention_similarity=None,
         )
         features = self.upscale(features[:, 0].transpose(1, 2).reshape(number, channels, height, width))
+        # a hyper-network turns the first mask token (position 0 is the IoU token) into a 1 x 1 kernel: logits are its
+        # dot product with every cell
         kernel = self.output_hypernetworks_mlps[0](states[:, 0, 1])  # (Q, C / NARROW)
         return (kernel[:, None] @ features.flatten(2)).view(number, *features.shape[2:])
 

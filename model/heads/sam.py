@@ -21,14 +21,14 @@ from model.checkpoints.name_table import under
 from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.embedding_cache import EmbeddingCache
 from model.heads.sam_attention import use_chunked_attention, use_folded_attention
-from model.heads.sam_weights import SAM_NAMES, folder_decoder_heads, rename_sam, sam_sizes
+from model.heads.sam_weights import SAM_NAMES, SAM_SIZE_KEYS, folder_decoder_heads, rename_sam, sam_sizes
 from model.vlm.base import Vision
 from utils.config import CacheConfig, from_dict
 
 
 @dataclass(frozen=True)
 class Options:
-    """`model.head` of a recipe."""
+    """`model.head_options` of a recipe."""
 
     decoder_heads: int = 8
     train_encoder: bool = False  # the image encoder, too; as published it is frozen
@@ -39,8 +39,9 @@ class SamHead(MaskHead):
     """Segment Anything with a text prompt (lisa.md 1.6). As published only its decoder trains."""
 
     WEIGHT_NAMES = under(SAM_NAMES, "visual_model.", "")
+    SIZE_KEYS = SAM_SIZE_KEYS
     NEEDS_WEIGHTS = True
-    tokens = 1  # any number will do: each is a prompt of its own
+    tokens = 1  # of a dummy query; any number of tokens is a mask, each a sparse prompt of its own
 
     def __init__(self, encoder: SamVisionEncoder, prompts: SamPromptEncoder, decoder: SamMaskDecoder):
         super().__init__()
@@ -53,17 +54,15 @@ class SamHead(MaskHead):
     def config_for(
         cls, tensors: dict[str, Tensor], options: dict[str, Any], context: HeadContext | None = None
     ) -> dict[str, Any]:
-        chosen = from_dict(Options, options, "model.head")
+        heads = from_dict(Options, options, "model.head_options").decoder_heads
         saved = context.saved_config if context else None
-        return saved or sam_sizes(tensors, chosen.decoder_heads)
+        return saved or sam_sizes(tensors, heads)
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> SamHead:
         sam = SamConfig(**config)
-        vision, mask_decoder = (
-            cast(SamVisionConfig, sam.vision_config),
-            cast(SamMaskDecoderConfig, sam.mask_decoder_config),
-        )
+        vision = cast(SamVisionConfig, sam.vision_config)
+        mask_decoder = cast(SamMaskDecoderConfig, sam.mask_decoder_config)
         for part in (sam, vision, mask_decoder):
             part._attn_implementation = attention
         encoder = use_chunked_attention(SamVisionEncoder(vision))
@@ -75,7 +74,9 @@ class SamHead(MaskHead):
     def read_weights(path: str | Path, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Weights of a SAM file or folder under our names; a folder's config also gives the number of heads."""
         heads = folder_decoder_heads(path)
-        return rename_sam(read_tensors(path)), {**options, **({"decoder_heads": heads} if heads else {})}
+        if heads:
+            options = {**options, "decoder_heads": heads}
+        return rename_sam(read_tensors(path)), options
 
     @property
     def prompt_dim(self) -> int:
@@ -89,7 +90,7 @@ class SamHead(MaskHead):
         self.cache = EmbeddingCache.of(self.encoder, settings)
 
     def trainable_parts(self, options: dict[str, Any]) -> Iterable[nn.Module]:
-        train_encoder = from_dict(Options, options, "model.head").train_encoder
+        train_encoder = from_dict(Options, options, "model.head_options").train_encoder
         return (self.decoder, self.encoder) if train_encoder else (self.decoder,)
 
     def features(self, batch: Batch, vision: Vision) -> Tensor:
@@ -98,7 +99,9 @@ class SamHead(MaskHead):
             raise ValueError("this mask head needs the mask-side view: the batch has no seg_pixels")
         trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
         with nullcontext() if trains else torch.no_grad():
-            return self.cache(batch.seg_pixels, self._encode) if self.cache else self._encode(batch.seg_pixels)
+            if self.cache is None:
+                return self._encode(batch.seg_pixels)
+            return self.cache(batch.seg_pixels, self._encode)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         return self.encoder(pixels).last_hidden_state
@@ -117,6 +120,7 @@ class SamHead(MaskHead):
         self, features: Tensor, dense: Tensor, positions: Tensor, queries: Tensor, query_image: Tensor
     ) -> Tensor:
         """(Q, K, D) -> (Q, 4h, 4w) logits: each query with its own copy of its image's embedding."""
+        # Of SAM's four mask tokens the first: the single-mask output, as released. The IoU estimate is not used.
         logits, _ = self.decoder(
             image_embeddings=features[query_image],
             image_positional_embeddings=positions.expand(len(queries), -1, -1, -1),

@@ -7,12 +7,12 @@ the cache.
 `FoldedCrossAttention`: the mask decoder's attention between an image of N = 4096 cells and T = 6 prompt tokens, without
 projecting the image: less than half of SAM's decoding time. Since (W_q q) . (W_k k) = (W_k^T W_q q) . k, the projection
 of the image side is multiplied into the prompt side, H * T vectors for H heads, and the sums are the same up to
-rounding. Training goes as released.
+rounding. Training computes it as released.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ CPU_CHUNK, GPU_CHUNK = 2**21, 2**26  # elements of the bias at once
 class ChunkedGlobalAttention(SamVisionSdpaAttention):
     """`SamVisionSdpaAttention` with the same weights."""
 
-    def forward(  # ty: ignore[incompatible-method-override]
+    def forward(  # ty: ignore[incompatible-method-override]  (the parent names the attention weights, never returned)
         self, hidden_states: Tensor, output_attentions: bool = False
     ) -> tuple[Tensor, None]:
         """(B, h, w, C) -> the same shape; attention weights are never returned."""
@@ -67,9 +67,11 @@ def use_chunked_attention(encoder: SamVisionEncoder) -> SamVisionEncoder:
 class FoldedCrossAttention(SamAttention):
     """With the weights and the interface of SamAttention: (Q, 1, T or N, C) query, (Q, 1, N or T, C) key and value."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_similarity=None, **kwargs: Any) -> tuple:
+    def forward(  # ty: ignore[incompatible-method-override]  (the parent declares a Tensor and returns this tuple)
+        self, query: Tensor, key: Tensor, value: Tensor, attention_similarity: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         if torch.is_grad_enabled() or attention_similarity is not None:
-            return super().forward(query, key, value, attention_similarity, **kwargs)
+            return cast(tuple, super().forward(query, key, value, attention_similarity, **kwargs))
         attend = self._prompts_to_image if query.shape[2] < key.shape[2] else self._image_to_prompts
         return attend(query[:, 0], key[:, 0], value[:, 0])[:, None], None
 

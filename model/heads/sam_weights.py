@@ -12,7 +12,29 @@ from typing import Any
 from torch import Tensor
 
 from model.checkpoints.name_table import NameTable, Pair, under
+from model.checkpoints.size_keys import SizeKeys
 from utils.plain import read_mapping
+
+SAM_SIZE_KEYS = SizeKeys(
+    widths=frozenset(
+        {
+            "hidden_size",
+            "mlp_dim",
+            "num_attention_heads",
+            "num_channels",
+            "output_channels",
+            "patch_size",
+            "window_size",
+            "num_pos_feats",
+            "mask_input_channels",
+            "iou_head_hidden_dim",
+            "attention_downsample_rate",
+        }
+    ),
+    counts=frozenset({"num_hidden_layers", "num_multimask_outputs", "num_point_embeddings"}),
+    others=frozenset({"image_size", "global_attn_indexes", "layer_norm_eps"}),
+    parts=("vision_config", "prompt_encoder_config", "mask_decoder_config"),
+)
 
 MLP_NAMES: list[Pair] = [("layers.0.*", "proj_in.*"), ("layers.1.*", "layers.0.*"), ("layers.2.*", "proj_out.*")]
 
@@ -62,7 +84,7 @@ def rename_sam(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sam_sizes(tensors: dict[str, Tensor], decoder_heads: int) -> dict[str, dict[str, Any]]:
-    """`SamConfig`'s three parts for weights under our names, from tensor shapes; only `decoder_heads` cannot be."""
+    """`SamConfig`'s three parts for weights under our names, from their shapes; only `decoder_heads` is in none."""
     try:
         vision, prompts, decoder = _vision(tensors), _prompts(tensors), _decoder(tensors, decoder_heads)
     except KeyError as error:
@@ -72,7 +94,7 @@ def sam_sizes(tensors: dict[str, Tensor], decoder_heads: int) -> dict[str, dict[
 
 
 def folder_decoder_heads(path: str | Path) -> int | None:
-    """The decoder's number of heads where a Hugging Face SAM folder tells it."""
+    """The decoder's number of heads where the `config.json` of a Hugging Face SAM folder gives it."""
     file = Path(path) / "config.json"
     if not file.is_file():
         return None
@@ -84,6 +106,7 @@ def _vision(tensors: dict[str, Tensor]) -> dict[str, Any]:
     patches, grid = tensors["encoder.patch_embed.projection.weight"], tensors["encoder.pos_embed"].shape[1]
     width, _, _, patch = patches.shape
     depth = 1 + max(int(n) for name in tensors for n in re.findall(r"^encoder\.layers\.(\d+)\.", name))
+    # a layer's table of relative positions has 2 s - 1 rows for a window of side s; one as wide as the grid is global
     spans = [(tensors[f"encoder.layers.{i}.attn.rel_pos_h"].shape[0] + 1) // 2 for i in range(depth)]
     return {
         "hidden_size": width,
@@ -109,9 +132,12 @@ def _prompts(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 def _decoder(tensors: dict[str, Tensor], heads: int) -> dict[str, Any]:
     tokens = tensors["decoder.mask_tokens.weight"]
+    # SAM's cross attention runs at a fraction of the width (2 at ViT-H): the ratio is in the shapes, the heads are not
     narrow = tensors["decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight"].shape[0]
     if narrow % heads:
-        raise ValueError(f"model.decoder_heads={heads} does not divide the mask decoder's attention width {narrow}")
+        raise ValueError(
+            f"model.head_options.decoder_heads={heads} does not divide the mask decoder's attention width {narrow}"
+        )
     layers = {number for name in tensors for number in re.findall(r"^decoder\.transformer\.layers\.(\d+)\.", name)}
     return {
         "hidden_size": tokens.shape[1],

@@ -1,20 +1,40 @@
 """What the project asks of a vision-language model, whatever its family.
 
-A backbone is one file beside this one: a `VisionLanguageModel` that says how its images are encoded. Its language side
-is `model/vlm/decoder.py`, unless the family needs another. Everything outside `model/vlm` goes through the members
-below and never reaches into a backbone's modules.
+A backbone is a `VisionLanguageModel` in a file next to this one, registered in `VLMS` under the values that
+`model_type` has in its `config.json`. The instance says how images are encoded; the class says what its files look
+like: weight names, sizes, parts that lie elsewhere. Its language side is `model/vlm/decoder.py`, unless the family
+needs another. Everything outside `model/vlm` goes through the members below and never into a backbone's modules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.types import Geometry
 from data.views import LanguageView
+from model.checkpoints.name_table import Pair
+from model.checkpoints.size_keys import SizeKeys
+from model.checkpoints.weight_source import WeightSource
+from utils.config import ModelConfig
+from utils.registry import Registry
+
+VLMS: Registry[type[VisionLanguageModel]] = Registry("vision-language model")  # model_type of config.json -> class
+
+
+@dataclass(frozen=True)
+class BackboneSizes:
+    """What other parts of the model must know about a backbone before it is built."""
+
+    tower_width: int
+    tower_layers: int
+    language_width: int
+    vocabulary: int  # rows of the embedding
 
 
 @dataclass
@@ -22,7 +42,7 @@ class Vision:
     """B encoded images, as the language model and the mask heads read them."""
 
     states: Tensor  # (B, P, H) image tokens, projected to the language model's width
-    layers: tuple[Tensor, ...]  # hidden states of the vision tower, (B, 1 + patches, W), class token first
+    layers: tuple[Tensor, ...]  # hidden states of the vision tower, (B, patches, W) row by row, without a class token
     attention: Tensor | None = None  # (B, P) bool: image tokens that show some of the image, not padding; None: all
 
 
@@ -41,8 +61,84 @@ class VisionLanguageModel(nn.Module):
     the vocabulary stands for the image.
     """
 
+    NAME: ClassVar[str]  # the class's own name in VLMS
+    WEIGHT_NAMES: ClassVar[list[Pair]]  # names on disk, in every layout that can be read, and ours (`vlm.*`)
+    FOLDER_NAMES: ClassVar[list[Pair]]  # the one of these layouts in which the project writes its own folders
+    EMBEDDING: ClassVar[str]  # our name of the embedding, one row per token
+    LM_HEAD: ClassVar[str]  # and of the output layer, if its rows are separate
+    SIZE_KEYS: ClassVar[SizeKeys]  # of `size_sections`
+    LIGER: ClassVar[str | None] = None  # Liger's function that replaces kernels of `language`, if it has one
+
     language: PreTrainedModel  # a causal language model: get_input_embeddings(), lm_head
     view: LanguageView  # makes the pixels that `encode_images` takes
+
+    @classmethod
+    def config_for(
+        cls, source: WeightSource, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[dict[str, Any], LanguageView]:
+        """The configuration (plain values, see `build`) of the model that `source` holds, and its view.
+
+        Completes `source` in place: reads parts that lie in folders of their own, drops what `config` replaces, and
+        lists in `source.fresh` what is to be initialised instead. Raises a ValueError that names the file where
+        `config.json` does not describe a model of this family.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def build(
+        cls, config: dict[str, Any], attention: str = "sdpa", view: LanguageView | None = None
+    ) -> VisionLanguageModel:
+        """An uninitialised model of that configuration. attention: of the language model. view: None for the usual
+        one of these sizes."""
+        raise NotImplementedError
+
+    @classmethod
+    def sizes(cls, config: dict[str, Any]) -> BackboneSizes:
+        raise NotImplementedError
+
+    @classmethod
+    def size_sections(cls, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """The sizes in a configuration, by the section of `config.json` that gives them; `bounds` compares them with
+        the weights before a model is built."""
+        raise NotImplementedError
+
+    @classmethod
+    def check_config(cls, config: dict[str, Any], where: str) -> None:
+        """Raises a ValueError that names `where` if a configuration contradicts itself."""
+
+    @classmethod
+    def config_json(cls, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The fields of our `config.json`, and what the backbone adds to the project's section of it."""
+        raise NotImplementedError
+
+    @classmethod
+    def image_tokens_of(cls, values: dict[str, Any], config: ModelConfig) -> int:
+        """`image_tokens` from `config.json` and a recipe alone, without weights. Raises an OSError, ValueError or
+        KeyError where they do not say."""
+        raise NotImplementedError
+
+    @classmethod
+    def published_names(cls, config: dict[str, Any]) -> list[Pair]:
+        """Names in the layout of released checkpoints, and ours."""
+        raise NotImplementedError
+
+    @classmethod
+    def check_published(cls, config: dict[str, Any]) -> None:
+        """Raises a ValueError if released checkpoints have no fields for what this configuration says."""
+
+    @classmethod
+    def published_json(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a released `config.json` that give sizes."""
+        raise NotImplementedError
+
+    def write_published_parts(self, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> dict[str, Any]:
+        """Takes from `tensors` (published names) what a released checkpoint keeps outside its weight files, and writes
+        it where the checkpoint will look for it. Returns the fields of `config.json` that say where."""
+        return {}
+
+    def write_view(self, folder: Path) -> None:
+        """Writes the file from which `config_for` and transformers read `view`."""
+        raise NotImplementedError
 
     @property
     def image_tokens(self) -> int:

@@ -111,11 +111,11 @@ class DecoderVLM(VisionLanguageModel):
         step = 0
         while step < max_new_tokens and not bool(done.all()):
             if 2 * int(done.sum()) >= len(rows):  # dropping rows copies the cache: worth it for half of them
-                kept = (~done).nonzero()[:, 0]
-                cache.batch_select_indices(kept)
-                prefix = None if prefix is None else prefix[kept]
-                rows, done, embeds = rows[kept], done[kept], embeds[kept]
-                visible, positions = visible[kept], positions[kept]
+                running = (~done).nonzero()[:, 0]
+                cache.batch_select_indices(running)
+                prefix = None if prefix is None else prefix[running]
+                rows, done, embeds = rows[running], done[running], embeds[running]
+                visible, positions = visible[running], positions[running]
             state = self._extend(embeds, visible, positions, cache, prefix)[:, -1]
             token = self.logits(state).argmax(-1).masked_fill(done, eos)
             # the state that predicts token k is the state of step k: no second pass is needed to read mask prompts

@@ -1,4 +1,4 @@
-"""LLaVA from transformers' parts: vision tower, projector, LLaMA."""
+"""LLaVA from transformers' parts: vision tower, projector, LLaMA. What its files look like: llava_checkpoint.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from data.types import Geometry
-from data.views import ClipView, LanguageView
-from model.vlm.base import Vision
+from data.views import ClipView, LanguageView, PaddedView
+from model.vlm.base import VLMS, Vision
 from model.vlm.decoder import DecoderVLM
+from model.vlm.llava_checkpoint import LlavaFiles, LlavaSizes
+from model.vlm.tower import TowerInput
 
 
 def mlp_projector(width: int, out: int, depth: int, between: int | None = None) -> nn.Sequential:
@@ -29,7 +31,8 @@ def mlp_projector(width: int, out: int, depth: int, between: int | None = None) 
     return nn.Sequential(*layers)
 
 
-class Llava(DecoderVLM):
+@VLMS.register("llava", "llava_llama", "llama")
+class Llava(LlavaFiles, DecoderVLM):
     """CLIP tower -> projector -> LLaMA.
 
     feature_layer: which of the tower's hidden states is projected. pool: pool x pool patches are averaged to one image
@@ -56,24 +59,22 @@ class Llava(DecoderVLM):
         self.view = view or ClipView(self.side)
 
     @classmethod
-    def build(
-        cls,
-        tower: CLIPVisionConfig,
-        language: LlamaConfig,
-        *,
-        projector_depth: int,
-        projector_width: int | None = None,
-        feature_layer: int = -2,
-        pool: int = 1,
-        attention: str = "sdpa",
-        view: LanguageView | None = None,
-    ) -> Llava:
-        """An uninitialised model of these sizes. `attention` is the language model's; the tower's is never flash."""
+    def build(cls, config: dict[str, Any], attention: str = "sdpa", view: LanguageView | None = None) -> Llava:
+        """An uninitialised model of LlavaSizes. `attention` is the language model's; the tower's is never flash."""
+        sizes = LlavaSizes(**config)
+        shown = TowerInput(**sizes.tower_input)
+        tower, language = CLIPVisionConfig(**sizes.tower), LlamaConfig(**sizes.language)
         tower._attn_implementation = "eager" if attention == "eager" else "sdpa"
         language._attn_implementation = attention
-        projector = mlp_projector(tower.hidden_size, language.hidden_size, projector_depth, projector_width)
-        parts = CLIPVisionModel(tower), projector, LlamaForCausalLM(language)
-        return cls(*parts, feature_layer=feature_layer, pool=pool, view=view)
+        width, depth = language.hidden_size, sizes.projector_depth
+        return cls(
+            CLIPVisionModel(tower),
+            mlp_projector(tower.hidden_size, width, depth, sizes.projector_width),
+            LlamaForCausalLM(language),
+            feature_layer=sizes.feature_layer,
+            pool=shown.pool,
+            view=view or (PaddedView(sizes.tower["image_size"]) if shown.pad else None),
+        )
 
     @property
     def side(self) -> int:
@@ -97,7 +98,9 @@ class Llava(DecoderVLM):
     def vision_parts(self) -> dict[str, list[nn.Module]]:
         """The projector, and of the tower what its features come from: layers above `feature_layer` get no gradient."""
         layers = self.tower.encoder.layers
-        used = layers[: self.feature_layer if self.feature_layer >= 0 else len(layers) + 1 + self.feature_layer]
+        # hidden state 0 is the embedding, k the output of layer k: of N layers, state -2 is state N - 1
+        count = self.feature_layer if self.feature_layer >= 0 else len(layers) + 1 + self.feature_layer
+        used = layers[:count]
         return {"projector": [self.projector], "tower": [self.tower.embeddings, self.tower.pre_layrnorm, used]}
 
     def encode_images(self, pixels: Tensor, geometry: Sequence[Geometry] = ()) -> Vision:
@@ -106,11 +109,15 @@ class Llava(DecoderVLM):
         geometry: of the B images; from their original sizes a padded view knows what is padding.
         """
         visible = self._visible_patches(geometry, pixels.device)
-        mask = None if visible is None else _key_mask(F.pad(visible.flatten(1), (1, 0), value=True), pixels.dtype)
+        mask = None
+        if visible is not None:
+            keys = F.pad(visible.flatten(1), (1, 0), value=True)  # the class token comes first and always counts
+            mask = _key_mask(keys, pixels.dtype)
         trains = any(parameter.requires_grad for parameter in self.tower.parameters())
         with nullcontext() if trains else torch.no_grad():
-            layers = self.tower(pixels, output_hidden_states=True, attention_mask=mask).hidden_states
-        patches = self._pooled(layers[self.feature_layer][:, 1:])
+            states = self.tower(pixels, output_hidden_states=True, attention_mask=mask).hidden_states
+        layers = tuple(state[:, 1:] for state in states)  # without the class token
+        patches = self._pooled(layers[self.feature_layer])
         # a token counts as visible by its first patch (as released), so its others may be padding
         attention = None if visible is None else visible[:, :: self.pool, :: self.pool].flatten(1)
         return Vision(self.projector(patches), layers, attention)
@@ -119,6 +126,7 @@ class Llava(DecoderVLM):
         """(B, g, g) bool: patches that show some of the image, which begins at the top left; None: all do."""
         patch, grid = self.patch, self.grid
         sizes = [self.view.geometry(*place.original).resized for place in geometry]
+        # the usual case, always with a view without padding: no mask at all keeps the fast attention kernels
         if all(side > (grid - 1) * patch for size in sizes for side in size):
             return None
         covered = torch.tensor([[math.ceil(side / patch) for side in size] for size in sizes], device=device)
@@ -127,7 +135,8 @@ class Llava(DecoderVLM):
         return rows[:, :, None] & columns[:, None, :]
 
     def _pooled(self, patches: Tensor) -> Tensor:
-        """(B, g * g, W) -> (B, P, W): means over squares of patches, in float32."""
+        """(B, g * g, W) -> (B, P, W): means over squares of patches, in float32. For pool = 2 this equals the bilinear
+        halving of the release (pixellm.md 1.2)."""
         if self.pool == 1:
             return patches
         square = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid)).float()

@@ -1,4 +1,4 @@
-"""How the vision tower sees a picture: its view, its grid of patches, the position table that fits the grid."""
+"""How a CLIP tower sees an image: its view, its grid of patches, the position table that fits the grid."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.views import SAM_MEAN, SAM_STD, ClipView, LanguageView, PaddedView
-from model.checkpoints.architecture import SECTION
+from data.views import SAM_MEAN, SAM_STD, ClipView, PaddedView
+from model.checkpoints.config_file import SECTION
 from utils.config import TowerConfig
 from utils.limits import VIEW
 from utils.registry import unknown
+from utils.renamed import find_config
 
 POSITIONS = "vlm.tower.embeddings.position_embedding.weight"
 CHOICES = {"stats": ("sam", "tower"), "positions": ("released", "correct")}
@@ -25,7 +26,8 @@ CHOICES = {"stats": ("sam", "tower"), "positions": ("released", "correct")}
 
 @dataclass(frozen=True)
 class TowerInput:
-    """A way of seeing, told by a folder's `config.json` and by the recipe (utils.config.TowerConfig has the words)."""
+    """What a tower is shown, given by a folder's `config.json` and by the recipe (utils.config.TowerConfig explains the
+    fields)."""
 
     size: int | None = None
     pad: bool = False
@@ -37,81 +39,117 @@ class TowerInput:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(unknown(f"model.tower.{name}", getattr(self, name), choices))
-        for name, value in (("pool", self.pool), *([("size", self.size)] if self.size is not None else [])):
+        sizes = {"pool": self.pool}
+        if self.size is not None:
+            sizes["size"] = self.size
+        for name, value in sizes.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"model.tower.{name} must be 1 or more, got {value!r}")
             VIEW.check(value, f"model.tower.{name}")
 
 
-def tower_input(values: dict[str, Any], asked: TowerConfig) -> TowerInput:
-    """What `config.json` (ours or a published one) tells, with what the recipe asks on top."""
-    told = values.get(SECTION, {}).get("sight")
-    if told is not None and not (isinstance(told, dict) and told.keys() <= TowerInput.__dataclass_fields__.keys()):
-        have = ", ".join(TowerInput.__dataclass_fields__)
-        raise ValueError(f"config.json: {SECTION}.sight must be a mapping with some of {have}, got {told!r}")
-    if told is None:
-        told = {"size": values.get("resize_vision_tower_size")} if values.get("resize_vision_tower") else {}
-        told |= {"pad": True, "pool": 2} if values.get("pad_train_clip_images") else {}  # the release always does both
-    chosen = {name: getattr(asked, name) for name in TowerInput.__dataclass_fields__}
-    if asked.preprocessor:
-        side = ClipView.load(_file(asked.preprocessor)).size
-        if asked.size not in (None, side):
-            raise ValueError(f"model.tower.size is {asked.size}, {asked.preprocessor} is for {side}")
-        chosen["size"] = side
-    return TowerInput(**{**told, **{name: value for name, value in chosen.items() if value is not None}})
+def tower_input(values: dict[str, Any], config: TowerConfig) -> TowerInput:
+    """What `config.json` (ours or a published one) says, overridden by the fields that the recipe sets."""
+    names = TowerInput.__dataclass_fields__.keys()
+    fields: Any = values.get(SECTION, {}).get("sight")
+    if fields is None:
+        fields = _published_input(values)
+    elif not (isinstance(fields, dict) and fields.keys() <= names):
+        raise ValueError(
+            f"config.json: {SECTION}.sight must be a mapping with some of {', '.join(names)}, got {fields!r}"
+        )
+    recipe_names = {"positions": "position_resize"}  # a field of saved folders -> its name in a recipe
+    overrides: dict[str, Any] = {name: getattr(config, recipe_names.get(name, name)) for name in names}
+    if config.preprocessor:
+        side = ClipView.load(_file(config.preprocessor)).size
+        if config.size not in (None, side):
+            raise ValueError(f"model.tower.size is {config.size}, {config.preprocessor} is for {side}")
+        overrides["size"] = side
+    return TowerInput(**{**fields, **{name: value for name, value in overrides.items() if value is not None}})
 
 
-def published_fields(sight: TowerInput) -> dict[str, Any]:
-    """The same in a published `config.json`; nothing for a tower used as it was made."""
+def _published_input(values: dict[str, Any]) -> dict[str, Any]:
+    """The same from the flags that a published `config.json` keeps."""
+    fields: dict[str, Any] = {}
+    if values.get("resize_vision_tower"):
+        fields["size"] = values.get("resize_vision_tower_size")
+    if values.get("pad_train_clip_images"):
+        fields |= {"pad": True, "pool": 2}  # the release has one flag for both
+    return fields
+
+
+def published_fields(shown: TowerInput) -> dict[str, Any]:
+    """The inverse of `_published_input`: the flags; none for a tower that is used as it was trained."""
     values: dict[str, Any] = {}
-    if sight.size:
-        values |= {"resize_vision_tower": True, "resize_vision_tower_size": sight.size}
-    return values | ({"pad_train_clip_images": True} if sight.pad else {})
+    if shown.size:
+        values |= {"resize_vision_tower": True, "resize_vision_tower_size": shown.size}
+    if shown.pad:
+        values["pad_train_clip_images"] = True
+    return values
 
 
-def representable(sight: TowerInput) -> bool:
-    """Whether a published `config.json` can tell all of it."""
-    return sight == tower_input(published_fields(sight), TowerConfig())
+def representable(shown: TowerInput) -> bool:
+    """Whether a published `config.json` has fields for all of it: it must read back equal."""
+    return shown == tower_input(published_fields(shown), TowerConfig())
 
 
-def fit_tower(sizes: dict[str, Any], tensors: dict[str, Tensor], sight: TowerInput) -> dict[str, Any]:
-    """The tower's sizes at the side that it shall see; a position table of the tower's own side is resized to it."""
-    native, patch = sizes["image_size"] // sizes["patch_size"], sizes["patch_size"]
-    size = sight.size or sizes["image_size"]
+def fit_tower(sizes: dict[str, Any], tensors: dict[str, Tensor], shown: TowerInput) -> dict[str, Any]:
+    """The tower's sizes at the side that it is shown, which may differ from the one it was trained at; its position
+    table in `tensors` is resized to that side in place."""
+    patch = sizes["patch_size"]
+    native = sizes["image_size"] // patch
+    size = shown.size or sizes["image_size"]
     grid = size // patch
-    if size % patch or grid % sight.pool:
-        raise ValueError(f"model.tower.size {size} does not divide into patches of {patch}, {sight.pool} a token")
+    if size % patch or grid % shown.pool:
+        raise ValueError(
+            f"model.tower.size {size} does not divide into patches of {patch}, {shown.pool} per token side"
+        )
+    # A finished checkpoint holds a table of the shown side already, while the sizes next to it may still be the CLIP's:
+    # only a table of the native side is resized. The extra row is the class token's.
     if grid != native and len(tensors.get(POSITIONS, ())) == native**2 + 1:
-        tensors[POSITIONS] = resize_positions(tensors[POSITIONS], grid, sight.positions)
+        tensors[POSITIONS] = resize_positions(tensors[POSITIONS], grid, shown.positions)
     return {**sizes, "image_size": size}
 
 
 def resize_positions(table: Tensor, grid: int, how: str) -> Tensor:
-    """(1 + n * n, W) to (1 + grid * grid, W), bilinear in float32.
+    """(1 + n * n, W) position embeddings, class token first, -> (1 + grid * grid, W): bilinear, in float32.
 
-    correct: the class token's row stays, the patches' are resized. released (pixellm.md 1.2): the n * n first rows
-    count as the patches, so the class token's is the first cell of the square, and the last patch's row stays.
+    how: "correct" resizes the patches' rows and leaves the class token's where it is. "released" (pixellm.md 1.2) is
+    off by one row, and weights trained with it need it: the first n * n rows count as the patches and the last row as
+    the one to leave. For n = 2, with the class token's row c and the patches' p0 ... p3:
+
+                    resized as a square     left as it is    rows of the result
+        correct     p0 p1 / p2 p3           c                c, then the cells
+        released    c p0 / p1 p2            p3               the cells, then p3
     """
-    table, side = table.float(), math.isqrt(len(table) - 1)
-    first = 0 if how == "released" else 1
+    table = table.float()
+    side = math.isqrt(len(table) - 1)
+    released = how == "released"
+    first = 0 if released else 1
     square = table[first : first + side * side].T.reshape(1, -1, side, side)
     cells = F.interpolate(square, (grid, grid), mode="bilinear", align_corners=False)[0].flatten(1).T
-    kept = table[-1:] if how == "released" else table[:1]
-    return torch.cat([cells, kept] if how == "released" else [kept, cells])
+    return torch.cat([cells, table[-1:]]) if released else torch.cat([table[:1], cells])
 
 
-def tower_view(folder: str | Path, size: int, sight: TowerInput, preprocessor: str | None = None) -> LanguageView:
-    """What a tower of side `size` is shown. A padded view takes from the tower's own picture settings at most its
-    mean and deviation; as released it takes SAM's (pixellm.md 1.3)."""
+def tower_view(
+    folder: str | Path, size: int, shown: TowerInput, preprocessor: str | None = None
+) -> ClipView | PaddedView:
+    """The view of a tower of side `size`. A padded view takes from the tower's own preprocessor file at most its mean
+    and deviation; as released it takes SAM's (pixellm.md 1.3)."""
     own = ClipView.load(_file(preprocessor) if preprocessor else folder, size)
-    if not sight.pad:
-        return replace(own, size=size) if sight.size else own
-    if sight.stats == "sam":
+    if not shown.pad:
+        return replace(own, size=size) if shown.size else own
+    if shown.stats == "sam":
         return PaddedView(size, SAM_MEAN, SAM_STD)
-    return PaddedView(size, *(tuple(float(value) for value in 255 * np.float64(part)) for part in (own.mean, own.std)))
+    return PaddedView(size, _to_bytes(own.mean), _to_bytes(own.std))
 
 
-def write_view(folder: Path, view: LanguageView) -> None:
+def _to_bytes(values: tuple[float, ...]) -> tuple[float, ...]:
+    """From the 0..1 scale of preprocessor files to the 0..255 scale of a PaddedView."""
+    return tuple(float(value) for value in 255 * np.asarray(values, np.float64))
+
+
+def write_view(folder: Path, view: ClipView | PaddedView) -> None:
     """`preprocessor_config.json` as `ClipView.load` and transformers read it."""
     padded = isinstance(view, PaddedView)
     scale = 255 if padded else 1
@@ -134,7 +172,7 @@ def write_view(folder: Path, view: LanguageView) -> None:
 
 
 def _file(preprocessor: str) -> Path:
-    file = Path(preprocessor)
+    file = find_config(preprocessor)
     if not file.is_file():
         raise FileNotFoundError(f"model.tower.preprocessor: no file {file}; expected an image-processor JSON")
     return file

@@ -1,7 +1,7 @@
 """Checks a dataset folder against a recipe: is everything there that the recipe uses, and is it complete?
 
     python scripts/data_doctor.py configs/lisa_7b.yaml --dataset_dir ./dataset --fix-hints
-    python scripts/data_doctor.py configs/toy_lisa.yaml --sample 4 --out sheets    # images, masks and exact words
+    python scripts/data_doctor.py configs/toy/lisa.yaml --sample 4 --out sheets    # pictures, masks and exact words
 
 Prints a table of the sources that the recipe trains and evaluates on, then what is wrong with them. Exit status 1 if
 anything is (with --strict also for warnings), 2 if the recipe itself cannot be read. Every record that is checked goes
@@ -27,7 +27,7 @@ from tools.doctor.plan import TRAIN, needs_of
 from tools.doctor.rehearsal import Rehearsal
 from tools.doctor.sheets import Speaker, write_sheet
 from tools.doctor.table import as_table, findings, fix_hints
-from utils.config import Recipe, from_dict, load_recipe, override, to_dict
+from utils.config import Recipe, from_dict, load_recipe, to_dict, with_overrides
 from utils.flags import at_least
 from utils.log import setup_logging
 
@@ -89,9 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read(args: argparse.Namespace) -> Recipe:
-    values = to_dict(load_recipe(args.recipe))
-    for assignment in args.set:
-        values = override(values, assignment)
+    values = with_overrides(to_dict(load_recipe(args.recipe)), args.set)
     if args.dataset_dir:
         values["data"]["dataset_dir"] = str(args.dataset_dir)
     return from_dict(Recipe, values)

@@ -17,7 +17,7 @@ import numpy as np
 from data.collate import NothingToAsk
 from data.readers.index import keeping_faults
 from data.sources import Source
-from data.sources.base import if_turned, image_paths, orientation
+from data.sources.base import image_paths, orientation, orientation_hint
 from data.types import Record
 from data.views import read_image
 from evaluation.questions import questions
@@ -226,7 +226,7 @@ def check_masks(record: Record, shape: tuple[int, int]) -> None:
             raise ValueError(f"{record.image}: a target without words")
         mask = target.mask() if target.mask is not None else None
         if mask is not None and mask.shape != shape:
-            turned = if_turned(record.image, mask.shape, shape)
+            turned = orientation_hint(record.image, mask.shape, shape)
             raise ValueError(f"{record.image}: is {shape}, the mask of {target.phrase!r} {mask.shape} (H, W){turned}")
         if mask is not None and not mask.any():
             raise ValueError(f"{record.image}: the mask of {target.phrase!r} is empty, though it is given as present")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
@@ -15,8 +14,8 @@ from data.pieces import Pieces
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Record
 from data.views import ClipView, SamView, Views
-from model.checkpoints.architecture import read_config, tower_sizes
-from model.vlm.tower import tower_input
+from model.checkpoints.config_file import read_config
+from model.checkpoints.load import vlm_class
 from systems.base import System, build_system
 from utils.config import ModelConfig, Recipe
 
@@ -25,7 +24,7 @@ PUBLISHED_IMAGE_TOKENS = 256
 
 
 class NoWords:
-    """Stands in for a vocabulary that is not on this machine: every text is a single unknown piece."""
+    """In the place of a vocabulary that is not here: every text is one unknown piece."""
 
     def __init__(self, unknown: int):
         self.unknown = unknown
@@ -98,42 +97,25 @@ def texts_of(record: Record) -> Iterator[str]:
 
 
 def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encoder, str]:
-    folder = Path(config.version).expanduser()
-    spec = system.tokens
+    folder, spec = Path(config.version).expanduser(), system.tokens
     try:
         if not config.version or not folder.is_dir():
             raise FileNotFoundError(f"no folder {config.version!r}")
-        tokenizer = load_tokenizer(
-            folder,
-            spec,
-            config.model_max_length or 10**9,
-            release=config.tokenization,
-            legacy=config.tokenizer_legacy,
-        )
-        limit = config.model_max_length
-        unchecked = ""
+        choices = {"release": config.tokenization, "legacy": config.tokenizer_legacy}
+        tokenizer = load_tokenizer(folder, spec, config.model_max_length or 10**9, **choices)
+        limit, unchecked = config.model_max_length, ""
     except (OSError, ValueError, KeyError) as error:
-        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec))  # it has what Encoder calls
-        limit = 0
-        unchecked = f"the length of rows: the tokenizer of model.version is not on this machine ({error})"
-    encoder = Encoder(
-        tokenizer,
-        spec,
-        config.conv_type,
-        limit,
-        _image_tokens(folder, config),
-        system.prompt_template,
-        long_rows,
-    )
-    return encoder, unchecked
+        tokenizer, limit = OnlyTokens(spec), 0
+        unchecked = f"the length of rows: the tokenizer of model.version is not here ({error})"
+    prompt_template = system.released.prompt_template
+    settings = (config.conv_type, limit, _image_tokens(folder, config), prompt_template, long_rows)
+    return Encoder(tokenizer, spec, *settings), unchecked
 
 
 def _image_tokens(folder: Path, config: ModelConfig) -> int:
-    """Positions that an image takes in a row, from the tower's `config.json` where that is on this machine."""
+    """Positions that an image takes in a row, from `config.json` where it is here."""
     try:
         values = read_config(folder)
-        sight = tower_input(values, config.tower)
-        sizes = tower_sizes(values if "vision_config" in values else read_config(Path(config.vision_tower or "")))
-        return ((sight.size or sizes["image_size"]) // sizes["patch_size"] // sight.pool) ** 2
+        return vlm_class(values, str(folder)).image_tokens_of(values, config)
     except (OSError, ValueError, KeyError, TypeError):
         return PUBLISHED_IMAGE_TOKENS

@@ -19,17 +19,18 @@ import torch
 from torch import Tensor
 
 from data.types import IGNORE_ID, IMAGE_ID, Batch
-from data.views import ClipView, PaddedView
+from data.views import PaddedView
 from model.checkpoints.load import assemble, dtype_of
 from model.finetune.trainable import prepare_training
 from model.runtime import training_options
 from model.seg_model import SegModel
+from model.vlm import VLMS
 from model.vlm.prefix_packing import can_pack
 from systems.base import build_system
 from tools.memory.activation_memory import Footprint, footprint
 from tools.memory.released_sizes import released_architecture
 from tools.memory.zero_memory import DeviceMemory, ParameterCounts, count_parameters, device_memory
-from utils.config import Recipe, from_dict, load_yaml, override, to_dict
+from utils.config import Recipe, from_dict, load_yaml, to_dict, with_overrides
 from utils.log import log
 
 GIB = 2**30
@@ -75,9 +76,7 @@ class StepMemory:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     log.setLevel(logging.WARNING)
-    values = load_yaml(args.recipe)
-    for assignment in args.set:
-        values = override(values, assignment)
+    values = with_overrides(load_yaml(args.recipe), args.set)
     recipe = from_dict(Recipe, values)
     load = workload(recipe, args)
     memory = measure_step(recipe, load)
@@ -137,13 +136,11 @@ def meta_model(recipe: Recipe) -> SegModel:
     """The recipe's model prepared for training, on the meta device, with gradients as after the first step."""
     system = build_system(recipe.system, recipe.options)
     added = len(system.tokens.all_added)
-    head = recipe.model.mask_head or system.head
-    architecture = released_architecture(recipe.model, head, len(system.tokens.mask), added)
+    architecture = released_architecture(recipe.model, system.head, len(system.tokens.mask), added)
     attention = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
-    side, rows = architecture.tower["image_size"], architecture.language["vocab_size"]
-    view = PaddedView(side) if recipe.model.tower.pad else ClipView(side)
+    rows = VLMS[architecture.vlm].sizes(architecture.vlm_config).vocabulary
     with torch.device("meta"):
-        model = assemble(architecture, attention, view, range(rows - added, rows))
+        model = assemble(architecture, attention, added_ids=range(rows - added, rows))
         model = model.to(dtype_of(recipe.model.precision))
         # A 4-bit layer keeps the same activations as a plain one; its weights are counted in `count_parameters`.
         prepare_training(model, replace(recipe.model, load_in_4bit=False))
@@ -262,9 +259,7 @@ def advice(recipe: Recipe, load: Workload, gpus: int, room: int) -> str:
 
 def with_changes(recipe: Recipe, changes: Sequence[str]) -> Recipe | None:
     """The recipe with these changes; None where they contradict each other."""
-    values = to_dict(recipe)
-    for change in changes:
-        values = override(values, change)
+    values = with_overrides(to_dict(recipe), changes)
     changed = from_dict(Recipe, values)
     if changed.model.load_in_4bit and (changed.train.zero_stage == 3 or changed.model.lora.r <= 0):
         return None

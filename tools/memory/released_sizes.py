@@ -6,9 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.architecture import SECTION, Architecture, read_config, tower_sizes
-from model.checkpoints.load import NEW_DEPTH, NEW_GROWTH
+from model.checkpoints.architecture import Architecture
+from model.checkpoints.config_file import SECTION, read_config
+from model.checkpoints.load import choose_head
 from model.heads import HEADS, HeadContext
+from model.vlm.llava_checkpoint import NEW_DEPTH, NEW_GROWTH, LlavaSizes, tower_sizes
 from model.vlm.tower import fit_tower, tower_input
 from utils.config import ModelConfig
 
@@ -32,11 +34,12 @@ _LANGUAGE_KEYS = (*_LANGUAGE["7b"], "num_key_value_heads", "vocab_size")
 def released_architecture(config: ModelConfig, head: str, mask_tokens: int, added: int) -> Architecture:
     """The architecture of a recipe's model: from `config.json` where `version` is a local folder, else from its name.
 
-    head: a name in HEADS. mask_tokens: per mask. added: tokens beyond the base's vocabulary. A SAM file that is not
-    named vit_b, vit_l or vit_h is read where it is at hand.
+    head: the system's, in HEADS. mask_tokens: per mask. added: tokens beyond the base's vocabulary. A SAM file that is
+    not named vit_b, vit_l or vit_h is read where it is at hand.
     """
     folder = Path(config.version)
     values = read_config(folder) if (folder / "config.json").is_file() else {}
+    head = choose_head(values, config, head)
     text = values.get("text_config", values)
     language = {key: text[key] for key in _LANGUAGE_KEYS if text.get(key) is not None}
     language = language or {**_LANGUAGE["13b" if "13b" in config.version.lower() else "7b"], "vocab_size": VOCABULARY}
@@ -48,21 +51,18 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
     if not saved_config and head == "sam":
         saved_config = _sam(config.vision_pretrained, context)
     context = replace(context, saved_config=saved_config)
-    options = {"decoder_heads": config.decoder_heads, **config.head}
     if config.tower.new_projector:
         projector_depth = NEW_DEPTH
     else:
         projector_depth = MLP_PROJECTOR if "1.5" in config.version else LINEAR_PROJECTOR
-    return Architecture(
+    sizes = LlavaSizes(
         language=language,
         tower=tower,
         projector_depth=projector_depth,
-        feature_layer=-2,
-        head=head,
-        head_config=HEADS[head].config_for({}, options, context),
         projector_width=NEW_GROWTH * language["hidden_size"] if config.tower.new_projector else None,
         tower_input=asdict(view),
     )
+    return Architecture("llava", asdict(sizes), head, HEADS[head].config_for({}, dict(config.head_options), context))
 
 
 def _tower(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.protocols import GENERATED
-from evaluation.runner import evaluate, summary
+from evaluation.runner import evaluate
 from systems.assistant import Assistant, load
 from toy.study.questions import DatasetQuestions, ListQuestions, with_questions
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.log import setup_logging
 
 CLASSES = "toy_classes/{source}.txt"  # the classes of each label set that the toy world has
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = LIST_PARTS if args.lists_only else PARTS
     report = {part.name: evaluate_part(assistant, part, args) for part in parts}
     file = args.out / "exam.json"
-    write_whole(file, json.dumps(report, indent=1) + "\n")  # where it is, the row is done
+    write_atomically(file, json.dumps(report, indent=1) + "\n")  # where it is, the row is done
     return 0
 
 
@@ -116,11 +116,11 @@ def evaluate_part(assistant: Assistant, part: Part, args: argparse.Namespace) ->
             classes=CLASSES,
             resume=True,
         )
-        if results["missing"]:
-            raise SystemExit("\n".join(f"{name}: {message}" for name, message in results["missing"].items()))
-        (scored,) = results["suites"].values()
-        counts = {name: scored[name] for name in ("pictures", "queries", "unfinished")}
-        figures[suite] = {**summary(results)[suite], **counts}
+        if results.missing:
+            raise SystemExit("\n".join(f"{name}: {message}" for name, message in results.missing.items()))
+        (scored,) = results.suites.values()
+        counts = {"pictures": scored.images, "queries": scored.queries, "unfinished": scored.unfinished}
+        figures[suite] = {**scored.values(), **counts}
         print(f"{part.name} {suite}: {figures[suite]}", flush=True)
     return figures
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from data.types import Mask, Query, Record
 from systems.assistant import Assistant
-from systems.base import SegTask, about_picture, label_set, sample_items
+from systems.base import SegTask
 from systems.single import SENTENCE_PROMPT
+from systems.targets import label_set, sample_items
+from systems.wording import about_image
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class DatasetQuestions:
         for (turn,) in record.dialogues:
             targets = tuple(part.target for part in turn.answer if isinstance(part, Mask))
             names = tuple(record.targets[index].phrase for index in targets)
-            queries.append(Query(about_picture(SENTENCE_PROMPT.format(turn.question)), (), targets, names))
+            queries.append(Query(about_image(SENTENCE_PROMPT.format(turn.question)), (), targets, names))
         return queries
 
 

@@ -26,31 +26,31 @@ class Row:
 
 # All recipes answer every class of the list: an ablation that also left classes out would differ in two ways.
 ROWS = (
-    Row("lisa", "toy_lisa.yaml", "LISA"),
-    Row("lasagna", "toy_lasagna.yaml", "LaSagnA"),
-    Row("gsva", "toy_gsva.yaml", "GSVA"),
-    Row("pixellm", "toy_pixellm.yaml", "PixelLM"),
-    Row("sesame", "toy_sesame.yaml", "SESAME"),
+    Row("lisa", "toy/lisa.yaml", "LISA"),
+    Row("lasagna", "toy/lasagna.yaml", "LaSagnA"),
+    Row("gsva", "toy/gsva.yaml", "GSVA"),
+    Row("pixellm", "toy/pixellm.yaml", "PixelLM"),
+    Row("sesame", "toy/sesame.yaml", "SESAME"),
     Row(
         "lasagna-whole-list",
-        "toy_lasagna.yaml",
+        "toy/lasagna.yaml",
         "without random lists",
         ABLATION,
         ("options.random_list=released", "options.min_all_classes=0"),
     ),
     Row(
         "lasagna-present-only",
-        "toy_lasagna.yaml",
+        "toy/lasagna.yaml",
         "without sequence augmentation",
         ABLATION,
         ("options.sequence_augmentation=false",),
     ),
     Row(
         "lasagna-any-order",
-        "toy_lasagna.yaml",
+        "toy/lasagna.yaml",
         "without order following",
         ABLATION,
         ("options.order_following=false",),
     ),
-    Row("unified", "toy_unified.yaml", "unified"),
+    Row("unified", "toy/unified.yaml", "unified"),
 )

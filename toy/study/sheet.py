@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data.types import Claim, Record
 from evaluation.metrics.matching import assign_claims
-from evaluation.predictions import Prediction, predictions
+from evaluation.prediction_schema import Answer, Prediction
+from evaluation.predictions import predictions
 from evaluation.report.draw import Layer, with_legend, wrap_text
 from evaluation.report.panels import replay
 from evaluation.suites import find_suites
@@ -82,7 +82,7 @@ def find_prediction(folder: Path, sheet_row: SheetRow) -> Prediction | None:
     return lines[sheet_row.index % len(lines)] if lines else None
 
 
-def select_answers(line: Prediction, record: Record, sheet_row: SheetRow) -> list[dict[str, Any]]:
+def select_answers(line: Prediction, record: Record, sheet_row: SheetRow) -> list[Answer]:
     """The answers to show: all, one question, or one phrase without the rest of the answer around it."""
     if sheet_row.absent is None:
         return line["answers"] if sheet_row.number is None else [line["answers"][sheet_row.number]]
@@ -92,13 +92,13 @@ def select_answers(line: Prediction, record: Record, sheet_row: SheetRow) -> lis
             place = answer["targets"].index(target)
             claims = [Claim(*claim) for claim in answer["claims"]]
             claim = assign_claims(claims, answer["asked"])[place]
-            claims_left = [[claim.phrase, claim.mask]] if claim else []
+            claims_left = [(claim.phrase, claim.mask)] if claim else []
             return [{**answer, "claims": claims_left, "asked": [answer["asked"][place]], "targets": [target]}]
     return []
 
 
 def render_row(
-    record: Record, sheet_row: SheetRow, rows: Sequence[Row], answers: dict[str, list[dict[str, Any]]]
+    record: Record, sheet_row: SheetRow, rows: Sequence[Row], answers: dict[str, list[Answer]]
 ) -> np.ndarray:
     """One row of the sheet."""
     panels = {name: replay(record, mine) for name, mine in answers.items()}
@@ -120,7 +120,7 @@ def render_row(
     return np.concatenate(padded, axis=1)
 
 
-def masks_first(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def masks_first(answers: Sequence[Answer]) -> list[Answer]:
     """Answers with a mask first: long lists of answers are cut after MAX_LINES."""
     return sorted(answers, key=lambda answer: not answer["masks"])
 

@@ -1,0 +1,191 @@
+"""Recipes are checked when they are read; those of earlier versions load; the page of all fields is fresh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from utils import renamed
+from utils.config import Recipe, TrainConfig, from_dict, load_recipe, load_yaml, merge, override, save_recipe, to_dict
+from utils.reference import reference, sections
+from utils.renamed import MOVED, RENAMED, find_config, with_new_names
+
+ROOT = Path(__file__).resolve().parents[1]
+OLD = {  # every field of earlier recipes, with a value that is not its default
+    "model": {
+        "decoder_heads": 4,
+        "head": {"train_encoder": True},
+        "weight": "w.bin",
+        "tower": {"positions": "correct"},
+    },
+    "data": {"sampling": "once"},
+    "loss": {"alpha": 3.0, "refinement": "paper", "refused": "counted"},
+    "train": {"clip": 0.5},
+    "eval": {"pictures": 9, "no_eval": True},
+}
+NEW = {
+    "model": {
+        "head_options": {"train_encoder": True, "decoder_heads": 4},
+        "checkpoint_file": "w.bin",
+        "tower": {"position_resize": "correct"},
+    },
+    "data": {"sampling": "epoch"},
+    "loss": {"overlap_weight": 3.0, "overlap_refinement": "paper", "count_refused": True},
+    "train": {"grad_clip": 0.5},
+    "eval": {"num_examples": 9, "validate": False},
+}
+
+
+@pytest.fixture
+def messages(monkeypatch) -> Iterator[list[str]]:
+    """The warnings about earlier names. Each is given once per process, so the record of other tests is cleared."""
+    renamed.announce.cache_clear()
+    said: list[str] = []
+    monkeypatch.setattr(renamed.log, "warning", lambda text, *values: said.append(text % values))
+    yield said
+    renamed.announce.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "nearest", "choices"),
+    [
+        ("model.precision", "fp8", None, "bf16, fp16, fp32"),
+        ("model.attn_implementation", "flash", None, "auto, eager, flash_attention_2, sdpa"),
+        ("model.tokenization", "transformers-4.30", "transformers-4.31", "transformers-4.31, transformers-4.44"),
+        ("model.train_vocabulary", "new", None, "full, new_tokens"),
+        ("model.tower.stats", "clip", None, "sam, tower"),
+        ("model.tower.position_resize", "bicubic", None, "correct, released"),
+        ("data.on_bad_sample", "ignore", None, "raise, skip"),
+        ("data.long_rows", "cat", "cut", "cut, cut_rounds, error, keep"),
+        ("data.exclude_val", "all", None, "cross_refer, eval_suites, off, refer_family"),
+        ("data.sampling", "twice", None, "epoch, rates"),
+        ("loss.mask_size", "ful", "full", "decoder, full"),
+        ("loss.overlap_refinement", "all", None, "none, overlap_only, paper"),
+        ("train.zero_stage", 4, None, "0, 1, 2, 3"),
+        ("train.zero_stage", True, None, "0, 1, 2, 3"),
+        ("train.offload", "disk", None, "all, none, optimizer"),
+        ("train.on_bad_loss", "skipp", "skip", "skip, stop"),
+        ("eval.protocol", "forced", None, "generate, teacher_forced"),
+    ],
+)
+def test_a_value_that_is_no_choice_is_named_with_all_there_are(field, value, nearest, choices):
+    values = value
+    for key in reversed(field.split(".")):
+        values = {key: values}
+    with pytest.raises(ValueError) as error:
+        from_dict(Recipe, values)
+    hint = f" (did you mean '{nearest}'?)" if nearest else ""
+    said = str(error.value)
+    assert said.startswith(f"no {field} '{value}'{hint if nearest else ''}") and said.endswith(f"have: {choices}")
+
+
+def test_a_bare_off_and_a_quoted_number_are_choices():
+    values = yaml.safe_load("data: {exclude_val: off}\ntrain: {zero_stage: '3'}")
+    recipe = from_dict(Recipe, values)
+    assert (recipe.data.exclude_val, recipe.train.zero_stage) == ("off", 3)
+
+
+def test_every_field_has_a_line_of_help_and_the_page_is_fresh():
+    for section, cls in sections(Recipe, ""):
+        for entry in dataclasses.fields(cls):
+            is_section = section == "" and dataclasses.is_dataclass(entry.default)
+            assert entry.metadata["help"] or is_section, f"{section}.{entry.name}"
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert text == reference(), "docs/configuration.md is stale: python -m utils.config > docs/configuration.md"
+
+
+def test_old_names_load_with_a_message_for_each(messages):
+    assert from_dict(Recipe, OLD) == from_dict(Recipe, NEW)
+    assert len(messages) == len(RENAMED) == len(set(messages))
+    assert "the recipe field loss.alpha is now loss.overlap_weight" in messages
+    assert "the recipe field loss.refused: counted is now loss.count_refused: true" in messages
+    assert "the recipe field data.sampling: once is now data.sampling: epoch" in messages
+    from_dict(Recipe, OLD)
+    assert len(messages) == len(RENAMED), "each once"
+
+
+def test_names_of_today_are_not_touched(messages):
+    assert with_new_names(NEW) == NEW and not messages
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "above.yaml"])
+def test_old_files_load_also_as_a_base(tmp_path, messages, name):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(OLD))
+    (tmp_path / "above.yaml").write_text("base: recipe.yaml\n")
+    assert load_recipe(tmp_path / name) == load_recipe(tmp_path) == from_dict(Recipe, NEW)
+
+
+def test_a_saved_recipe_of_before_states_a_default_that_is_none_today(tmp_path, messages):
+    """Old run folders state decoder_heads: 8, which counted less than the head's own option, and is every head's
+    default: a run resumes with a recipe that does not state it."""
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"model": {"decoder_heads": 8, "head": {}}}))
+    assert load_recipe(tmp_path).model.head_options == {}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"model": {"decoder_heads": 8, "head": {"decoder_heads": 4}}}))
+    assert load_recipe(tmp_path).model.head_options == {"decoder_heads": 4}
+    (tmp_path / "above.yaml").write_text(yaml.safe_dump({"base": "recipe.yaml", "model": {"decoder_heads": 2}}))
+    assert load_recipe(tmp_path / "above.yaml").model.head_options == {"decoder_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "section", "name", "value"),
+    [
+        ("loss.alpha=3", "loss", "overlap_weight", 3),
+        ("loss.refused=counted", "loss", "count_refused", True),
+        ("eval.no_eval=true", "eval", "validate", False),
+        ("model.head.fusion=trained", "model", "head_options", {"width": 8, "fusion": "trained"}),
+        ("model.head={fusion: trained}", "model", "head_options", {"fusion": "trained"}),
+        ("model.decoder_heads=4", "model", "head_options", {"width": 8, "decoder_heads": 4}),
+        ("model.tower.positions=correct", "model", "tower", {"position_resize": "correct"}),
+    ],
+)
+def test_old_names_can_be_set(messages, assignment, section, name, value):
+    values = override({"model": {"head_options": {"width": 8}}}, assignment)
+    assert values[section][name] == value and len(messages) == 1
+
+
+@pytest.mark.parametrize("name", sorted(MOVED))
+def test_recipes_of_before_are_found_where_they_are_now(tmp_path, messages, name):
+    if name.endswith(".json"):
+        assert find_config(ROOT / "configs" / name) == ROOT / "configs" / MOVED[name]
+        return
+    now = load_recipe(ROOT / "configs" / MOVED[name])
+    assert load_recipe(ROOT / "configs" / name) == now
+    (tmp_path / "mine.yaml").write_text(f"base: {ROOT}/configs/{name}\n")
+    assert load_recipe(tmp_path / "mine.yaml") == now
+    assert messages[-1] == f"{ROOT}/configs/{name} is now {ROOT}/configs/{MOVED[name]}"
+
+
+def test_a_file_of_ones_own_at_the_old_place_counts(tmp_path):
+    (tmp_path / "released").mkdir()
+    (tmp_path / "released" / "lisa.yaml").write_text("system: gsva\n")
+    (tmp_path / "lisa.yaml").write_text("system: lisa\n")
+    assert load_yaml(tmp_path / "lisa.yaml") == {"system": "lisa"}
+
+
+def test_the_length_of_training_is_given_in_one_way():
+    train = TrainConfig()
+    assert (train.steps, train.epochs) == (None, 10)
+    assert TrainConfig(steps=7).epochs is None and TrainConfig(steps=7).total_steps == 7
+    assert TrainConfig(epochs=3, steps_per_epoch=5).total_steps == 15
+    for values in ({"epochs": 3}, {"steps_per_epoch": 5}, {"epochs": 3, "steps_per_epoch": 5}):
+        with pytest.raises(ValueError, match=r"train\.steps \(7\) and train\.\w+ \(\d\).*both say how long"):
+            from_dict(Recipe, {"train": {"steps": 7, **values}})
+    with pytest.raises(ValueError, match=r"eval\.every_steps goes with train\.steps"):
+        from_dict(Recipe, {"eval": {"every_steps": 5}})
+
+
+def test_one_way_to_give_the_length_replaces_the_other_below_it(tmp_path):
+    epochs, steps = {"train": {"epochs": 3, "steps_per_epoch": 5, "lr": 1.0}}, {"train": {"steps": 7}}
+    assert merge(epochs, steps) == {"train": {"lr": 1.0, "steps": 7}}
+    assert merge(steps, epochs) == epochs
+    assert merge(steps, {"train": {"epochs": 2}}) == {"train": {"epochs": 2}}
+    assert override(epochs, "train.steps=7") == {"train": {"lr": 1.0, "steps": 7}}
+    assert override(steps, "train.steps_per_epoch=9") == {"train": {"steps_per_epoch": 9}}
+    (tmp_path / "mine.yaml").write_text(f"base: {ROOT}/configs/lisa_7b.yaml\ntrain: {{steps: 1000}}\n")
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert recipe.train.total_steps == 1000
+    assert load_recipe(save_recipe(recipe, tmp_path)) == recipe == from_dict(Recipe, to_dict(recipe))
