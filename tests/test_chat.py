@@ -18,7 +18,7 @@ from tests.tiny_assistant import tiny
 from utils.config import load_recipe
 
 TOY = "configs/toy/{}.yaml"
-PICTURE = GOLDEN / "lisa" / "image0.png"
+PICTURE = OWN / "lisa" / "image0.png"
 PROMPT = "Where is the dog in this image?"
 
 

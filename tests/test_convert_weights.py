@@ -13,7 +13,7 @@ from tests.records import OWN
 from tests.test_golden_gsva import ALPHA, write_release
 from tools import convert_weights
 
-SYSTEMS = sorted(path.name for path in GOLDEN.iterdir() if (path / "golden.json").is_file())
+SYSTEMS = sorted(path.name for path in OWN.iterdir() if (path / "golden.json").is_file())
 HEADS = "model.head_options.decoder_heads=4"
 
 
@@ -44,7 +44,7 @@ def test_a_bare_file_beside_its_base(tmp_path, capsys):
     words += ["--vision_tower", str(OWN / "gsva" / "clip"), "--set", HEADS, "--set", f"model.lora.alpha={ALPHA}"]
     assert convert_weights.main(words) == 0
     merged = load(tmp_path / "merged", device="cpu").model.state_dict()
-    published = load(GOLDEN / "gsva", model={"head_options": {"decoder_heads": 4}}, device="cpu").model.state_dict()
+    published = load(OWN / "gsva", model={"head_options": {"decoder_heads": 4}}, device="cpu").model.state_dict()
     assert merged.keys() == published.keys()
     assert all(torch.allclose(merged[key], published[key], atol=2e-5, rtol=0) for key in merged)
     assert "ignored base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq: a table" in capsys.readouterr().out

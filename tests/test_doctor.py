@@ -33,7 +33,8 @@ MAPS, REASON, SAID = (
     "reason_seg/ReasonSeg/train",
     "llava_dataset/llava_instruct_150k.json",
 )
-RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+# Those of other sizes have the data of the 7B ones.
+RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.endswith(("_13b", "_24gb")))
 RECIPE = {
     "system": "lisa",
     "data": {

@@ -25,7 +25,7 @@ def masked():
 
 def answers(assistant, *queries) -> list[torch.Tensor]:
     """The masks of the answers to questions about one image."""
-    sample = load_views(GOLDEN / "sesame" / "image0.png", assistant.views)
+    sample = load_views(OWN / "sesame" / "image0.png", assistant.views)
     (replies,) = generate(assistant, [sample], [list(queries)], max_new_tokens=4)
     return [reply.masks for reply in replies]
 

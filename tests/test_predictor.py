@@ -14,11 +14,12 @@ from data.types import Claim
 from evaluation import predictor as module
 from evaluation.predictor import Predictor
 from systems.assistant import build
-from tests.tiny_assistant import GOLDEN, tiny
+from tests.records import OWN
+from tests.tiny_assistant import tiny
 from utils.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGE = GOLDEN / "lisa" / "image0.png"
+IMAGE = OWN / "lisa" / "image0.png"
 PHRASES = ["the dog", "the unicorn"]
 
 

@@ -120,7 +120,10 @@ def test_the_page_names_figures_variants_and_what_is_missing(page):
 def test_the_page_counts_present_and_absent_answers(page):
     assert re.search(r"present<td[^>]*><b>1</b>50.0 %<td[^>]*><b>1</b>50.0 %", page)
     assert re.search(r"absent<td[^>]*><b>1</b>25.0 %<td[^>]*><b>3</b>75.0 %", page)
-    shown = [a["src"] for tag, a in tags.seen if tag == "img"]
+
+
+def test_the_page_shows_the_best_and_worst_examples(page):
+    shown = [a["src"] for tag, a in Tags(page).seen if tag == "img"]
     assert len(shown) == 8  # three of the four best phrases (one image is gone), four worst, one class list
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0].partition(",")[2]))))
     assert abs(image[10, 30].astype(int) - image[35, 30]).max() > 20  # the mask covers the upper half

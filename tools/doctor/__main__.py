@@ -1,7 +1,7 @@
 """Checks a dataset folder against a recipe: is everything there that the recipe uses, and is it complete?
 
     python scripts/data_doctor.py configs/lisa_7b.yaml --dataset_dir ./dataset --fix-hints
-    python scripts/data_doctor.py configs/toy/lisa.yaml --sample 4 --out sheets    # pictures, masks and exact words
+    python scripts/data_doctor.py configs/toy/lisa.yaml --sample 4 --out sheets    # images, masks and exact words
 
 Prints a table of the sources that the recipe trains and evaluates on, then what is wrong with them. Exit status 1 if
 anything is (with --strict also for warnings), 2 if the recipe itself cannot be read. Every record that is checked goes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
@@ -24,7 +25,7 @@ PUBLISHED_IMAGE_TOKENS = 256
 
 
 class NoWords:
-    """In the place of a vocabulary that is not here: every text is one unknown piece."""
+    """Stands in for a vocabulary that is not on this machine: every text is a single unknown piece."""
 
     def __init__(self, unknown: int):
         self.unknown = unknown
@@ -97,16 +98,19 @@ def texts_of(record: Record) -> Iterator[str]:
 
 
 def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encoder, str]:
-    folder, spec = Path(config.version).expanduser(), system.tokens
+    folder = Path(config.version).expanduser()
+    spec = system.tokens
     try:
         if not config.version or not folder.is_dir():
             raise FileNotFoundError(f"no folder {config.version!r}")
         choices = {"release": config.tokenization, "legacy": config.tokenizer_legacy}
         tokenizer = load_tokenizer(folder, spec, config.model_max_length or 10**9, **choices)
-        limit, unchecked = config.model_max_length, ""
+        limit = config.model_max_length
+        unchecked = ""
     except (OSError, ValueError, KeyError) as error:
-        tokenizer, limit = OnlyTokens(spec), 0
-        unchecked = f"the length of rows: the tokenizer of model.version is not here ({error})"
+        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec))  # it has what Encoder calls
+        limit = 0
+        unchecked = f"the length of rows: the tokenizer of model.version is not on this machine ({error})"
     prompt_template = system.released.prompt_template
     settings = (config.conv_type, limit, _image_tokens(folder, config), prompt_template, long_rows)
     return Encoder(tokenizer, spec, *settings), unchecked
