@@ -23,7 +23,7 @@ PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.m
 ACTIVATION = "source .venv/bin/activate"
 PYTHON = re.compile(r"^(?:\w+=\S* )*(?:python|torchrun|deepspeed|pytest|ruff|ty)\b")  # what only .venv has
 PROGRAM = re.compile(rf"{PYTHON.pattern}|^bash ")
-SELF_CONTAINED = re.compile(r"\bruns/demo\b|\bconfigs/toy_|\bassets/toy\b|--list\b|check_two_nodes\.sh")
+SELF_CONTAINED = re.compile(r"\bruns/demo\b|\bconfigs/toy/|\bassets/toy\b|--list\b|check_two_nodes\.sh")
 TOO_LONG = re.compile(r"scripts/(?:demo|test|miniature|real_mini|make_toy_base)\b|-m toy\.(?:study|base)\b")
 SHORT = {  # what makes a command that would take minutes a matter of seconds, by program
     "train_ds.py": "--epochs 1 --steps_per_epoch 1 --no_eval",
@@ -32,7 +32,7 @@ SHORT = {  # what makes a command that would take minutes a matter of seconds, b
 }
 DEMO = (  # scripts/demo.sh with few images, two steps of training and no report
     "-m toy.world runs/demo/dataset --images 60 --val_images 5 --only ade20k refcoco reason_seg llava_instruct",
-    "train_ds.py --config configs/toy_lasagna.yaml --dataset_dir runs/demo/dataset --log_base_dir runs/demo "
+    "train_ds.py --config configs/toy/lasagna.yaml --dataset_dir runs/demo/dataset --log_base_dir runs/demo "
     "--exp_name train --epochs 1 --steps_per_epoch 2 --no_eval",
     "merge_lora_weights_and_save_hf_model.py --run runs/demo/train --save_path runs/demo/merged",
 )

@@ -103,13 +103,8 @@ def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encod
     try:
         if not config.version or not folder.is_dir():
             raise FileNotFoundError(f"no folder {config.version!r}")
-        tokenizer = load_tokenizer(
-            folder,
-            spec,
-            config.model_max_length or 10**9,
-            release=config.tokenization,
-            legacy=config.tokenizer_legacy,
-        )
+        choices = {"release": config.tokenization, "legacy": config.tokenizer_legacy}
+        tokenizer = load_tokenizer(folder, spec, config.model_max_length or 10**9, **choices)
         limit = config.model_max_length
         unchecked = ""
     except (OSError, ValueError, KeyError) as error:
