@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.collate import NothingToAsk, Sample, load_views, rasterize_ignored, rasterize_target
-from data.mixture import MISTAKES, ON_BAD_SAMPLE
+from data.mixture import LOGGED_SKIPS, MISTAKES, ON_BAD_SAMPLE
 from data.sources import Source
 from data.sources.base import first_of
 from data.types import Query, Record

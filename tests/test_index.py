@@ -16,7 +16,7 @@ from data.readers import json_stream as stream
 from data.readers.index import ENDS, HOME, META, ROWS, set_index_folder
 from data.sources.base import Rows, image_paths, indexed_rows, read_entries
 
-CALLS = "calls.txt"  # every parse adds a line beside its file
+CALLS = "calls.txt"  # every parse adds a line next to its file
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
@@ -123,7 +123,7 @@ def test_options_and_parsers_have_indexes_of_their_own(root):
     assert open_index(root, "train")[0]["extra"] == ["train"]
     assert open_index(root, "val")[0]["extra"] == ["val"]
     assert indexed_rows(root, other_parse, [root / "notes.json"])[0] == {"file_name": "other"}
-    assert open_index(root, other_parse)[0]["file_name"] == "ä b.jpg"  # functions are told by name and text
+    assert open_index(root, other_parse)[0]["file_name"] == "ä b.jpg"  # functions are told apart by name and text
     assert len(folders(root)) == 4
 
 

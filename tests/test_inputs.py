@@ -366,7 +366,7 @@ def test_a_turned_picture_with_the_size_of_the_unturned_one(tmp_path, capsys, or
     assert status == (orientation >= 5)
     if orientation >= 5:
         assert f"its EXIF orientation is {orientation}" in printed and "remove the tag" in printed
-    assert (orientation > 1) == ("turned pictures" in printed)
+    assert (orientation > 1) == ("turned images" in printed)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class Pictures:
 
 
 class Chance:
-    """One to three rows; words and targets by chance."""
+    """One to three rows; words and targets at random."""
 
     def converse(self, record, rng):
         if not record.targets:
@@ -146,7 +146,7 @@ class Counted:
 
 
 class Names:
-    """A maker that only tells which record was drawn."""
+    """A builder that only says which record was sampled."""
 
     def build(self, record, rng):
         return NameOnly(str(record.image), [])
@@ -219,7 +219,7 @@ def test_what_cannot_be_used_is_replaced_in_its_own_family(sampling):
     assert len(skipped) > 400 and {"vqa", "sem_seg"} == set(skipped)
 
 
-# --- every picture once
+# --- every image once
 
 
 def once_each(tmp_path, maker, **options):
@@ -247,7 +247,7 @@ def test_epochs_are_shuffled_anew_and_repeatably():
 
 @pytest.mark.parametrize("workers", [0, 2, 4])
 def test_epochs_resume_anywhere_with_any_workers(tmp_path, maker, workers):
-    """4 + 7 pictures, batches of 2: the third epoch begins inside a batch."""
+    """4 + 7 images, batches of 2: the third epoch begins inside a batch."""
     mixture = once_each(tmp_path, maker)
     whole = list(itertools.islice(stream_of(mixture), 12))
     resumed = stream_of(mixture, start=5 * 2, workers=workers)
@@ -270,7 +270,7 @@ def test_an_unusable_record_of_an_epoch_is_replaced_and_noted(tmp_path, maker):
     assert any("1.png: nothing to ask" in message for message in skipped)
 
 
-# --- evaluated pictures stay out
+# --- evaluated images stay out
 
 
 def held(**values):
@@ -282,7 +282,7 @@ def test_pictures_of_the_suites_stay_out_and_are_counted(monkeypatch, caplog):
     paths = lambda self: [f"/d/{k:012d}.jpg" for k in range(self.count)]  # noqa: E731
     monkeypatch.setattr(Counted, "image_paths", paths, raising=False)
     monkeypatch.setattr(Counted, "__getitem__", lambda self, k: Record(Path(f"/d/{k:012d}.jpg"), "refer"))
-    suites = [DatasetConfig("counted|val")]  # pictures 0, 1 and 2
+    suites = [DatasetConfig("counted|val")]  # images 0, 1 and 2
 
     def seen(**values):
         mixture = Mixture.build(held(**values), Names(), held_out=suites)
@@ -298,13 +298,13 @@ def test_pictures_of_the_suites_stay_out_and_are_counted(monkeypatch, caplog):
 
 def test_pictures_are_told_apart_across_coco_releases():
     assert picture_key("a/COCO_train2014_000000000009.jpg") == picture_key(Path("b/000000000009.jpg"))
-    assert picture_key("train/0001.jpg") != picture_key("val/0001.jpg"), "equal names are not equal pictures"
+    assert picture_key("train/0001.jpg") != picture_key("val/0001.jpg"), "equal names are not equal images"
     assert picture_key("x/../val/1.jpg") == picture_key("val/1.jpg")
 
 
 @pytest.fixture
 def refer_world(tmp_path):
-    """RefCOCO, RefCOCOg and LLaVA-Instruct on one set of pictures: 1 is evaluated on in RefCOCO, 2 in RefCOCOg."""
+    """RefCOCO, RefCOCOg and LLaVA-Instruct on one set of images: 1 is evaluated on in RefCOCO, 2 in RefCOCOg."""
     splits = {"refcoco": {1: "testA", 2: "train", 3: "train"}, "refcocog": {1: "train", 2: "val", 3: "train"}}
     for name, of_picture in splits.items():
         write_refer(tmp_path, name, of_picture, split_by="umd" if name == "refcocog" else "unc")

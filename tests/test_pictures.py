@@ -1,4 +1,4 @@
-"""Picture files that ask for too much, end early, lead nowhere, or are of formats whose readers do more than read."""
+"""Image files that ask for too much, end early, lead nowhere, or are of formats whose readers do more than read."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def instances(root: Path, edit=None) -> Path:
 def test_class_lists_join_the_objects_of_a_category(tmp_path):
     instances(tmp_path)
     source = build_source("coco", tmp_path, **OPTIONS)
-    assert len(source) == 2, "a picture without annotations says that nothing is there"
+    assert len(source) == 2, "an image without annotations says that nothing is there"
     record = source[0]
     assert record.kind == "classes" and record.vocabulary == ("cat", "dog", "person", "sky") and record.ignore is None
     assert sums(record) == {"cat": 25, "dog": 16, "person": 10}

@@ -1,4 +1,4 @@
-"""MUSE in tiny files: texts with holes, objects without text, every spelling of the files and of the pictures."""
+"""MUSE in tiny files: texts with holes, objects without text, every spelling of the files and of the images."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_every_layout_gives_objects_and_parts(tmp_path, layout):
     write(tmp_path, layout)
     source = build_source(layout.split()[0], tmp_path)
     record = source[0]
-    assert len(source) == 1, "pictures without annotations are left out"
+    assert len(source) == 1, "images without annotations are left out"
     assert record.kind == "classes" and record.image.name == "a b é.jpg"
     assert record.vocabulary == ("car", "trash can", "car wheel", "trash can lid")
     found = {target.phrase: (target.aliases, int(target.mask().sum())) for target in record.targets}

@@ -78,7 +78,7 @@ def test_one_record_a_picture_in_either_layout(tmp_path, level):
     first, second, third = source[0].targets
     assert first.mask is second.mask and first.mask is not third.mask, "sentences of one object share its mask"
     assert first.mask().shape == (10, 12) and first.mask().dtype == bool and first.mask().sum() == 28
-    assert first.mask() is first.mask(), "drawn once"
+    assert first.mask() is first.mask(), "rasterised once"
 
 
 def test_pictures_in_the_plain_coco_folder_do(tmp_path):

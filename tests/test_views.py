@@ -1,4 +1,4 @@
-"""Views: golden inputs, sizes, OpenCV's reading of every kind of picture, and files that are not whole."""
+"""Views: golden inputs, sizes, OpenCV's reading of every kind of image, and files that are not whole."""
 
 import io
 import json

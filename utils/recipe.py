@@ -95,7 +95,9 @@ class ModelConfig:
         None,
         "a training program's file of all weights (a bare .bin) over those of `version`; its LoRA has `lora.alpha`",
     )
-    mask_head: str | None = setting(None, "mask head under any system: sam or pixel; null: the system's own")
+    mask_head: str | None = setting(
+        None, "mask head under any system: sam or pixel; null: the finished folder's, else the system's"
+    )
     vision_pretrained: str | None = setting(None, "SAM weights, file or folder; null: those inside `version`")
     conv_type: str = setting("llava_v1", "conversation template")
     tokenization: Literal["transformers-4.31", "transformers-4.44"] | None = setting(
