@@ -134,7 +134,7 @@ def training_stream(mixture: Mixture, recipe: Recipe, state: TrainState) -> Stre
     """The batches of this process, from the sample that the state has reached."""
     return Stream(
         mixture,
-        train.batch_size,
+        recipe.train.batch_size,
         image_tokens=mixture.builder.encoder.image_tokens,
         rank=dist.rank(),
         world=dist.world_size(),
