@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 def train(assistant: Assistant, run: Run) -> None:
     """Trains to the last step, the time limit or SIGTERM; validates after each epoch; resumes where the run stopped."""
     mixture = training_mixture(assistant, run.recipe)
-    recipe = with_epochs(run.recipe, mixture.pictures)
+    recipe = with_epochs(run.recipe, mixture.num_records)
     settings = recipe.train
     last_step = settings.total_steps
     checkpoints = run.checkpoints(assistant.model)
@@ -135,7 +135,7 @@ def training_stream(mixture: Mixture, recipe: Recipe, state: TrainState) -> Stre
     return Stream(
         mixture,
         recipe.train.batch_size,
-        image_tokens=mixture.maker.encoder.image_tokens,
+        image_tokens=mixture.builder.encoder.image_tokens,
         rank=dist.rank(),
         world=dist.world_size(),
         start=state.samples,

@@ -110,12 +110,12 @@ def build_mixture(recipe: Recipe, args: argparse.Namespace) -> Mixture:
 
 
 def build_sample(mixture: Mixture, index: int, clock: CpuClock, args: argparse.Namespace) -> int:
-    """Makes sample `index` as `Mixture.draw` does, each step timed; returns the image's number of pixels."""
+    """Makes sample `index` as `Mixture.sample` does, each step timed; returns the image's number of pixels."""
     rng = np.random.default_rng((mixture.seed, index))
-    maker = mixture.maker
+    maker = mixture.builder
     dialogues = []
     while not dialogues:
-        part, position = mixture.pick(index, rng, again=False)
+        part, position = mixture.pick(index, rng, None)
         record: Record = clock("facts", part.source.__getitem__, position)
         dialogues = clock("words", maker.task.converse, record, rng)
     rows = clock("ids", lambda: [maker.encoder(dialogue) for dialogue in dialogues])
@@ -131,7 +131,7 @@ def build_sample(mixture: Mixture, index: int, clock: CpuClock, args: argparse.N
 
 def loader_speed(mixture: Mixture, workers: int, args: argparse.Namespace, batch_size: int = 2) -> float:
     """Samples per second by wall clock, after the workers have started."""
-    stream = Stream(mixture, batch_size, image_tokens=mixture.maker.encoder.image_tokens, workers=workers)
+    stream = Stream(mixture, batch_size, image_tokens=mixture.builder.encoder.image_tokens, workers=workers)
     for _ in range(2 * max(1, workers)):
         next(stream)
     batches = args.samples // batch_size

@@ -1,4 +1,4 @@
-"""Contamination: which pictures may not be trained on because they are evaluated on, recognised across data sets."""
+"""Keeps evaluation images out of training (contamination), recognising them across data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from data.sources.base import EmptySplit, image_paths
 from utils.config import DatasetConfig
 from utils.log import log
 
-# The evaluation splits on COCO train2014 pictures; of each the released file, or the one that another paper cleaned.
+# The evaluation splits on COCO train2014 images. Each in order of preference: the released file, then SESAME's file of
+# the same split, which leaves out images that other sets evaluate on.
 UNC = ("unc", "unc_exclude_unified")
 REFER_FAMILY = tuple(
     tuple(f"{name}|{split_by}|{split}" for split_by in files)
@@ -36,14 +37,16 @@ COCO = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})")
 
 @dataclass(frozen=True)
 class Rule:
-    """A choice of `data.exclude_val`. `suites`: what the recipe itself is evaluated on.
+    """A choice of `data.exclude_val`.
 
-    splits: of each entry the first source that is there.
+    splits: sources whose images are blocked; of each entry the first that exists.
+    suites: also block the images that the recipe itself is evaluated on.
+    applies: whether a training source, by name, loses its blocked images.
     """
 
     splits: tuple[tuple[str, ...], ...] = ()
     suites: bool = False
-    applies: Callable[[str], bool] = lambda name: True  # to the training source of this name
+    applies: Callable[[str], bool] = lambda name: True
 
 
 RULES = {
@@ -56,7 +59,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Blocklist:
-    """Pictures (`picture_key`) that are evaluated on; `splits` are those they come from."""
+    """Images that are evaluated on, by `picture_key`; `splits` names the sources that they come from."""
 
     rule: str = "off"
     keys: frozenset[str] = frozenset()
@@ -64,38 +67,40 @@ class Blocklist:
 
     @classmethod
     def build(cls, rule: str, root: Path, suites: Sequence[DatasetConfig] = ()) -> Blocklist:
-        """The blocklist of a recipe. `suites`: the sources that it is evaluated on.
+        """The blocklist of a recipe. suites: the sources that it is evaluated on.
 
-        Splits of the rule that `root` does not hold are left out with a warning; none at all is an error, as is a
-        missing suite.
+        Splits of the rule that `root` lacks are left out with a warning. FileNotFoundError if it has none of them, or
+        if a suite is missing.
         """
-        named, missing = RULES[rule], []
-        evaluated = suites if named.suites else ()
-        found = [(entry.source, build_source(entry.source, root, **entry.options)) for entry in evaluated]
-        for names in named.splits:
-            name, source = _first_there(names, root)
+        choice = RULES[rule]
+        evaluated = suites if choice.suites else ()
+        sources = [(entry.source, build_source(entry.source, root, **entry.options)) for entry in evaluated]
+        missing = []
+        for names in choice.splits:
+            name, source = _first_existing(names, root)
             if source is None:
                 missing.append(name)
             else:
-                found.append((name, source))
-        if named.splits and not found:
+                sources.append((name, source))
+        if choice.splits and not sources:
             raise FileNotFoundError(f"data.exclude_val {rule}: {root} has none of {', '.join(missing)}")
         if missing:
             log.warning("exclude_val %s goes without %s: not below %s", rule, ", ".join(missing), root)
-        keys = frozenset(picture_key(path) for _, source in found for path in image_paths(source))
-        return cls(rule, keys, tuple(name for name, _ in found))
+        keys = frozenset(picture_key(path) for _, source in sources for path in image_paths(source))
+        return cls(rule, keys, tuple(name for name, _ in sources))
 
     def usable(self, name: str, source: Source) -> np.ndarray | range:
-        """The records of the training source `name` whose picture is not on the list."""
+        """Indices of the records of the training source `name` whose image is not blocked."""
         if not self.keys or not RULES[self.rule].applies(name.split("|")[0]):
             return range(len(source))
         blocked = np.fromiter((picture_key(path) in self.keys for path in image_paths(source)), bool, len(source))
         usable = np.flatnonzero(~blocked)
-        log.info("exclude_val %s: %s trains without %d of %d pictures", self.rule, name, blocked.sum(), len(source))
+        log.info("exclude_val %s: %s trains without %d of %d images", self.rule, name, blocked.sum(), len(source))
         return usable if blocked.any() else range(len(source))
 
 
-def _first_there(names: tuple[str, ...], root: Path) -> tuple[str, Source | None]:
+def _first_existing(names: tuple[str, ...], root: Path) -> tuple[str, Source | None]:
+    """The first of these sources that `root` has; without any, the first name and None."""
     for name in names:
         try:
             return name, build_source(name, root)
@@ -105,6 +110,9 @@ def _first_there(names: tuple[str, ...], root: Path) -> tuple[str, Source | None
 
 
 def picture_key(path: str | Path) -> str:
-    """What tells a picture: COCO's number, the same in all its releases and in what is built on them; else the file."""
+    """What identifies an image: COCO's number, which all its releases and derived sets share; else the file's path.
+
+    So "COCO_train2014_000000000009.jpg" of RefCOCO and "000000000009.jpg" of COCO-Stuff have one key.
+    """
     number = COCO.fullmatch(Path(path).stem)
     return f"coco {number[1]}" if number else os.path.abspath(path)

@@ -1,4 +1,4 @@
-"""Records to samples and samples to batches: a picture is read once, its rows and masks stay in one order."""
+"""Records to samples, and samples to batches: an image is read once; its rows and masks keep one order throughout."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from data.encode import Encoded, Encoder, SequenceTooLong
-from data.sources.base import misfit
+from data.sources.base import size_mismatch
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Dialogue, Geometry, MaskFn, Record
 from data.views import Views, read_image
 from utils.masks import EmptyMask
 
 
 class NothingToAsk(ValueError):
-    """A record gives no question, e.g. a picture without a labelled pixel: a fact about the set, no fault of a file."""
+    """A record gives no question, e.g. an image without a labelled pixel: a fact about the set, no fault of a file."""
 
 
 @dataclass
 class Sample:
-    """One picture (H, W) with its rows; `masks` follow the holes of the rows, row by row."""
+    """One image of size (H, W) with its rows; `masks` follow the holes of the rows, row by row."""
 
     name: str
     pixels: Tensor  # (3, h, w)
@@ -33,20 +33,21 @@ class Sample:
     rows: list[Encoded] = field(default_factory=list)
     masks: Tensor | None = None  # (N, H, W) float32 in {0, 1}
     ignore: Tensor | None = None  # (H, W) bool
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # what was left out on the way to this sample, and why
 
 
 class Task(Protocol):
-    """Facts to words; the systems have them."""
+    """Turns facts into words. Each system has one."""
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]: ...
 
 
 class SampleBuilder:
-    """Makes samples: words from the task, ids from the encoder, pictures from the views, masks from the record.
+    """Builds samples: words from the task, ids from the encoder, pixels from the views, masks from the record.
 
-    ignore_region: carry the record's ignored pixels. drop_long_rows: leave a row out that does not fit, and note it,
-    instead of raising SequenceTooLong; when none is left it raises all the same.
+    ignore_region: keep the record's ignored pixels.
+    drop_long_rows: leave out a row that does not fit, with a note in `Sample.skipped`, instead of raising
+        SequenceTooLong. When no row is left, it is raised anyway.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class SampleBuilder:
     ):
         if encoder.max_length and encoder.max_length <= encoder.image_tokens and encoder.long_rows != "keep":
             raise ValueError(
-                f"model_max_length {encoder.max_length} leaves no room for words beside the {encoder.image_tokens} "
-                "positions of a picture. The LISA family counts 256 of them whatever the vision tower: there, this "
+                f"model_max_length {encoder.max_length} leaves no room for words next to the {encoder.image_tokens} "
+                "positions of an image. The LISA family counts 256 of them whatever the vision tower: there, this "
                 f"limit means model_max_length {encoder.max_length + encoder.image_tokens - 256} here"
             )
         self.task = task
@@ -65,23 +66,28 @@ class SampleBuilder:
         self.drop_long_rows = drop_long_rows
 
     def build(self, record: Record, rng: np.random.Generator) -> Sample:
-        """A training sample. Errors name the picture: NothingToAsk, SequenceTooLong, other ValueErrors, OSErrors."""
+        """A training sample. Errors name the image: NothingToAsk, SequenceTooLong, another ValueError or an OSError."""
         dialogues = self.task.converse(record, rng)
         if not dialogues:
             raise NothingToAsk(f"{record.image}: nothing to ask about it")
-        rows, skipped = self._rows(record, dialogues)
+        rows, skipped = self._encode_rows(record, dialogues)
+        # The image is read after the words are known to fit, and only the masks that these words name are rasterized:
+        # a record may have hundreds of targets, of which a dialogue samples three.
         sample = load_views(record.image, self.views)
-        sample.rows, sample.skipped = rows, skipped
+        sample.rows = rows
+        sample.skipped = skipped
         sample.masks = rasterize_masks(record, [hole for row in rows for hole in row.holes], sample.geometry.original)
         if self.ignore_region and record.ignore is not None:
-            sample.ignore = torch.from_numpy(draw_ignored(record, sample.geometry.original))
+            sample.ignore = torch.from_numpy(rasterize_ignored(record, sample.geometry.original))
         return sample
 
-    def _rows(self, record: Record, dialogues: list[Dialogue]) -> tuple[list[Encoded], list[str]]:
-        rows, skipped = [], []
+    def _encode_rows(self, record: Record, dialogues: list[Dialogue]) -> tuple[list[Encoded], list[str]]:
+        """The rows that fit, at least one, and messages about those that do not."""
+        rows: list[Encoded] = []
+        skipped: list[str] = []
         for dialogue in dialogues:
             try:
-                rows.append(_named(record, self.encoder, dialogue))
+                rows.append(_encode_with_image_name(record, self.encoder, dialogue))
             except SequenceTooLong as error:
                 if not self.drop_long_rows:
                     raise
@@ -92,34 +98,37 @@ class SampleBuilder:
 
 
 def load_views(path: str | Path, views: Views) -> Sample:
-    """The picture of a file in both views, without rows or masks; enough for generation."""
+    """The image file in both views, without rows or masks; enough for generation."""
     return make_views(read_image(path), views, str(path))
 
 
 def make_views(image: np.ndarray, views: Views, name: str) -> Sample:
-    """An (H, W, 3) uint8 RGB picture in both views."""
-    seg_pixels, geometry = views.seg(image) if views.seg else (None, views.language.geometry(*image.shape[:2]))
+    """An (H, W, 3) uint8 RGB image in both views."""
+    if views.seg is None:
+        seg_pixels, geometry = None, views.language.geometry(*image.shape[:2])
+    else:
+        seg_pixels, geometry = views.seg(image)
     return Sample(name, views.language(image), seg_pixels, geometry)
 
 
 def rasterize_masks(record: Record, targets: Sequence[int], shape: tuple[int, int]) -> Tensor:
-    """(N, H, W) float32 in {0, 1}: the masks of these targets of a picture of `shape`, each drawn once."""
-    drawn = {}
+    """(N, H, W) float32 in {0, 1}: the masks of these targets of an image of `shape`, each rasterized once."""
+    masks: dict[int, Tensor] = {}
     for index in targets:
-        if index not in drawn:
+        if index not in masks:
             target = record.targets[index]
             if target.mask is None:
                 raise ValueError(f"{record.image}: an answer has a mask for {target.phrase!r}, which is absent")
-            drawn[index] = torch.from_numpy(draw_target(record, index, shape)).float()
-    return torch.stack([drawn[index] for index in targets]) if drawn else torch.zeros(0, *shape)
+            masks[index] = torch.from_numpy(rasterize_target(record, index, shape)).float()
+    return torch.stack([masks[index] for index in targets]) if masks else torch.zeros(0, *shape)
 
 
 def collate(samples: Sequence[Sample], image_tokens: int, pad_id: int = 0) -> Batch:
-    """A training or teacher-forced batch, padded on the right."""
+    """A training or teacher-forced batch, padded on the right. Raises ValueError where a sample lacks a mask."""
     rows = [row for sample in samples for row in sample.rows]
     expanded = [_expand(row, image_tokens) for row in rows]
     length = max((len(ids) for ids, _, _ in expanded), default=0)
-    batch = _pictures(samples, [len(sample.rows) for sample in samples], length, pad_id)
+    batch = _empty_batch(samples, [len(sample.rows) for sample in samples], length, pad_id)
     for index, (ids, labels, _) in enumerate(expanded):
         batch.ids[index, : len(ids)] = torch.from_numpy(ids)
         batch.labels[index, : len(ids)] = torch.from_numpy(labels)
@@ -127,32 +136,38 @@ def collate(samples: Sequence[Sample], image_tokens: int, pad_id: int = 0) -> Ba
     positions = [torch.from_numpy(positions) for _, _, positions in expanded if len(positions)]
     if positions:
         batch.mask_positions = torch.cat(positions)
+    # One entry per mask in the order of mask_positions: rows first, then holes. `masks` follows the same order.
     batch.mask_rows = torch.tensor([index for index, row in enumerate(rows) for _ in row.holes], dtype=torch.long)
     batch.masks = [_masks(sample) for sample in samples]
     batch.refused = [sum(row.refused for row in sample.rows) for sample in samples]
-    batch.cut_rows, batch.cut_tokens = sum(row.cut > 0 for row in rows), sum(row.cut for row in rows)
+    batch.cut_rows = sum(row.cut > 0 for row in rows)
+    batch.cut_tokens = sum(row.cut for row in rows)
     return batch
 
 
 def collate_prompts(
     samples: Sequence[Sample], prompts: Sequence[Sequence[list[int]]], image_tokens: int, pad_id: int = 0
 ) -> Batch:
-    """A generation batch, padded on the left: `prompts[b]` holds the open prompts (ids) about `samples[b]`."""
+    """A generation batch, padded on the left so that all rows end where the answer begins.
+
+    prompts: `prompts[b]` holds the open prompts (ids) about `samples[b]`.
+    """
     rows = [Encoded(ids, [IGNORE_ID] * len(ids), (), ()) for group in prompts for ids in group]
     expanded = [_expand(row, image_tokens)[0] for row in rows]
     length = max(map(len, expanded), default=0)
-    batch = _pictures(samples, [len(group) for group in prompts], length, pad_id)
+    batch = _empty_batch(samples, [len(group) for group in prompts], length, pad_id)
     for index, ids in enumerate(expanded):
         batch.ids[index, length - len(ids) :] = torch.from_numpy(ids)
         batch.attention[index, length - len(ids) :] = True
     return batch
 
 
-def _pictures(samples: Sequence[Sample], rows: list[int], length: int, pad_id: int) -> Batch:
-    """A batch with its pictures and nothing but padding in its rows; `rows[b]` rows belong to picture b."""
+def _empty_batch(samples: Sequence[Sample], rows: list[int], length: int, pad_id: int) -> Batch:
+    """A batch with its images, and with rows that hold nothing but padding; `rows[b]` rows are about image b."""
     shape = (sum(rows), length)
     seg_pixels = [sample.seg_pixels for sample in samples if sample.seg_pixels is not None]
     return Batch(
+        # One image per sample, not per row: the towers encode an image once, and row_image spreads it over its rows.
         pixels=torch.stack([sample.pixels for sample in samples]),
         seg_pixels=torch.stack(seg_pixels) if seg_pixels else None,
         ids=torch.full(shape, pad_id),
@@ -170,29 +185,42 @@ def _pictures(samples: Sequence[Sample], rows: list[int], length: int, pad_id: i
 
 
 def _masks(sample: Sample) -> Tensor:
-    count = sum(len(row.holes) for row in sample.rows)
-    if sample.masks is None or len(sample.masks) != count:
+    """(N, H, W) of a sample, which must have as many masks as its rows have holes."""
+    holes = sum(len(row.holes) for row in sample.rows)
+    if sample.masks is None or len(sample.masks) != holes:
         have = 0 if sample.masks is None else len(sample.masks)
-        raise ValueError(f"{sample.name}: {count} masks named in its rows, {have} drawn")
+        raise ValueError(f"{sample.name}: its rows have {holes} holes for masks, but it has {have} masks")
     return sample.masks
 
 
 def _expand(row: Encoded, image_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids and labels with `image_tokens` places for the picture, and (N, K) mask positions in that row.
+    """Ids and labels with `image_tokens` positions for the image, and (N, K) mask positions in the expanded row.
 
-    A token's state is that of its last place: right behind the picture, the last patch predicts.
+    With 4 image tokens, an image (I) between two tokens before and three after it:
+
+        ids            5 6 I 7 8 9             expanded     5 6 I I I I 7 8 9
+        repeats        1 1 4 1 1 1
+        last           0 1 5 6 7 8             a position p of the row becomes last[p]
+
+    so a mask at position 3 (token 7) moves to 6. For a mask token right after the image, whose position is that of the
+    image itself, 2, the answer is 5: the state of the *last* patch predicts the token after the image.
     """
     ids, labels = np.asarray(row.ids, np.int64), np.asarray(row.labels, np.int64)
     repeats = np.where(ids == IMAGE_ID, image_tokens, 1)
-    last = np.cumsum(repeats) - 1
+    last = np.cumsum(repeats) - 1  # index of the last copy of every id
     return ids.repeat(repeats), labels.repeat(repeats), last[np.array(row.mask_positions, int)]
 
 
-def draw_target(record: Record, index: int, shape: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool: the mask of a target that is in the picture. One of another size than the picture's, or without a
-    pixel (EmptyMask), is an error that names picture and phrase, and the annotation where the mask knows it."""
+def rasterize_target(record: Record, index: int, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: the mask of a target that is in the image.
+
+    ValueError if its size is not the image's, EmptyMask if it has no pixel; they name image and phrase, and the
+    annotation if the mask knows it.
+    """
     target = record.targets[index]
-    mask = _draw(record, repr(target.phrase), target.mask, shape)
+    if target.mask is None:
+        raise ValueError(f"{record.image}: {target.phrase!r} is absent and has no mask")
+    mask = _rasterize(record, repr(target.phrase), target.mask, shape)
     if not mask.any():
         origin = getattr(target.mask, "where", "")
         raise EmptyMask(
@@ -202,21 +230,23 @@ def draw_target(record: Record, index: int, shape: tuple[int, int]) -> np.ndarra
     return mask
 
 
-def draw_ignored(record: Record, shape: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool: the pixels of a picture of `shape` that neither loss nor metric may count."""
-    return np.zeros(shape, bool) if record.ignore is None else _draw(record, "ignored pixels", record.ignore, shape)
+def rasterize_ignored(record: Record, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: the pixels of an image of `shape` that neither loss nor metric may count."""
+    if record.ignore is None:
+        return np.zeros(shape, bool)
+    return _rasterize(record, "ignored pixels", record.ignore, shape)
 
 
-def _draw(record: Record, what: str, mask: MaskFn, shape: tuple[int, int]) -> np.ndarray:
-    """The mask as (H, W) bool; another size than the picture's is an error (as are a source's own, which stay)."""
-    drawn = np.asarray(mask())
-    if drawn.shape != tuple(shape):
-        raise ValueError(misfit(record.image, what, drawn.shape, shape))
-    return drawn.astype(bool)
+def _rasterize(record: Record, what: str, mask: MaskFn, shape: tuple[int, int]) -> np.ndarray:
+    """`mask()` as (H, W) bool; ValueError if its size is not the image's. Errors of the mask itself pass through."""
+    array = np.asarray(mask())
+    if array.shape != tuple(shape):
+        raise ValueError(size_mismatch(record.image, what, array.shape, shape))
+    return array.astype(bool)
 
 
-def _named(record: Record, encode: Callable[[Dialogue], Encoded], dialogue: Dialogue) -> Encoded:
-    """Encodes; an error of the encoder gets the name of the picture."""
+def _encode_with_image_name(record: Record, encode: Callable[[Dialogue], Encoded], dialogue: Dialogue) -> Encoded:
+    """`encode(dialogue)`, whose errors get the name of the image."""
     try:
         return encode(dialogue)
     except ValueError as error:

@@ -1,4 +1,31 @@
-"""Dialogue to token ids: the one place where holes become tokens, so tokens and masks agree by construction."""
+"""Dialogue to token ids: the one place where holes become tokens, so tokens and masks agree by construction.
+
+A worked example, with LaSagnA's tokens and the ids of the toy base (docs/method.md prints the full row). The targets of
+the record are 0 road, 1 sky and, absent, 2 dog:
+
+    Turn("<image>\\n<semantic>Segment this image.<cat_start> sky, dog, road <cat_end>",
+         ("sky", Mask(1), "dog", Refuse(2), "road", Mask(0)))
+
+The template puts its words around the question; the holes become the system's tokens:
+
+    A chat ... questions. USER: <im_start><image><im_end>
+    <semantic>Segment this image.<cat_start> sky, dog, road <cat_end> ASSISTANT: sky<ins>dog<no_ins>road<ins></s>
+
+The text is cut at added tokens, and each stretch between them becomes ids on its own. White space next to an added
+token goes, as in the published stacks. The question is not supervised, the answer is:
+
+    position    0   1 ...         32    33       34 ...   49   50    51   52       53    54    55   56
+    token     <s>  ▁A ... <im_start> image <im_end> ...    : ▁sky <ins> ▁dog <no_ins> ▁road <ins> </s>
+    id          1 322 ...       1793  -200     1794 ... 1777  339  1798 1276     1799   356  1798    2
+    label       -   - ...          -     -        - ...    -  339  1798 1276     1799   356  1798    2
+
+A causal language model predicts token t from the state at t - 1, so the query of the mask whose token is at 51 is the
+state at 50, and that of the mask at 55 is the state at 54:
+
+    Encoded(holes=(1, 0), mask_positions=((50,), (54,)), refused=1)
+
+Positions count the image as one id here. `data.collate` expands it to `image_tokens` positions and shifts them.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +35,36 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from data.pieces import Pieces
 from data.templates import Template
 from data.templates import template as find_template
 from data.tokens import IMAGE_END, IMAGE_START, TokenSpec, mask_ids, token_id
 from data.types import IGNORE_ID, IMAGE_ID, IMAGE_PLACEHOLDER, Dialogue, Mask, Refuse, Turn
 from utils.limits import PROMPT
 
-LONG_ROWS = {  # choices of data.long_rows -> why a row is too long all the same
+LONG_ROWS = {  # choices of data.long_rows -> why a row can still be too long under it
     "error": "data.long_rows says what may be cut",
     "cut": "a cut would take a mask, a refusal or the whole answer away",
     "cut_rounds": "its first round is too long, or a round with a mask or a refusal would go",
     "keep": "",
 }
-HALF_CHARACTERS = re.compile("[\ud800-\udfff]")  # of JSON escapes, and of arguments that are not UTF-8
+HALF_CHARACTERS = re.compile("[\ud800-\udfff]")  # surrogates, from JSON escapes and arguments that are not UTF-8
 
 
 class SequenceTooLong(ValueError):
-    """A row does not fit in `model_max_length`, and cutting it is not allowed or would take a mask token away."""
+    """A row does not fit in `model_max_length`, and `data.long_rows` does not let it be cut to fit."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row, with the picture still a single IMAGE_ID.
+    """One row, with the image still a single IMAGE_ID.
 
-    holes: the target of each mask, in answer order. mask_positions: for each, the K indices of the tokens *before*
-    its mask tokens, i.e. of the states that predict them (lisa.md 1.5). refused: the number of refusals beside them.
-    cut: the number of ids at the end of the dialogue that the row leaves out.
+    ids, labels: L token ids, and the same ids where they are supervised, IGNORE_ID elsewhere.
+    holes: the target of each mask, in answer order.
+    mask_positions: for each mask, the K indices of the tokens *before* its K mask tokens, i.e. of the states that
+        predict them (lisa.md 1.5).
+    refused: number of refusals in the answers.
+    cut: number of ids at the end of the dialogue that the row leaves out.
     """
 
     ids: list[int]
@@ -47,17 +78,19 @@ class Encoded:
 class Encoder:
     """Renders dialogues through a template and a TokenSpec, with the ids that tokenising the whole text would give.
 
-    tokenizer: of `load_tokenizer`; its `pieces` encode the text between tokens, its added tokens know what they strip.
-    prompt_template: that of open prompts where it is another (one published system answers in words it never trained).
-    max_length limits a training row after the picture has become `image_tokens` positions; 0: no limit. What becomes of
-    a longer one is said by long_rows (lisa.md 3.2, pixellm.md 5.5, lasagna.md 3):
+    tokenizer: from `load_tokenizer`; its `pieces` encode the text between added tokens.
+    prompt_template: template for generation, if it differs from training (SESAME evaluates with a template that it was
+        not trained on).
+    max_length: limit of a training row after the image has become `image_tokens` positions; 0: no limit.
+    long_rows: what becomes of a longer row (lisa.md 3.2, pixellm.md 5.5, lasagna.md 3):
 
         error       SequenceTooLong
-        cut         as LISA, GSVA, PixelLM and SESAME were released: the ids beyond the limit go, in mid-sentence
-        cut_rounds  whole rounds go, until the rest fits
-        keep        as LaSagnA was released: the limit does not hold
+        cut         the ids beyond the limit go, even in mid-sentence (released LISA, GSVA, PixelLM, SESAME)
+        cut_rounds  the last rounds go, as many as needed for the rest to fit
+        keep        the limit is ignored (released LaSagnA)
 
-    No cut takes a mask or a refusal away, nor all that is supervised: that is SequenceTooLong (the releases crash).
+    A cut may never remove a mask token, a refusal or all supervised tokens: such a row is SequenceTooLong (the releases
+    crash).
     """
 
     def __init__(
@@ -77,46 +110,54 @@ class Encoder:
         self.max_length = max_length
         self.image_tokens = image_tokens
         self.long_rows = long_rows
-        self._plain = tokenizer.pieces
+        self._text: Pieces = tokenizer.pieces
         self._mask_ids = mask_ids(tokenizer, spec)
-        self._verdicts = {*self._mask_ids, *([token_id(tokenizer, spec.refuse)] if spec.refuse else [])}
+        self._verdicts = set(self._mask_ids)  # ids of the tokens that say present or absent
+        if spec.refuse:
+            self._verdicts.add(token_id(tokenizer, spec.refuse))
         self._special = {token.content: (index, token) for index, token in tokenizer.added_tokens_decoder.items()}
+        # Longest first: an alternation takes the first branch that matches, which may be a prefix of the right one.
         longest_first = sorted((*self._special, IMAGE_PLACEHOLDER), key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        # Templates may spell structural tokens (<cat_start>), but verdicts come from holes only and </s> from the
+        # template: typed into a text, they would claim masks that no target belongs to.
         typable = set(spec.added) - {*spec.mask, spec.refuse}
         self._reserved = sorted(set(self._special) - typable)
 
     def __call__(self, dialogue: Dialogue) -> Encoded:
-        """A supervised training row. Raises SequenceTooLong, or ValueError naming the text that cannot be encoded."""
+        """A supervised training row; SequenceTooLong, or a ValueError that names the text that cannot be encoded."""
         row = self.encode(dialogue)
-        room = self.max_length - self.image_tokens + 1  # ids that fit, of which one stands for the picture
+        room = self.max_length - self.image_tokens + 1  # ids that fit; one of them stands for the whole image
         if not self.max_length or self.long_rows == "keep" or len(row.ids) <= room:
             return row
-        short = self._shortened(dialogue, row, room)
+        short = self._cut_row(dialogue, row, room)
         if short is not None:
             return replace(short, cut=len(row.ids) - len(short.ids))
         raise SequenceTooLong(
-            f"a row of {len(row.ids) - 1 + self.image_tokens} positions ({self.image_tokens} for the picture) does not "
-            f"fit in model_max_length {self.max_length} ({LONG_ROWS[self.long_rows]}): {_shorten(dialogue[0].question)}"
+            f"a row of {len(row.ids) - 1 + self.image_tokens} positions ({self.image_tokens} for the image) does not "
+            f"fit in model_max_length {self.max_length} ({LONG_ROWS[self.long_rows]}): {_quote(dialogue[0].question)}"
         )
 
-    def _shortened(self, dialogue: Dialogue, row: Encoded, room: int) -> Encoded | None:
+    def _cut_row(self, dialogue: Dialogue, row: Encoded, room: int) -> Encoded | None:
         """The beginning of the row in at most `room` ids with all of its masks and refusals; None if there is none."""
         if self.long_rows == "cut":
+            # The last verdict must lie inside: the masks of a row belong one to one to its mask tokens, and without
+            # its token a mask would have no query. What stays keeps its place, so holes and mask_positions are valid.
             last = max((index for index, token in enumerate(row.ids) if token in self._verdicts), default=0)
             supervised = any(label != IGNORE_ID for label in row.labels[: max(room, 0)])
-            fits = last < room and supervised
-            return replace(row, ids=row.ids[:room], labels=row.labels[:room]) if fits else None
+            if last < room and supervised:
+                return replace(row, ids=row.ids[:room], labels=row.labels[:room])
         if self.long_rows == "cut_rounds":
             rows = (self.encode(dialogue[:rounds]) for rounds in range(len(dialogue) - 1, 0, -1))
-            short = next((short for short in rows if len(short.ids) <= room), None)
-            if short and (len(short.holes), short.refused) == (len(row.holes), row.refused):
-                return short
+            longest = next((short for short in rows if len(short.ids) <= room), None)
+            # Fewer verdicts than the full row: a dropped round held a mask or a refusal.
+            if longest and (len(longest.holes), longest.refused) == (len(row.holes), row.refused):
+                return longest
         return None
 
     def encode(self, dialogue: Dialogue) -> Encoded:
-        """The row whatever its length (evaluation never cuts either)."""
-        _check_picture([turn.question for turn in dialogue])
+        """The row, whatever its length; evaluation never cuts."""
+        _check_placeholder([turn.question for turn in dialogue])
         parts = []
         for index, turn in enumerate(dialogue):
             parts += self._round(turn, self.template, first=index == 0)
@@ -127,12 +168,12 @@ class Encoder:
         return Encoded(ids, labels, holes, self._mask_positions(ids, len(holes)), refused)
 
     def prompt(self, question: str, history: Dialogue = ()) -> list[int]:
-        """Ids of an open prompt: earlier rounds, then `question`, ending where the answer begins. Of questions that are
-        longer than ASSISTANT_MAX_PROMPT a ValueError."""
-        _check_picture([*(turn.question for turn in history), question])
-        PROMPT.check(
-            len(question) + sum(len(turn.question) for turn in history), f"the prompt {_shorten(question, 60)}"
-        )
+        """Ids of an open prompt: earlier rounds, then `question`, ending where the answer begins.
+
+        ValueError if the questions have more characters than ASSISTANT_MAX_PROMPT.
+        """
+        _check_placeholder([*(turn.question for turn in history), question])
+        PROMPT.check(len(question) + sum(len(turn.question) for turn in history), f"the prompt {_quote(question, 60)}")
         parts = []
         for index, turn in enumerate(history):
             parts += self._round(turn, self.prompt_template, first=index == 0)
@@ -140,10 +181,10 @@ class Encoder:
         return self._encode(parts)[0]
 
     def check_text(self, text: str) -> None:
-        """Raises ValueError where a dataset's own text holds a token that may not be typed, or the picture's place."""
+        """ValueError if a dataset's own text holds a reserved token or the image placeholder."""
         self._check_plain(text)
         if IMAGE_PLACEHOLDER in text:
-            raise ValueError(f"the text contains {IMAGE_PLACEHOLDER}, which stands for the picture: {_shorten(text)}")
+            raise ValueError(f"the text contains {IMAGE_PLACEHOLDER}, which stands for the image: {_quote(text)}")
 
     def _round(self, turn: Turn, template: Template, *, first: bool) -> list[_Part]:
         prefix = self._prefix(turn.question, template, first=first)
@@ -158,7 +199,7 @@ class Encoder:
     def _answer(self, turn: Turn) -> str:
         text = "".join(map(self._render, turn.answer))
         if not text.strip():
-            raise ValueError(f"empty answer to {_shorten(turn.question)}")
+            raise ValueError(f"empty answer to {_quote(turn.question)}")
         return text
 
     def _render(self, item: str | Mask | Refuse) -> str:
@@ -170,18 +211,18 @@ class Encoder:
             return self.spec.refuse
         self._check_plain(item)
         if IMAGE_PLACEHOLDER in item:
-            raise ValueError(f"{IMAGE_PLACEHOLDER} in an answer: {_shorten(item)}")
+            raise ValueError(f"{IMAGE_PLACEHOLDER} in an answer: {_quote(item)}")
         return item
 
     def _check_plain(self, text: str) -> None:
         if half := HALF_CHARACTERS.search(text):
             raise ValueError(
                 f"the text holds {half[0]!a} at character {half.start()}, which is no character: give it as UTF-8 "
-                f"({_shorten(text, 60)})"
+                f"({_quote(text, 60)})"
             )
         for token in self._reserved:
             if token in text:
-                raise ValueError(f"the text contains the token {token!r}, which may not be typed: {_shorten(text)}")
+                raise ValueError(f"the text contains the token {token!r}, which may not be typed: {_quote(text)}")
 
     def _encode(self, parts: list[_Part]) -> tuple[list[int], list[int]]:
         """Ids and labels, starting with BOS."""
@@ -192,16 +233,23 @@ class Encoder:
         return ids, labels
 
     def _pieces(self, parts: list[_Part]) -> list[_Piece]:
-        """Cuts the parts at special tokens; white space goes where a neighbouring token strips it.
+        """Cuts the parts at added tokens and encodes each stretch; the ids are those of the text tokenised as a whole.
 
-        An answer begins with the blank that follows its prefix. No piece of the vocabulary has one inside, so the
-        ids are those of the text as a whole; where a token opens the answer and strips nothing, the blank stays alone.
+        Blanks are what makes this hard: a vocabulary writes a blank as the first character of the next piece ("▁sky"),
+        so each stretch must be encoded with a blank in front exactly where the published tokenizer has one.
+
+            start of the prompt, after the image   one is added: "A chat" is "▁A", "▁chat"
+            "ASSISTANT:" then " sky"               question and answer: the blank between them belongs to "▁sky"
+            "[SEG] ." and a token that strips      the blank goes before "." is encoded
+            "[SEG]." and "road[SEG]"               `Pieces` decides about text after a token (its `legacy`)
         """
-        raw = [(text, part.supervised) for part in parts for text in self._cut(part.text) if text]
-        pieces, plain = [], False  # plain: whether the piece before is text
-        for position, (text, supervised) in enumerate(raw):
-            before = raw[position - 1][0] if position else IMAGE_PLACEHOLDER
-            after = raw[position + 1][0] if position + 1 < len(raw) else IMAGE_PLACEHOLDER
+        stretches = [(text, part.supervised) for part in parts for text in self._split_at_tokens(part.text) if text]
+        pieces = []
+        after_text = False  # whether the previous stretch is text, no token
+        for position, (text, supervised) in enumerate(stretches):
+            # Beyond both ends stands the placeholder: no blank is stripped there, and the prompt begins with one.
+            before = stretches[position - 1][0] if position else IMAGE_PLACEHOLDER
+            after = stretches[position + 1][0] if position + 1 < len(stretches) else IMAGE_PLACEHOLDER
             if text == IMAGE_PLACEHOLDER:
                 pieces.append(_Piece([IMAGE_ID], supervised))
             elif text in self._special:
@@ -210,17 +258,23 @@ class Encoder:
                 text = text.lstrip() if before in self._special and self._special[before][1].rstrip else text
                 text = text.rstrip() if after in self._special and self._special[after][1].lstrip else text
                 if text:
-                    goes_on = plain and text.startswith(" ")
-                    blank = goes_on or before == IMAGE_PLACEHOLDER
-                    pieces.append(_Piece(self._plain.encode(text[goes_on:], blank=blank), supervised))
-            plain = text != IMAGE_PLACEHOLDER and text not in self._special
+                    # The blank between a prefix and its answer: no piece of the vocabulary has a blank inside, so the
+                    # text may be cut here; the blank is given to the encoder as that of the next piece.
+                    continues = after_text and text.startswith(" ")
+                    blank = continues or before == IMAGE_PLACEHOLDER
+                    words = text[1:] if continues else text
+                    pieces.append(_Piece(self._text.encode(words, blank=blank), supervised))
+            after_text = text != IMAGE_PLACEHOLDER and text not in self._special
         return pieces
 
-    def _cut(self, text: str) -> list[str]:
-        return self._split.split(self._plain.plain(text))
+    def _split_at_tokens(self, text: str) -> list[str]:
+        return self._split.split(self._text.plain(text))
 
     def _mask_positions(self, ids: list[int], count: int) -> tuple[tuple[int, ...], ...]:
+        """For each of `count` masks, the K positions whose states predict its K mask tokens."""
         width = len(self._mask_ids)
+        # The state at t - 1 predicts the token at t, and it is also the state at hand in generation when the mask token
+        # has just been sampled: the same query in training and in generation, without a second forward pass.
         before = [index - 1 for index, token in enumerate(ids) if token in self._mask_ids]
         assert len(before) == count * width, "typed mask tokens are refused, so every one comes from a hole"
         return tuple(tuple(before[start : start + width]) for start in range(0, len(before), width))
@@ -234,21 +288,23 @@ class _Part(NamedTuple):
 
 
 class _Piece(NamedTuple):
+    """Ids of a stretch of text, or of one token."""
+
     ids: list[int]
     supervised: bool
 
 
-def _check_picture(questions: list[str]) -> None:
-    """A row is about one picture, shown in its first question."""
+def _check_placeholder(questions: list[str]) -> None:
+    """ValueError unless the image placeholder stands once in the first question and in no other."""
     if not questions:
         raise ValueError("an empty dialogue cannot be encoded")
     counts = [question.count(IMAGE_PLACEHOLDER) for question in questions]
     if counts[0] != 1 or any(counts[1:]):
         raise ValueError(
-            f"{IMAGE_PLACEHOLDER} must stand once in the first question and in no other: {_shorten(questions[0])}"
+            f"{IMAGE_PLACEHOLDER} must stand once in the first question and in no other: {_quote(questions[0])}"
         )
 
 
-def _shorten(text: str, limit: int = 160) -> str:
+def _quote(text: str, limit: int = 160) -> str:
     shown = text if len(text) <= limit else text[:limit] + " ..."
     return ascii(shown) if HALF_CHARACTERS.search(shown) else repr(shown)

@@ -1,7 +1,7 @@
-"""Plain text to ids, between the added tokens: as the slow LLaMA tokenizers of the published stacks gave them.
+"""Ids of the plain text between added tokens, as the slow LLaMA tokenizers of the published stacks gave them.
 
-SentencePiece itself encodes where the folder has its model. A library that rebuilds the merges from it may order them
-otherwise: transformers 5 merges runs of blanks first, where SentencePiece does so last.
+Where the folder has a SentencePiece model, SentencePiece itself encodes. A library that rebuilds the merges from that
+model may order them differently: transformers 5 merges runs of blanks first, SentencePiece last.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ RELEASES = (STRIP, KEEP)
 
 
 class Vocabulary(Protocol):
-    """What turns text into ids. Models without the byte pieces of LLaMA's give an unknown letter the id `unknown`."""
+    """Turns text into ids. Models without LLaMA's byte pieces give an unknown letter the id `unknown`."""
 
     unknown: int
 
     def encode(self, text: str, *, blank: bool) -> list[int]:
-        """Ids of a text; blank: with one more blank in front of it."""
+        """Ids of a text. blank: put one more blank in front of it."""
 
     def piece(self, index: int) -> str: ...
 
@@ -34,7 +34,7 @@ class Vocabulary(Protocol):
 
 
 class SentencePieces:
-    """A `tokenizer.model`; ValueError names a file that is none."""
+    """The vocabulary of a `tokenizer.model`; ValueError with its name if the file is something else."""
 
     def __init__(self, file: Path):
         try:
@@ -48,9 +48,10 @@ class SentencePieces:
         self.unknown = self._pieces.unk_id()
 
     def encode(self, text: str, *, blank: bool) -> list[int]:
+        # Two processors: one puts a blank in front of every text, the other never; a processor cannot do both.
         if blank and text:
             return self._pieces.encode(text)
-        return self._bare.encode(" " if blank else text)  # an empty text alone would get no blank
+        return self._bare.encode(" " if blank else text)  # SentencePiece puts no blank in front of an empty text
 
     def piece(self, index: int) -> str:
         return self._pieces.id_to_piece(index)
@@ -62,14 +63,14 @@ class SentencePieces:
         return {self.piece(index): index for index in range(self._pieces.get_piece_size())}
 
     def merges(self) -> BPE:
-        """The same as a model of the library `tokenizers`: of two merges the one of the higher score comes first."""
+        """The same as a BPE model of the library `tokenizers`: merges in the order of their scores, highest first."""
         table = self.table()
         scores = {piece: self._pieces.get_score(index) for piece, index in table.items()}
         return BPE(vocab=table, merges=generate_merges(table, scores), fuse_unk=True, byte_fallback=True)
 
 
 class Merges:
-    """The merges of a folder that has a `tokenizer.json` alone."""
+    """The vocabulary of a folder that has a `tokenizer.json` only."""
 
     def __init__(self, model: Model, unknown: int):
         self._tokenizer = Tokenizer(model)
@@ -80,22 +81,22 @@ class Merges:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def piece(self, index: int) -> str:
-        return self._tokenizer.id_to_token(index)
+        return self._tokenizer.id_to_token(index) or ""
 
     def index(self, piece: str) -> int:
-        found = self._tokenizer.token_to_id(piece)
-        return self.unknown if found is None else found
+        index = self._tokenizer.token_to_id(piece)
+        return self.unknown if index is None else index
 
 
 class Pieces:
     """Ids of the texts between added tokens.
 
-    release: whose ids around added tokens (RELEASES). transformers 4.31 takes the white space on both sides of an
-    added token away; 4.34 and later keep it, so that a lone blank may stand before a mask token.
-    legacy: every text gets a blank in front, also one that follows an added token: "." after [SEG] becomes the piece
-    "▁.". Without, only the beginning of the prompt and of what follows the picture get one. 4.31 then cuts the blank
-    off the first piece, which leaves it without an id where the vocabulary has no such word inside another: the release
-    gives `<unk>`, which its own label rule refuses (lisa.md 2.2), and here it is an error.
+    release: the library release that is reproduced (RELEASES). transformers 4.31 strips the white space on both sides
+        of an added token; 4.34 and later keep it, so that a lone blank may stand before a mask token.
+    legacy: every text gets a blank in front, also after an added token: "." after [SEG] becomes the piece "▁.".
+        Without it, only the beginning of the prompt and the text after the image get one. There, 4.31 encodes with a
+        blank and then cuts it off the first piece; if the vocabulary has no such piece, the release gives `<unk>`,
+        which its own label rule refuses (lisa.md 2.2), and here it is an error.
     """
 
     def __init__(self, vocabulary: Vocabulary, release: str = STRIP, legacy: bool = True):
@@ -103,34 +104,35 @@ class Pieces:
 
     @property
     def strips(self) -> bool:
-        """Whether added tokens take the white space beside them away."""
+        """Whether added tokens strip the white space next to them."""
         return self.release == STRIP
 
     def plain(self, text: str) -> str:
-        """The text before it is cut at added tokens: without `legacy` a typed "▁" is a blank like others."""
+        """The text to cut at added tokens. Without `legacy`, a literal "▁" counts as a blank."""
         return text if self.legacy else text.replace(BLANK, " ")
 
     def encode(self, text: str, *, blank: bool) -> list[int]:
         """Ids of a text without added tokens.
 
-        blank: one stands in front of it, because it begins a prompt or because the text before goes on with one.
-        Raises ValueError at letters that are none (half a surrogate pair), and where `legacy` leaves a word without id.
+        blank: put one in front, because the text begins a prompt or a blank separates it from the text before.
+        Raises ValueError for half a surrogate pair, which is no character, and for a word that has no id without a
+        blank in front (see `legacy`).
         """
         if not text.isascii() and (broken := re.search("[\ud800-\udfff]", text)):
             raise ValueError(f"{broken[0]!r} at position {broken.start()} is half a surrogate pair: {text[:160]!r}")
         if self.legacy:
-            return self.vocabulary.encode(text, blank=True)
+            return self.vocabulary.encode(text, blank=True)  # SentencePiece's own behaviour, for every stretch of text
         if blank or not self.strips:
             return self.vocabulary.encode(text, blank=blank)
-        return self._cut(text)
+        return self._encode_without_blank(text)
 
-    def _cut(self, text: str) -> list[int]:
+    def _encode_without_blank(self, text: str) -> list[int]:
         """Ids with a blank in front that is then cut off the first piece, as transformers 4.31 does."""
         ids = self.vocabulary.encode(text, blank=True)
-        if text.startswith(" "):
+        if text.startswith(" "):  # the release cuts nothing off a text with a blank of its own
             return ids
         word = self.vocabulary.piece(ids[0]).removeprefix(BLANK)
-        if not word:
+        if not word:  # the first piece was the blank alone
             return ids[1:]
         first = self.vocabulary.index(word)
         if first == self.vocabulary.unknown:
@@ -142,8 +144,8 @@ class Pieces:
 
 
 def _without_blank(pieces: SentencePieceProcessor) -> SentencePieceProcessor:
-    """The same model, but no blank comes in front of a text."""
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    """The same model without SentencePiece's own blank in front of a text."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # ty: ignore[missing-module-member]  (made at import)
 
     proto = ModelProto.FromString(pieces.serialized_model_proto())
     proto.normalizer_spec.add_dummy_prefix = False

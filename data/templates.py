@@ -9,10 +9,11 @@ from utils.registry import unknown
 
 @dataclass(frozen=True)
 class Template:
-    """Layout of a conversation (lisa.md 3.1). A round reads: prefix, one space, answer, `close`.
+    """Layout of a conversation (lisa.md 3.1). A round is: prefix, one space, answer, `close`.
 
-    first, later: the prefix of the first and of every other round, with `{question}`; it ends where the answer begins,
-    so the last prefix of an open conversation is the generation prompt. BOS is left to the encoder.
+    first, later: the prefix of the first and of every later round, with `{question}`. It ends where the answer begins,
+        so the last prefix of an open conversation is the generation prompt. The encoder adds BOS.
+    close: what ends an answer, usually EOS.
     """
 
     first: str
@@ -24,7 +25,7 @@ class Template:
 
 
 def template(name: str) -> Template:
-    """The template called `name`; raises with the names there are."""
+    """The template called `name`; ValueError with the existing names if there is none."""
     if name not in TEMPLATES:
         raise ValueError(unknown("conversation template", name, TEMPLATES))
     return TEMPLATES[name]

@@ -1,4 +1,9 @@
-"""The types that carry everything: facts (Record), words (Script, Turn, Dialogue), tensors (Batch)."""
+"""The types that everything is passed in: facts (Record), words (Script, Turn, Dialogue), tensors (Batch).
+
+A source yields a `Record`; a task turns it into `Dialogue`s, whose answers hold a `Mask(i)` or `Refuse(i)` wherever
+tokens about target i belong; the encoder turns these holes into token ids; `collate` stacks the rows of several images
+into a `Batch`. `Query` and `Claim`, which only evaluation uses, come last.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MaskFn = Callable[[], np.ndarray]  # draws a (H, W) bool mask when asked, not before
+MaskFn = Callable[[], np.ndarray]  # lazy: rasterizes a (H, W) bool mask when it is called, not before
 
 
 @dataclass(frozen=True)
 class Target:
-    """One thing the text may talk about. `mask` None: it is not in the picture. A mask that is there has a pixel; one
-    without is a fault of the data (`EmptyMask`), never an absent thing.
+    """One thing that the text may talk about.
 
-    `phrase`: as the data set spells it, outer blanks included; the task strips and lower-cases as the release does.
-    `released_mask`: the mask as the released readers that sum an object's parts have it, where it differs: pixels under
-    several parts are outside. Only the as-released scoring looks at it; it may be empty.
-    `correction`: what is there instead (false premise); for a reason query the whole answer that the data set gives.
-    `aliases`: other names of the same thing that the data set has, for tasks that vary names: "the wheel of the car"
-    beside the phrase "car wheel", the category beside MUSE's rephrased name.
-    `sentence`: whether a reasoning query is a sentence or a phrase, where the data set says so of each query; None: as
-    the kind of the record says.
+    phrase: its name or expression as the data set spells it, outer blanks included; the task strips and lower-cases
+        it as the release does.
+    mask: None if the thing is not in the image. A mask that is not None has at least one pixel; an empty one is a
+        fault of the data (`EmptyMask`) and never means an absent thing.
+    correction: what is there instead (false premise); for a reasoning query, the whole answer that the data set gives.
+    aliases: other names of the same thing in the data set, for tasks that vary names: "the wheel of the car" for the
+        phrase "car wheel", or the category for MUSE's rephrased name.
+    released_mask: the mask as the released readers compute it that sum an object's parts, where it differs: pixels
+        under several parts are outside. Only the as-released scoring reads it; it may be empty.
+    sentence: whether a reasoning query is a sentence or a phrase, where the data set says so for each query; None: as
+        the kind of the record says.
     """
 
     phrase: str
@@ -55,30 +62,43 @@ Script = tuple["str | Mask | Refuse", ...]  # an answer: text with typed holes
 
 @dataclass(frozen=True)
 class Turn:
-    question: str  # holds IMAGE_PLACEHOLDER once in the first turn of a dialogue about a picture
+    """A question and its answer. The first question of a dialogue about an image holds IMAGE_PLACEHOLDER once."""
+
+    question: str
     answer: Script
 
 
 Dialogue = tuple[Turn, ...]  # one row for the language model
 
 IMAGE_PLACEHOLDER = "<image>"
-IMAGE_ID = -200  # stands for the picture in token ids; never an embedding row
+IMAGE_ID = -200  # stands for the image in token ids; never an embedding row
 IGNORE_ID = -100  # label that takes no part in the text loss
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a source yields for one picture: facts; no wording, no tensors, no chance.
+    """What a source yields for one image: facts, without wording, tensors or randomness.
 
-    kind: "classes" (targets are the present classes, `vocabulary` the label set in dataset order), "refer" (targets
-    are phrases, asked alone or together), "reason" (targets are sentences that call for reasoning), "phrase" (short
-    phrases that do), "multi" (several targets belong in one answer), "vqa" (no targets).
-    `asked`: dialogues that the dataset itself ships (VQA rounds; for "reason" and "phrase" the explanations; for
-    "multi" one a question, without the picture's line, whose answer holds a Mask a target; an answer of holes only has
-    no text in the dataset, and the task words it from the targets' phrases; so it does with a question that is "").
-    `vocabulary_aliases`: other names of each class of `vocabulary`, absent ones included; (): there are none.
-    `ignore`: pixels that no metric may count, (H, W) bool.
-    `accepted`: for "vqa" with short answers, all that count as right for each of `asked`, which holds the first.
+    What the fields hold depends on `kind` (-: empty):
+
+    | kind    | targets                                | vocabulary    | dialogues                         | accepted |
+    | ------- | -------------------------------------- | ------------- | --------------------------------- | -------- |
+    | classes | the classes that are present           | the label set | -                                 | -        |
+    | refer   | referring expressions, present or not  | -             | -                                 | -        |
+    | reason  | sentences that call for reasoning      | -             | one: a query and its explanation  | -        |
+    | phrase  | short phrases that call for reasoning  | -             | one: a query and its explanation  | -        |
+    | multi   | the objects of all questions, in order | -             | one per question, see below       | -        |
+    | vqa     | -                                      | -             | those of the data set, in full    | answers  |
+
+    vocabulary: in dataset order; absent classes are those that no target names.
+    dialogues: those that ship with the dataset. Of "reason" and "phrase" only where there is an explanation. Those of
+        "multi" have one turn each, without the image placeholder, and their answers hold one Mask per object. An
+        answer that is holes only has no text in the dataset, so the task words it from the targets' phrases;
+        the same holds for a question that is "".
+    ignore: pixels that no metric may count, (H, W) bool.
+    accepted: all short answers that count as right, one tuple per dialogue, the dialogue's own answer first; (): the
+        dialogues are free text.
+    vocabulary_aliases: other names of each class of `vocabulary`, absent ones included; (): there are none.
     """
 
     image: Path
@@ -92,10 +112,79 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Query:
-    """One evaluation question about a record: fixed words, the answer that teacher forcing feeds, what it asks about.
+class Geometry:
+    """Where the image lies in the mask-side view: `original` (H, W), `resized` (h, w) before zero padding."""
 
-    `targets` indexes `Record.targets`; `asked` holds the phrases or class names in the order of the question.
+    original: tuple[int, int]
+    resized: tuple[int, int]
+
+
+@dataclass
+class Batch:
+    """B images with R rows (dialogues) of L positions each after image expansion, and Q masks of K tokens each.
+
+    Rows about one image are consecutive. `mask_rows` and `mask_positions` point at the states that *predict* the mask
+    tokens, in row order and within a row in answer order; `masks[b]` holds the ground truth of image b in the same
+    order (empty in generation).
+    """
+
+    pixels: Tensor  # (B, 3, h, w) language-side view: one per image, however many rows ask about it
+    seg_pixels: Tensor | None  # (B, 3, S, S) mask-side view, None for heads that reuse the language-side features
+    ids: Tensor  # (R, L) long, IMAGE_ID at every image position
+    labels: Tensor  # (R, L) long, IGNORE_ID where unsupervised
+    attention: Tensor  # (R, L) bool, True at real tokens
+    row_image: Tensor  # (R,) long, index of the image that each row is about
+    mask_rows: Tensor  # (Q,) long
+    mask_positions: Tensor  # (Q, K) long
+    masks: list[Tensor]  # B x (N_b, H_b, W_b) float32 in {0, 1}
+    geometry: list[Geometry] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # image paths, for messages
+    ignore: list[Tensor | None] = field(default_factory=list)  # B x (H_b, W_b) bool: pixels the mask loss leaves out
+    refused: list[int] = field(default_factory=list)  # refusals in the answers about each image
+    skipped: list[str] = field(default_factory=list)  # what was left out while sampling this batch, and why
+    cut_rows: int = 0  # rows without their end, which did not fit in model_max_length
+    cut_tokens: int = 0  # ids of these ends
+
+    def __len__(self) -> int:
+        return len(self.geometry)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
+        """Moves every tensor to `device`, without waiting for it; the two image views also take `dtype`."""
+
+        def move(name: str, x: Tensor) -> Tensor:
+            # The cast comes after the move: on the host it would make an unpinned copy, and the transfer would block.
+            moved = x.to(device, non_blocking=True)
+            return moved.to(dtype) if name in ("pixels", "seg_pixels") else moved
+
+        return self.map_tensors(move)
+
+    def pin_memory(self) -> Batch:
+        """Page-locked copies, for loaders that feed a GPU."""
+        return self.map_tensors(lambda name, x: x.pin_memory())
+
+    def map_tensors(self, change: Callable[[str, Tensor], Tensor]) -> Batch:
+        """A copy with `change(field name, tensor)` applied to every tensor, also to those in lists."""
+
+        def apply(name: str, value):
+            if isinstance(value, list):
+                return [apply(name, item) for item in value]
+            return change(name, value) if isinstance(value, Tensor) else value
+
+        return replace(self, **{name: apply(name, getattr(self, name)) for name in self.__dataclass_fields__})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation: what is asked about a record, and what an answer says. Training uses neither.
+
+
+@dataclass(frozen=True)
+class Query:
+    """One evaluation question about a record: fixed words, and what they ask about.
+
+    question: as the model gets it, with the image placeholder.
+    reference_answer: the answer that teacher forcing feeds.
+    targets: indices into `Record.targets`.
+    phrases: the phrases or class names that the question asks about, in its order.
     """
 
     question: str
@@ -106,74 +195,15 @@ class Query:
 
 @dataclass(frozen=True)
 class Claim:
-    """What an answer says of one thing: `mask` is the index of its mask in the answer, None if it was refused.
+    """What an answer says about one thing.
 
-    withheld: of a refused thing, the mask that a protocol drew all the same. instead: it is not what was asked about
-    but what the answer offers in its place.
+    phrase: the name that the answer gives it, "" if it gives none.
+    mask: index of its mask among those of the answer; None if the answer refuses it.
+    withheld_mask: for a refused thing, the mask that a protocol decoded although the answer refuses.
+    is_substitute: the thing was not asked about; the answer offers it in place of what is absent.
     """
 
     phrase: str
     mask: int | None
     withheld_mask: int | None = None
     is_substitute: bool = False
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where the picture lies in the mask-side view: `original` (H, W), `resized` (h, w) before zero padding."""
-
-    original: tuple[int, int]
-    resized: tuple[int, int]
-
-
-@dataclass
-class Batch:
-    """A batch of B pictures with R rows (dialogues), L positions a row after image expansion, Q masks of K tokens.
-
-    Rows of one picture stand together. `mask_rows`/`mask_positions` point at the states that *predict* the mask tokens,
-    in row order and then in answer order; `masks[b]` holds the truth in that same order (empty in generation).
-    """
-
-    pixels: Tensor  # (B, 3, h, w) language-side view, one a picture, never one a row
-    seg_pixels: Tensor | None  # (B, 3, S, S) mask-side view, None for heads that reuse the language-side features
-    ids: Tensor  # (R, L) long, IMAGE_ID at every image position
-    labels: Tensor  # (R, L) long, IGNORE_ID where unsupervised
-    attention: Tensor  # (R, L) bool, True at real tokens
-    row_image: Tensor  # (R,) long, picture of each row
-    mask_rows: Tensor  # (Q,) long
-    mask_positions: Tensor  # (Q, K) long
-    masks: list[Tensor]  # B x (N_b, H_b, W_b) float32 in {0, 1}
-    geometry: list[Geometry] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)  # picture paths, for messages
-    ignore: list[Tensor | None] = field(default_factory=list)  # B x (H_b, W_b) bool: pixels the mask loss leaves out
-    refused: list[int] = field(default_factory=list)  # refusals in the answers about each picture
-    skipped: list[str] = field(default_factory=list)  # what was left out while drawing this batch, and why
-    cut_rows: int = 0  # rows that lack their end, which did not fit in model_max_length
-    cut_tokens: int = 0  # ids of these ends
-
-    def __len__(self) -> int:
-        return len(self.geometry)
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
-        """Moves every tensor; only the two picture views take `dtype`, over there: a cast on this side would have to
-        be waited for, where a page-locked tensor travels by itself."""
-
-        def move(name: str, x: Tensor) -> Tensor:
-            moved = x.to(device, non_blocking=True)
-            return moved.to(dtype) if name in ("pixels", "seg_pixels") else moved
-
-        return self._each(move)
-
-    def pin_memory(self) -> Batch:
-        """Page-locked copies, for loaders that feed a GPU."""
-        return self._each(lambda name, x: x.pin_memory())
-
-    def _each(self, change: Callable[[str, Tensor], Tensor]) -> Batch:
-        """A copy with every tensor changed, alone or in a list."""
-
-        def apply(name: str, value):
-            if isinstance(value, list):
-                return [apply(name, item) for item in value]
-            return change(name, value) if isinstance(value, Tensor) else value
-
-        return replace(self, **{name: apply(name, getattr(self, name)) for name in self.__dataclass_fields__})

@@ -1,7 +1,8 @@
-"""The two views of a picture: what the vision tower sees and what the mask encoder sees (lisa.md 1.7)."""
+"""Reading images, and their two views: the vision tower's and the mask encoder's (lisa.md 1.7)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -13,20 +14,20 @@ from PIL import Image
 from torch import Tensor
 
 from data.types import Geometry
-from utils.images import check_file, opened
+from utils.images import check_file, open_image
 from utils.limits import VIEW
 from utils.plain import read_mapping
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-CROP_FIRST = 32  # longest side in shortest ones from which only what the centre crop keeps is resized
+CROP_FIRST = 32  # ratio of the sides beyond which only the part that the centre crop keeps is resized
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # on the 0..255 scale
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB as OpenCV reads it: EXIF orientation applied, 16 bit, palette, CMYK and grey converted.
+    """(H, W, 3) uint8 RGB as OpenCV reads it: EXIF orientation applied; 16 bit, palette, CMYK and grey converted.
 
-    A missing, unreadable or truncated file, or one of more pixels than ASSISTANT_MAX_PIXELS, raises an OSError that
-    names it; OpenCV alone would return a truncated JPEG with its lower part grey. Of an animation the first picture.
+    Of an animation, the first frame. A missing, unreadable or truncated file, or one of more pixels than
+    ASSISTANT_MAX_PIXELS, raises an OSError that names it; OpenCV alone would return a truncated JPEG with a grey end.
     """
     path = Path(path)
     check_file(path)
@@ -35,9 +36,9 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
-        raise OSError(f"cannot read picture {path}: {str(error).strip()}") from None
+        raise OSError(f"cannot read image {path}: {str(error).strip()}") from None
     if image is None:
-        raise OSError(f"cannot read picture {path}: OpenCV does not know its format, or it is damaged")
+        raise OSError(f"cannot read image {path}: OpenCV does not know its format, or it is damaged")
     return image
 
 
@@ -52,35 +53,38 @@ class ClipView:
 
     @classmethod
     def load(cls, folder: str | Path, size: int = 224) -> ClipView:
-        """The view of a tower's `preprocessor_config.json` (its folder, or such a file by itself); CLIP's usual one at
-        `size` where there is no such file."""
+        """The view that a tower's `preprocessor_config.json` describes; without that file, CLIP's usual one at `size`.
+
+        folder: the folder of the tower, or the file itself. ValueError names the file if it describes another view.
+        """
         file = Path(folder) if Path(folder).is_file() else Path(folder) / "preprocessor_config.json"
         if not file.is_file():
             return cls(size)
         values = read_mapping(file)
         if "size" not in values:
             raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
-        resize, crop = _edge(values["size"], file), _edge(values.get("crop_size", values["size"]), file)
+        resize = _edge(values["size"], file)
+        crop = _edge(values.get("crop_size", values["size"]), file)
         if resize != crop:
             raise ValueError(f"{file}: size {resize} and crop_size {crop} differ, which is not supported")
         stats = (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD))
         return cls(crop, *(_channels(values, key, usual, file) for key, usual in stats))
 
     def geometry(self, height: int, width: int) -> Geometry:
-        """The whole view is picture, so the cut edges are not told."""
+        """A centre crop has no padding: `resized` is the full view, and the cropped borders are not recorded."""
         return Geometry((height, width), (self.size, self.size))
 
     def __call__(self, image: np.ndarray) -> Tensor:
         height, width = image.shape[:2]
         scaled = int(self.size * max(height, width) / min(height, width))
-        height, width = (self.size, scaled) if height <= width else (scaled, self.size)
+        height, width = (self.size, scaled) if height <= width else (scaled, self.size)  # of the resized image
         top, left = (height - self.size) // 2, (width - self.size) // 2
-        if scaled > CROP_FIRST * self.size:
-            crop = _resized_part(image, (height, width), (top, left), self.size)
+        if scaled > CROP_FIRST * self.size:  # a strip of a few pixels, which would become gigabytes at this height
+            crop = _resize_crop(image, (height, width), (top, left), self.size)
         else:
             resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
             crop = resized[top : top + self.size, left : left + self.size]
-        return _normalise(crop, 255 * np.float64(self.mean), 255 * np.float64(self.std))
+        return _normalise(crop, [255 * value for value in self.mean], [255 * value for value in self.std])
 
 
 @dataclass(frozen=True)
@@ -102,14 +106,14 @@ class PaddedView:
     def __call__(self, image: np.ndarray) -> Tensor:
         height, width = self.geometry(*image.shape[:2]).resized
         resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        padded = torch.zeros(3, self.size, self.size)
+        padded = torch.zeros(3, self.size, self.size)  # zeros after normalisation, as SAM pads: the mean colour
         padded[:, :height, :width] = _normalise(resized, self.mean, self.std)
         return padded
 
 
 @dataclass(frozen=True)
 class SamView:
-    """SAM's padded view, with the place of the picture in it."""
+    """SAM's padded view, and where the image lies in it."""
 
     size: int = 1024
 
@@ -161,23 +165,26 @@ class SegView(Protocol):
 
 @dataclass(frozen=True)
 class Views:
-    """What is made of one picture. seg None: the head reuses the language-side features, and their geometry."""
+    """The views of one image. seg None: the mask head reuses the language-side features and their geometry."""
 
     language: LanguageView
     seg: SegView | None
 
 
-def _resized_part(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:
-    """The square at `corner` of the picture resized to `size`, without the rest, which may be gigabytes. Equal to it
-    but for rounding."""
-    (height, width), (top, left) = size, corner
-    down, across = image.shape[0] / height, image.shape[1] / width  # pixels of the picture in one that is resized
+def _resize_crop(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:
+    """The square of `side` pixels at `corner` (top, left) of the image resized to `size` (h, w), without the rest.
+
+    Equal to resizing and then cropping, but for rounding.
+    """
+    height, width = size
+    top, left = corner
+    down, across = image.shape[0] / height, image.shape[1] / width  # source pixels per resized pixel
     box = (left * across, top * down, (left + side) * across, (top + side) * down)
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
-def _normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(h, w, 3) uint8 -> (3, h, w) float32."""
+def _normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(h, w, 3) uint8 -> (3, h, w) float32, (x - mean) / std per channel, without a float copy of the whole image."""
     pixels = np.empty((3, *image.shape[:2]), np.float32)
     for channel, plane in enumerate(pixels):
         np.subtract(image[..., channel], np.float32(mean[channel]), out=plane)
@@ -186,14 +193,14 @@ def _normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...
 
 
 def _check_complete(data: bytes, path: Path) -> None:
-    """Decodes once with PIL, which notices a missing end; JPEGs at an eighth of the size, for speed."""
-    with opened(path, data=data) as image:
+    """OSError if the file is truncated: Pillow notices a missing end, OpenCV does not. JPEGs at 1/8 size, for speed."""
+    with open_image(path, data=data) as image:
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
 
 
 def _edge(size: Any, file: Path) -> int:
-    """224 in any of the spellings of image-processor files."""
+    """The side of a view in any spelling of image-processor files: 224, {"shortest_edge": 224}, {"height": 224}."""
     names = ("shortest_edge", "height", "longest_edge")
     side = next((size[name] for name in names if name in size), None) if isinstance(size, dict) else size
     if not isinstance(side, int) or isinstance(side, bool) or side < 1:
@@ -203,9 +210,9 @@ def _edge(size: Any, file: Path) -> int:
 
 
 def _channels(values: dict[str, Any], key: str, usual: tuple[float, ...], file: Path) -> tuple[float, ...]:
-    """The three numbers that normalise a view."""
-    found = values.get(key, usual)
-    numbers = isinstance(found, (list, tuple)) and all(isinstance(value, (int, float)) for value in found)
-    if not numbers or len(found) != 3 or (key == "image_std" and not all(found)):
-        raise ValueError(f"{file}: {key} must be three numbers, of a deviation none 0, got {found!r}")
-    return tuple(found)
+    """The three numbers of `key` (image_mean or image_std) that normalise a view."""
+    channels = values.get(key, usual)
+    numbers = isinstance(channels, (list, tuple)) and all(isinstance(value, (int, float)) for value in channels)
+    if not numbers or len(channels) != 3 or (key == "image_std" and not all(channels)):
+        raise ValueError(f"{file}: {key} must be three numbers, of a deviation none 0, got {channels!r}")
+    return tuple(channels)

@@ -22,7 +22,7 @@ from data.types import Query
 from evaluation.prediction_schema import LEFT_OUT, Answer, Prediction, check_line
 from evaluation.protocols import Reply
 from utils import dist
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.log import log
 from utils.masks import encode_rle
 from utils.plain import parse_json, read_mapping
@@ -125,7 +125,7 @@ class PredictionFile:
         for part in parts:
             if part != main:
                 part.unlink()
-        write_whole(self._settings(folder), json.dumps(settings) + "\n")
+        write_atomically(self._settings(folder), json.dumps(settings) + "\n")
 
     def _settings(self, folder: Path) -> Path:
         return folder / f"{self.stem}.run.json"

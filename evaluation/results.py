@@ -10,7 +10,7 @@ from typing import Any
 
 from evaluation.metrics.base import STANDARD, Figure
 from evaluation.report.markdown import as_markdown
-from utils.files import write_whole
+from utils.files import write_atomically
 
 
 @dataclass
@@ -121,5 +121,5 @@ class EvaluationResults:
 def write_results(results: EvaluationResults, folder: Path) -> None:
     """Writes results.json, which holds everything, and results.md for readers."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "results.md", as_markdown(results), errors="backslashreplace")
-    write_whole(folder / "results.json", json.dumps(results.to_json(), indent=1) + "\n")
+    write_atomically(folder / "results.md", as_markdown(results), errors="backslashreplace")
+    write_atomically(folder / "results.json", json.dumps(results.to_json(), indent=1) + "\n")

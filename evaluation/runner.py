@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.collate import NothingToAsk, Sample, draw_ignored, draw_target, load_views
-from data.mixture import MISTAKES, ON_BAD_SAMPLE, SHOWN
+from data.collate import NothingToAsk, Sample, load_views, rasterize_ignored, rasterize_target
+from data.mixture import LOGGED_SKIPS, MISTAKES, ON_BAD_SAMPLE
 from data.sources import Source
 from data.sources.base import first_of
 from data.types import Query, Record
@@ -221,7 +221,7 @@ class SuiteEvaluation:
                 line = self._left_out_line(result) if isinstance(result, LeftOut) else self._line(result)
                 self.score.add(line)
                 file.write(line)
-                if isinstance(result, LeftOut) and len(self.score.left_out) <= SHOWN:
+                if isinstance(result, LeftOut) and len(self.score.left_out) <= LOGGED_SKIPS:
                     log.warning("%s: left out: %s", self.suite.name, result.reason)
 
             try:
@@ -280,8 +280,8 @@ class SuiteEvaluation:
             sample = load_views(record.image, self.assistant.views)
             # The masks are made again when the answers are scored; here they only have to be readable.
             for target in {target for query in queries for target in query.targets if is_present(record, target)}:
-                draw_target(record, target, sample.geometry.original)
-            draw_ignored(record, sample.geometry.original)
+                rasterize_target(record, target, sample.geometry.original)
+            rasterize_ignored(record, sample.geometry.original)
             return EvalItem(index, record, queries, sample)
         except NothingToAsk as error:
             return LeftOut(index, str(error))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Two simulated nodes on this machine train together: two launchers, each with an address of its own on the loopback
-# network and a process of its own, that know of each other only the first one's address. Then one process alone does
-# the same steps, and the losses are compared. A minute of CPU time.
+# Two simulated nodes on this machine train together: two launchers, each with its own address on the loopback network
+# and its own process; all that they share is the address of the first. Then a single process does the same steps, and
+# the losses are compared. A minute of CPU time.
 # usage: bash scripts/check_two_nodes.sh [OUT] [train_ds.py flags]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,12 +9,13 @@ source scripts/fresh.sh
 out=${1:-runs/two_nodes}
 shift $(($# < 1 ? $# : 1))
 export CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1
-export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo  # as on a cluster: the interface that the nodes see each other on
+export GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo  # as on a cluster: the interface over which the nodes reach each other
 port=${MASTER_PORT:-29531}
 fresh "$out/together" "$out/alone"
+source scripts/activate.sh
 python scripts/make_toy_dataset.py "$out/dataset" --force --images 40 --val_images 3 --only reason_seg
 
-train() {  # NAME PICTURES_IN_A_ROW LAUNCHER...
+train() {  # NAME ACCUMULATION_STEPS LAUNCHER...
   local name=$1 accumulation=$2
   shift 2
   "$@" train_ds.py --config configs/toy/lisa.yaml --dataset_dir "$out/dataset" --log_base_dir "$out" --exp_name "$name" \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Evaluates a GSVA: a run folder, a merged folder or published weights; as published, with the words given, every phrase
-# decided, masks of a second pass (published figures are the as_released ones; --protocol generate is the honest answer).
+# Evaluates a GSVA: a run folder, a merged folder or published weights; as published, teacher forced: the words of the
+# answers are given, the model decides on every phrase, and the masks come from a second pass. The published figures are
+# the as_released ones; --protocol generate scores the model's own answers.
 # usage: bash scripts/eval_gsva.sh CHECKPOINT DATASET [test_sem.py flags]
 # GSVA's published bare file: bash scripts/eval_gsva.sh LLAVA DATASET --system gsva --weight gsva-7b-ft-gres.bin
 set -euo pipefail
@@ -8,5 +9,6 @@ cd "$(dirname "$0")/.."
 checkpoint=${1:?usage: eval_gsva.sh CHECKPOINT DATASET [flags]}
 dataset=${2:?usage: eval_gsva.sh CHECKPOINT DATASET [flags]}
 shift 2
+source scripts/activate.sh
 python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol teacher_forced \
   --suites 'grefcoco|unc|*' 'refzom|final|test' 'refcoco|unc|*' 'refcoco+|unc|*' 'refcocog|umd|*' "$@"

@@ -7,5 +7,6 @@ cd "$(dirname "$0")/.."
 checkpoint=${1:?usage: eval_lisa.sh CHECKPOINT DATASET [flags]}
 dataset=${2:?usage: eval_lisa.sh CHECKPOINT DATASET [flags]}
 shift 2
+source scripts/activate.sh
 python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol teacher_forced --on_bad_sample skip \
   --suites 'refcoco|unc|*' 'refcoco+|unc|*' 'refcocog|umd|*' 'ReasonSeg|val' 'ReasonSeg|test' "$@"

@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 checkpoint=${1:?usage: eval_pixellm.sh CHECKPOINT DATASET [flags]}
 dataset=${2:?usage: eval_pixellm.sh CHECKPOINT DATASET [flags]}
 shift 2
+source scripts/activate.sh
 python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol teacher_forced \
   --suites 'refcoco|unc|*' 'refcoco+|unc|*' 'refcocog|umd|*' 'ReasonSeg|val' "$@"
 python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol generate --suites muse "$@"

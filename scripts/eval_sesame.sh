@@ -6,5 +6,6 @@ cd "$(dirname "$0")/.."
 checkpoint=${1:?usage: eval_sesame.sh CHECKPOINT DATASET [flags]}
 dataset=${2:?usage: eval_sesame.sh CHECKPOINT DATASET [flags]}
 shift 2
+source scripts/activate.sh
 python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol generate \
   --suites 'fp*|val' 'R-*|val' 'apart-*|val' "$@"

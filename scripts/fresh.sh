@@ -1,5 +1,7 @@
-# Sourced by the other scripts: `fresh FOLDER...` leaves these folders empty. It removes only what a run of the same script
-# made before, which bears a mark; if one of them is anybody else's, nothing is removed and the script stops.
+# shellcheck shell=bash
+# Sourced by the other scripts: `fresh FOLDER...` leaves these folders empty. It removes only what an earlier run of the
+# same script made, which the mark .made_by shows; if one of the folders is not of that kind, nothing is removed and the
+# script stops.
 fresh() {
   local folder script
   script=$(basename "$0")

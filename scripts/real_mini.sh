@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains configs/real_mini.yaml from nothing on the photographs below DATASET, then scores its own training pictures with
-# the answers given and with the answers generated, and writes a page with overlays of each. Re-running starts afresh.
+# Trains configs/real_mini.yaml from scratch on the photographs below DATASET, then scores it on the same photographs, with
+# the answers given and with the answers generated, and writes a page with overlays of each. A second run starts afresh.
 # usage: bash scripts/real_mini.sh DATASET [OUT]   (OUT: default runs/real_mini)
 set -euo pipefail
 data=$(realpath "${1:?usage: bash scripts/real_mini.sh DATASET [OUT]}")
@@ -11,7 +11,7 @@ fresh "$out/train" "$out/blank" "$out/teacher_forced" "$out/generate"
 source scripts/setup.sh requirements.txt
 started=$SECONDS
 
-python scripts/make_blank_base.py "$out/blank"
+python -m toy.base.blank "$out/blank"
 python train_ds.py --config configs/real_mini.yaml --dataset_dir "$data" --log_base_dir "$out" --exp_name train \
   --version "$out/blank/llava" --vision_pretrained "$out/blank/sam_vit_toy.safetensors"
 printf 'Trained in %d s\n' $((SECONDS - started))

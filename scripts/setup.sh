@@ -1,6 +1,8 @@
-# Sourced by the other scripts: makes .venv with Python 3.11 and installs the given requirements file once.
+# shellcheck shell=bash
+# Sourced by the other scripts: makes .venv with Python 3.11 or newer, installs the given requirements file once, and
+# activates .venv.
 # usage: source scripts/setup.sh requirements.txt
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 requirements=${1:-requirements.txt}
 python=${PYTHON:-$(command -v python3.11 || command -v python3)}
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || {
@@ -14,5 +16,6 @@ if [ ! -e "$stamp" ]; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
   touch "$stamp"
 fi
+# shellcheck source=/dev/null
 source .venv/bin/activate
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} TOKENIZERS_PARALLELISM=false

@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs the checks: ruff, then the tests. Arguments go to pytest (e.g. -m slow, tests/test_golden.py).
+# Sets up .venv and runs the checks: ruff, ty (types), then the tests. Arguments go to pytest, and choose the tests:
+#   bash scripts/test.sh -m slow                  the long proofs, which are left out otherwise
+#   bash scripts/test.sh tests/test_golden.py     one file
 set -euo pipefail
+# shellcheck source=scripts/setup.sh
 source "$(dirname "$0")/setup.sh" requirements-dev.txt
 ruff check .
 ruff format --check .
+ty check
 if [ $# -eq 0 ]; then set -- -m "not slow"; fi
 python -m pytest "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What train_<system>.sh of a system with a SAM does, on this machine's devices.
+# Trains a system with a SAM on this machine's devices: the shared part of the scripts train_<system>.sh.
 # usage: bash scripts/train.sh SYSTEM LLAVA SAM DATASET [7b|13b] [train_ds.py flags]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,5 +10,6 @@ sam=${3:?$usage}
 dataset=${4:?$usage}
 size=${5:-7b}
 shift $(($# < 5 ? $# : 5))
+source scripts/activate.sh
 deepspeed train_ds.py --config "configs/${system}_$size.yaml" --version "$llava" --vision_pretrained "$sam" \
   --dataset_dir "$dataset" "$@"

@@ -8,9 +8,10 @@ cd "$(dirname "$0")/.."
 hostfile=${1:?usage: train_multi_node.sh HOSTFILE RECIPE [flags]}
 recipe=${2:?usage: train_multi_node.sh HOSTFILE RECIPE [flags]}
 shift 2
-[[ -s $hostfile ]] || { echo "train_multi_node.sh: no hostfile $hostfile: one line a machine, like 'node1 slots=8'" >&2; exit 2; }
+[[ -s $hostfile ]] || { echo "train_multi_node.sh: no hostfile $hostfile: one line per machine, like 'node1 slots=8'" >&2; exit 2; }
+source scripts/activate.sh
 reach=(--launcher pdsh)  # MPI's launchers do not say which process is which in the way that train_ds.py reads
 if [[ -n ${NODE_RANK:-} ]]; then
-  reach=(--no_ssh --node_rank "$NODE_RANK" --master_addr "${MASTER_ADDR:?with NODE_RANK, say the first machine: MASTER_ADDR}")
+  reach=(--no_ssh --node_rank "$NODE_RANK" --master_addr "${MASTER_ADDR:?with NODE_RANK, give the first machine: MASTER_ADDR}")
 fi
 exec deepspeed --hostfile "$hostfile" --master_port "${MASTER_PORT:-29500}" "${reach[@]}" train_ds.py --config "$recipe" "$@"

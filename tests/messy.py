@@ -1,4 +1,4 @@
-"""Small inputs of one's own for the tests of what fools a reader: pictures, masks, COCO files, the doctor's word."""
+"""Small inputs of one's own for the tests of what fools a reader: images, masks, COCO files, the doctor's word."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AREA = 30 * 22
 
 
 def picture(path: Path, size: tuple[int, int] = SIZE, **save: Any) -> Path:
-    """A picture with something to see; the format is the suffix's."""
+    """An image with something to see; the format is the suffix's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 90, (*size, 3), dtype=np.uint8)
     pixels[8:30, 10:40] = 220

@@ -95,7 +95,7 @@ def test_peak_is_that_of_the_real_step(attention, checkpointing, precision, monk
     truth = measured(model, batch)
     with torch.device("meta"):
         model = prepared(attention, checkpointing, precision)
-    planned = footprint(model, batch._each(_without_values), LossConfig())
+    planned = footprint(model, batch.map_tensors(_without_values), LossConfig())
     assert truth > MIB
     assert abs(planned.peak / truth - 1) < 0.15
     assert 0 < planned.saved < planned.peak
@@ -106,7 +106,7 @@ def test_checkpointing_saves_less_for_the_backward_pass():
     for checkpointing in (False, True):
         with torch.device("meta"):
             model = prepared("sdpa", checkpointing, torch.float32)
-        batch = long_batch(torch.float32)._each(_without_values)
+        batch = long_batch(torch.float32).map_tensors(_without_values)
         saved.append(footprint(model, batch, LossConfig()).saved)
     assert saved[1] < saved[0]
 

@@ -17,7 +17,8 @@ from evaluation.score import rescore
 from evaluation.suites import GROUPS
 from systems.assistant import Assistant, build
 from systems.base import SYSTEMS
-from tests.tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
+from tests.records import OWN
+from tests.tiny_assistant import CLASSES, tiny, toy_world
 from toy.world import __main__ as make_toy_dataset
 from utils.config import load_recipe
 from utils.flags import CONFIGS
@@ -32,7 +33,7 @@ def world(tmp_path_factory) -> Path:
 
 def assistant_of(system: str) -> Assistant:
     """Random weights in the published format, or an untrained toy where no paper published any."""
-    if (GOLDEN / system).is_dir():
+    if (OWN / system).is_dir():
         return tiny(system, eager=6)
     return build(load_recipe(CONFIGS / f"toy_{system}.yaml"), device="cpu", trainable=False)
 

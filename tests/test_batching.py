@@ -1,3 +1,5 @@
+"""Rows and masks that are computed together equal those computed alone."""
+
 from __future__ import annotations
 
 import torch

@@ -16,7 +16,7 @@ from utils.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT.parent / "shared" / "cases"
-WANTED = {  # what doctor and training say; None: it is read, and every record is drawn
+WANTED = {  # what doctor and training say; None: it is read, with every record
     "labelme_rectangle": r"(2|3)\.json: shapes\[0\]: a shape of type '(point' encloses nothing|mask' needs 'mask')",
     "binary_255_one_name": r"write `255: cup` if 255 is 'cup', or `0: cup`",
     "coco_bbox_only": r"annotation 1: no 'segmentation'.*boxes: draw",
@@ -29,7 +29,7 @@ WANTED = {  # what doctor and training say; None: it is read, and every record i
     "jsonl_tokens_in_phrase": r"<image>.*",
     "classes_yaml_types": None,
     "jsonl_points_polygon": None,
-    "exif_raw_size": r"the picture is turned: its EXIF orientation is \d",
+    "exif_raw_size": r"the image is turned: its EXIF orientation is \d",
     "appledouble": None,
     "value_twice": r"line 1 \('1: cup'\) and line 2 \('1: mug'\)",
     "normalised_coco": r"annotation 0: all coordinates lie between 0 and 1",
@@ -38,7 +38,7 @@ WANTED = {  # what doctor and training say; None: it is read, and every record i
 
 @pytest.fixture
 def case(request, tmp_path) -> tuple[str, Path]:
-    """Its name, and its recipe beside a copy of its data."""
+    """Its name, and its recipe next to a copy of its data."""
     place = CASES / request.param
     if not place.is_dir():
         pytest.skip(f"no {request.param} in ../shared/cases")

@@ -13,11 +13,12 @@ from PIL import Image
 import chat
 from evaluation.protocols import Reply
 from systems.assistant import build
-from tests.tiny_assistant import GOLDEN, tiny
+from tests.records import OWN
+from tests.tiny_assistant import tiny
 from utils.config import load_recipe
 
 TOY = "configs/toy/{}.yaml"
-PICTURE = GOLDEN / "lisa" / "image0.png"
+PICTURE = OWN / "lisa" / "image0.png"
 PROMPT = "Where is the dog in this image?"
 
 
@@ -106,7 +107,7 @@ def test_bad_command_lines_are_refused(use, tmp_path):
 
 
 def test_the_program_loads_a_published_checkpoint_with_the_originals_flags(tmp_path, capsys):
-    words = ["--version", str(GOLDEN / "lisa"), "--vision-tower", str(GOLDEN / "lisa" / "clip"), "--precision=fp32"]
+    words = ["--version", str(OWN / "lisa"), "--vision-tower", str(OWN / "lisa" / "clip"), "--precision=fp32"]
     words += ["--conv_type", "llava_v1", "--image_size=1024", "--lora_r", "8", "--local-rank=0", "--use_mm_start_end"]
     words += ["--vis_save_path", str(tmp_path), "--image", str(PICTURE), "--prompt", PROMPT, "--max_new_tokens", "2"]
     assert chat.main(words) == 0
@@ -138,7 +139,7 @@ def reply(assistant, text: str, masks: int) -> Reply:
     ],
 )
 def test_what_is_there_and_what_is_not_is_said(tmp_path, capsys, monkeypatch, name, text, named, absent):
-    assistant = tiny(name) if (GOLDEN / name).is_dir() else build(load_recipe(TOY.format(name)), "cpu", trainable=False)
+    assistant = tiny(name) if (OWN / name).is_dir() else build(load_recipe(TOY.format(name)), "cpu", trainable=False)
     monkeypatch.setattr(chat, "load_assistant", lambda args: assistant)
     monkeypatch.setattr("evaluation.predictor.generate", lambda *_: [[reply(assistant, text, text.count("[SEG]"))]])
     assert run(tmp_path, "--image", str(PICTURE), "--prompt", PROMPT) == 0

@@ -16,7 +16,7 @@ from training.checkpoint import TENSORS, Checkpoints, TrainState, check_writable
 from training.engine import Engine, check_settings, engine_settings
 from utils import dist
 from utils.config import ModelConfig, Recipe, TrainConfig
-from utils.files import write_whole
+from utils.files import write_atomically
 
 
 class Net(nn.Module):
@@ -313,7 +313,7 @@ def test_no_space_left_on_a_real_file_system(tmp_path):
         with pytest.raises(OSError, match=r"No space left on device.*0\.00 GiB free.*step_1"):
             checkpoints.save(first, TrainState(step=2))
         with pytest.raises(OSError, match=r"meta\.json cannot be written: No space left on device"):
-            write_whole(tmp_path / "meta.json", "x" * (64 << 10))
+            write_atomically(tmp_path / "meta.json", "x" * (64 << 10))
         assert tree(tmp_path) == before
     finally:
         subprocess.run(["umount", tmp_path], check=True)
@@ -327,7 +327,7 @@ def test_a_run_killed_between_pointer_and_note_validates_again(stored, monkeypat
             raise KeyboardInterrupt
         path.write_text(_)
 
-    monkeypatch.setattr("training.checkpoint.write_whole", die)
+    monkeypatch.setattr("training.checkpoint.write_atomically", die)
     with pytest.raises(KeyboardInterrupt):
         stored.note(TrainState(step=4, validated=4, best=0.9, best_step=1), best=True)
     monkeypatch.undo()

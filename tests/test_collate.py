@@ -1,4 +1,4 @@
-"""Samples and batches: one reading a picture, masks in hole order, positions that point at the predicting states."""
+"""Samples and batches: one reading per image, masks in hole order, positions that point at the predicting states."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ SHAPE = (30, 40)
 
 
 class Phrases:
-    """One row a target, in the given order."""
+    """One row per target, in the given order."""
 
     def __init__(self, order=None, words="Where is the {}?"):
         self.order, self.words = order, words
@@ -127,7 +127,7 @@ def test_a_row_that_is_too_long_is_left_out_whole_only_when_allowed(record):
 
 
 def test_what_is_cut_off_rows_is_counted(record):
-    """Words behind the mask go; masks and rows stay, and the batch says how many rows lost how many ids."""
+    """Words after the mask go; masks and rows stay, and the batch says how many rows lost how many ids."""
 
     class Explained(Phrases):
         def converse(self, record, rng):
@@ -144,7 +144,7 @@ def test_what_is_cut_off_rows_is_counted(record):
 
 
 def test_a_limit_without_room_for_words_is_refused_with_the_published_meaning():
-    """SESAME's 512 counts 256 positions for a picture of 576 (sesame.md 5.2)."""
+    """SESAME's 512 counts 256 positions for an image of 576 (sesame.md 5.2)."""
     encoder = Encoder(TOKENIZER, SPEC, max_length=512, image_tokens=576, long_rows="cut")
     with pytest.raises(ValueError, match=r"model_max_length 512 leaves no room .* 576 .* model_max_length 832 here"):
         SampleBuilder(Phrases(), encoder, VIEWS)
@@ -154,7 +154,7 @@ def test_a_limit_without_room_for_words_is_refused_with_the_published_meaning():
 
 
 def fake_sample(rows, width=1, shape=(2, 3)):
-    """A sample of rows given as (length, place of the picture, places of mask groups)."""
+    """A sample of rows given as (length, place of the image, places of mask groups)."""
     encoded = []
     for length, picture, groups in rows:
         ids = list(range(10, 10 + length))
@@ -227,7 +227,7 @@ def test_a_batch_without_masks_has_empty_queries(record):
 def test_masks_and_holes_must_agree():
     sample = fake_sample([(12, 1, [5])])
     sample.masks = sample.masks[:0]
-    with pytest.raises(ValueError, match="x: 1 masks named in its rows, 0 drawn"):
+    with pytest.raises(ValueError, match="x: its rows have 1 holes for masks, but it has 0 masks"):
         collate([sample], PATCHES)
 
 

@@ -9,17 +9,17 @@ import torch
 
 from model.checkpoints.files import read_tensors
 from systems.assistant import load
+from tests.records import OWN
 from tests.test_golden_gsva import ALPHA, write_release
-from tests.tiny_assistant import GOLDEN
 from tools import convert_weights
 
-SYSTEMS = sorted(path.name for path in GOLDEN.iterdir() if (path / "golden.json").is_file())
+SYSTEMS = sorted(path.name for path in OWN.iterdir() if (path / "golden.json").is_file())
 HEADS = "model.head_options.decoder_heads=4"
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_there_and_back(name, tmp_path, capsys):
-    source, project, back = GOLDEN / name, tmp_path / "project", tmp_path / "back"
+    source, project, back = OWN / name, tmp_path / "project", tmp_path / "back"
     tower = ["--vision_tower", str(source / "clip")]
     assert convert_weights.main(["--version", str(source), "--save_path", str(project), "--set", HEADS, *tower]) == 0
     assert f"a {name} assistant" in capsys.readouterr().out
@@ -41,10 +41,10 @@ def test_there_and_back(name, tmp_path, capsys):
 def test_a_bare_file_beside_its_base(tmp_path, capsys):
     base, file = write_release(tmp_path)
     words = ["--version", str(base), "--weight", str(file), "--system", "gsva", "--save_path", str(tmp_path / "merged")]
-    words += ["--vision_tower", str(GOLDEN / "gsva" / "clip"), "--set", HEADS, "--set", f"model.lora.alpha={ALPHA}"]
+    words += ["--vision_tower", str(OWN / "gsva" / "clip"), "--set", HEADS, "--set", f"model.lora.alpha={ALPHA}"]
     assert convert_weights.main(words) == 0
     merged = load(tmp_path / "merged", device="cpu").model.state_dict()
-    published = load(GOLDEN / "gsva", model={"head_options": {"decoder_heads": 4}}, device="cpu").model.state_dict()
+    published = load(OWN / "gsva", model={"head_options": {"decoder_heads": 4}}, device="cpu").model.state_dict()
     assert merged.keys() == published.keys()
     assert all(torch.allclose(merged[key], published[key], atol=2e-5, rtol=0) for key in merged)
     assert "ignored base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq: a table" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import torch
 from model.heads.embedding_cache import CHECKSUM, GIB, EmbeddingCache
 from model.heads.pixel import PixelHead
 from systems.assistant import build, load
-from tests.tiny_assistant import GOLDEN
+from tests.records import OWN
 from tests.tiny_model import sam_of, tiny_batch, tiny_model
 from utils.config import CacheConfig, Recipe, from_dict
 from utils.log import log
@@ -141,7 +141,7 @@ def test_it_is_refused_where_embeddings_change(tmp_path):
 
 
 def test_a_setting_of_the_model_turns_it_on(tmp_path):
-    over = {"vision_tower": str(GOLDEN / "lisa" / "clip"), "embedding_cache": {"folder": str(tmp_path), "max_gib": 0.5}}
-    assistant = load(GOLDEN / "lisa", device="cpu", model=over)
+    over = {"vision_tower": str(OWN / "lisa" / "clip"), "embedding_cache": {"folder": str(tmp_path), "max_gib": 0.5}}
+    assistant = load(OWN / "lisa", device="cpu", model=over)
     cache = sam_of(assistant.model).cache
     assert cache is not None and cache.room == GIB // 2

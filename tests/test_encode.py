@@ -214,12 +214,12 @@ TALK = (
     Turn("Sure?", ("Quite sure, for it has whiskers.",)),
     Turn("Why?", ("Cats do.",)),
 )
-ROOM = 256 - 1  # positions that the picture takes beyond its one id
+ROOM = 256 - 1  # positions that the image takes beyond its one id
 
 
 @pytest.mark.parametrize("long_rows", ["cut", "cut_rounds"])
 def test_a_dialogue_without_masks_is_cut_wherever_the_limit_is(long_rows):
-    """As released: the first `max_length - 255` ids, labels alike, no closing token (lisa.md 3.2); or whole rounds."""
+    """As released: the first `max_length - 255` ids, no closing token (lisa.md 3.2); or whole rounds."""
     whole = encoder_of("lisa").encode(TALK)
     rounds = [encoder_of("lisa").encode(TALK[:number]) for number in (1, 2, 3)]
     lead = len(encoder_of("lisa").prompt(TALK[0].question))

@@ -77,7 +77,7 @@ def test_the_file_gives_one_record_per_image_with_all_accepted_answers(tmp_path)
         ({"image": "a.png", "question": "How?", "answers": []}, "entry 0: answers must be a list of one or more"),
         ({"image": "a.png", "question": " ", "answer": "x"}, "entry 0: question must be text"),
         ({"image": "a.png", "question": "How?", "answer": "x", "text": 1}, "entry 0: unknown text; an entry has image"),
-        ({"image": "b.png", "question": "How?", "answer": "x"}, r"names the picture 'b\.png'"),
+        ({"image": "b.png", "question": "How?", "answer": "x"}, r"names the image 'b\.png'"),
     ):
         file.write_text(json.dumps([entry]))
         with pytest.raises((ValueError, FileNotFoundError), match=message):

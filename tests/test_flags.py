@@ -9,7 +9,8 @@ import yaml
 import systems  # noqa: F401  (registers the systems)
 from systems.base import systems_accepting
 from utils.config import Recipe, load_recipe, to_dict
-from utils.flags import CONFIGS, FLAGS, markdown, mix, page, resolve
+from utils.flag_table import FLAGS, markdown, page
+from utils.flags import CONFIGS, mix, resolve
 
 LISA_README = (
     "--version=LLAVA --dataset_dir=./data --vision_pretrained=SAM --dataset='sem_seg||refer_seg||vqa||reason_seg' "

@@ -23,7 +23,8 @@ from model.checkpoints.load import load_folder
 from model.checkpoints.save import save_folder
 from systems.assistant import load
 from systems.weights_recipe import recipe_in
-from tests.tiny_assistant import GOLDEN, tiny
+from tests.records import OWN
+from tests.tiny_assistant import tiny
 from utils.config import (
     CacheConfig,
     DatasetConfig,
@@ -37,7 +38,7 @@ from utils.config import (
 )
 from utils.plain import leaves
 
-PICTURE = GOLDEN / "lisa" / "image0.png"
+PICTURE = OWN / "lisa" / "image0.png"
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +215,7 @@ def test_a_tower_that_config_json_names_lies_in_the_folder_or_on_the_hub(name, f
     change(folder / "config.json", "segmentation", "tower_name", value=name)
     with pytest.raises(ValueError, match=r"config\.json names the vision tower .*outside the folder.*--vision_tower"):
         load(folder, device="cpu")
-    assert load(folder, device="cpu", model={"vision_tower": str(GOLDEN / "lisa" / "clip")})
+    assert load(folder, device="cpu", model={"vision_tower": str(OWN / "lisa" / "clip")})
 
 
 @pytest.mark.parametrize(

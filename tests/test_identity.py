@@ -299,14 +299,14 @@ def test_masks_that_are_no_numbers_are_an_error(world, monkeypatch):
 
 def test_files_are_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    files.write_whole(path, "old")
+    files.write_atomically(path, "old")
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        files.write_whole(path, "new")
+        files.write_atomically(path, "new")
     assert path.read_text() == "old" and [one.name for one in tmp_path.iterdir()] == ["results.json"]
 
 

@@ -16,7 +16,7 @@ from data.readers import json_stream as stream
 from data.readers.index import ENDS, HOME, META, ROWS, set_index_folder
 from data.sources.base import Rows, image_paths, indexed_rows, read_entries
 
-CALLS = "calls.txt"  # every parse adds a line beside its file
+CALLS = "calls.txt"  # every parse adds a line next to its file
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
@@ -46,7 +46,7 @@ def root(tmp_path, monkeypatch):
 
 
 def open_index(root, *options):
-    return indexed_rows(root, parse, [root / "notes.json"], *options, picture="file_name")
+    return indexed_rows(root, parse, [root / "notes.json"], *options, image_key="file_name")
 
 
 def parses(root):
@@ -76,12 +76,12 @@ def test_rows_are_what_was_put_in_in_memory_and_on_disk(tmp_path_factory, values
 
 
 def test_pictures_come_without_decoding(root):
-    rows = indexed_rows(root)
-    assert rows.pictures() == ["ä b.jpg", "b.jpg", "c.jpg"] == Rows(rows, picture="file_name").pictures()
+    rows = open_index(root)
+    assert rows.image_names() == ["ä b.jpg", "b.jpg", "c.jpg"] == Rows(rows, image_key="file_name").image_names()
     (folders(root)[0] / ROWS).write_bytes(b"x" * (folders(root)[0] / ROWS).stat().st_size)
-    assert indexed_rows(root).pictures() == ["ä b.jpg", "b.jpg", "c.jpg"]
-    with pytest.raises(TypeError, match="names its picture"):
-        Rows([1]).pictures()
+    assert open_index(root).image_names() == ["ä b.jpg", "b.jpg", "c.jpg"]
+    with pytest.raises(TypeError, match="without an image_key"):
+        Rows([1]).image_names()
 
 
 def mapped_kilobytes(folder):
@@ -103,18 +103,18 @@ def test_what_was_read_does_not_stay_resident(root, monkeypatch):
 
 
 def test_the_second_start_parses_nothing(root):
-    first, second = indexed_rows(root), indexed_rows(root)
+    first, second = open_index(root), open_index(root)
     assert list(first) == list(second) and second[1] == {"file_name": "b.jpg", "number": 1, "extra": []}
     assert parses(root) == 1 and len(folders(root)) == 1
 
 
 def test_a_changed_file_is_parsed_anew_and_replaces_the_old_index(root):
-    held = indexed_rows(root)
+    held = open_index(root)
     (root / "notes.json").write_text(json.dumps(["d.jpg"]))
-    assert [row["file_name"] for row in indexed_rows(root)] == ["d.jpg"]
+    assert [row["file_name"] for row in open_index(root)] == ["d.jpg"]
     assert [row["file_name"] for row in held] == ["ä b.jpg", "b.jpg", "c.jpg"], "who has the old one keeps it"
     os.utime(root / "notes.json", ns=(1, 1))
-    indexed_rows(root)
+    open_index(root)
     assert parses(root) == 3 and len(folders(root)) == 1
     assert not [path for path in (root / ".index").iterdir() if ".old" in path.name]
 
@@ -123,51 +123,51 @@ def test_options_and_parsers_have_indexes_of_their_own(root):
     assert open_index(root, "train")[0]["extra"] == ["train"]
     assert open_index(root, "val")[0]["extra"] == ["val"]
     assert indexed_rows(root, other_parse, [root / "notes.json"])[0] == {"file_name": "other"}
-    assert open_index(root, other_parse)[0]["file_name"] == "ä b.jpg"  # functions are told by name and text
+    assert open_index(root, other_parse)[0]["file_name"] == "ä b.jpg"  # functions are told apart by name and text
     assert len(folders(root)) == 4
 
 
 def test_changed_code_makes_a_new_index(root, monkeypatch):
-    indexed_rows(root)
+    open_index(root)
     monkeypatch.setattr(index, "FORMAT", -1)
-    indexed_rows(root)
+    open_index(root)
     assert parses(root) == 2
 
 
 def test_a_dataset_folder_may_move(root):
-    indexed_rows(root)
+    open_index(root)
     moved = root.with_name("moved")
     root.rename(moved)
-    indexed_rows(moved)
+    open_index(moved)
     assert parses(moved) == 1
 
 
 @pytest.mark.parametrize("name", [ROWS, ENDS, META])
 @pytest.mark.parametrize("how", ["cut", "garbage", "gone"])
 def test_a_damaged_index_is_made_anew(root, name, how):
-    indexed_rows(root)
+    open_index(root)
     (folder,) = folders(root)
     data = (folder / name).read_bytes()
     if how == "gone":
         (folder / name).unlink()
     else:
         (folder / name).write_bytes(data[: len(data) // 2] if how == "cut" else b"\0" * (len(data) + 1))
-    assert [row["file_name"] for row in indexed_rows(root)] == ["ä b.jpg", "b.jpg", "c.jpg"]
+    assert [row["file_name"] for row in open_index(root)] == ["ä b.jpg", "b.jpg", "c.jpg"]
     assert parses(root) == 2
 
 
 def test_a_row_that_was_overwritten_tells_the_folder(root):
-    indexed_rows(root)
+    open_index(root)
     (folder,) = folders(root)
     (folder / ROWS).write_bytes(b"?" * (folder / ROWS).stat().st_size)
     with pytest.raises(ValueError, match=rf"{folder}: row 1 is damaged .*remove that folder"):
-        indexed_rows(root)[1]
+        open_index(root)[1]
 
 
 def test_a_parser_that_fails_leaves_nothing(root):
     (root / "notes.json").write_text('["a.jpg", ')
     with pytest.raises(ValueError):
-        indexed_rows(root)
+        open_index(root)
     assert not folders(root)
 
 
@@ -194,20 +194,20 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_makes_an_index(r
 def test_environment_and_recipe_choose_the_place(root, tmp_path, monkeypatch, chooser):
     monkeypatch.setenv(HOME, str(tmp_path / ("fast disk" if chooser == "environment" else "slow disk")))
     set_index_folder(None if chooser == "environment" else str(tmp_path / "fast disk"))
-    indexed_rows(root), indexed_rows(root)
+    open_index(root), open_index(root)
     assert parses(root) == 1 and not (root / ".index").exists()
     assert len(list((tmp_path / "fast disk").glob("*/*/" + ROWS))) == 1
 
 
 def test_an_empty_environment_variable_chooses_nothing(root, monkeypatch):
     monkeypatch.setenv(HOME, "")
-    indexed_rows(root)
+    open_index(root)
     assert len(folders(root)) == 1
 
 
 def test_a_dataset_folder_that_cannot_be_written_is_indexed_elsewhere(root, tmp_path):
     (root / ".index").write_text("a file where the folder should be")  # holds for the superuser, too
-    indexed_rows(root), indexed_rows(root)
+    open_index(root), open_index(root)
     assert parses(root) == 1
     assert len(list((tmp_path / "home").rglob(ROWS))) == 1
 
@@ -216,7 +216,7 @@ def test_nowhere_to_write_keeps_the_rows_in_memory_and_says_so(root, tmp_path, c
     (root / ".index").touch()
     (tmp_path / "home").touch()
     with caplog.at_level("WARNING", logger="assistant"):
-        assert len(indexed_rows(root)) == 3
+        assert len(open_index(root)) == 3
     assert f"set {HOME}" in caplog.text
 
 
@@ -225,7 +225,7 @@ def test_nowhere_to_write_keeps_the_rows_in_memory_and_says_so(root, tmp_path, c
 
 def _child(root, barrier, results):
     barrier.wait()
-    rows = indexed_rows(root)
+    rows = open_index(root)
     results.put([rows.folder is not None, [row["file_name"] for row in rows]])
 
 
@@ -243,8 +243,8 @@ def test_eight_processes_at_once_parse_once(root):
 
 
 def test_a_spawned_process_maps_the_index_anew(root):
-    copy = pickle.loads(pickle.dumps(indexed_rows(root)))
-    assert list(copy) == list(indexed_rows(root)) and copy.pictures() == indexed_rows(root).pictures()
+    copy = pickle.loads(pickle.dumps(open_index(root)))
+    assert list(copy) == list(open_index(root)) and copy.image_names() == open_index(root).image_names()
     shutil.rmtree(folders(root)[0])
     with pytest.raises(OSError):
         pickle.loads(pickle.dumps(copy))

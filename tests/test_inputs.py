@@ -15,7 +15,7 @@ from PIL import Image
 
 from data.readers.index import keeping_faults
 from data.sources import build_source
-from data.sources.base import PICTURES, picture_size
+from data.sources.base import IMAGE_SUFFIXES, image_size
 from data.sources.reason import NOTHING_INSIDE
 from data.views import read_image
 from tests import messy
@@ -145,7 +145,7 @@ def test_pictures_of_any_format_are_paired(tmp_path, suffix):
     messy.picture(tmp_path / f"images/a{suffix}")
     source = build_source("folder", tmp_path)
     assert source[0].image.suffix == suffix and read_image(source[0].image).shape == (*SIZE, 3)
-    assert suffix.lower() in PICTURES and drawn(source)["cup"] == AREA
+    assert suffix.lower() in IMAGE_SUFFIXES and drawn(source)["cup"] == AREA
 
 
 @pytest.mark.parametrize("places", [("images/a.png", "images/a.jpg"), ("masks/a.tif", "masks/a.png")])
@@ -173,10 +173,10 @@ def test_what_is_left_out_is_counted_and_said(tmp_path, caplog, capsys):
         source = build_source("folder", root)
     assert len(source) == 1
     assert [r.getMessage().partition(" in ")[0] for r in caplog.records] == [
-        "left out 2 pictures without a label map", "left out 1 files"
+        "left out 2 images without a label map", "left out 1 files"
     ]  # fmt: skip
     status, printed = messy.doctor(root, ["folder"], capsys)
-    assert status == 0 and "pictures without a label map" in printed and "(2 times" in printed
+    assert status == 0 and "images without a label map" in printed and "(2 times" in printed
     assert "b.jpg" in printed and "no label map (.png" in printed
 
 
@@ -366,7 +366,7 @@ def test_a_turned_picture_with_the_size_of_the_unturned_one(tmp_path, capsys, or
     assert status == (orientation >= 5)
     if orientation >= 5:
         assert f"its EXIF orientation is {orientation}" in printed and "remove the tag" in printed
-    assert (orientation > 1) == ("turned pictures" in printed)
+    assert (orientation > 1) == ("turned images" in printed)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +395,7 @@ def test_a_number_as_a_folder_is_its_name(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_size_in_a_header_is_that_of_the_picture_as_it_is_read(tmp_path, suffix, orientation):
     path = messy.turned(tmp_path / f"a.{suffix}", orientation)
-    assert picture_size(path) == read_image(path).shape[:2] == (SIZE if orientation < 5 else SIZE[::-1])
+    assert image_size(path) == read_image(path).shape[:2] == (SIZE if orientation < 5 else SIZE[::-1])
 
 
 # --- referring sets

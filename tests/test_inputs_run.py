@@ -121,7 +121,7 @@ def test_mask_tokens_are_found_with_and_without_a_tokenizer(tmp_path, capsys, ve
     sets = [{"source": "coco", "options": {"annotations": "a.json", "images": "img"}}]
     status, printed = messy.doctor(root, sets, capsys, "toy/lasagna", model=model)
     assert status == 1 and "the token '<ins>'" in printed
-    assert ("not looked at: the length of rows" in printed) == (version == "nowhere/llava")
+    assert ("not checked: the length of rows" in printed) == (version == "nowhere/llava")
 
 
 def test_rows_that_do_not_fit_are_faults(tmp_path, capsys):

@@ -1,3 +1,5 @@
+"""Optional kernels (torch.compile, Liger) have the loss and the gradients of the plain layers."""
+
 from __future__ import annotations
 
 import importlib.util

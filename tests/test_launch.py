@@ -1,7 +1,10 @@
 """The launch scripts hand the right words to the launchers, which are stand-ins here: no machine has other machines."""
 
 import os
+import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ def run(tmp_path):
         kept = {
             name: value for name, value in os.environ.items() if name not in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
         }
-        given = {**kept, "PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}
+        given = {**kept, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}", **variables}
         command = ["bash", str(ROOT / "scripts" / script), *map(str, words)]
         return subprocess.run(command, env=given, capture_output=True, text=True, timeout=30)
 
@@ -50,7 +53,7 @@ def test_hostfile_without_ssh(run, hostfile):
     said = run("train_multi_node.sh", hostfile, "a.yaml", NODE_RANK="1", MASTER_ADDR="node1", MASTER_PORT="7").stdout
     assert "--master_port 7 --no_ssh --node_rank 1 --master_addr node1 train_ds.py --config a.yaml" in said
     lost = run("train_multi_node.sh", hostfile, "a.yaml", NODE_RANK="1")
-    assert lost.returncode and "say the first machine: MASTER_ADDR" in lost.stderr
+    assert lost.returncode and "give the first machine: MASTER_ADDR" in lost.stderr
 
 
 def test_slurm_starts_a_launcher_a_node_that_meet_at_the_first(run):
@@ -98,6 +101,33 @@ def test_folders_of_an_earlier_start_are_emptied(tmp_path):
 def test_no_script_removes_folders_in_another_way():
     removing = {path.name for path in (ROOT / "scripts").glob("*.s*") if "rm -r" in path.read_text()}
     assert removing == {"fresh.sh"}
+
+
+STARTS_PYTHON = re.compile(r"^\s*(?:exec )?(?:srun .*)?(?:python|torchrun|deepspeed) ", re.MULTILINE)
+FINDS_PYTHON = re.compile(r"^(?:\w+ \|\| )?source .*(?:setup|activate)\.sh", re.MULTILINE)
+SOURCED = {"setup.sh", "activate.sh"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.s[hb]*")), ids=lambda path: path.name)
+def test_a_script_finds_its_environment_before_it_starts_python(path):
+    """A user who has run nothing else has no python with the packages."""
+    text = path.read_text(encoding="utf-8")
+    started, found = STARTS_PYTHON.search(text), FINDS_PYTHON.search(text)
+    if path.name not in SOURCED and started:
+        assert found and found.start() < started.start()
+
+
+@pytest.mark.parametrize(("status", "said"), [(0, ""), (1, "set up from requirements.txt\n")])
+def test_the_environment_of_the_shell_is_kept_where_it_has_the_packages(tmp_path, status, said):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "activate.sh", tmp_path / "scripts")
+    (tmp_path / "scripts" / "setup.sh").write_text('echo "set up from $1"\n')
+    (tmp_path / "python").write_text(f"#!/bin/sh\nexit {status}\n")
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = ["bash", "-c", "set -euo pipefail; source scripts/activate.sh"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == said
 
 
 @pytest.mark.parametrize("script", ["train_multi_node.sh", "train_slurm.sbatch"])

@@ -362,7 +362,7 @@ def test_ignored_pixels_of_another_size_are_a_fault_of_the_record():
     )
     reply = Reply("", (), torch.zeros(0, SIDE, SIDE))
     for metric in ("overlap", "premise", "matched"):
-        with pytest.raises(ValueError, match=r"a.jpg: the mask of ignored pixels is \(1, 16\), the picture"):
+        with pytest.raises(ValueError, match=r"a.jpg: the mask of ignored pixels is \(1, 16\), the image"):
             SCORERS[metric].count(record, [Query("q", (), (0,), ("cup",))], [reply], "generate")
 
 

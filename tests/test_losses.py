@@ -1,3 +1,5 @@
+"""The objective is the published one; what is ignored or absent counts as the recipe says."""
+
 from __future__ import annotations
 
 import pytest
@@ -111,7 +113,7 @@ def test_bf16_logits_are_scored_in_float32(output):
 
 
 def test_refused_slots_count_only_where_a_recipe_says_so(output):
-    """gsva.md 5.4: logit 0 against nothing, a constant that makes the others lighter, beside masks only."""
+    """gsva.md 5.4: logit 0 against nothing, a constant that makes the others lighter, only in rows with masks."""
     batch = tiny_batch()
     batch.refused = [2, 0]
     plain, counted = (objective(output, batch, LossConfig(count_refused=how)) for how in (False, True))

@@ -51,11 +51,11 @@ def test_excluded_overlap_scores_as_the_summed_map_does():
         ([[1, 1, 5, 5, 7]], "three or more points"),
         ([[1, 1, 5, "x", 7, 7]], "not a number"),
         ([[1, 1, 5, float("nan"), 7, 7]], "not finite"),
-        ([[20, 20, 30, 20, 30, 30]], "outside the picture of 10 x 12"),
+        ([[20, 20, 30, 20, 30, 30]], "outside the image of 10 x 12"),
         ([[-9, -9, -2, -9, -2, -2]], "outside"),
         ([[1, 1, 1e9, 1, 5, 5]], "coordinate 1e"),
         ("polygon", "got str"),
-        ({"size": [12, 10], "counts": "x"}, r"size \[12, 10\], the picture of \[10, 12\]"),
+        ({"size": [12, 10], "counts": "x"}, r"size \[12, 10\], the image of \[10, 12\]"),
         ({"size": [10, 12], "counts": [5, 5]}, "add up to 10 x 12"),
         ({"size": [10, 12], "counts": "0"}, "add up to 10 x 12"),
         ({"size": [10, 12], "counts": "~~é"}, "damaged"),
@@ -139,7 +139,7 @@ def test_any_packed_runs_are_a_mask_or_an_error(counts):
 
 @pytest.mark.parametrize("size", [5, None, "10x12", [10**12, 10**12], [10], {"h": 10}])
 def test_a_strange_size_of_an_rle_is_an_error(size):
-    with pytest.raises(ValueError, match=r"size .*the picture of"):
+    with pytest.raises(ValueError, match=r"size .*the image of"):
         segmentation_to_mask({"size": size, "counts": [120]}, SIZE)
 
 

@@ -21,7 +21,7 @@ from systems.assistant import Assistant, load
 from tests.tiny_model import LLAVA
 from tests.tiny_run import BASE, write_reason_seg, write_recipe
 from utils.config import load_recipe
-from utils.files import whole_folder
+from utils.files import atomic_folder
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +166,10 @@ def test_a_killed_swap_is_undone(tmp_path):
     """Between the two renames the old folder has the name of a draft; the next writer puts it back first."""
     (tmp_path / ".unfinished_replaced_out").mkdir()
     (tmp_path / ".unfinished_replaced_out" / "old").write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out") as draft:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out") as draft:
         (draft / "new").write_text("new")
         raise KeyboardInterrupt
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/old"]
-    with whole_folder(tmp_path / "out") as draft:
+    with atomic_folder(tmp_path / "out") as draft:
         (draft / "new").write_text("new")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["out", "out/new"]

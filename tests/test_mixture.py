@@ -22,7 +22,7 @@ from PIL import Image
 from data.blocklist import Blocklist, picture_key
 from data.collate import NothingToAsk, SampleBuilder
 from data.encode import Encoder, SequenceTooLong
-from data.mixture import DRAWS, Mixture, Part, Stream
+from data.mixture import MAX_TRIES, Mixture, Part, Stream
 from data.sources import SOURCES, build_source
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Mask, Record, Target, Turn
@@ -62,7 +62,7 @@ class Pictures:
 
 
 class Chance:
-    """One to three rows; words and targets by chance."""
+    """One to three rows; words and targets at random."""
 
     def converse(self, record, rng):
         if not record.targets:
@@ -102,7 +102,7 @@ def test_a_draw_depends_on_seed_and_number_only(mixture):
     backward = [mixture.sample(i) for i in reversed(range(8))][::-1]
     assert [s.name for s in forward] == [s.name for s in backward]
     assert [s.rows for s in forward] == [s.rows for s in backward]
-    other = Mixture(mixture.parts, mixture.maker, seed=6)
+    other = Mixture(mixture.parts, mixture.builder, seed=6)
     assert [s.name for s in forward] != [other.sample(i).name for i in range(8)]
 
 
@@ -146,9 +146,9 @@ class Counted:
 
 
 class Names:
-    """A maker that only tells which record was drawn."""
+    """A builder that only says which record was sampled."""
 
-    def make_sample(self, record, rng):
+    def build(self, record, rng):
         return NameOnly(str(record.image), [])
 
 
@@ -189,7 +189,7 @@ def test_nested_rates_then_uniform_records():
 class Fussy(Names):
     """A maker that refuses some of the records of some sets: every second of vqa, all of `bad`."""
 
-    def make_sample(self, record, rng):
+    def build(self, record, rng):
         name, number = record.image.parts
         if name == "bad" or (name == "vqa" and int(number) % 2):
             raise (NothingToAsk if name == "bad" else SequenceTooLong)(f"{record.image}")
@@ -219,7 +219,7 @@ def test_what_cannot_be_used_is_replaced_in_its_own_family(sampling):
     assert len(skipped) > 400 and {"vqa", "sem_seg"} == set(skipped)
 
 
-# --- every picture once
+# --- every image once
 
 
 def once_each(tmp_path, maker, **options):
@@ -233,7 +233,7 @@ def test_an_epoch_visits_every_record_once(seed, sizes, epoch):
     parts = [Part(f"p{n}", Counted(f"p{n}", size), n + 1.0) for n, size in enumerate(sizes)]
     mixture = Mixture(parts, Names(), seed=seed, sampling="epoch")
     total = sum(sizes)
-    assert mixture.pictures == total
+    assert mixture.num_records == total
     seen = [mixture.sample(index).name for index in range(epoch * total, (epoch + 1) * total)]
     assert sorted(seen) == sorted(f"p{n}/{k}" for n, size in enumerate(sizes) for k in range(size))
 
@@ -247,7 +247,7 @@ def test_epochs_are_shuffled_anew_and_repeatably():
 
 @pytest.mark.parametrize("workers", [0, 2, 4])
 def test_epochs_resume_anywhere_with_any_workers(tmp_path, maker, workers):
-    """4 + 7 pictures, batches of 2: the third epoch begins inside a batch."""
+    """4 + 7 images, batches of 2: the third epoch begins inside a batch."""
     mixture = once_each(tmp_path, maker)
     whole = list(itertools.islice(stream_of(mixture), 12))
     resumed = stream_of(mixture, start=5 * 2, workers=workers)
@@ -270,7 +270,7 @@ def test_an_unusable_record_of_an_epoch_is_replaced_and_noted(tmp_path, maker):
     assert any("1.png: nothing to ask" in message for message in skipped)
 
 
-# --- evaluated pictures stay out
+# --- evaluated images stay out
 
 
 def held(**values):
@@ -282,7 +282,7 @@ def test_pictures_of_the_suites_stay_out_and_are_counted(monkeypatch, caplog):
     paths = lambda self: [f"/d/{k:012d}.jpg" for k in range(self.count)]  # noqa: E731
     monkeypatch.setattr(Counted, "image_paths", paths, raising=False)
     monkeypatch.setattr(Counted, "__getitem__", lambda self, k: Record(Path(f"/d/{k:012d}.jpg"), "refer"))
-    suites = [DatasetConfig("counted|val")]  # pictures 0, 1 and 2
+    suites = [DatasetConfig("counted|val")]  # images 0, 1 and 2
 
     def seen(**values):
         mixture = Mixture.build(held(**values), Names(), held_out=suites)
@@ -291,20 +291,20 @@ def test_pictures_of_the_suites_stay_out_and_are_counted(monkeypatch, caplog):
     assert seen() == set(range(6))
     with caplog.at_level("INFO", logger="assistant"):
         assert seen(exclude_val="eval_suites") == {3, 4, 5} == seen(exclude_val="eval_suites", sampling="epoch")
-    assert "counted|train trains without 3 of 6 pictures" in caplog.text
-    with pytest.raises(ValueError, match="is empty without evaluated pictures"):
+    assert "counted|train trains without 3 of 6 images" in caplog.text
+    with pytest.raises(ValueError, match="is empty without evaluated images"):
         Mixture.build(held(exclude_val="eval_suites", sets=(DatasetConfig("counted"),)), Names(), held_out=suites)
 
 
 def test_pictures_are_told_apart_across_coco_releases():
     assert picture_key("a/COCO_train2014_000000000009.jpg") == picture_key(Path("b/000000000009.jpg"))
-    assert picture_key("train/0001.jpg") != picture_key("val/0001.jpg"), "equal names are not equal pictures"
+    assert picture_key("train/0001.jpg") != picture_key("val/0001.jpg"), "equal names are not equal images"
     assert picture_key("x/../val/1.jpg") == picture_key("val/1.jpg")
 
 
 @pytest.fixture
 def refer_world(tmp_path):
-    """RefCOCO, RefCOCOg and LLaVA-Instruct on one set of pictures: 1 is evaluated on in RefCOCO, 2 in RefCOCOg."""
+    """RefCOCO, RefCOCOg and LLaVA-Instruct on one set of images: 1 is evaluated on in RefCOCO, 2 in RefCOCOg."""
     splits = {"refcoco": {1: "testA", 2: "train", 3: "train"}, "refcocog": {1: "train", 2: "val", 3: "train"}}
     for name, of_picture in splits.items():
         write_refer(tmp_path, name, of_picture, split_by="umd" if name == "refcocog" else "unc")
@@ -394,7 +394,7 @@ def test_skipping_is_counted_and_reported(tmp_path, maker, caplog):
         batches = list(itertools.islice(stream, 6))
     skipped = [message for batch in batches for message in batch.skipped]
     assert skipped and len(skipped) == stream.skipped
-    assert all("set a, record 2: cannot read picture" in message and "2.png" in message for message in skipped)
+    assert all("set a, record 2: cannot read image" in message and "2.png" in message for message in skipped)
     assert [r.getMessage() for r in caplog.records] == [f"left out: {message}" for message in skipped][:20]
     assert not any(name.endswith("2.png") for batch in batches for name in batch.names)
 
@@ -415,7 +415,7 @@ def test_an_empty_mask_of_a_present_thing_is_a_bad_sample(tmp_path, maker):
 
 def test_a_wholly_bad_dataset_does_not_hang(tmp_path, maker):
     mixture = Mixture([Part("a", Pictures(tmp_path / "a", 1, broken=(0,)))], maker, on_bad_sample="skip")
-    with pytest.raises(RuntimeError, match=rf"{DRAWS} draws in a row gave no sample; the last: a, record 0: .*0.png"):
+    with pytest.raises(RuntimeError, match=rf"{MAX_TRIES} records in a row .*; the last: a, record 0: .*0.png"):
         mixture.sample(0)
 
 

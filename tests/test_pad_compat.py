@@ -11,7 +11,8 @@ from data.collate import load_views
 from evaluation.predictor import free_query
 from evaluation.protocols import generate
 from systems.base import build_system
-from tests.tiny_assistant import GOLDEN, tiny
+from tests.records import OWN
+from tests.tiny_assistant import tiny
 
 SHORT, LONG = free_query("Is there a dog?"), free_query("Is there a dog that sits on the grass in front of the house?")
 
@@ -24,7 +25,7 @@ def masked():
 
 def answers(assistant, *queries) -> list[torch.Tensor]:
     """The masks of the answers to questions about one image."""
-    sample = load_views(GOLDEN / "sesame" / "image0.png", assistant.views)
+    sample = load_views(OWN / "sesame" / "image0.png", assistant.views)
     (replies,) = generate(assistant, [sample], [list(queries)], max_new_tokens=4)
     return [reply.masks for reply in replies]
 

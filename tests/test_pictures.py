@@ -1,4 +1,4 @@
-"""Picture files that ask for too much, end early, lead nowhere, or are of formats whose readers do more than read."""
+"""Image files that ask for too much, end early, lead nowhere, or are of formats whose readers do more than read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.sources.base import picture_size
+from data.sources.base import image_size
 from data.sources.coco import read_segments
 from data.sources.semantic import pair_files, read_label_map
 from data.views import ClipView, PaddedView, SamView, read_image
-from utils.images import check_file, known_formats, opened
+from utils.images import check_file, known_formats, open_image
 
-READERS = (read_image, picture_size, read_label_map, lambda path: read_segments(path, (4, 4)))
+READERS = (read_image, image_size, read_label_map, lambda path: read_segments(path, (4, 4)))
 
 
 def png(width: int, height: int, rows: bytes = b"") -> bytes:
@@ -84,7 +84,7 @@ def test_the_limit_is_adjustable(tmp_path, monkeypatch):
     monkeypatch.setenv("ASSISTANT_MAX_PIXELS", str(2**40))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     (tmp_path / "large.bmp").write_bytes(bmp(20_000, 20_000))
-    assert picture_size(tmp_path / "large.bmp") == (20_000, 20_000)
+    assert image_size(tmp_path / "large.bmp") == (20_000, 20_000)
 
 
 def test_a_file_too_large_to_be_a_picture_is_not_read(tmp_path):
@@ -193,6 +193,7 @@ def test_cropping_first_gives_what_cropping_last_does(shape, monkeypatch):
 
 def test_an_error_of_the_body_names_the_file(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
-    with pytest.raises(OSError, match=r"cannot read mask .*x\.png: MemoryError"), opened(tmp_path / "x.png", "mask"):
+    message = r"cannot read mask .*x\.png: MemoryError"
+    with pytest.raises(OSError, match=message), open_image(tmp_path / "x.png", "mask"):
         raise MemoryError
     check_file(Path(tmp_path / "x.png"))

@@ -16,7 +16,8 @@ from evaluation.protocols import FORCED
 from evaluation.runner import evaluate
 from evaluation.score import rescore
 from model.heads.embedding_cache import fingerprint
-from tests.tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
+from tests.records import OWN
+from tests.tiny_assistant import CLASSES, tiny, toy_world
 from tests.tiny_run import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,11 +91,11 @@ def test_a_killed_program_resumes_and_gives_the_identical_result(world, tmp_path
         "-c",
         KILLED_AFTER_TWO,
         "--version",
-        str(GOLDEN / "lasagna"),
+        str(OWN / "lasagna"),
         "--suites",
         "ReasonSeg|val",
     ]
-    command += ["--dataset_dir", str(world), "--vision_tower", str(GOLDEN / "lasagna" / "clip")]
+    command += ["--dataset_dir", str(world), "--vision_tower", str(OWN / "lasagna" / "clip")]
     command += ["--max_new_tokens", "150", "--out", str(tmp_path / "killed")]
     killed, whole = tmp_path / "killed" / "generate", tmp_path / "whole"
     process = subprocess.run(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, timeout=600, check=False)

@@ -14,11 +14,12 @@ from data.types import Claim
 from evaluation import predictor as module
 from evaluation.predictor import Predictor
 from systems.assistant import build
-from tests.tiny_assistant import GOLDEN, tiny
+from tests.records import OWN
+from tests.tiny_assistant import tiny
 from utils.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGE = GOLDEN / "lisa" / "image0.png"
+IMAGE = OWN / "lisa" / "image0.png"
 PHRASES = ["the dog", "the unicorn"]
 
 
@@ -98,7 +99,7 @@ def test_the_example_of_the_module_runs_with_the_toy_base(tmp_path, monkeypatch,
 
 def test_published_checkpoints_load():
     loaded = Predictor.from_pretrained(
-        GOLDEN / "lisa", device="cpu", max_new_tokens=2, model={"vision_tower": str(GOLDEN / "lisa" / "clip")}
+        OWN / "lisa", device="cpu", max_new_tokens=2, model={"vision_tower": str(OWN / "lisa" / "clip")}
     )
     assert len(loaded(IMAGE, PHRASES)) == 2
 

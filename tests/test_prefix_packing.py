@@ -1,3 +1,5 @@
+"""Rows of an image that share their beginning, in one sequence: the loss and gradients of separate rows."""
+
 from __future__ import annotations
 
 import logging

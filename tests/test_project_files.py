@@ -11,6 +11,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+OLDEST = PROJECT["tool"]["ruff"]["target-version"].removeprefix("py")  # Python, without the dot
 PINS = dict(
     re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements-dev.txt").read_text(encoding="utf-8"), re.MULTILINE)
 )
@@ -51,19 +52,37 @@ def test_editors_and_ruff_agree():
 
 def test_pre_commit_runs_the_ruff_of_the_requirements():
     hooks = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
-    revisions = {repo["repo"].rpartition("/")[2]: repo["rev"] for repo in hooks}
+    revisions = {repo["repo"].rpartition("/")[2]: repo["rev"] for repo in hooks if repo["repo"] != "local"}
     assert revisions["ruff-pre-commit"] == f"v{PINS['ruff']}"
     assert all(re.fullmatch(r"v\d+\.\d+\.\d+", revision) for revision in revisions.values())
     names = {hook["id"] for repo in hooks for hook in repo["hooks"]}
-    assert {"ruff-check", "ruff-format", "end-of-file-fixer", "check-added-large-files", "codespell"} <= names
+    assert {"ruff-check", "ruff-format", "end-of-file-fixer", "check-added-large-files", "codespell", "ty"} <= names
+
+
+def test_every_warning_is_an_error_unless_it_is_named():
+    """A warning of our own cannot be excepted: each exception names a message, or a package that it comes from."""
+    first, *exceptions = PROJECT["tool"]["pytest"]["ini_options"]["filterwarnings"]
+    assert first == "error"
+    for exception in exceptions:
+        action, message, category, *module = exception.split(":")
+        assert action == "ignore" and category
+        assert message or module or category == "ResourceWarning", exception
+        assert not module or not (ROOT / module[0].split(".")[0]).exists(), exception
+
+
+def test_types_are_checked_everywhere_but_in_the_tests():
+    """The folders left out hold no code of ours."""
+    assert "\nty check\n" in read("scripts/test.sh") and "ty" in PINS
+    ignored = {line.strip("/") for line in read(".gitignore").splitlines()}
+    assert set(PROJECT["tool"]["ty"]["src"]["exclude"]) <= ignored | {"tests"}
+    assert PROJECT["tool"]["ty"]["environment"]["python-version"].replace(".", "") == OLDEST
 
 
 def test_the_public_ci_runs_what_there_is():
     workflow = yaml.safe_load(read(".github/workflows/test.yml"))
     jobs = workflow["jobs"]
     versions = jobs["fast"]["strategy"]["matrix"]["python-version"]
-    oldest = PROJECT["tool"]["ruff"]["target-version"].removeprefix("py")
-    assert versions[0].replace(".", "") == oldest and versions == ["3.11", "3.12", "3.13"]
+    assert versions[0].replace(".", "") == OLDEST and versions == ["3.11", "3.12", "3.13"]
     commands = "\n".join(step["run"] for job in jobs.values() for step in job["steps"] if "run" in step)
     assert {"bash scripts/test.sh", "bash scripts/test.sh -m slow"} <= set(commands.splitlines())
     for name in re.findall(r"[\w./-]+\.(?:sh|txt|py)\b", commands):

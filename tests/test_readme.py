@@ -32,7 +32,7 @@ def test_flags_of_the_training_commands_are_known():
 
 
 def test_the_table_of_differences_names_switches_that_are_there():
-    """Four cells a row; every `section.field` of the last is a field of the recipe, or of some system's options."""
+    """Four cells per row; every `section.field` of the last is a field of the recipe, or of some system's options."""
     text = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
     assert len(rows) > 20 and {len(row) for row in rows} == {4} and all(cell.strip() for row in rows for cell in row)

@@ -16,7 +16,7 @@ from utils.config import LossConfig
 
 @pytest.fixture
 def case():
-    """Two masks in the first row and one in the second of picture 0, one of picture 1, with random logits."""
+    """Two masks in the first row and one in the second of image 0, one of image 1, with random logits."""
     generator = torch.Generator().manual_seed(0)
     batch = tiny_batch()
     batch.mask_rows = torch.tensor([0, 0, 1, 2])
@@ -26,7 +26,7 @@ def case():
 
 
 def direct(output, batch, kind: str, alpha: float) -> float:
-    """Sum over pictures, targets and pixels of A * BCE, over pixels and targets; plus plain BCE where it is apart."""
+    """Sum over images, targets and pixels of A * BCE, over pixels and targets; plus plain BCE where it is apart."""
     rows, total, targets = iter(batch.mask_rows.tolist()), 0.0, 0
     for logits, truth in zip(output.masks, batch.masks, strict=True):
         mine = [next(rows) for _ in truth]

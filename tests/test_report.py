@@ -87,20 +87,43 @@ class Tags(HTMLParser):
         self.seen.append((tag, dict(attrs)))
 
 
-def test_the_page_holds_everything_and_needs_nothing(lines, tmp_path):
+@pytest.fixture
+def page(lines, tmp_path) -> str:
+    return write(lines, tmp_path).read_text(encoding="utf-8")
+
+
+def test_the_page_needs_no_other_file(lines, tmp_path):
     file = write(lines, tmp_path)
+    assert file.name == "index.html"
     page = file.read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert "http" not in page
+
+
+def test_the_page_has_a_section_per_suite_and_a_choice_of_them(page):
     tags = Tags(page)
-    assert file.name == "index.html" and not re.search(r"(src|href)=\"(?!data:|#)", page) and "http" not in page
     assert [a["data-suite"] for tag, a in tags.seen if tag == "section"] == ["refcoco|unc|val", "ade20k|val"]
     options = [a["value"] for tag, a in tags.seen if tag == "option"]
     assert options == ["", "group:refer", "group:semantic", "refcoco|unc|val", "ade20k|val"]
-    assert sum(tag == "script" for tag, _ in tags.seen) == 1 and "&lt;script&gt;alert(1)" in page
+
+
+def test_texts_of_the_data_are_escaped(page):
+    assert sum(tag == "script" for tag, _ in Tags(page).seen) == 1
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_the_page_names_figures_variants_and_what_is_missing(page):
     for word in ("gIoU", "as released", "mIoU", "wall", "no &lt;folder&gt;", "gone.png", "not understood: 1"):
         assert word in page
+
+
+def test_the_page_counts_present_and_absent_answers(page):
     assert re.search(r"present<td[^>]*><b>1</b>50.0 %<td[^>]*><b>1</b>50.0 %", page)
     assert re.search(r"absent<td[^>]*><b>1</b>25.0 %<td[^>]*><b>3</b>75.0 %", page)
-    shown = [a["src"] for tag, a in tags.seen if tag == "img"]
+
+
+def test_the_page_shows_the_best_and_worst_examples(page):
+    shown = [a["src"] for tag, a in Tags(page).seen if tag == "img"]
     assert len(shown) == 8  # three of the four best phrases (one image is gone), four worst, one class list
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0].partition(",")[2]))))
     assert abs(image[10, 30].astype(int) - image[35, 30]).max() > 20  # the mask covers the upper half

@@ -27,7 +27,8 @@ from evaluation.results import EvaluationResults
 from evaluation.runner import evaluate, source_options
 from evaluation.score import SuiteScore
 from evaluation.suites import find_suites
-from tests.tiny_assistant import CLASSES, GOLDEN, tiny, toy_world
+from tests.records import OWN
+from tests.tiny_assistant import CLASSES, tiny, toy_world
 from utils.config import Recipe, from_dict
 from utils.log import log
 from utils.masks import rle_to_mask
@@ -158,7 +159,7 @@ def test_unknown_protocols_and_suites_are_refused(world, assistant):
 
 def test_program_prints_and_writes_and_names_missing_suites(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())  # the launcher's variables that it sets go again
-    command = ["--version", str(GOLDEN / "lasagna"), "--vision-tower", str(GOLDEN / "lasagna" / "clip")]
+    command = ["--version", str(OWN / "lasagna"), "--vision-tower", str(OWN / "lasagna" / "clip")]
     command += ["--dataset_dir", str(world), "--limit", "1", "--out", str(tmp_path), "--max_new_tokens", "4"]
     command += ["--eval_only", "--batch_size", "2", "--classes", CLASSES]
     assert test_sem.main([*command, "--suites", "ade20k"]) == 0
@@ -195,7 +196,7 @@ def test_own_suites_are_scored_and_scored_again_without_touching_code(tmp_path, 
         {"name": "gone", "source": "jsonl", "metric": "overlap", "options": {"file": "none.jsonl"}},
     ]
     file.write_text(yaml.safe_dump({"eval": {"custom": own}}))
-    command = ["--version", str(GOLDEN / "gsva"), "--vision-tower", str(GOLDEN / "gsva" / "clip"), "--limit", "1"]
+    command = ["--version", str(OWN / "gsva"), "--vision-tower", str(OWN / "gsva" / "clip"), "--limit", "1"]
     command += ["--dataset_dir", str(world), "--out", str(out), "--protocol", FORCED, "--suite_file", str(file)]
     assert test_sem.main(command) == 1  # gone is missing
     results = read_results(out / FORCED)
@@ -213,7 +214,7 @@ def test_own_suites_are_scored_and_scored_again_without_touching_code(tmp_path, 
 
 def test_two_processes_give_what_one_gives(world, tmp_path):
     chosen, out = ["ade20k|val", "ReasonSeg|val"], tmp_path / "two"
-    command = ["test_sem.py", "--version", str(GOLDEN / "lasagna"), "--vision_tower", str(GOLDEN / "lasagna" / "clip")]
+    command = ["test_sem.py", "--version", str(OWN / "lasagna"), "--vision_tower", str(OWN / "lasagna" / "clip")]
     command += ["--dataset_dir", str(world), "--suites", *chosen, "--protocol", FORCED, "--classes", CLASSES]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     env = {name: value for name, value in os.environ.items() if name not in LAUNCHER}

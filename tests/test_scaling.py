@@ -1,3 +1,5 @@
+"""The scaling benchmark measures each of its points both ways and plots them."""
+
 from __future__ import annotations
 
 import json
@@ -5,11 +7,46 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.scaling import CLASSES, DIALOGUES, GROWTH, PANELS, PROCESSES, WAYS
+import pytest
+
+from benchmarks.scaling import (
+    CLASSES,
+    DIALOGUES,
+    GROWTH,
+    PANELS,
+    PROCESSES,
+    WAYS,
+    parse,
+    plot_scaling,
+    points,
+    step_seconds,
+)
+from benchmarks.shapes import SHAPES
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+VALUES = {"dialogues": DIALOGUES, "classes": CLASSES, "pixels": [round(60 * 80 * f * f) for f in GROWTH]}
+
+
+def test_points_lie_on_the_axes_of_their_panels():
+    found = {panel: [value for name, value, *_ in points(SHAPES["tiny"]) if name == panel] for panel in PANELS}
+    assert found == {panel: list(values) for panel, values in VALUES.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_is_timed_both_ways(way):
+    args = parse(["--shape", "tiny", "--repeats", "1"])
+    assert step_seconds(SHAPES["tiny"], {"each": 2}, way, args) > 0
+
+
+def test_figures_are_plotted(tmp_path):
+    figures = {panel: {way: dict.fromkeys(VALUES[panel], 1.0) for way in WAYS} for panel in PANELS}
+    plot_scaling({**figures, "processes": dict.fromkeys(PROCESSES, 1.0)}, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
 def test_every_point_is_measured_and_plotted(tmp_path):
     """In a process of its own: the program forks, which is unsafe in this one with its threads."""
     file, plot = tmp_path / "scaling.json", tmp_path / "scaling.png"
@@ -18,10 +55,9 @@ def test_every_point_is_measured_and_plotted(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())
-    values = {"dialogues": DIALOGUES, "classes": CLASSES, "pixels": [round(60 * 80 * f * f) for f in GROWTH]}
     for panel in PANELS:
         for way in WAYS:
-            assert list(figures[panel][way]) == [str(value) for value in values[panel]]
+            assert list(figures[panel][way]) == [str(value) for value in VALUES[panel]]
             assert all(seconds > 0 for seconds in figures[panel][way].values())
     assert list(figures["processes"]) == [str(world) for world in PROCESSES]
     assert plot.read_bytes().startswith(b"\x89PNG")

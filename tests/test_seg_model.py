@@ -1,3 +1,5 @@
+"""The model of all systems: batching, caching, padding and checkpointing leave its answers and gradients unchanged."""
+
 from __future__ import annotations
 
 from dataclasses import replace

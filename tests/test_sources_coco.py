@@ -55,7 +55,7 @@ def instances(root: Path, edit=None) -> Path:
 def test_class_lists_join_the_objects_of_a_category(tmp_path):
     instances(tmp_path)
     source = build_source("coco", tmp_path, **OPTIONS)
-    assert len(source) == 2, "a picture without annotations says that nothing is there"
+    assert len(source) == 2, "an image without annotations says that nothing is there"
     record = source[0]
     assert record.kind == "classes" and record.vocabulary == ("cat", "dog", "person", "sky") and record.ignore is None
     assert sums(record) == {"cat": 25, "dog": 16, "person": 10}
@@ -125,8 +125,8 @@ def test_a_needed_option_is_named(tmp_path):
     [
         ([[1, 1, 2, 2]], "polygon 0 has 4 numbers; a polygon is x, y, x, y, ... of three or more points"),
         ([[1, 1, 2, 2, 3]], "polygon 0 has 5 numbers"),
-        ([[50, 50, 60, 50, 60, 60]], "lies outside the picture"),
-        ({"size": [12, 10], "counts": [120]}, r"the RLE is of size \[12, 10\], the picture of \[10, 12\]"),
+        ([[50, 50, 60, 50, 60, 60]], "lies outside the image"),
+        ({"size": [12, 10], "counts": [120]}, r"the RLE is of size \[12, 10\], the image of \[10, 12\]"),
         ({"size": [10, 12], "counts": [100]}, "do not add up"),
     ],
 )

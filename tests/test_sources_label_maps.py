@@ -113,7 +113,7 @@ def test_unknown_label_values_name_the_file_and_the_way_out(tmp_path):
 def test_a_map_without_a_picture_and_an_empty_folder(tmp_path):
     ade(tmp_path)
     put_map(tmp_path / "ade20k/annotations/training/lonely.png", [1])
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 label maps have no picture: .*lonely.png needs .*lonely\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 label maps have no image: .*lonely.png needs .*lonely\.jpg"):
         build_source("ade20k", tmp_path)
     for path in (tmp_path / "ade20k/annotations/training").iterdir():
         path.unlink()
@@ -167,7 +167,7 @@ def test_cocostuff_171_by_label_value(tmp_path, folder):
     assert len(source.vocabulary) == len(set(source.vocabulary)) == 171
     assert list(masks) == ["person", "ceiling", "ceiling-tile", "desk", "wood"]
     assert np.array_equal(masks["desk"], labels == 109), "found by value: the unused thing 'desk' (68) has no say"
-    assert np.array_equal(source[0].ignore(), (labels == 255) | (labels == 65)), "65 is a value no picture should hold"
+    assert np.array_equal(source[0].ignore(), (labels == 255) | (labels == 65)), "65 is a value no image should hold"
 
 
 def test_cocostuff_182_ignores_names_with_a_dash(tmp_path):

@@ -1,4 +1,4 @@
-"""MUSE in tiny files: texts with holes, objects without text, every spelling of the files and of the pictures."""
+"""MUSE in tiny files: texts with holes, objects without text, every spelling of the files and of the images."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_what_cannot_be_asked_is_left_out_and_said(tmp_path, caplog):
     write(tmp_path, uneven, nothing, empty, {**nothing, "questions": None}, entry())
     source = build_source("muse", tmp_path)
     assert [len(source[i].dialogues) for i in range(len(source))] == [1, 1]
-    assert "left out 3 pictures without a question, 1 uneven answers" in caplog.text
+    assert "left out 3 images without a question, 1 uneven answers" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_bad_shapes_and_missing_pictures_say_where(tmp_path):
     source = build_source("muse", tmp_path)
     with pytest.raises(ValueError, match=r"entry 0: question 0: answer 1: the RLE is of size \[12, 10\]"):
         source[0].targets[1].mask()
-    with pytest.raises(FileNotFoundError, match=r"entry 1: no picture train2017/none.jpg in"):
+    with pytest.raises(FileNotFoundError, match=r"entry 1: no image train2017/none.jpg in"):
         source[1]
 
 
@@ -139,5 +139,5 @@ def test_a_truncated_or_strange_file_names_itself(tmp_path):
     with pytest.raises(ValueError, match=r"muse_train.json: not valid JSON, perhaps cut off"):
         build_source("muse", tmp_path)
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"muse_train.json: expected a list of pictures, got dict"):
+    with pytest.raises(ValueError, match=r"muse_train.json: expected a list of images, got dict"):
         build_source("muse", tmp_path)

@@ -182,7 +182,7 @@ def test_bad_lines_say_which(tmp_path, entry, says):
         ({"polygons": BOX}, "polygon 0 has 1; a polygon is x, y"),
         ({"rle": {"size": [12, 10], "counts": [120]}}, r"of size \[12, 10\]"),
         ({"mask": "../x.png"}, "the path '../x.png' leaves"),
-        ({"mask": "small.png"}, r"small.png is \(4, 5\), the picture \(H, W\) \(10, 12\)"),
+        ({"mask": "small.png"}, r"small.png is \(4, 5\), the image \(H, W\) \(10, 12\)"),
         ({"mask": "color.png"}, "a label map has one channel"),
     ],
 )

@@ -62,7 +62,7 @@ def test_every_layout_gives_objects_and_parts(tmp_path, layout):
     write(tmp_path, layout)
     source = build_source(layout.split()[0], tmp_path)
     record = source[0]
-    assert len(source) == 1, "pictures without annotations are left out"
+    assert len(source) == 1, "images without annotations are left out"
     assert record.kind == "classes" and record.image.name == "a b é.jpg"
     assert record.vocabulary == ("car", "trash can", "car wheel", "trash can lid")
     found = {target.phrase: (target.aliases, int(target.mask().sum())) for target in record.targets}
@@ -115,7 +115,7 @@ def test_files_that_disagree_say_where(tmp_path, edit, says):
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/secret.jpg", "train2017/../../x.jpg", ""])
 def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
     write(tmp_path, edit=lambda data: data["images"][0].update(file_name=name))
-    with pytest.raises(ValueError, match=r"image 5: (the path .* leaves|names no picture)"):
+    with pytest.raises(ValueError, match=r"image 5: (the path .* leaves|names no image)"):
         build_source("paco_lvis", tmp_path)[0]
 
 

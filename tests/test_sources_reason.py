@@ -133,7 +133,7 @@ def test_partners_must_be_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a\.jpg has no partner .*a\.json"):
         build_source("ReasonSeg", tmp_path)
     picture.unlink()
-    with pytest.raises(FileNotFoundError, match="no pictures in"):
+    with pytest.raises(FileNotFoundError, match="no images in"):
         build_source("ReasonSeg", tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_partners_must_be_there(tmp_path):
         ({"text": []}, "'text' must be a list of one or more queries"),
         ({"text": "one"}, "'text' must be a list"),
         ({"text": ["ok", " "]}, "'text' must be a list"),
-        ({"shapes": [shape("target", [[90, 90], [99, 90], [99, 99]])]}, "lies outside the picture"),
+        ({"shapes": [shape("target", [[90, 90], [99, 90], [99, 99]])]}, "lies outside the image"),
         ({"shapes": [{"label": "target"}]}, r"shapes\[0\]: no 'points'"),
         ({"shapes": [shape("target", [])]}, "a shape is"),
         ({"false_premise_QA": [["q", "a"]]}, r"false_premise_QA\[0\] must be \[question, true or false, answer\]"),
@@ -166,7 +166,7 @@ def test_a_truncated_entry_and_a_damaged_picture_name_the_file(tmp_path):
         source[0]
     path.write_text(whole)
     path.with_suffix(".jpg").write_bytes(b"no picture")
-    with pytest.raises(OSError, match=r"cannot read picture .*a\.jpg"):
+    with pytest.raises(OSError, match=r"cannot read image .*a\.jpg"):
         source[0]
 
 
@@ -200,7 +200,7 @@ def test_vqa_keeps_every_round_and_moves_the_picture_to_the_front(tmp_path):
         (entry("only a question"), ValueError, r"entry 1 \(id 000\): human and gpt must take turns"),
         (entry(), ValueError, "must take turns"),
         (entry("q", "a", image="../x.jpg"), ValueError, "the path '../x.jpg' leaves"),
-        (entry("q", "a", image="2.jpg"), FileNotFoundError, r"entry 1 .*names the picture '2.jpg'"),
+        (entry("q", "a", image="2.jpg"), FileNotFoundError, r"entry 1 .*names the image '2.jpg'"),
     ],
 )
 def test_a_bad_dialogue_names_its_entry_and_spares_the_others(tmp_path, bad, error, says):

@@ -78,7 +78,7 @@ def test_one_record_a_picture_in_either_layout(tmp_path, level):
     first, second, third = source[0].targets
     assert first.mask is second.mask and first.mask is not third.mask, "sentences of one object share its mask"
     assert first.mask().shape == (10, 12) and first.mask().dtype == bool and first.mask().sum() == 28
-    assert first.mask() is first.mask(), "drawn once"
+    assert first.mask() is first.mask(), "rasterised once"
 
 
 def test_pictures_in_the_plain_coco_folder_do(tmp_path):
@@ -150,7 +150,7 @@ def test_empty_sentences_are_left_out_and_said(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("segmentation", "says"),
     [
-        ([[100, 100, 110, 100, 110, 110]], "lies outside the picture"),
+        ([[100, 100, 110, 100, 110, 110]], "lies outside the image"),
         ([[1, 1, 2, 2]], "three or more points"),
         ({"size": [12, 10], "counts": [120]}, "is of size"),
     ],
@@ -184,7 +184,7 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
     data = json.loads(folder.read_text())
     data["images"][0]["file_name"] = name
     folder.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"instances\.json: image 1: (the path .* leaves|names no picture)"):
+    with pytest.raises(ValueError, match=r"instances\.json: image 1: (the path .* leaves|names no image)"):
         build_source("refcoco", tmp_path)[0]
 
 

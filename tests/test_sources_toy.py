@@ -1,4 +1,4 @@
-"""Every layout that the toy world writes is read by the real sources: pictures, sizes, masks and words agree."""
+"""Every layout that the toy world writes is read by the real sources: images, sizes, masks and words agree."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The speed benchmark: every optimisation leaves the loss as it is, and its rates are those of the step."""
+
 from __future__ import annotations
 
 import json
@@ -11,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import step_flops, utilisation
 from benchmarks.shapes import SHAPES, make_batch, random_model
-from benchmarks.speed import LINES
+from benchmarks.speed import LINES, check_losses, measure_line, parse
 from model.finetune.trainable import prepare_training
 from model.losses import objective
 from model.runtime import RuntimeOptions
@@ -20,6 +22,21 @@ from utils.config import LossConfig, ModelConfig
 ROOT = Path(__file__).resolve().parents[1]
 
 
+PARTS = {"tower", "language model", "mask encoder", "mask decoder", "forward", "backward", "optimizer"}
+
+
+def test_lines_give_the_same_loss(tmp_path):
+    """The step of the original programs, that of recipes by default, and everything at once."""
+    args = parse(["--shape", "tiny", "--repeats", "1", "--only_ends"])
+    lines = {name: measure_line(LINES[name], args, str(tmp_path)) for name in args.lines}
+    check_losses({name: line["loss"] for name, line in lines.items()}, args.precision)
+    assert set(lines["defaults"]["parts"]) == PARTS
+    assert set(lines["all_on"]["parts"]) == PARTS - {"mask encoder"}, "its embeddings are cached"
+    with pytest.raises(SystemExit, match="the losses differ"):
+        check_losses({"all_off": 1.0, "defaults": 1.1}, args.precision)
+
+
+@pytest.mark.slow
 def test_every_line_gives_the_same_loss_and_the_figures_are_written(tmp_path):
     """In a process of its own: the program forks, which is unsafe in this one with its threads."""
     file = tmp_path / "speed.json"
@@ -32,9 +49,8 @@ def test_every_line_gives_the_same_loss_and_the_figures_are_written(tmp_path):
         assert figures[name]["seconds"] > 0
     assert figures["speedup"] == figures["all_off"]["seconds"] / figures["all_on"]["seconds"]
     on = figures["parts"]["all_on"]
-    parts = {"tower", "language model", "mask encoder", "mask decoder", "forward", "backward", "optimizer"}
-    assert parts == set(figures["parts"]["defaults"]["parts"])
-    assert parts - {"mask encoder"} == set(on["parts"]), "its embeddings are cached"
+    assert set(figures["parts"]["defaults"]["parts"]) == PARTS
+    assert PARTS - {"mask encoder"} == set(on["parts"]), "its embeddings are cached"
     assert all(seconds >= 0 for seconds in on["parts"].values())
     assert on["images_per_second"] == pytest.approx(2 / on["seconds"])
     assert on["tokens_per_second"] == pytest.approx(6 * (6 + 16 + 12) / on["seconds"]), "rows, whatever they share"

@@ -1,4 +1,4 @@
-"""The toy world's files hold what the papers' released loaders read: fields, counts, and pictures where they look.
+"""The toy world's files hold what the papers' released loaders read: fields, counts, and images where they look.
 
 Each check states what a released loader needs, as its specification gives it (the layout of LISA, SESAME, GSVA and
 PixelLM; LaSagnA's own roots differ, lasagna.md 5.2, but its files are the same). None of them goes through our sources.
@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 from data.sources.label_maps import COCO_UNUSED
 from toy.world import __main__ as make_toy_dataset
 
-DRAWN = 3  # queries a picture in the published commands: `num_classes_per_sample`
+DRAWN = 3  # queries per image in the published commands: `num_classes_per_sample`
 REFER = (
     *((name, "refs(unc).p") for name in ("refcoco", "refcoco+", "refclef")),
     ("refcocog", "refs(umd).p"),
@@ -51,7 +51,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_reason_seg(root, split):
-    """lisa.md 4.6; sesame.md 5.5: a false question for every true one that is drawn, and one at least to evaluate."""
+    """lisa.md 4.6; sesame.md 5.5: a false question for every true one that is sampled, and at least one to evaluate."""
     pictures = sorted((root / "reason_seg/ReasonSeg" / split).glob("*.jpg"))
     assert pictures
     flags = set()
@@ -102,7 +102,7 @@ def test_muse(root, split):
 def test_referring_sets(root, name, file):
     """lisa.md 4.4, sesame.md 4.2, gsva.md 4: the REFER toolkit's index, and the masks and flags of each set.
 
-    All pictures but RefCLEF's lie in train2014, also those of Ref-ZOM that are called COCO_val2014.
+    All images but RefCLEF's lie in train2014, also those of Ref-ZOM that are called COCO_val2014.
     """
     images = root / "refer_seg/images" / ("saiapr_tc-12" if name == "refclef" else "mscoco/images/train2014")
     refs, instances = read(root / "refer_seg" / name / file), read(root / "refer_seg" / name / "instances.json")
@@ -173,7 +173,7 @@ def test_parts(root, file, images):
 
 
 def test_semantic_sets(root):
-    """lisa.md 4.3, lasagna.md 5.3 to 5.5: 8-bit maps of known values; the picture by replacing words in the path."""
+    """lisa.md 4.3, lasagna.md 5.3 to 5.5: 8-bit maps of known values; the image by replacing words in the path."""
     config = read(root / "mapillary/config_v2.0.json")["labels"]
     streets = read(root / "cityscapes/gtFine/cityscapes_panoptic_val.json")["categories"]
     assert len(config) == 124 and all(entry["readable"] for entry in config)
@@ -195,7 +195,7 @@ def test_semantic_sets(root):
 
 
 def test_open_images(root):
-    """lasagna.md 5.6: mask files by picture and class, the list of all classes beside them, 1-bit masks."""
+    """lasagna.md 5.6: mask files by image and class, the list of all classes next to them, 1-bit masks."""
     entries = read(root / "OpenImageV6/annotations/new/train_mask.json")
     classes = entries.pop("categories")
     assert entries and len(set(classes)) == len(classes)
@@ -207,7 +207,7 @@ def test_open_images(root):
 
 
 def test_dialogues(root):
-    """lisa.md 4.5: human and gpt take turns, pictures in coco/train2017."""
+    """lisa.md 4.5: human and gpt take turns, images in coco/train2017."""
     entries = read(root / "llava_dataset/llava_instruct_150k.json")
     assert entries
     for entry in entries:

@@ -42,18 +42,25 @@ def curve(run) -> list[tuple]:
     return [tuple(row[name] for name in names) for row in train_log(run)]
 
 
-def test_run_folder_explains_itself(finished):
+def test_a_run_logs_every_step_and_its_validations(finished):
     assert [row["step"] for row in train_log(finished)] == [1, 2, 3, 4]
     assert all(row["images_per_second"] > 0 and 0 <= row["data_wait"] <= 1 for row in train_log(finished))
     assert train_log(finished)[1]["grad_norm"] > 0
     assert [row["step"] for row in train_log(finished, "val")] == [2, 4]
+    assert list((finished / "tensorboard").glob("events*"))
+
+
+def test_a_run_points_to_its_last_and_best_checkpoints(finished):
     assert (finished / "checkpoints" / "last").read_text().strip() == "step_4"
     assert (finished / "checkpoints" / "best").read_text().strip() in ("step_2", "step_4")
+
+
+def test_a_run_folder_says_what_was_run(finished):
+    """The recipe, the command, the versions, the data."""
     assert yaml.safe_load((finished / "recipe.yaml").read_text())["run"]["exp_name"] == "whole"
     (meta,) = json.loads((finished / "meta.json").read_text())
     assert meta["processes"] == 1 and "torch" in meta["versions"] and meta["command"]
     assert meta["data"]["reason_seg/ReasonSeg|train (" + str(finished.parents[1] / "data") + ")"]["records"] == 8
-    assert list((finished / "tensorboard").glob("events*"))
 
 
 def test_validation_leaves_pictures_and_a_page(finished):
@@ -229,5 +236,5 @@ def test_rows_that_are_cut_are_trained_on_and_counted_in_the_log(tmp_path):
     rows = train_log(tmp_path / "runs" / "tiny")
     assert len(rows) == 4 and all(row["cut_rows"] == 2 and row["cut_tokens"] >= 2 and row["ce"] > 0 for row in rows)
     assert not any("left_out" in row for row in rows)
-    with pytest.raises(RuntimeError, match=r"draws in a row gave no sample; .* does not fit in model_max_length 395"):
+    with pytest.raises(RuntimeError, match=r"records in a row gave no sample; .* does not fit in model_max_length 395"):
         train_ds.main(["--config", str(recipe), "--exp_name", "error", "--set", "data.long_rows=error"])

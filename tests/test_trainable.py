@@ -1,3 +1,5 @@
+"""Which weights train, how LoRA starts and merges, and how the trained state is saved and restored."""
+
 from __future__ import annotations
 
 import copy

@@ -1,4 +1,4 @@
-"""Views: golden inputs, sizes, OpenCV's reading of every kind of picture, and files that are not whole."""
+"""Views: golden inputs, sizes, OpenCV's reading of every kind of image, and files that are not whole."""
 
 import io
 import json
@@ -168,6 +168,6 @@ def test_a_truncated_picture_is_named(tmp_path, ending, kept):
 
 def test_other_unreadable_files_are_named(tmp_path):
     (tmp_path / "notes.jpg").write_text("not a picture")
-    for name, message in (("notes.jpg", "cannot read picture .*notes.jpg"), ("none.jpg", "no picture .*none.jpg")):
+    for name, message in (("notes.jpg", "cannot read image .*notes.jpg"), ("none.jpg", "no image .*none.jpg")):
         with pytest.raises(OSError, match=message):
             read_image(tmp_path / name)

@@ -1,3 +1,5 @@
+"""Training the rows of the added tokens alone: gradients, merging, checkpoints, a whole run."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.tokens import mask_ids
 from systems.assistant import Assistant, load
-from tests.records import OWN as GOLDEN
+from tests.records import OWN
 from toy.world import __main__ as make_toy_dataset
 
 CLASSES = "toy_classes/{source}.txt"
@@ -14,7 +14,7 @@ CLASSES = "toy_classes/{source}.txt"
 
 def tiny(system: str, *, eager: float = 0.0) -> Assistant:
     """Random published-format weights. eager: how much louder the first mask token is, so that masks are written."""
-    assistant = load(GOLDEN / system, device="cpu", model={"vision_tower": str(GOLDEN / system / "clip")})
+    assistant = load(OWN / system, device="cpu", model={"vision_tower": str(OWN / system / "clip")})
     if eager:
         token = mask_ids(assistant.tokenizer, assistant.system.tokens)[0]
         assistant.model.vlm.language.lm_head.weight.data[token] *= eager

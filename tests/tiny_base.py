@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.files import write_tensors
+from tests.records import OWN
 
-GOLDEN = Path(__file__).parent / "golden" / "lisa"
+GOLDEN = OWN / "lisa"
 PIECES = 600  # of the golden tokenizer, without added tokens
 
 

@@ -33,7 +33,7 @@ from training.engine import Engine
 from training.optimizer_state import MOMENTS, WEIGHT
 from utils import dist
 from utils.config import Recipe, TrainConfig
-from utils.files import DRAFT, explained, flush, free, write_whole
+from utils.files import DRAFT, describe_write_error, flush, free_space, write_atomically
 from utils.log import log
 
 WEIGHTS, STATE, COUNTERS, SUMS = "trainable.safetensors", "state.json", "engine.json", "sums.json"
@@ -132,7 +132,7 @@ class Checkpoints:
             os.replace(draft, target)
             flush(self.folder)  # the rename itself is an entry of this folder
         except OSError as error:
-            raise explained(error, target) from None
+            raise describe_write_error(error, target) from None
         self._point("last", target.name)
         self._thin()
 
@@ -148,7 +148,7 @@ class Checkpoints:
         if dist.is_main() and target.is_dir():
             if best:
                 self._point("best", target.name)
-            write_whole(target / STATE, json.dumps(asdict(state)))
+            write_atomically(target / STATE, json.dumps(asdict(state)))
             self._thin()
         dist.barrier()
 
@@ -218,7 +218,7 @@ class Checkpoints:
         log.warning("%s was renamed to %s", path, place.name)
 
     def _point(self, pointer: str, name: str) -> None:
-        write_whole(self.folder / pointer, name + "\n")
+        write_atomically(self.folder / pointer, name + "\n")
 
     def _pointed(self, pointer: str) -> str | None:
         """The name in a pointer file."""
@@ -275,7 +275,7 @@ def _empty(folder: Path) -> None:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise explained(error, folder) from None
+        raise describe_write_error(error, folder) from None
 
 
 def _store(tensors: dict[str, Tensor], file: Path, before: Path | None) -> None:
@@ -300,7 +300,7 @@ def _store(tensors: dict[str, Tensor], file: Path, before: Path | None) -> None:
     try:
         save_file(tensors, file)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{file} cannot be written: {error} ({free(file)})") from None
+        raise OSError(f"{file} cannot be written: {error} ({free_space(file)})") from None
 
 
 def _sum(file: Path) -> list[int]:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from utils.files import explained
+from utils.files import describe_write_error
 from utils.log import log
 
 LOCK = ".lock"
@@ -36,7 +36,7 @@ class Lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self._file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
-            raise OSError(f"the run folder cannot be used: {explained(error, self.path.parent)}") from None
+            raise OSError(f"the run folder cannot be used: {describe_write_error(error, self.path.parent)}") from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -48,8 +48,10 @@ class Lock:
                 "--exp_name (nothing was changed)"
             ) from None
         except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise OSError(f"the run folder cannot be used: {explained(error, self.path.parent)}") from None
+            if self._file is None or error.errno not in NO_LOCKS:
+                raise OSError(
+                    f"the run folder cannot be used: {describe_write_error(error, self.path.parent)}"
+                ) from None
             log.warning("%s: no locks on this file system; see that no second training starts there", self.path)
 
     def sign(self) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from data.mixture import Part
 from utils import dist
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.log import log
 
 META = "meta.json"
@@ -114,4 +114,4 @@ def last_start(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, entries: list[dict[str, Any]]) -> None:
-    write_whole(folder / META, json.dumps(entries, indent=1) + "\n")
+    write_atomically(folder / META, json.dumps(entries, indent=1) + "\n")

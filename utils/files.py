@@ -1,22 +1,22 @@
-"""Files and folders that are there whole or not at all: written beside their place, then put there in one step."""
+"""Files and folders that appear complete or not at all: written next to their place, then renamed in one step."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-DRAFT = ".unfinished_"  # prefix of what is being written or removed; whatever bears it may go
+DRAFT = ".unfinished_"  # prefix of what is being written or removed; anything with it may be deleted
 
 
-def write_whole(path: str | Path, text: str, errors: str = "strict") -> None:
-    """Replaces a file by `text`. At every moment, a crash included, either its old or its new content is there.
+def write_atomically(path: str | Path, text: str, errors: str = "strict") -> None:
+    """Replaces a file by `text`. At every moment, also after a crash, it has either its old or its new content.
 
-    errors: what to do with characters that UTF-8 has no bytes for. Raises OSError that names the file and the reason.
+    errors: what to do with characters that UTF-8 cannot encode, as in `open`. OSError with the file and the reason.
     """
     path = Path(path)
     draft = path.with_name(f"{DRAFT}{path.name}.{os.getpid()}")  # several processes may write the same file
@@ -30,18 +30,18 @@ def write_whole(path: str | Path, text: str, errors: str = "strict") -> None:
     except OSError as error:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-        raise explained(error, path) from None
+        raise describe_write_error(error, path) from None
 
 
 @contextmanager
-def whole_folder(target: str | Path) -> Iterator[Path]:
-    """A new folder beside `target` to write into. It takes the place of `target`, and of all that was in it, when the
-    block ends, and goes when the block raises.
+def atomic_folder(target: str | Path) -> Generator[Path]:
+    """A new folder next to `target` to write into, which replaces `target` when the block ends.
 
-    Raises OSError that names the folder and the reason.
+    If the block raises, `target` stays as it was. OSError with the folder and the reason.
     """
-    target = Path(target).resolve()  # of a link, the folder that it leads to
-    draft, old = target.with_name(f"{DRAFT}{target.name}"), target.with_name(f"{DRAFT}replaced_{target.name}")
+    target = Path(target).resolve()  # if it is a link, the folder that it leads to
+    draft = target.with_name(f"{DRAFT}{target.name}")
+    old = target.with_name(f"{DRAFT}replaced_{target.name}")
     if old.is_dir() and not target.exists():  # a process was killed between the two renames below
         old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
@@ -49,7 +49,7 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
     try:
         draft.mkdir(parents=True)
         yield draft
-        flush(*draft.rglob("*"), draft)
+        flush(*draft.rglob("*"), draft)  # before the rename: after a power cut, the new name must not hold empty files
         if target.exists():
             target.rename(old)
         draft.rename(target)
@@ -59,13 +59,13 @@ def whole_folder(target: str | Path) -> Iterator[Path]:
             old.rename(target)
         shutil.rmtree(draft, ignore_errors=True)
         if isinstance(error, OSError):
-            raise explained(error, target) from None
+            raise describe_write_error(error, target) from None
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def flush(*paths: Path) -> None:
-    """These files and folders are on the disk, not only in its cache."""
+    """Waits until these files and folders are on the disk, not only in the system's cache."""
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -74,14 +74,14 @@ def flush(*paths: Path) -> None:
             os.close(handle)
 
 
-def explained(error: OSError, path: Path) -> OSError:
-    """The same error with the path, and with the space that is left where the disk may be full."""
+def describe_write_error(error: OSError, path: Path) -> OSError:
+    """The same kind of error with the path and the free space, if writing failed; else `error` itself."""
     if error.errno not in CANNOT_WRITE:
         return error
-    return type(error)(error.errno, f"{path} cannot be written: {os.strerror(error.errno)} ({free(path)})")
+    return type(error)(error.errno, f"{path} cannot be written: {os.strerror(error.errno)} ({free_space(path)})")
 
 
-def free(path: Path) -> str:
-    """How much may still be written where `path` is, or would be."""
+def free_space(path: Path) -> str:
+    """The free space where `path` is, or would be, for messages."""
     place = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), Path("/"))
     return f"{shutil.disk_usage(place).free / 2**30:.2f} GiB free there"

@@ -1,9 +1,9 @@
-"""Opening picture files with Pillow: known formats only, no more pixels than the limit, errors with file and size."""
+"""Opening image files with Pillow: known formats only, a limit on pixels, errors that name the file."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -12,20 +12,22 @@ from PIL import Image, UnidentifiedImageError
 
 from utils.limits import PIXELS
 
-# no format whose reader starts another program (EPS starts Ghostscript) or reads a second file
+# No format whose reader starts another program (EPS starts Ghostscript) or reads a second file.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
-BYTES_A_PIXEL, OVERHEAD = 8, 2**24  # 16 bits a channel, not compressed, and what else a file holds
+BYTES_PER_PIXEL = 8  # four channels of 16 bits, uncompressed
+OVERHEAD = 2**24  # bytes of what else a file may hold
 
 
 @contextmanager
-def opened(path: Path, what: str = "picture", data: bytes | None = None) -> Iterator[Image.Image]:
-    """The picture of a file (or of `data`, its bytes), its header read, its pixels not.
+def open_image(path: Path, what: str = "image", data: bytes | None = None) -> Generator[Image.Image]:
+    """The image of a file (or of `data`, its bytes), with the header read and the pixels not yet.
 
-    Whatever is wrong, here or while the body reads the pixels, is an OSError that names the file: an unknown format,
-    damage, more pixels than ASSISTANT_MAX_PIXELS.
+    Whatever is wrong, here or while the block reads the pixels, is an OSError that names the file: an unknown format,
+    damage, more pixels than ASSISTANT_MAX_PIXELS. what: the kind of image, for messages.
     """
-    if PIXELS.value > 2 * Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = (PIXELS.value + 1) // 2  # Pillow's own limit is twice this
+    pillow_limit = Image.MAX_IMAGE_PIXELS
+    if pillow_limit is not None and PIXELS.value > 2 * pillow_limit:  # Pillow refuses images of twice its limit
+        Image.MAX_IMAGE_PIXELS = (PIXELS.value + 1) // 2
     if data is None:
         check_file(path, what)
     try:
@@ -33,8 +35,8 @@ def opened(path: Path, what: str = "picture", data: bytes | None = None) -> Iter
             PIXELS.check(image.width * image.height, f"{image.width} x {image.height} (width x height)")
             yield image
     except UnidentifiedImageError:
-        known = ", ".join(known_formats())
-        raise OSError(f"cannot read {what} {path}: damaged, or in no known format ({known})") from None
+        formats = ", ".join(known_formats())
+        raise OSError(f"cannot read {what} {path}: damaged, or in no known format ({formats})") from None
     except Image.DecompressionBombError as error:
         raise OSError(f"cannot read {what} {path}: {error} (set {PIXELS.name} to raise the limit)") from None
     except Exception as error:  # damaged files raise almost anything: struct.error, SyntaxError, KeyError, ...
@@ -48,13 +50,13 @@ def known_formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def check_file(path: Path, what: str = "picture") -> None:
-    """Raises an OSError unless `path` is a file that is no larger than a picture can be."""
-    if not path.is_file():  # nor a device, a pipe, or a link to itself
+def check_file(path: Path, what: str = "image") -> None:
+    """OSError unless `path` is a file, and no larger than an image within the limit on pixels can be."""
+    if not path.is_file():  # also refuses devices, pipes and links to themselves
         raise FileNotFoundError(f"no {what} {path}")
-    size, most = path.stat().st_size, BYTES_A_PIXEL * PIXELS.value + OVERHEAD
+    size, most = path.stat().st_size, BYTES_PER_PIXEL * PIXELS.value + OVERHEAD
     if size > most:
         raise OSError(
-            f"cannot read {what} {path}: a file of {size} bytes, more than a picture of {PIXELS.value} pixels can have "
+            f"cannot read {what} {path}: a file of {size} bytes, more than an image of {PIXELS.value} pixels can have "
             f"(set {PIXELS.name} to raise that)"
         )

@@ -1,4 +1,4 @@
-"""Limits on what a file or a prompt from outside may ask for. An environment variable of a limit's name replaces it."""
+"""Limits on what files and prompts from outside may ask for, each changed by the environment variable of its name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limit:
-    """A largest value with the name of the environment variable that changes it. Its errors are ValueErrors."""
+    """A largest value, and the environment variable that changes it. Its errors are ValueErrors.
+
+    name: of the environment variable. unit: for messages.
+    """
 
     name: str
     default: int
@@ -24,13 +27,13 @@ class Limit:
         return int(text)
 
     def check(self, number: int, what: str) -> None:
-        """Raises where `number` is beyond the limit; `what` begins the message."""
+        """ValueError if `number` is above the limit. what: the beginning of the message."""
         if number > (most := self.value):
             raise ValueError(
                 f"{what}: {number} {self.unit}, more than the limit of {most} (set {self.name} to raise it)"
             )
 
 
-PIXELS = Limit("ASSISTANT_MAX_PIXELS", 2 * 89_478_485, "pixels")  # of a picture or mask; Pillow's own limit
-VIEW = Limit("ASSISTANT_MAX_VIEW", 4096, "pixels a side")  # of what a tower or mask encoder is shown
+PIXELS = Limit("ASSISTANT_MAX_PIXELS", 2 * 89_478_485, "pixels")  # of an image or mask; the default is Pillow's own
+VIEW = Limit("ASSISTANT_MAX_VIEW", 4096, "pixels per side")  # of the input of a tower or mask encoder
 PROMPT = Limit("ASSISTANT_MAX_PROMPT", 32_768, "characters")  # of a question, class lists and dialogues included

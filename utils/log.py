@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.config import RunConfig
-from utils.files import explained, write_whole
+from utils.files import describe_write_error, write_atomically
 from utils.plain import read_yaml
 
 log = logging.getLogger("assistant")
@@ -83,7 +83,7 @@ class RunLog:
             self.file.write(json.dumps({"kind": kind, "step": step, "time": round(now, 3), **values}) + "\n")
             self.file.flush()
         except OSError as error:
-            raise explained(error, self.folder / "log.jsonl") from None
+            raise describe_write_error(error, self.folder / "log.jsonl") from None
         self._to_board(lambda board: _add_numbers(board, kind, step, values, now))
         if self.wandb:
             self.wandb.log({**_numbers(kind, values), "step": step})
@@ -142,7 +142,8 @@ class RunLog:
             action(self.board)
         except OSError as error:
             log.warning(
-                "nothing more goes to TensorBoard, only to log.jsonl: %s", explained(error, self.folder / "tensorboard")
+                "nothing more goes to TensorBoard, only to log.jsonl: %s",
+                describe_write_error(error, self.folder / "tensorboard"),
             )
             self.board = None
 
@@ -180,7 +181,7 @@ def _start_wandb(project: str, folder: Path) -> Any:
     id_file = folder / "wandb_id"
     recipe = folder / "recipe.yaml"
     if not id_file.exists():
-        write_whole(id_file, uuid.uuid4().hex[:12])
+        write_atomically(id_file, uuid.uuid4().hex[:12])
     run = import_wandb().init(
         project=project,
         name=folder.name,
@@ -225,5 +226,5 @@ def _drop_beyond(path: Path, step: int, again: Collection[str]) -> list[dict[str
     if not path.exists():
         return []
     rows = [row for row in read_log(path) if row["step"] < step or (row["step"] == step and row["kind"] not in again)]
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows

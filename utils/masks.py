@@ -1,6 +1,6 @@
 """Annotations to masks: COCO polygons and RLE, painted shapes. A mask is (H, W) bool; sizes are (H, W).
 
-What cannot be drawn raises a ValueError that says why; who knows the file and the entry adds them.
+What cannot be rasterized raises a ValueError that says why; the caller, who knows file and entry, adds them.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import numpy as np
 from pycocotools import mask as coco
 
 from utils.limits import PIXELS
+from utils.text import preview
 
 Size = tuple[int, int]
 OVERLAPS = ("union", "exclude")
-FAR = 16  # a coordinate so many picture sides away is damage, not a polygon that runs over the edge
-OUTLINE = 4_000_000  # longest outline of a polygon in pixel sides: COCO's code keeps 80 bytes of each, unchecked
-DIGITS = 8  # of a run in COCO's text form: 40 bits
+FAR = 16  # a coordinate this many image sides away is damage, not a polygon that runs over the edge
+OUTLINE = 4_000_000  # longest outline of a polygon, in pixels: COCO's code allocates 80 bytes for each, unchecked
+DIGITS = 8  # most characters of a run in COCO's text form, 5 bits each: no mask has runs of more than 40 bits
 
 
 class EmptyMask(ValueError):
-    """A thing that the data call present has a mask without a pixel: a fault of the data, never an absent thing."""
+    """The mask of a thing that the data call present has no pixel: a fault of the data, not an absent thing."""
 
 
 def segmentation_to_mask(segmentation: Any, size: Size, overlap: str = "union") -> np.ndarray:
-    """Any COCO `segmentation`: polygons, one RLE, a list of RLEs (RefCLEF); an empty list is an empty mask.
+    """(H, W) bool of any COCO `segmentation`: polygons, one RLE, a list of RLEs (RefCLEF); an empty list is empty.
 
-    overlap: what pixels covered by several parts become. "union": inside. "exclude": outside, which scores as the
-    released readers do (they sum the parts, and a pixel of value 2 counts as neither class; lisa.md 4.4, 6).
+    overlap: what pixels covered by several parts become. "union": inside. "exclude": outside, which scores like the
+        released readers (they sum the parts, and a pixel of value 2 counts as neither class; lisa.md 4.4, 6).
     """
     if overlap not in OVERLAPS:
         raise ValueError(f"no overlap {overlap!r}; have: {', '.join(OVERLAPS)}")
@@ -40,19 +41,21 @@ def segmentation_to_mask(segmentation: Any, size: Size, overlap: str = "union") 
         raise ValueError(f"a segmentation is a list of polygons or RLEs, got {type(segmentation).__name__}")
     if not segmentation:
         return np.zeros(size, bool)
-    if not all(isinstance(part, dict) for part in segmentation):
+    if not all(isinstance(part, dict) for part in segmentation):  # polygons, which must not be mixed with RLEs
         segmentation = _polygon_parts(segmentation, size)
-    covered = sum(_decoded(part, size) for part in segmentation)
+    covered = np.zeros(size, np.uint16)  # number of parts over each pixel
+    for part in segmentation:
+        covered += _decode_rle(part, size)
     return covered > 0 if overlap == "union" else covered == 1
 
 
 def polygons_to_mask(polygons: Sequence[Sequence[float]], size: Size) -> np.ndarray:
-    """The union of flat polygons [x0, y0, x1, y1, ...], drawn by COCO's rule; what lies over the edge is cut off."""
+    """The union of flat polygons [x0, y0, x1, y1, ...], rasterized by COCO's code; parts outside are cut off."""
     return segmentation_to_mask(list(polygons), size)
 
 
 def rle_to_mask(rle: dict[str, Any], size: Size) -> np.ndarray:
-    """One RLE, `counts` compressed (str or bytes) or plain (list); its `size` must be the picture's."""
+    """(H, W) bool of one RLE, `counts` compressed (str or bytes) or plain (list); its `size` must be the image's."""
     return segmentation_to_mask(rle, size)
 
 
@@ -65,53 +68,56 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 def paint_shapes(shapes: Sequence[tuple[Sequence[Sequence[float]], int]], size: Size) -> np.ndarray:
     """(H, W) uint8 map of (points, value) shapes, 0 elsewhere, as the ReasonSeg reader paints them (lisa.md 4.6).
 
-    Points lose their fraction; a shape is its filled polygon and the closed 1-px outline; the larger is painted first,
-    so that the smaller overwrites it whatever its value.
+    Points lose their fraction. A shape is its filled polygon together with its closed outline, one pixel wide. Larger
+    shapes are painted first, so a smaller one overwrites them, whatever the values.
     """
     PIXELS.check(size[0] * size[1], f"a mask of {size[0]} x {size[1]} (height x width)")
-    areas = [int(_painted(points, size).sum()) for points, _ in shapes]  # not kept: there may be thousands
+    # Each mask is made twice, here and for painting: keeping thousands of them would fill the memory.
+    areas = [int(_fill_shape(points, size).sum()) for points, _ in shapes]
     painted = np.zeros(size, np.uint8)
     for index in sorted(range(len(shapes)), key=lambda index: (areas[index], index), reverse=True):
         points, value = shapes[index]
-        painted[_painted(points, size)] = value
+        painted[_fill_shape(points, size)] = value
     return painted
 
 
 class CachedMask:
-    """Draws at the first call and keeps the mask: targets of one picture that share a mask share this.
+    """A mask that is rasterized at the first call and then kept; targets with the same mask share one.
 
     where: the annotation file and the entry that it comes from, for messages about the mask.
     """
 
-    def __init__(self, draw: Callable[[], np.ndarray], where: str = ""):
-        self._draw, self.where = draw, where
+    def __init__(self, rasterize: Callable[[], np.ndarray], where: str = ""):
+        self._rasterize = rasterize
+        self.where = where
         self._mask: np.ndarray | None = None
 
     def __call__(self) -> np.ndarray:
         if self._mask is None:
-            self._mask = self._draw()
+            self._mask = self._rasterize()
         return self._mask
 
 
 def _polygon_parts(polygons: list[Any], size: Size) -> list[dict[str, Any]]:
+    """One RLE per polygon. Everything is checked first: COCO's code takes damage for coordinates, or crashes."""
     points = [_points(polygon, f"polygon {index}") for index, polygon in enumerate(polygons)]
-    _not_normalised(np.concatenate(points), size)
+    _refuse_normalised(np.concatenate(points), size)
     if all(_outside(polygon, size) for polygon in points):
-        raise ValueError(f"every polygon lies outside the picture of {size[0]} x {size[1]} (height x width)")
+        raise ValueError(f"every polygon lies outside the image of {size[0]} x {size[1]} (height x width)")
     for index, polygon in enumerate(points):
-        _not_far(polygon, size, f"polygon {index}")
-        _not_endless(polygon, f"polygon {index}")
+        _refuse_far(polygon, size, f"polygon {index}")
+        _refuse_endless(polygon, f"polygon {index}")
     return coco.frPyObjects([polygon.ravel().tolist() for polygon in points], *size)
 
 
 def as_flat(polygon: Any) -> Any:
-    """[[x, y], ...] as x, y, x, y, ...; anything else as it is."""
+    """[[x, y], ...] as [x, y, x, y, ...]; anything else unchanged."""
     pairs = isinstance(polygon, (list, tuple)) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in polygon)
     return [number for point in polygon for number in point] if pairs else polygon
 
 
 def _points(polygon: Any, what: str) -> np.ndarray:
-    """(N, 2) of a polygon, flat or in pairs. COCO's own code would take four numbers for a box."""
+    """(N, 2) float64 of a polygon, flat or in pairs; four numbers are refused, which COCO's code takes for a box."""
     polygon = as_flat(polygon)
     if not isinstance(polygon, (list, tuple)) or len(polygon) < 6 or len(polygon) % 2:
         have = f"{len(polygon)} numbers" if isinstance(polygon, (list, tuple)) else repr(polygon)
@@ -120,6 +126,7 @@ def _points(polygon: Any, what: str) -> np.ndarray:
 
 
 def _numbers(values: Any, what: str) -> np.ndarray:
+    """float64 array of finite numbers."""
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
@@ -130,80 +137,94 @@ def _numbers(values: Any, what: str) -> np.ndarray:
 
 
 def _outside(points: np.ndarray, size: Size) -> bool:
+    """Whether all points lie on the far side of one edge of the image."""
     limit = np.array([size[1], size[0]])
     return bool((points.max(axis=0) < 0).any() or (points.min(axis=0) > limit).any())
 
 
-def _not_normalised(points: np.ndarray, size: Size) -> None:
-    """Coordinates that are all within 0 and 1 are shares of the picture's sides, drawn as pixels a mask of one."""
+def _refuse_normalised(points: np.ndarray, size: Size) -> None:
+    """Coordinates that all lie from 0 to 1 are fractions of the image's sides; as pixels they would be one pixel."""
     if len(points) >= 3 and min(size) > 1 and points.min() >= 0 and points.max() <= 1:
         raise ValueError(
-            f"all coordinates lie between 0 and 1, in a picture of {size[0]} x {size[1]} (height x width): they are "
+            f"all coordinates lie between 0 and 1, in an image of {size[0]} x {size[1]} (height x width): they are "
             "normalised; multiply them by its width and height"
         )
 
 
-def _not_far(points: np.ndarray, size: Size, what: str) -> None:
+def _refuse_far(points: np.ndarray, size: Size, what: str) -> None:
     if np.abs(points).max() > FAR * max(size):
-        raise ValueError(f"{what} has the coordinate {np.abs(points).max():g} in a picture of {size[0]} x {size[1]}")
+        raise ValueError(f"{what} has the coordinate {np.abs(points).max():g} in an image of {size[0]} x {size[1]}")
 
 
-def _not_endless(points: np.ndarray, what: str) -> None:
+def _refuse_endless(points: np.ndarray, what: str) -> None:
     length = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
     if length > OUTLINE:
         raise ValueError(f"{what} has an outline of {length:.0f} pixel sides, more than the limit of {OUTLINE}")
 
 
-def _painted(points: Any, size: Size) -> np.ndarray:
-    if isinstance(points, np.ndarray) and points.dtype == bool:  # a mask already
+def _fill_shape(points: Any, size: Size) -> np.ndarray:
+    """(H, W) bool of a shape: corners, or a mask already."""
+    if isinstance(points, np.ndarray) and points.dtype == bool:
         return points
     corners = _numbers(points, "a shape")
     if corners.ndim != 2 or corners.shape[1] != 2:
         raise ValueError(f"a shape is [[x, y], ...] of one or more points, got {points!r}")
     if _outside(corners, size):
-        raise ValueError(f"a shape lies outside the picture of {size[0]} x {size[1]} (height x width)")
-    _not_normalised(corners, size)
-    _not_far(corners, size, "a shape")
+        raise ValueError(f"a shape lies outside the image of {size[0]} x {size[1]} (height x width)")
+    _refuse_normalised(corners, size)
+    _refuse_far(corners, size, "a shape")
     mask = np.zeros(size, np.uint8)
-    whole = corners.astype(np.int32)[None]
-    cv2.polylines(mask, whole, isClosed=True, color=1, thickness=1)
-    cv2.fillPoly(mask, whole, 1)
+    polygon = [corners.astype(np.int32)]
+    cv2.polylines(mask, polygon, isClosed=True, color=(1,), thickness=1)
+    cv2.fillPoly(mask, polygon, (1,))
     return mask.astype(bool)
 
 
-def _decoded(rle: Any, size: Size) -> np.ndarray:
-    """(H, W) uint16 of 0 and 1. Decoded here: COCO's own code takes runs of a wrong sum without a word, and writes
-    beyond its memory where they are large enough to wrap the sum."""
+def _decode_rle(rle: Any, size: Size) -> np.ndarray:
+    """(H, W) uint16 of 0 and 1.
+
+    Decoded here because COCO's own code accepts runs with a wrong sum, and writes out of bounds where they are so large
+    that the sum wraps. Runs alternate between outside and inside, starting outside, and go down the columns.
+    """
     if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
         raise ValueError("an RLE has the keys size and counts")
     if not isinstance(rle["size"], (list, tuple)) or list(rle["size"]) != list(size):
-        raise ValueError(f"the RLE is of size {_shortened(rle['size'])}, the picture of {list(size)} (height, width)")
+        raise ValueError(f"the RLE is of size {preview(rle['size'])}, the image of {list(size)} (height, width)")
     counts, total = rle["counts"], size[0] * size[1]
     if isinstance(counts, list):
-        runs = _listed(counts, total)
+        runs = _runs_of_list(counts, total)
     elif isinstance(counts, (str, bytes)):
-        runs = _unpacked(counts, total)
+        runs = _runs_of_text(counts, total)
     else:
-        raise ValueError(f"the counts of an RLE are text or a list of whole numbers, got {_shortened(counts)}")
+        raise ValueError(f"the counts of an RLE are text or a list of whole numbers, got {preview(counts)}")
     if runs.sum() != total:  # cannot wrap: each is at most `total`
         raise ValueError(f"the runs of the RLE do not add up to {size[0]} x {size[1]} pixels; it is damaged")
     inside = (np.arange(len(runs)) % 2).astype(np.uint16)
     return np.repeat(inside, runs).reshape(size, order="F")
 
 
-def _listed(counts: list[Any], total: int) -> np.ndarray:
-    """Run lengths of COCO's plain form, each whole and from 0 to `total`."""
+def _runs_of_list(counts: list[Any], total: int) -> np.ndarray:
+    """Run lengths in COCO's plain form, whole numbers from 0 to `total`."""
     try:
         runs = np.asarray(counts) if counts else np.zeros(0, np.int64)
-    except ValueError:  # lists of several lengths
+    except ValueError:  # nested lists of different lengths
         runs = np.zeros(0, object)
     if runs.dtype.kind not in "iuf" or runs.ndim != 1:
         raise ValueError("the counts of the RLE hold something that is not a number")
-    return _bounded(runs, total)
+    return _check_runs(runs, total)
 
 
-def _unpacked(counts: str | bytes, total: int) -> np.ndarray:
-    """Run lengths of COCO's text form: signed numbers of 5 bits a character, each relative to the last but one."""
+def _runs_of_text(counts: str | bytes, total: int) -> np.ndarray:
+    """Run lengths in COCO's text form.
+
+    A character minus 48 holds 5 bits of a number, lowest first; bit 5 says that more characters follow, and bit 4 of
+    the last one is the sign. From the fourth number on, it is the difference to the run two places earlier, since
+    neighbouring columns of an object have similar runs. "052O" holds 0, 5, 2 and 31 with the sign, 31 - 32 = -1: the
+    runs are 0, 5, 2 and 5 - 1 = 4.
+
+    All numbers are decoded at once: `ends` are the last characters of the numbers, `place` is the position of each
+    character in its number.
+    """
     packed = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
     digits = np.frombuffer(packed, np.uint8).astype(np.int64) - 48
     last = (digits & 32) == 0
@@ -216,15 +237,17 @@ def _unpacked(counts: str | bytes, total: int) -> np.ndarray:
         raise ValueError("the counts of the RLE are damaged")
     runs = np.add.reduceat((digits & 31) << (5 * place), starts)
     runs -= np.where(digits[ends] & 16, 1 << (5 * (place[ends] + 1)), 0)
-    _bounded(np.abs(runs), total)  # no two runs differ by more; now the sums below cannot wrap either
+    _check_runs(np.abs(runs), total)  # two runs differ by `total` at most, so the sums below cannot overflow
+    # Undo the differences: run i is the sum of the numbers i, i - 2, ... down to 1 or 2. The number at 2 is a length,
+    # not a difference, so run 0 belongs to neither sum.
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
-    return _bounded(runs, total)
+    return _check_runs(runs, total)
 
 
-def _bounded(runs: np.ndarray, total: int) -> np.ndarray:
-    """The runs as int64, each checked before any is added to another."""
-    good = (runs >= 0) & (runs <= total)  # false of NaN
+def _check_runs(runs: np.ndarray, total: int) -> np.ndarray:
+    """The runs as int64; ValueError unless all are whole numbers from 0 to `total`, so that no sum overflows."""
+    good = (runs >= 0) & (runs <= total)  # False for NaN
     if runs.dtype.kind == "f":
         good &= runs == np.floor(runs)
     if not good.all():
@@ -234,7 +257,3 @@ def _bounded(runs: np.ndarray, total: int) -> np.ndarray:
             f"{total}: it is damaged"
         )
     return runs.astype(np.int64)
-
-
-def _shortened(value: Any) -> str:
-    return text if len(text := repr(value)) <= 80 else f"{text[:80]} ..."

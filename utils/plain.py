@@ -1,4 +1,4 @@
-"""JSON and YAML from outside as plain values: whatever such a file says, reading it costs no more than its size.
+"""Safe reading of JSON and YAML from outside: plain values only, at a cost that is bounded by the size of the text.
 
 Every YAML file is read here. What cannot be read raises a ValueError that says why; callers add the file.
 """
@@ -13,14 +13,14 @@ import yaml
 
 from utils.text import read_text
 
-MAX_DEPTH = 64  # mappings and lists inside one another
-MAX_NODES = 100_000  # values of a YAML file, an alias counted as often as it stands for something
+MAX_DEPTH = 64  # of nested mappings and lists
+MAX_NODES = 100_000  # values of a YAML file, those of an alias counted at every use
 
 
 def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
-    """The value of a JSON text. finite: refuse NaN and Infinity, which are no JSON but which Python reads.
+    """The value of a JSON text. finite: refuse NaN and Infinity, which Python reads although they are not JSON.
 
-    Syntax errors stay json.JSONDecodeErrors, which are ValueErrors that know the place.
+    Syntax errors are json.JSONDecodeError, a ValueError that knows the place.
     """
     try:
         return json.loads(text, parse_constant=_not_finite) if finite else json.loads(text)
@@ -29,7 +29,7 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping that a JSON file of settings holds, with finite numbers; errors name the file."""
+    """The mapping in a JSON file of settings, with finite numbers only; errors name the file."""
     text = read_text(path)
     try:
         values = parse_json(text, finite=True)
@@ -50,14 +50,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text, without tags that make objects and without aliases that multiply ("billion laughs")."""
+    """The value of a YAML text; refuses tags that create objects and aliases that multiply ("billion laughs")."""
     loader = None
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
-        _weigh(node, {})  # before anything is constructed: merge keys (<<) copy what their aliases stand for
+        _weigh(node, {})  # before construction, where merge keys (<<) copy what their aliases stand for
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(f"not valid YAML: {error}") from None
@@ -69,7 +69,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def leaves(value: Any) -> bool:
-    """Whether a value, or one inside it, is a path that leaves the folder it is meant to lie in."""
+    """Whether a value, or one inside it, is a path that leaves its folder: absolute, or with "..", "~" or a drive."""
     if isinstance(value, dict):
         return any(map(leaves, value.values()))
     if isinstance(value, (list, tuple)):
@@ -80,23 +80,30 @@ def leaves(value: Any) -> bool:
     return path.is_absolute() or bool(PureWindowsPath(value).drive) or ".." in path.parts or value.startswith("~")
 
 
-def _weigh(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """The number of values below and including `node`, and how deeply they are nested. known: the same of nodes seen;
-    None of those that are being counted."""
-    if id(node) in known:
-        if known[id(node)] is None:
+def _weigh(node: yaml.Node, weights: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """(number of values at and below `node`, depth of their nesting), with aliases replaced by what they stand for.
+
+    An alias is the same node object again, so nine lists of nine aliases each can stand for 9^9 values. Weighing visits
+    every node once and adds up numbers, so it costs the size of the text whatever the aliases multiply to.
+
+    weights: results by id(node); None while a node is being weighed, which finds an alias inside what it names.
+    """
+    if id(node) in weights:
+        result = weights[id(node)]
+        if result is None:
             raise ValueError(f"an alias stands inside what it names (line {node.start_mark.line + 1})")
-        return known[id(node)]
-    known[id(node)] = None
-    parts = [] if isinstance(node, yaml.ScalarNode) else node.value
-    inner = [_weigh(one, known) for part in parts for one in (part if isinstance(part, tuple) else (part,))]
-    weight, depth = 1 + sum(count for count, _ in inner), 1 + max((below for _, below in inner), default=0)
+        return result
+    weights[id(node)] = None
+    parts = [] if isinstance(node, yaml.ScalarNode) else node.value  # of a mapping: (key, value) pairs
+    inner = [_weigh(one, weights) for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+    weight = 1 + sum(count for count, _ in inner)
+    depth = 1 + max((below for _, below in inner), default=0)
     if weight > MAX_NODES:
         raise ValueError(f"it holds more than {MAX_NODES} values once its aliases are replaced by what they stand for")
     if depth > MAX_DEPTH:
         raise ValueError(f"its lists and mappings are nested more than {MAX_DEPTH} deep")
-    known[id(node)] = weight, depth
-    return known[id(node)]
+    weights[id(node)] = weight, depth
+    return weight, depth
 
 
 def _not_finite(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The reference of all recipe fields, docs/configuration.md, made from the dataclasses of utils.config."""
+"""The reference of all recipe fields, docs/configuration.md, made from the dataclasses of utils.recipe."""
 
 from __future__ import annotations
 

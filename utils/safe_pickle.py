@@ -1,4 +1,4 @@
-"""Annotation pickles (`refs(unc).p`) without their power: only plain containers, text and numbers come out."""
+"""Safe reading of annotation pickles (`refs(unc).p`): only plain containers, text and numbers, no code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ DAMAGE += (AssertionError, struct.error)
 
 
 def load_plain(path: str | Path) -> Any:
-    """The object of a pickle that calls nothing; otherwise a ValueError that names the file and the global it wanted.
+    """The object in a pickle. ValueError if it asks for a global that is not in ALLOWED, naming file and global.
 
-    Strings of Python 2 pickles are read as UTF-8, or as Latin-1 where that fails. NumPy scalars become Python numbers.
+    A pickle is a program that may call any global; here it can only call those that build plain values. Strings of
+    Python 2 pickles are read as UTF-8, or as Latin-1 where that fails. NumPy scalars become Python numbers.
     """
     path = Path(path)
     data = path.read_bytes()
     try:
         try:
+            # Python 2 wrote text as bytes without an encoding; Latin-1 decodes any bytes, so it comes second.
             return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
         except UnicodeDecodeError:
             return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
@@ -43,8 +45,10 @@ class _Forbidden(Exception):
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Python's own in Python: the one in C makes room for as many objects as the largest place that a pickle puts one
-    at, so that ten bytes can ask for 32 GB."""
+    """Based on the unpickler in Python, not the one in C.
+
+    The C version allocates its memo up to the largest index that a pickle names, so ten bytes can ask for 32 GB.
+    """
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         try:
@@ -54,7 +58,7 @@ class _PlainUnpickler(pickle._Unpickler):
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: keeps its name, ignores the state that the pickle would set."""
+    """Replaces numpy.dtype: keeps name and byte order, ignores the rest of the state that the pickle sets."""
 
     def __init__(self, name: str, *_: Any):
         if not isinstance(name, str) or not re.fullmatch(r"[biuf][1248]", name):
@@ -62,7 +66,7 @@ class _Dtype:
         self.name = name
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if ">" in state:
+        if ">" in state:  # big-endian; "<" and "|" are how frombuffer reads anyway
             self.name = f">{self.name}"
 
 
@@ -71,7 +75,10 @@ def _scalar(dtype: _Dtype, raw: bytes | str) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into old pickles; any other codec could be made to run code or fill the memory."""
+    """_codecs.encode for Latin-1, which is how Python 3 writes bytes into old pickles.
+
+    No other codec: some run code, others fill the memory.
+    """
     if encoding != "latin1":
         raise _Forbidden(f"_codecs.encode(…, {encoding!r})")
     return text.encode("latin-1")

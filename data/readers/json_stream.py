@@ -1,4 +1,4 @@
-"""Large JSON files entry by entry: what is in memory is a few megabytes of text and one entry, never the whole file."""
+"""Large JSON files entry by entry: in memory are a few megabytes of text and one entry, never the full file."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ AFTER = frozenset(SPACE + ",:]}")  # what may follow a value
 
 
 def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """(key, value) of a JSON object in the order of the file; of a value that is a list, (key, entry) for each entry.
+    """(key, value) of a JSON object in the order of the file; for a value that is a list, (key, entry) per entry.
 
-    What is damaged or cut off raises ValueError with the file and the place.
+    A damaged or truncated file raises ValueError with its name and the place.
     """
     with path.open(encoding="utf-8-sig") as file:
         yield from _Reader(file, path).entries()
 
 
 class _Reader:
+    """A window over the file that moves forward: `text` is the window, `at` the next character in it."""
+
     def __init__(self, file: Any, path: Path):
-        self.file, self.path = file, path
-        self.text, self.at, self.passed, self.ended = "", 0, 0, False
+        self.file = file
+        self.path = path
+        self.text = ""
+        self.at = 0
+        self.before = 0  # characters of the file before the window
+        self.at_end = False  # of the file
         self.decode = json.JSONDecoder().raw_decode
 
     def entries(self) -> Iterator[tuple[str, Any]]:
@@ -56,7 +62,7 @@ class _Reader:
                 return
 
     def peek(self) -> str:
-        """The next character that is no white space; "" at the end."""
+        """The next character that is not white space; "" at the end."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in SPACE:
                 self.at += 1
@@ -64,14 +70,19 @@ class _Reader:
                 return self.text[self.at : self.at + 1]
 
     def take(self, choices: str) -> str:
-        found = self.peek()
-        if not found or found not in choices:
-            raise self.error(f"expected {' or '.join(choices)}, found {found or 'the end'}")
+        """Consumes the next character that is not white space, which must be one of `choices`."""
+        character = self.peek()
+        if not character or character not in choices:
+            raise self.error(f"expected {' or '.join(choices)}, found {character or 'the end'}")
         self.at += 1
-        return found
+        return character
 
     def value(self) -> Any:
-        """The next value; it may go on beyond the text read so far unless what follows is no part of a number."""
+        """The next value.
+
+        The window may end inside it. Then decoding fails, and more text is read; but a number cut in two still decodes
+        ("12" of "123"), so a value only counts once the character after it is in the window and ends a value.
+        """
         self.peek()
         while True:
             try:
@@ -82,28 +93,34 @@ class _Reader:
                 continue
             except RecursionError:
                 raise ValueError(f"{self.path}: its lists and mappings are nested too deeply") from None
-            except ValueError as error:  # a whole number of thousands of digits
+            except ValueError as error:  # a whole number with thousands of digits
                 raise ValueError(f"{self.path}: {error}") from None
             if self.text[end : end + 1] in AFTER or not self.more():
                 self.at = end
                 return value
 
     def more(self) -> bool:
-        if self.ended:
+        """Moves the window to `at` and reads on; False at the end of the file.
+
+        At least as much as the window still holds, so that it doubles: a huge entry is then decoded a logarithmic
+        number of times.
+        """
+        if self.at_end:
             return False
         try:
             chunk = self.file.read(max(CHUNK, len(self.text) - self.at))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path}: not utf-8 text: {error.reason} near character {self.passed}") from None
+            raise ValueError(f"{self.path}: not utf-8 text: {error.reason} near character {self.before}") from None
         if not chunk:
-            self.ended = True
+            self.at_end = True
             return False
-        self.passed += self.at
-        self.text, self.at = self.text[self.at :] + chunk, 0
+        self.before += self.at
+        self.text = self.text[self.at :] + chunk
+        self.at = 0
         return True
 
     def error(self, reason: str, at: int | None = None) -> ValueError:
-        place = self.passed + (self.at if at is None else at)
+        place = self.before + (self.at if at is None else at)
         return ValueError(
             f"{self.path}: not valid JSON, perhaps cut off ({reason} at character {place}); copy or download it again"
         )

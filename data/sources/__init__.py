@@ -1,4 +1,4 @@
-"""Datasets by name. A source is a pure map from index to `Record`: facts, no wording, no tensors, no chance."""
+"""Datasets by name. A source is a pure map from index to `Record`: facts, without wording, tensors or randomness."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ __all__ = ["FAMILIES", "SOURCES", "Rows", "Source", "build_source", "locate"]
 def build_source(name: str, root: str | Path, **options: Any) -> Source:
     """The source called `name` below the dataset folder `root`.
 
-    `name` is a name in SOURCES, alone or as published flags write it: `ReasonSeg|train`, `refcoco|unc|testA`. Unknown
-    names, unknown options and a split given twice raise with the choices there are.
+    `name` is a name in SOURCES, alone or as published flags write it: `ReasonSeg|train`, `refcoco|unc|testA`.
+    Unknown names, unknown or missing options and two different splits raise with the choices there are.
     """
     base, *parts = name.split("|")
     if len(parts) > 2:
@@ -61,13 +61,16 @@ def build_source(name: str, root: str | Path, **options: Any) -> Source:
 
 
 def _option(value: Any, kind: Any, where: str) -> Any:
-    """An option as its source declares it: YAML makes true of a bare yes and a number of 2017."""
+    """An option as its source declares it, for YAML turns a bare yes into true and 2017 into a number.
+
+    Text is read from whole numbers, too; a bool or a number where the other is declared raises ValueError.
+    """
     choices = get_args(kind) or (kind,)
     if value is None and type(None) in choices:
         return None
     plain = [choice for choice in choices if choice in (str, int, bool)]
     if len(plain) != 1 or len([choice for choice in choices if choice is not type(None)]) > 1:
-        return value  # lists of names and the like, which check themselves
+        return value  # lists of names and the like, which the source checks
     if plain == [str]:
         return name_of(value, "it", where) if not isinstance(value, Path) else str(value)
     if not isinstance(value, plain[0]) or (plain == [int] and isinstance(value, bool)):

@@ -1,4 +1,7 @@
-"""What every source needs: the registry, finding folders in either layout, reading annotation files, compact rows."""
+"""What every source needs: the registry, finding files in any known layout, reading fields with errors that say where.
+
+Index and row helpers of `data.readers` can be imported from here as well, so a source file needs one import.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,37 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
-from data.readers.index import Fault, Rows, attempt, indexed_rows  # noqa: F401  (part of what a source file imports from here)
+from PIL.TiffImagePlugin import TiffImageFile
+
+from data.readers.index import Fault, Rows, attempt, indexed_rows  # noqa: F401  (re-exported for source files)
 from data.readers.json_stream import read_entries  # noqa: F401
 from data.types import Record
-from utils.images import opened
+from utils.images import open_image
 from utils.plain import parse_json
 from utils.registry import Registry, unknown
-from utils.text import read_text
+from utils.text import preview, read_text
 
 SOURCES = Registry("source")
-PICTURES = (
+IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".gif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
-TIFF_SIZE = (256, 257)  # tags of a TIFF's stored width and height
-NO_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})  # what file managers leave beside data
-EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # values of the tag with which rows and columns change places
+TIFF_SIZE = (256, 257)  # tags of the width and height that a TIFF stores
+NO_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})  # what file managers leave next to data
+EXIF_ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)  # orientations that swap rows and columns
+BOOLEANS = {"true": True, "false": False}
 
 
 class EmptySplit(ValueError):
-    """The annotation files are there, but hold nothing of the split that was asked for."""
+    """The annotation files exist, but hold nothing of the requested split."""
 
 
 class Source(Protocol):
-    """Facts only: a pure map from index to record, one record a picture.
+    """Facts only: a pure map from index to record, one record per image.
 
-    A source may have `image_paths() -> list[str]`, the picture of every record without making the records, `files`, the
-    annotation files it reads, and `annotation_paths()`, all of these where masks or notes stand in files of their own.
+    Optional members: `image_paths() -> list[str]`, the image of every record without making the records; `files`, the
+    annotation files that it reads; `annotation_paths()`, all annotation files where masks or notes are files as well.
     """
 
     def __len__(self) -> int: ...
@@ -43,14 +50,16 @@ class Source(Protocol):
 
 
 def image_paths(source: Source) -> list[str]:
-    """The picture of every record: what the source lists itself, else what its records say."""
-    listed = getattr(source, "image_paths", None)
-    return listed() if listed else [str(source[index].image) for index in range(len(source))]
+    """The image of every record: from the source's own `image_paths` if it has it, else from its records."""
+    own_paths = getattr(source, "image_paths", None)
+    return own_paths() if own_paths else [str(source[index].image) for index in range(len(source))]
 
 
 def first_of(source: Source, read: Callable[[Record], Any], tries: int = 20) -> Any:
-    """`read` of the first record of which that is possible, None where it is of none of the first few; what is wrong
-    with the others is found, and said, when their turn comes."""
+    """`read(record)` for the first record that can be read, None if none of the first `tries` can.
+
+    What is wrong with the others is reported when they are read in earnest.
+    """
     for index in range(min(tries, len(source))):
         try:
             return read(source[index])
@@ -60,7 +69,10 @@ def first_of(source: Source, read: Callable[[Record], Any], tries: int = 20) -> 
 
 
 def locate(root: Path, what: str, *places: Sequence[str]) -> list[Path]:
-    """The first place whose every part exists below `root`; FileNotFoundError with all places and what is there."""
+    """The paths of the first place of which every part exists below `root`.
+
+    Otherwise FileNotFoundError with all places, and for each how far it exists.
+    """
     for parts in places:
         paths = [root / part for part in parts]
         if all(path.exists() for path in paths):
@@ -76,8 +88,15 @@ def choice(what: str, value: str, choices: Iterable[str]) -> str:
     return value
 
 
+def existing_file(root: Path, name: str, what: str) -> Path:
+    """A file or folder given in the recipe, below the dataset folder or absolute."""
+    if not (root / name).exists():
+        raise FileNotFoundError(f"{what}: there is no {root / name}")
+    return root / name
+
+
 def read_json(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> Any:
-    """The value of a JSON file under the first encoding that fits; what is damaged raises ValueError with the file."""
+    """The value of a JSON file in the first encoding that fits; a damaged file raises ValueError with its name."""
     try:
         return parse_json(read_text(path, encodings))
     except json.JSONDecodeError as error:
@@ -88,8 +107,10 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8-sig",)) -> Any:
 
 
 def field(entry: Any, key: str, where: str, kind: type | None = None) -> Any:
-    """`entry[key]`, or a ValueError that names the place and the keys there are. kind: str, list or dict, which the
-    value must be."""
+    """`entry[key]`, or a ValueError that names the place and the keys there are.
+
+    kind: the type that the value must have: str, list or dict.
+    """
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected a mapping with {key!r}, got {type(entry).__name__}")
     if key not in entry:
@@ -97,48 +118,53 @@ def field(entry: Any, key: str, where: str, kind: type | None = None) -> Any:
     return entry[key] if kind is None else of_kind(entry[key], kind, key, where)
 
 
-KINDS = {str: "text", list: "a list", dict: "a mapping"}
+KINDS: dict[type, str] = {str: "text", list: "a list", dict: "a mapping"}
 
 
 def of_kind(value: Any, kind: type, what: str, where: str) -> Any:
-    """`value` if it is a `kind` (str, list, dict), else a ValueError that shows what it is."""
+    """`value` if it is a `kind` (str, list or dict), else a ValueError that shows what it is."""
     if not isinstance(value, kind):
-        raise ValueError(f"{where}: {what} must be {KINDS[kind]}, got {shortened(value)}")
+        raise ValueError(f"{where}: {what} must be {KINDS[kind]}, got {preview(value)}")
     return value
 
 
-def spoken(value: Any, what: str, where: str) -> str:
-    """Text with something in it besides blanks, which go at both ends."""
+def non_blank(value: Any, what: str, where: str) -> str:
+    """`value` without outer blanks, if it is text with anything else in it."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: {what} must be text, got {shortened(value)}")
+        raise ValueError(f"{where}: {what} must be text, got {preview(value)}")
     return value.strip()
 
 
 def name_of(value: Any, what: str, where: str) -> str:
-    """A class name: text, or a whole number, which is read as written. YAML makes true of a bare yes, a date of
-    2024-01-01; what was meant cannot be known then, so these are refused."""
+    """A class name: text, or a whole number, which is read as written.
+
+    YAML turns a bare yes into true and 2024-01-01 into a date; what was meant cannot be known, so these are refused.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         hint = "; a name is text: write it in quotes"
-        raise ValueError(f"{where}: {what} is {shortened(value)} ({type(value).__name__}){hint}")
+        raise ValueError(f"{where}: {what} is {preview(value)} ({type(value).__name__}){hint}")
     return value.strip()
 
 
-def shortened(value: Any, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit] + " ..."
+def read_bool(value: Any, where: str) -> bool:
+    """A bool, or what stands for one in files that went through other tools: 0, 1, "true", "False"."""
+    parsed = BOOLEANS.get(value.strip().lower(), value) if isinstance(value, str) else value
+    if parsed not in (True, False):
+        raise ValueError(f"{where} is {value!r}; expected true or false")
+    return bool(parsed)
 
 
 def is_data(name: str) -> bool:
-    """Whether a file or folder of this name is data: not hidden, and not what file managers put beside it."""
+    """Whether a file or folder of this name is data: not hidden, and not left there by a file manager."""
     return not name.startswith(".") and name.lower() not in NO_DATA
 
 
-def listing(folder: Path) -> Iterator[tuple[str, str]]:
+def list_files(folder: Path) -> Iterator[tuple[str, str]]:
     """(path below `folder`, extension in lower case) of every file that `is_data`, sorted, subfolders included.
 
-    Links are followed, but not back into a folder that is being walked.
+    Links are followed, but not back into a folder that is being walked, which would never end.
     """
 
     def walk(where: str, below: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -156,34 +182,37 @@ def listing(folder: Path) -> Iterator[tuple[str, str]]:
     return walk(str(folder), "", ())
 
 
-def by_stem(paths: Iterable[str], ends: str = "") -> dict[str, list[str]]:
-    """Paths by what is before the extension, and before `ends`; paths that do not end so are left out."""
-    found: dict[str, list[str]] = {}
+def group_by_stem(paths: Iterable[str], ends: str = "") -> dict[str, list[str]]:
+    """Paths by their stem: without extension and without the ending `ends`. Paths without that ending are left out."""
+    groups: dict[str, list[str]] = {}
     for path in paths:
         stem = os.path.splitext(path)[0]
         if stem.endswith(ends):
-            found.setdefault(stem[: len(stem) - len(ends)], []).append(path)
-    return found
+            groups.setdefault(stem[: len(stem) - len(ends)], []).append(path)
+    return groups
 
 
-def only(paths: Sequence[Any], what: str, folder: Path) -> Any:
-    """The one file of a stem; several are an error that names them."""
+def single_file(paths: Sequence[Any], what: str, folder: Path) -> Any:
+    """The only file of a stem; ValueError with their names if there are several."""
     if len(paths) > 1:
         names = " and ".join(str(folder / path) for path in paths)
         raise ValueError(f"{names} have the same name: which is the {what}? Keep one of them there")
     return paths[0]
 
 
-def picture(folder: Path, name: Any, where: str, what: str = "picture") -> Path:
-    """The file that an annotation names, which must lie below `folder`; `where`: the annotation file and the entry."""
-    path = inside(folder, name, where, what)
+def file_below(folder: Path, name: Any, where: str, what: str = "image") -> Path:
+    """The existing file that an annotation names; see `path_below`. where: the annotation file and the entry."""
+    path = path_below(folder, name, where, what)
     if not path.is_file():
         raise FileNotFoundError(f"{where}: names the {what} {name!r}, but there is no file {path}")
     return path
 
 
-def inside(folder: Path, name: Any, where: str, what: str = "picture") -> Path:
-    """`folder / name`, refused where `name` is no relative path that stays below `folder`."""
+def path_below(folder: Path, name: Any, where: str, what: str = "image") -> Path:
+    """`folder / name`; ValueError unless `name` is a relative path that stays below `folder`.
+
+    Annotation files come from strangers, and an absolute path or ".." would let them read any file of this machine.
+    """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}: names no {what} ({name!r})")
     parts = PurePosixPath(name.replace("\\", "/"))
@@ -192,44 +221,45 @@ def inside(folder: Path, name: Any, where: str, what: str = "picture") -> Path:
     return folder / parts
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(H, W) of a picture as `read_image` will give it (EXIF orientation applied), from its header."""
-    with opened(path) as image:
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) that `read_image` will give, EXIF orientation applied, read from the header alone."""
+    with open_image(path) as image:
         width, height = image.size
-        if image.format == "TIFF":  # whose size PIL gives as it is shown, or not, by version
+        if isinstance(image, TiffImageFile):  # Pillow versions differ in whether its `size` is before or after turning
             width, height = (image.tag_v2[tag] for tag in TIFF_SIZE)
-        turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
-    return (width, height) if turned else (height, width)
+        swapped = image.getexif().get(EXIF_ORIENTATION) in TURNED
+    return (width, height) if swapped else (height, width)
 
 
 def orientation(path: Path) -> int:
-    """The EXIF orientation of a picture, 1 where there is none or it cannot be read."""
+    """The EXIF orientation of an image, 1 where there is none or it cannot be read."""
     try:
-        with opened(path) as image:
+        with open_image(path) as image:
             value = image.getexif().get(EXIF_ORIENTATION, 1)
     except OSError:
         return 1
     return value if value in range(1, 9) else 1
 
 
-def misfit(image: Path, what: str, drawn: tuple[int, ...], shape: tuple[int, int]) -> str:
-    """The message for a mask that is not of the picture's size."""
-    turned = if_turned(image, drawn, shape)
-    return f"{image}: the mask of {what} is {drawn}, the picture (H, W) {tuple(shape)}{turned}"
+def size_mismatch(image: Path, what: str, mask: tuple[int, ...], shape: tuple[int, int]) -> str:
+    """The message for a mask of size `mask` that belongs to an image of size `shape`, both (H, W)."""
+    hint = orientation_hint(image, mask, shape)
+    return f"{image}: the mask of {what} is {mask}, the image (H, W) {tuple(shape)}{hint}"
 
 
-def if_turned(image: Path, drawn: tuple[int, ...], shape: tuple[int, int]) -> str:
-    """What a turned picture has to do with a mask whose sides are the wrong way round, and what to do about it."""
-    if drawn != tuple(shape)[::-1] or (tag := orientation(image)) not in TURNED:
+def orientation_hint(image: Path, mask: tuple[int, ...], shape: tuple[int, int]) -> str:
+    """How an image's EXIF orientation explains a mask with swapped sides, and what to do; "" if it does not."""
+    if mask != tuple(shape)[::-1] or (tag := orientation(image)) not in TURNED:
         return ""
     return (
-        f"; the picture is turned: its EXIF orientation is {tag}, and its annotations were made of the unturned one. "
-        "Turn the annotations as well, or remove the tag so that the picture is shown as it is stored "
+        f"; the image is turned: its EXIF orientation is {tag}, and its annotations were made for the unturned one. "
+        "Turn the annotations as well, or remove the tag so that the image is shown as it is stored "
         "(exiftool -Orientation= FILE)"
     )
 
 
 def _first_gap(root: Path, parts: Sequence[str]) -> str:
+    """What is missing first of a place, and what its nearest existing folder holds."""
     for part in parts:
         if (root / part).exists():
             continue
@@ -242,10 +272,11 @@ def _first_gap(root: Path, parts: Sequence[str]) -> str:
 
 
 def _holding(folder: Path, at_most: int = 12) -> str:
+    """What a folder holds, as the rest of a sentence."""
     if not folder.exists():
         return "does not exist"
     if not folder.is_dir():
         return "is a file"
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
     more = f", … ({len(names)} in all)" if len(names) > at_most else ""
     return f"holds {', '.join(names[:at_most])}{more}" if names else "is empty"

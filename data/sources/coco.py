@@ -1,4 +1,4 @@
-"""Your own COCO-style files: instances (polygons, RLE, crowds) or panoptic (JSON and PNGs). See docs/your_data.md."""
+"""Your own COCO-style files: instances (polygons, RLE, crowds) or panoptic (JSON and PNGs); see docs/your_data.md."""
 
 from __future__ import annotations
 
@@ -21,10 +21,20 @@ from data.readers.coco_file import (
     shape_of,
     size_of,
 )
-from data.sources.base import SOURCES, attempt, choice, field, indexed_rows, name_of, picture, read_entries
+from data.sources.base import (
+    SOURCES,
+    attempt,
+    choice,
+    existing_file,
+    field,
+    file_below,
+    indexed_rows,
+    name_of,
+    read_entries,
+)
 from data.sources.semantic import Classes, class_names
 from data.types import MaskFn, Record, Target
-from utils.images import opened
+from utils.images import open_image
 from utils.masks import CachedMask, Size
 from utils.registry import unknown
 
@@ -34,15 +44,17 @@ ABOUT_CROWDS = ("use", "ignore")
 
 @SOURCES.register("coco")
 class Coco:
-    """One record a picture, one target a category that is in it; its mask joins all its objects.
+    """One record per image, one target per category that is in it; its mask is the union of all its objects.
 
-    annotations, images, panoptic: below the dataset folder, or absolute; panoptic, the PNGs of a panoptic file, is the
-    folder beside that file with its name unless told. serve: "classes" lists the label set, "refer" asks for categories
-    by name. For "refer": single leaves out categories of which there are several objects; absent adds so many that are
-    not in the picture (the same at every visit, going round the label set from picture to picture). crowd: "ignore"
-    makes crowds ignored pixels of a category that is neither present nor absent. classes: only these names; where class
-    lists are served of a panoptic file, the pixels of the others and of none are ignored. boxes: "draw" takes the box
-    of an annotation without a segmentation as its mask; "refuse": such a record is an error.
+    annotations, images, panoptic: below the dataset folder, or absolute. panoptic: the folder with the PNGs of a
+        panoptic file; None: the folder next to that file with its name.
+    serve: "classes" makes class lists of the label set, "refer" asks for categories by name.
+    single: for "refer", leave out categories with several objects.
+    absent: for "refer", add this many categories that are not in the image. An image gets the same ones at every visit;
+        from image to image they go around the label set.
+    crowd: "ignore" makes the pixels of crowds ignored; a category with crowds only is then neither present nor absent.
+    classes: use only these names. In class lists of a panoptic file, all pixels of other or no categories are ignored.
+    boxes: "draw" takes the box of an annotation without a segmentation as its mask; "refuse" makes it an error.
     """
 
     def __init__(
@@ -67,7 +79,8 @@ class Coco:
             raise ValueError(
                 "options single and absent of coco need serve: refer; a class list names absent ones itself"
             )
-        self._single, self._absent = single, absent
+        self._single = single
+        self._absent = absent
         self.files = (existing_file(root, annotations, "annotations of coco"),)
         self._folder = existing_file(root, images, "images of coco")
         self._png = root / panoptic if panoptic else self.files[0].with_suffix("")
@@ -76,7 +89,7 @@ class Coco:
         )
         empty_too = serve == "classes" or absent > 0
         options = list(self.vocabulary), empty_too, boxes
-        self._rows = indexed_rows(root, parse, self.files, *options, picture="file_name")
+        self._rows = indexed_rows(root, parse, self.files, *options, image_key="file_name")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -84,71 +97,72 @@ class Coco:
     def __getitem__(self, index: int) -> Record:
         row = self._rows[index]
         where = f"{self.files[0]}: image {row['image_id']}"
-        image = picture(self._folder, row["file_name"], where)
-        groups, crowds = {}, []
-        for name, *shape in row["shapes"]:
-            ignored = shape[-1] and self._ignore_crowd
-            (crowds if ignored else groups.setdefault(name, [])).append((name, *shape))
+        image = file_below(self._folder, row["file_name"], where)
+        groups: dict[str, list[Any]] = {}  # name -> its shapes
+        crowds = []
+        for name, number, segmentation, crowd in row["shapes"]:
+            group = crowds if crowd and self._ignore_crowd else groups.setdefault(name, [])
+            group.append((name, number, segmentation, crowd))
         join = self._joiner(row, where)
+        # A category of which there is nothing but a crowd is neither present (no single object) nor absent.
         unclear = {name for name, *_ in crowds} - groups.keys()
         names = tuple(name for name in self.vocabulary if name not in unclear)
-        targets = [Target(name, join(groups[name])) for name in names if name in groups and self._asked(groups[name])]
+        present = [name for name in names if name in groups]
+        targets = [Target(name, join(groups[name])) for name in present if self._is_asked(groups[name])]
         ignore = join(crowds) if crowds else None
         if self._serve == "classes":
             if row["png"] is not None:
-                ignore = _outside(join, groups, tuple(row["size"]))
+                ignore = _pixels_of_others(join, groups, tuple(row["size"]))
             return Record(image, "classes", tuple(targets), names, ignore=ignore)
-        targets += [Target(name, None) for name in self._missing([n for n in names if n not in groups], index)]
+        targets += [Target(name, None) for name in self._absent_names([n for n in names if n not in groups], index)]
         return Record(image, "refer", tuple(targets), ignore=ignore)
 
     def image_paths(self) -> list[str]:
-        return [f"{self._folder}/{name}" for name in self._rows.pictures()]
+        return [f"{self._folder}/{name}" for name in self._rows.image_names()]
 
     def annotation_paths(self) -> list[Path]:
-        maps = [row["png"] for row in map(self._rows.__getitem__, range(len(self)))] if self._is_panoptic() else []
+        maps = [row["png"] for row in self._rows] if self._is_panoptic() else []
         return [*self.files, *(self._png / name for name in maps if name)]
 
     def _is_panoptic(self) -> bool:
         return any(self._rows[index]["png"] for index in range(min(len(self), 100)))
 
-    def _asked(self, shapes: list[Any]) -> bool:
+    def _is_asked(self, shapes: list[Any]) -> bool:
+        """Whether a category with these shapes is a target; with `single`, only if they are one object."""
         return not self._single or (len(shapes) == 1 and not shapes[0][-1])
 
-    def _missing(self, names: list[str], index: int) -> list[str]:
+    def _absent_names(self, names: list[str], index: int) -> list[str]:
+        """The categories among `names`, all absent, that record `index` asks for."""
         first = index * self._absent
         return [names[(first + i) % len(names)] for i in range(min(self._absent, len(names)))]
 
     def _joiner(self, row: dict[str, Any], where: str) -> Callable[[list[Any]], MaskFn]:
-        """Shapes to a function that draws their union, from annotations or from the picture's one segment map."""
+        """A function from shapes to their union as a lazy mask, from annotations or from the image's segment map."""
         size = tuple(row["size"])
         if row["png"] is None:
-            return lambda shapes: _drawn(shapes, size, f"{where}: {_numbers(shapes)}")
-        path = picture(self._png, row["png"], where, "segment map")
+            return lambda shapes: _union_mask(shapes, size, f"{where}: {_numbers(shapes)}")
+        path = file_below(self._png, row["png"], where, "segment map")
         segments = CachedMask(partial(read_segments, path, size))
-        return lambda shapes: partial(among, segments, tuple(shape[1] for shape in shapes), path)
-
-
-def existing_file(root: Path, name: str, what: str) -> Path:
-    """A file or folder given in the recipe, below the dataset folder or absolute."""
-    if not (root / name).exists():
-        raise FileNotFoundError(f"{what}: there is no {root / name}")
-    return root / name
+        return lambda shapes: partial(segments_mask, segments, tuple(shape[1] for shape in shapes), path)
 
 
 def select_categories(names: tuple[str, ...], classes: Classes, root: Path) -> tuple[str, ...]:
-    """The names that the option `classes` leaves, in their order."""
+    """Those of `names` that the option `classes` lists, in the order of `names`."""
     if classes is None:
         return names
-    wanted, where = class_names(classes, root)
-    for name in wanted:
+    selection, where = class_names(classes, root)
+    for name in selection:
         if name not in names:
             raise ValueError(f"{where}: {unknown('class', name, names)}")
-    return tuple(name for name in names if name in wanted)
+    return tuple(name for name in names if name in selection)
 
 
 def parse(path: Path, names: list[str], empty_too: bool, boxes: str) -> Iterator[Any]:
-    """A row a picture: [name, annotation or segment id, segmentation, crowd] each, of the categories `names` only."""
-    coco = read_coco(path, _needed)
+    """A row per image; its shapes are [name, annotation or segment id, segmentation, crowd].
+
+    names: the categories to keep. empty_too: keep images without any of them. boxes: see `Coco`.
+    """
+    coco = read_coco(path, _trim_annotation)
     for number, image in coco.images.items():
         row = attempt(partial(_row, coco, number, image, names, boxes), image.get("file_name"))
         if empty_too or not isinstance(row, dict) or row["shapes"]:
@@ -156,47 +170,53 @@ def parse(path: Path, names: list[str], empty_too: bool, boxes: str) -> Iterator
 
 
 def _row(coco: CocoFile, number: Any, image: dict[str, Any], names: list[str], boxes: str) -> dict[str, Any]:
-    where, png, shapes = coco.place("image", number), None, []
+    where = coco.place("image", number)
+    png = None  # segment map of a panoptic file
+    shapes = []
     for entry in coco.annotations(number):
         png = entry.get("file_name", png)
         for shape in entry.get("segments", [entry]):
-            place = where if "segments" in entry else coco.place("annotation", shape["id"])
-            name = _name(coco.category(shape, place), coco.path, panoptic="segments" in entry)
+            panoptic = "segments" in entry
+            place = where if panoptic else coco.place("annotation", shape["id"])
+            name = _name(coco.category(shape, place), coco.path, panoptic)
             if name in names:
-                polygons = None if "segments" in entry else outline(shape, place, boxes)
-                shapes.append([name, shape["id"], polygons, shape["iscrowd"]])
+                segmentation = None if panoptic else outline(shape, place, boxes)
+                shapes.append([name, shape["id"], segmentation, shape["iscrowd"]])
     name, size = field(image, "file_name", where, str), size_of(image, where)
     return {"image_id": number, "file_name": name, "size": size, "png": png, "shapes": shapes}
 
 
 def categories(path: Path) -> Iterator[str]:
     """Category names in the order of the file, as `parse` spells them."""
-    found, panoptic = [], False
+    entries = []
+    panoptic = False
     for key, entry in read_entries(path):
         if key == "categories":
-            found.append(entry)
-        panoptic = panoptic or (key == "annotations" and isinstance(entry, dict) and "segments_info" in entry)
-    yield from (_name(entry, path, panoptic) for entry in found)
+            entries.append(entry)
+        elif key == "annotations" and isinstance(entry, dict) and "segments_info" in entry:
+            panoptic = True
+    yield from (_name(entry, path, panoptic) for entry in entries)
 
 
 def read_segments(path: Path, size: Size) -> np.ndarray:
     """(H, W) int32 segment ids of a panoptic PNG: R + 256 G + 65536 B."""
-    with opened(path, "segment map") as image:
+    with open_image(path, "segment map") as image:
         colors = np.asarray(image.convert("RGB")).astype(np.int32)
     if colors.shape[:2] != size:
-        raise ValueError(f"{path}: the segment map is {colors.shape[:2]}, the picture (H, W) {size}")
+        raise ValueError(f"{path}: the segment map is {colors.shape[:2]}, the image (H, W) {size}")
     return colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
 
 
-def among(segments: CachedMask, numbers: tuple[int, ...], path: Path) -> np.ndarray:
-    """(H, W) bool, where these segments are."""
+def segments_mask(segments: CachedMask, numbers: tuple[int, ...], path: Path) -> np.ndarray:
+    """(H, W) bool: the union of these segments; ValueError if it has no pixel."""
     mask = np.isin(segments(), numbers)
     if not mask.any():
         raise ValueError(f"{path}: has no pixel of the segments {', '.join(map(str, numbers))}")
     return mask
 
 
-def _needed(annotation: dict[str, Any], where: str) -> dict[str, Any]:
+def _trim_annotation(annotation: dict[str, Any], where: str) -> dict[str, Any]:
+    """What is needed of an annotation: its shape, or the name of a segment map with its segments."""
     if "segments_info" not in annotation:
         return shape_of(annotation, where)
     segments = [
@@ -211,6 +231,7 @@ def _needed(annotation: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _name(category: dict[str, Any], path: Path, panoptic: bool) -> str:
+    """The lower-case name of a category; of panoptic ones without "-merged" and the like."""
     where = f"{path}: category {category.get('id') if isinstance(category, dict) else category!r}"
     name = name_of(field(category, "name", where), "name", where).lower()
     if not name:
@@ -218,7 +239,7 @@ def _name(category: dict[str, Any], path: Path, panoptic: bool) -> str:
     return SUFFIX.sub("", name) if panoptic else name
 
 
-def _drawn(shapes: list[Any], size: Size, where: str) -> CachedMask:
+def _union_mask(shapes: list[Any], size: Size, where: str) -> CachedMask:
     return CachedMask(partial(rasterize, [shape[2] for shape in shapes], size, "union", where), where)
 
 
@@ -226,11 +247,11 @@ def _numbers(shapes: list[Any]) -> str:
     return "annotation " + ", ".join(str(shape[1]) for shape in shapes)
 
 
-def _outside(join: Callable, groups: dict[str, list[Any]], size: Size) -> MaskFn:
-    """The pixels that belong to none of the categories."""
+def _pixels_of_others(join: Callable, groups: dict[str, list[Any]], size: Size) -> MaskFn:
+    """The pixels that belong to none of the groups, as a lazy mask."""
     shapes = [shape for group in groups.values() for shape in group]
-    return partial(_inverse, join(shapes)) if shapes else partial(np.ones, size, bool)
+    return partial(_invert, join(shapes)) if shapes else partial(np.ones, size, bool)
 
 
-def _inverse(mask: MaskFn) -> np.ndarray:
+def _invert(mask: MaskFn) -> np.ndarray:
     return ~mask()

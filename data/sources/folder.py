@@ -1,4 +1,4 @@
-"""Your own pictures and label maps in a folder: images/, masks/ and classes.txt. See docs/your_data.md."""
+"""Your own images and label maps in a folder: images/, masks/ and classes.txt. See docs/your_data.md."""
 
 from __future__ import annotations
 
@@ -21,27 +21,31 @@ from data.sources.semantic import (
 from utils.text import read_text
 
 NUMBERED = re.compile(r"([+-]?\d+)\s*:\s*(.+)")
-ALMOST = re.compile(r"[+-]?\d+\s*([,;=\t]| +\S)")  # a number in front, written otherwise
+ALMOST = re.compile(r"[+-]?\d+\s*([,;=\t]| +\S)")  # a number in front, but not with a colon
 UNLABELLED = frozenset({0, 255})  # unless classes.txt gives them a name
 LARGEST = 65535
-SAMPLE = 8  # label maps that are looked at when the folder is opened
+SAMPLE = 8  # label maps that are read when the folder is opened, to find 0/255 masks
 
 
 @SOURCES.register("folder")
 def folder(
     root: Path, folder: str = ".", split: str = "", classes: Classes = None, ignore_unknown: bool = False
 ) -> LabelMaps:
-    """`<folder>/images[/<split>]/x.jpg` with `<folder>/masks[/<split>]/x.png` and `<folder>/classes.txt`."""
+    """`<folder>/images[/<split>]/x.jpg` with `<folder>/masks[/<split>]/x.png` and `<folder>/classes.txt`.
+
+    classes: use only these names. ignore_unknown: count values without a name as unlabelled, instead of refusing a map.
+    """
     base = Path(folder)
     places = [str(base / kind / split) for kind in ("images", "masks")]
     images, maps, names = locate(root, f"folder {folder}", (*places, str(base / "classes.txt")))
     entries, numbered = read_classes(names)
     void = UNLABELLED - {value for value, _ in entries}
-    pairs, hint = pair_files(images, maps), ""
+    pairs = pair_files(images, maps)
+    hint = ""
     if not numbered:
         hint = f". The names in {names} have no numbers, so they count from 0: {_two_ways(entries)}"
     if not numbered and len(entries) == 1:
-        void = frozenset()  # where there is one class, 255 is more likely it than what is unlabelled
+        void = frozenset()  # with a single class, 255 more likely means that class than unlabelled pixels
     elif 255 in void and len(entries) > 1 and not ignore_unknown:
         _refuse_binary(
             pairs, maps, f" ({names}): {_two_ways(entries)}; the option ignore_unknown takes them as they are"
@@ -51,48 +55,53 @@ def folder(
 
 
 def read_classes(path: Path) -> tuple[list[tuple[int, str]], bool]:
-    """(label value, name), and whether the file has the values: `value: name` a line, or names alone, which count
-    from 0. A value with two names is an error with both lines."""
+    """[(label value, name), ...] of a class list, and whether the file gives the values.
+
+    A line is `value: name`, or a name alone; names alone count from 0. ValueError if a value has two names (it shows
+    both lines), if only some lines have a value, or if a value is out of range.
+    """
     lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), start=1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
-        raise ValueError(f"{path}: names no class; write one name a line, or `value: name`")
-    found = [NUMBERED.fullmatch(line) for _, line in lines]
-    if not any(found):
+        raise ValueError(f"{path}: names no class; write one name per line, or `value: name`")
+    matches = [NUMBERED.fullmatch(line) for _, line in lines]
+    if not any(matches):
         if all(ALMOST.match(line) for _, line in lines):
             raise ValueError(f"{path}: {lines[0][1]!r} begins with a number; write `value: name`, with a colon")
         return list(enumerate(line for _, line in lines)), False
-    if not all(found):
-        odd = lines[found.index(None)][1]
+    numbered = [match for match in matches if match is not None]
+    if len(numbered) < len(lines):
+        odd = lines[matches.index(None)][1]
         raise ValueError(f"{path}: {odd!r} has no value, other lines have; number all lines or none")
-    first: dict[int, tuple[int, str]] = {}
-    for (number, line), match in zip(lines, found, strict=True):
+    first: dict[int, tuple[int, str]] = {}  # value -> number and text of the line that gives it
+    for (number, line), match in zip(lines, numbered, strict=True):
         value = int(match[1])
         if not 0 <= value <= LARGEST:
             raise ValueError(f"{path}: line {number} ({line!r}): a label value is 0 to {LARGEST}")
         if value in first:
-            before, said = first[value]
+            before, text = first[value]
             raise ValueError(
-                f"{path}: the value {value} is given twice, in line {before} ({said!r}) and line {number} ({line!r}); "
+                f"{path}: the value {value} is given twice, in line {before} ({text!r}) and line {number} ({line!r}); "
                 "a value has one name"
             )
         first[value] = number, line
-    return [(int(match[1]), match[2]) for match in found], True
+    return [(int(match[1]), match[2]) for match in numbered], True
 
 
 def _refuse_binary(pairs: Pairs, maps: Path, hint: str) -> None:
-    """Raises where the masks hold 0 and 255 alone and 255 has no name: the object would be ignored."""
-    seen: set[int] = set()
+    """ValueError if the masks hold nothing but 0 and 255 and 255 has no name: the object would be ignored pixels."""
+    values: set[int] = set()
     for index in np.unique(np.linspace(0, len(pairs.rows) - 1, SAMPLE).astype(int)):
         try:
-            seen |= values_in(read_label_map(maps / pairs.rows[int(index)][1]))
+            values |= values_in(read_label_map(maps / pairs.rows[int(index)][1]))
         except (OSError, ValueError):
-            continue  # a fault of that record, which is raised where it is read
-    if 255 in seen and seen <= UNLABELLED:
+            continue  # a fault of that record, raised when it is read
+    if 255 in values and values <= UNLABELLED:
         raise ValueError(f"{maps}: the label maps hold no value but 0 and 255, and 255 has no name{hint}")
 
 
 def _two_ways(entries: list[tuple[int, str]]) -> str:
+    """The two lines that classes.txt could have for masks of 0 and 255, for messages."""
     name = entries[-1][1]
     return (
         f"write `255: {name}` if 255 is {name!r}, or `0: {entries[0][1]}` if 0 is {entries[0][1]!r} and 255 unlabelled"

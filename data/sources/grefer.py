@@ -14,7 +14,7 @@ REFZOM_NAMES = ("Ref_ZOM.p", "Ref-ZOM(final).p", "refs(final).p")  # as renamed 
 def grefcoco(
     root: Path, split: str = "train", split_by: str = "unc", overlap: str = "union", bad_polygons: str = "drop"
 ) -> Refer:
-    """Splits train, val, testA, testB; `ann_id` is a list, [-1] for no target. The pickle wins over the JSON."""
+    """Splits train, val, testA, testB. `ann_id` is a list, [-1] for no target. The pickle is preferred to the JSON."""
     files = tuple(
         (f"{base}grefcoco/grefs({split_by}){ending}", f"{base}grefcoco/instances.json")
         for base in FOLDERS
@@ -27,7 +27,10 @@ def grefcoco(
 def refzom(
     root: Path, split: str = "train", split_by: str = "final", overlap: str = "union", bad_polygons: str = "drop"
 ) -> Refer:
-    """Splits train, val, test; pictures of train2014 and val2014. `split_by` has one value: as flags write the name."""
+    """Splits train, val, test; images of train2014 and val2014.
+
+    `split_by` has the one value "final", so that flags can write the name as `refzom|final|test`.
+    """
     if split_by != "final":
         raise ValueError(f"refzom has no split_by {split_by!r}; have: final")
     files = tuple((f"{base}refzom/{name}", f"{base}refzom/instances.json") for base in FOLDERS for name in REFZOM_NAMES)

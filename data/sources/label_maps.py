@@ -1,4 +1,4 @@
-"""Semantic sets: one picture, one label map (ADE20K, COCO-Stuff, Cityscapes, Mapillary Vistas)."""
+"""Semantic sets with one label map per image: ADE20K, COCO-Stuff, Cityscapes, Mapillary Vistas."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from data.sources.semantic import Classes, LabelMaps, Table, pair_files, select_
 from utils.log import log
 
 TRAINING = {"train": "training", "val": "validation"}
-CITYSCAPES_VOID = frozenset({*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 255})  # 255: licence plates, -1 in the table
-COCO_UNUSED = frozenset({11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90})  # label values that no picture holds
+CITYSCAPES_VOID = frozenset({*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 255})  # 255: licence plates, -1 in its table
+COCO_UNUSED = frozenset({11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90})  # label values that occur in no image
 MAPILLARY_2 = "config_v2.0.json"
 MAPILLARY_VERSIONS = ("v1.2", "v2.0")
 
@@ -37,7 +37,7 @@ def cocostuff(
     """COCO-Stuff; label values 0 to 181, 255 unlabelled.
 
     table: "171" has every class that occurs, without its suffix (-merged, -other, -stuff; lasagna.md 5.4). "182" has
-    the names of all label values, and every name with a "-" is unlabelled (lisa.md 4.3).
+        the names of all label values, and every name with a "-" counts as unlabelled (lisa.md 4.3).
     """
     choice("split of cocostuff", split, ("train", "val"))
     choice("table of cocostuff", table := str(table), ("171", "182"))
@@ -46,7 +46,7 @@ def cocostuff(
         f"cocostuff {split} label maps",
         *((f"{base}/{split}2017",) for base in ("cocostuff", "coco/stuffthingmaps_trainval2017")),
     )
-    (images,) = locate(root, f"pictures of cocostuff {split}", (f"coco/{split}2017",))
+    (images,) = locate(root, f"images of cocostuff {split}", (f"coco/{split}2017",))
     if table == "171":
         void = COCO_UNUSED | {255}
         suffix = re.compile("-(merged|other|stuff)$")
@@ -65,7 +65,7 @@ def cityscapes(root: Path, split: str = "train", classes: Classes = None, ignore
     places = (f"cityscapes/leftImg8bit/{split}", f"cityscapes/gtFine/{split}")
     images, maps = locate(root, f"cityscapes {split}", places)
     table = select_classes(Table.of(shipped_labels("cityscapes"), CITYSCAPES_VOID), classes, root)
-    pairs = pair_files(images, maps, picture_end="_leftImg8bit", map_end="_gtFine_labelIds")
+    pairs = pair_files(images, maps, image_end="_leftImg8bit", map_end="_gtFine_labelIds")
     return LabelMaps(pairs, (images, maps), table, ignore_unknown)
 
 
@@ -80,8 +80,9 @@ def mapillary(
 ) -> LabelMaps:
     """Mapillary Vistas v1.2 (65 names; lasagna.md 5.5) or v2.0 (names of config_v2.0.json; lisa.md 4.3).
 
-    version: None takes v1.2 where both are there, and says which it took. unlabeled: "class" asks about the class of
-    that name, "ignore" leaves it out; None is as published, a class in v2.0 and ignored in v1.2.
+    version: None takes v1.2 if both are there, and logs which it took.
+    unlabeled: "class" treats "unlabeled" as a class, "ignore" leaves it out; None: as published, a class in v2.0 and
+        ignored in v1.2.
     """
     folder = TRAINING[choice("split of mapillary", split, TRAINING)]
     versions = MAPILLARY_VERSIONS
@@ -89,21 +90,23 @@ def mapillary(
         versions = (choice("version of mapillary", str(version), MAPILLARY_VERSIONS),)
     places = [place for version in versions for place in _mapillary_places(folder, version)]
     images, maps, names_file = locate(root, f"mapillary {split}", *places)
-    old = names_file.name != MAPILLARY_2
+    old = names_file.name != MAPILLARY_2  # v1.2
     if version is None:
-        log.info("mapillary %s: label set %s, of %s", split, MAPILLARY_VERSIONS[not old], names_file)
+        log.info("mapillary %s: label set %s, of %s", split, "v1.2" if old else "v2.0", names_file)
     names = _mapillary_names(names_file)
     if old and names[-1] != "unlabeled":
         names.append("unlabeled")  # label value 65, which the panoptic file leaves out
     unlabeled = choice("unlabeled of mapillary", unlabeled or ("ignore" if old else "class"), ("class", "ignore"))
-    asked = [(value, name) for value, name in enumerate(names) if name != "unlabeled" or unlabeled == "class"]
-    void = set(range(len(names))) - {value for value, _ in asked} | ({255} if old else set())
-    table = select_classes(Table.of(asked, void), classes, root)
+    entries = [(value, name) for value, name in enumerate(names) if name != "unlabeled" or unlabeled == "class"]
+    void = set(range(len(names))) - {value for value, _ in entries}
+    if old:
+        void.add(255)
+    table = select_classes(Table.of(entries, void), classes, root)
     return LabelMaps(pair_files(images, maps), (images, maps), table, ignore_unknown)
 
 
 def _mapillary_places(folder: str, version: str) -> Iterator[tuple[str, str, str]]:
-    """(pictures, label maps, names) of every known layout."""
+    """(images, label maps, file of the names) of every known layout."""
     for base in ("mapillary", "mapillary_vistas"):
         images = f"{base}/{folder}/images"
         if version == "v2.0":
@@ -115,7 +118,7 @@ def _mapillary_places(folder: str, version: str) -> Iterator[tuple[str, str, str
 
 
 def _mapillary_names(path: Path) -> list[str]:
-    """Lower-cased names in the order of label values, of a config (`readable`) or a panoptic file (`name`)."""
+    """Lower-case names in the order of label values, from a config (`readable`) or a panoptic file (`name`)."""
     values = read_json(path)
     kind, key = ("labels", "readable") if "labels" in values else ("categories", "name")
     entries = field(values, kind, str(path), list)

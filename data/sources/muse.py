@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,30 +15,32 @@ from data.sources.base import (
     choice,
     field,
     indexed_rows,
-    inside,
     locate,
+    non_blank,
     of_kind,
+    path_below,
     read_json,
-    spoken,
 )
 from data.types import Dialogue, Mask, Record, Script, Target, Turn
+from utils.log import log
 from utils.masks import CachedMask
 
-PLACEHOLDER = "{seg}"
+PLACEHOLDER = "{seg}"  # stands for a mask in a text answer
 NAMES = ("plain", "published")
 SPLITS = {"train": "train", "val": "val", "test_few": "test_less", "test_less": "test_less", "test_many": "test_many"}
 FOLDERS = ("refer_seg/images/mscoco/images", "images/mscoco/images", "coco")
-log = logging.getLogger(__name__)
 
 
 @SOURCES.register("muse", "MultiReasonSeg")
 class Muse:
-    """One record a picture, one dialogue of `asked` a question, targets in the order of the answers' holes.
+    """One record per image, one dialogue per question, targets in the order of the answers' holes.
 
-    An answer without text in the dataset is a row of holes for the task to word; a target is called by its rephrased
-    name, with its category among the aliases. split: train, val, test_few (test_less in the files), test_many.
-    names: "published" leaves a category as the file spells it ("lamp_(furniture)", pixellm.md 3.4); "plain" has no
-    underscores and no distinction in brackets.
+    An answer without text in the dataset is a row of holes for the task to word. The phrase of a target is its
+    rephrased name, and its category is among the aliases.
+
+    split: train, val, test_few (test_less in the files), test_many.
+    names: "published" leaves a category as the file spells it ("lamp_(furniture)", pixellm.md 3.4); "plain" removes
+        underscores and what stands in brackets.
     """
 
     def __init__(self, root: Path, split: str = "train", names: str = "plain"):
@@ -48,7 +49,7 @@ class Muse:
         places = [(f"{base}{name}_{stem}.json",) for base in ("muse/", "", "MUSE/") for name in ("muse", "MUSE")]
         self.files = tuple(locate(root, f"muse {split}", *places))
         self._folders = [root / base for base in FOLDERS]
-        self._rows = indexed_rows(root, parse, self.files, plain, picture="file_name")
+        self._rows = indexed_rows(root, parse, self.files, plain, image_key="file_name")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -57,30 +58,33 @@ class Muse:
         row = self._rows[index]
         where = f"{self.files[0]}: entry {row['entry']}"
         targets: list[Target] = []
-        asked: list[Dialogue] = []
+        dialogues: list[Dialogue] = []
         for number, (question, text, objects) in enumerate(row["questions"]):
             first = len(targets)
             for place, (names, segmentation) in enumerate(objects):
                 origin = f"{where}: question {number}: answer {place}"
                 mask = CachedMask(partial(rasterize, [segmentation], tuple(row["size"]), "union", origin), origin)
                 targets.append(Target(names[0], mask, aliases=tuple(names[1:])))
-            asked.append((Turn(question, answer(text, range(first, len(targets)))),))
-        image = self._found(row["file_name"], where)
+            dialogues.append((Turn(question, answer(text, range(first, len(targets)))),))
+        image = self._image_path(row["file_name"], where)
         if not image.is_file():
-            raise FileNotFoundError(f"{where}: no picture {row['file_name']} in {', '.join(map(str, self._folders))}")
-        return Record(image, "multi", tuple(targets), dialogues=tuple(asked))
+            raise FileNotFoundError(f"{where}: no image {row['file_name']} in {', '.join(map(str, self._folders))}")
+        return Record(image, "multi", tuple(targets), dialogues=tuple(dialogues))
 
     def image_paths(self) -> list[str]:
-        return [str(self._found(name, self.files[0].name)) for name in self._rows.pictures()]
+        return [str(self._image_path(name, self.files[0].name)) for name in self._rows.image_names()]
 
-    def _found(self, name: str, where: str) -> Path:
-        """The picture in the first of the known COCO folders that has it; else where it would be in the first."""
-        paths = [inside(folder, name, where) for folder in self._folders]
+    def _image_path(self, name: str, where: str) -> Path:
+        """The path of an image in the first COCO folder that has it; without any, its path in the first folder."""
+        paths = [path_below(folder, name, where) for folder in self._folders]
         return next((path for path in paths if path.is_file()), paths[0])
 
 
 def answer(text: str | None, targets: range) -> Script:
-    """The text with its placeholders replaced, literally; without text the holes alone."""
+    """An answer: the text with a hole in place of each placeholder, or holes alone if there is no text.
+
+    Split literally, because texts hold other braces that string formatting would trip over.
+    """
     if text is None:
         return tuple(Mask(index) for index in targets)
     pieces = text.split(PLACEHOLDER)
@@ -91,27 +95,29 @@ def answer(text: str | None, targets: range) -> Script:
 
 
 def parse(path: Path, plain: bool) -> Iterator[Any]:
-    """A row per picture: [question, text or None, [[names, segmentation], ...]] each. plain: see `names` of Muse.
+    """A row per image; its questions are [question, text or None, [[names, segmentation], ...]].
 
-    Left out, and counted in a warning: pictures without questions, questions without objects, and text answers whose
-    placeholders are not as many as their objects.
+    Left out, and counted in a warning: images without questions, questions without objects, and text answers with
+    another number of placeholders than of objects. plain: see `names` of Muse.
     """
-    entries, silent, uneven = read_json(path), 0, 0
+    entries = read_json(path)
+    without_questions = uneven = 0
     if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list of pictures, got {type(entries).__name__}")
+        raise ValueError(f"{path}: expected a list of images, got {type(entries).__name__}")
     for index, entry in enumerate(entries):
         where = f"{path}: entry {index}"
-        read = attempt(partial(_entry, entry, index, where, plain))
-        if isinstance(read, Fault):
-            yield read
+        row = attempt(partial(_entry, entry, index, where, plain))
+        if isinstance(row, Fault):
+            yield row
             continue
-        kept = [item for item in read["questions"] if item[2] and _even(item)]
-        uneven += sum(not _even(item) for item in read["questions"])
-        if kept:
-            yield {**read, "questions": kept}
-        silent += not kept
-    if silent or uneven:
-        log.warning("%s: left out %d pictures without a question, %d uneven answers", path, silent, uneven)
+        questions = [item for item in row["questions"] if item[2] and _is_complete(item)]
+        uneven += sum(not _is_complete(item) for item in row["questions"])
+        if questions:
+            yield {**row, "questions": questions}
+        else:
+            without_questions += 1
+    if without_questions or uneven:
+        log.warning("%s: left out %d images without a question, %d uneven answers", path, without_questions, uneven)
 
 
 def _entry(entry: Any, index: int, where: str, plain: bool) -> dict[str, Any]:
@@ -120,6 +126,7 @@ def _entry(entry: Any, index: int, where: str, plain: bool) -> dict[str, Any]:
 
 
 def _questions(entry: dict[str, Any], where: str, plain: bool) -> Iterator[list[Any]]:
+    """[question, text or None, [[names, segmentation], ...]] of an entry; its parallel lists must have one length."""
     questions = of_kind(entry.get("questions") or [], list, "questions", where)
     answers = field(entry, "answers", where, list) if questions else []
     texts = of_kind(entry.get("text_answers") or [None] * len(questions), list, "text_answers", where)
@@ -127,7 +134,7 @@ def _questions(entry: dict[str, Any], where: str, plain: bool) -> Iterator[list[
         raise ValueError(f"{where}: {len(questions)} questions, {len(answers)} answers, {len(texts)} text answers")
     for number, (question, objects, text) in enumerate(zip(questions, answers, texts, strict=True)):
         place = f"{where}: answers[{number}]"
-        question = spoken(question, f"questions[{number}]", where)
+        question = non_blank(question, f"questions[{number}]", where)
         text = None if text is None else of_kind(text, str, f"text_answers[{number}]", where)
         objects = [
             [_names(item, place, plain), field(item, "segmentation", place)]
@@ -136,20 +143,21 @@ def _questions(entry: dict[str, Any], where: str, plain: bool) -> Iterator[list[
         yield [question, text, objects]
 
 
-def _even(item: list[Any]) -> bool:
+def _is_complete(item: list[Any]) -> bool:
+    """Whether a question's text has one placeholder per object; without text nothing can be missing."""
     return item[1] is None or item[1].count(PLACEHOLDER) == len(item[2])
 
 
 def _names(instance: dict[str, Any], where: str, plain: bool) -> list[str]:
-    """The rephrased name and then the category, or the category alone."""
-    category = spoken(field(instance, "category_name", where), "category_name", where)
+    """The rephrased name, if there is one, then the category."""
+    category = non_blank(field(instance, "category_name", where), "category_name", where)
     category = category.partition("_(")[0].replace("_", " ") if plain else category
     rephrased = of_kind(instance.get("rephrased_name") or "", str, "rephrased_name", where)
     return list(dict.fromkeys(name.strip() for name in (rephrased, category) if name.strip()))
 
 
 def _file_name(entry: dict[str, Any], where: str) -> str:
-    """`train2014/<file_name>`, or the folder and name that the URL ends with."""
+    """The image's path below a COCO folder: `train2014/<file_name>`, or year and name from the end of its URL."""
     if entry.get("file_name"):
         return f"train2014/{field(entry, 'file_name', where, str)}"
     url = PurePosixPath(str(field(entry, "coco_url", where)))

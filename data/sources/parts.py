@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.readers.coco_file import CocoFile, outline, rasterize, read_coco, shape_of, size_of
-from data.sources.base import SOURCES, attempt, choice, field, indexed_rows, locate, name_of, picture, read_entries
+from data.sources.base import SOURCES, attempt, choice, field, file_below, indexed_rows, locate, name_of, read_entries
 from data.types import Record, Target
 from utils.masks import CachedMask
 
@@ -18,19 +18,22 @@ NAMES = ("plain", "published")
 
 
 class Parts:
-    """One record a picture: objects ("car") and parts ("car wheel", also called "the wheel of the car").
+    """One record per image: objects ("car") and parts ("car wheel", with the alias "the wheel of the car").
 
-    instances: "union" makes one target of everything of a name; "separate" one of every annotation, as LISA trains.
-    names: "published" keeps the underscores of names ("trash_can"; lisa.md 4.3), "plain" has blanks.
+    instances: "union" makes one target per name, with all its annotations; "separate" makes one per annotation, as LISA
+        trains.
+    names: "published" keeps the underscores of names ("trash_can"; lisa.md 4.3), "plain" makes them blanks.
     """
 
     def __init__(self, root: Path, file: Path, folder: Path, instances: str, names: str):
         self._union = choice("instances of a part set", instances, INSTANCES) == "union"
         self._names = choice("names of a part set", names, NAMES)
-        self._folder, self.files = folder, (file,)
-        self._rows = indexed_rows(root, parse, self.files, picture="file_name")
-        names = {self._phrase(*row): self._alias(*row) for row in indexed_rows(root, categories, self.files)}
-        self.vocabulary, self._aliases = tuple(names), tuple(names.values())
+        self._folder = folder
+        self.files = (file,)
+        self._rows = indexed_rows(root, parse, self.files, image_key="file_name")
+        aliases = {self._phrase(*row): self._alias(*row) for row in indexed_rows(root, categories, self.files)}
+        self.vocabulary = tuple(aliases)
+        self._aliases = tuple(aliases.values())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -48,19 +51,19 @@ class Parts:
                 partial(rasterize, [shape for _, shape in members], tuple(row["size"]), "union", where), where
             )
             targets.append(Target(phrase, mask, aliases=aliases))
-        image = picture(self._folder, row["file_name"], f"{self.files[0]}: image {row['image_id']}")
+        image = file_below(self._folder, row["file_name"], f"{self.files[0]}: image {row['image_id']}")
         return Record(image, "classes", tuple(targets), self.vocabulary, vocabulary_aliases=self._aliases)
 
     def image_paths(self) -> list[str]:
-        return [f"{self._folder}/{name}" for name in self._rows.pictures()]
+        return [f"{self._folder}/{name}" for name in self._rows.image_names()]
 
     def _phrase(self, whole: str, part: str | None) -> str:
-        return self._spelt(f"{whole} {part}" if part else whole)
+        return self._spell(f"{whole} {part}" if part else whole)
 
     def _alias(self, whole: str, part: str | None) -> tuple[str, ...]:
-        return (self._spelt(f"the {part} of the {whole}"),) if part else ()
+        return (self._spell(f"the {part} of the {whole}"),) if part else ()
 
-    def _spelt(self, name: str) -> str:
+    def _spell(self, name: str) -> str:
         return name.replace("_", " ") if self._names == "plain" else name
 
 
@@ -71,19 +74,19 @@ def paco_lvis(root: Path, split: str = "train", instances: str = "union", names:
     (file,) = locate(
         root, f"paco_lvis {split}", *((f"{base}/{name}",) for base in ("vlpart/paco/annotations", "paco_lvis_v1"))
     )
-    (folder,) = locate(root, "pictures of paco_lvis", ("coco",))
+    (folder,) = locate(root, "images of paco_lvis", ("coco",))
     return Parts(root, file, folder, instances, names)
 
 
 @SOURCES.register("pascal_part")
 def pascal_part(root: Path, split: str = "train", instances: str = "union", names: str = "plain") -> Parts:
-    """Categories `object:part`, pictures of VOC 2010."""
+    """Categories `object:part`, images of VOC 2010."""
     choice("split of pascal_part", split, SPLITS)
     (file,) = locate(
         root, f"pascal_part {split}", *((f"{base}/{split}.json",) for base in ("vlpart/pascal_part", "pascal_part"))
     )
     voc = "VOCdevkit/VOC2010/JPEGImages"
-    (folder,) = locate(root, "pictures of pascal_part", (f"vlpart/pascal_part/{voc}",), (f"pascal_part/{voc}",), (voc,))
+    (folder,) = locate(root, "images of pascal_part", (f"vlpart/pascal_part/{voc}",), (f"pascal_part/{voc}",), (voc,))
     return Parts(root, file, folder, instances, names)
 
 
@@ -98,7 +101,7 @@ def partimagenet(root: Path, split: str = "train", instances: str = "union", nam
 
 
 def parse(path: Path) -> Iterator[Any]:
-    """A row a picture that has annotations: [object, part or None, annotation id, segmentation] each."""
+    """A row per image with annotations, which are [object, part or None, annotation id, segmentation]."""
     coco = read_coco(path, shape_of)
     names = {number: split_name(entry, path) for number, entry in coco.categories.items()}
     for number, image in coco.images.items():

@@ -1,4 +1,4 @@
-"""Pascal VOC's label maps as open-vocabulary class lists: 59 classes of context (PC-59), and 20 of objects (PAS-20)."""
+"""Pascal VOC's label maps as class lists for open-vocabulary evaluation: PC-59 (context) and PAS-20 (objects)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data.sources.semantic import Classes, LabelMaps, Pairs, Table, select_class
 from utils.text import read_text
 
 VOID = frozenset({0, 255})  # background, which no list names, and borders
-SETS = {  # year, label maps, list of a split
+SETS = {  # name -> year, folder of the label maps, folder of the lists of splits
     "pascal_context": ("VOC2010", "SegmentationClassContext", "ImageSets/SegmentationContext"),
     "pascal_voc": ("VOC2012", "SegmentationClass", "ImageSets/Segmentation"),
 }
@@ -18,11 +18,11 @@ SETS = {  # year, label maps, list of a split
 
 def _set(name: str) -> Callable[..., LabelMaps]:
     def build(root: Path, split: str = "val", classes: Classes = None, ignore_unknown: bool = False) -> LabelMaps:
-        """Label k is the k-th class of data/labels; the split is the list of names in ImageSets."""
+        """Label k is the k-th class of data/labels; the split is a list of names in ImageSets."""
         choice(f"split of {name}", split, ("train", "val"))
-        year, maps, lists = SETS[name]
+        year, map_folder, lists = SETS[name]
         places = [
-            tuple(f"{base}{year}/{part}" for part in ("JPEGImages", maps, f"{lists}/{split}.txt"))
+            tuple(f"{base}{year}/{part}" for part in ("JPEGImages", map_folder, f"{lists}/{split}.txt"))
             for base in ("VOCdevkit/", "")
         ]
         images, maps, file = locate(root, f"{name} {split}", *places)
@@ -37,7 +37,7 @@ for _name in SETS:
 
 
 def read_split(images: Path, maps: Path, file: Path) -> Pairs:
-    """[picture, label map] of every name in a list of a split; a name without its files is an error."""
+    """[image, label map] of every name in the list of a split; FileNotFoundError if one of these files is missing."""
     stems = read_text(file).split()
     rows = [[f"{stem}.jpg", f"{stem}.png"] for stem in stems]
     missing = [path for row in rows for path in (images / row[0], maps / row[1]) if not path.is_file()]
@@ -46,5 +46,5 @@ def read_split(images: Path, maps: Path, file: Path) -> Pairs:
             f"{file}: of its {len(stems)} names {len(missing)} files are missing: {missing[0]}, ..."
         )
     if not rows:
-        raise ValueError(f"{file} names no picture")
-    return Pairs(Rows(rows, picture=0))
+        raise ValueError(f"{file} names no image")
+    return Pairs(Rows(rows, image_key=0))

@@ -1,4 +1,4 @@
-"""Label-map sets: classes by label value, pictures paired with maps, records of the present classes."""
+"""What all label-map sets share: classes by label value, images paired with maps, records of the present classes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sources.base import PICTURES, Rows, by_stem, listing, name_of, only, shortened
+from data.sources.base import IMAGE_SUFFIXES, Rows, group_by_stem, list_files, name_of, single_file
 from data.types import Record, Target
-from utils.images import opened
+from utils.images import open_image
 from utils.log import log
 from utils.registry import unknown
-from utils.text import read_text
+from utils.text import preview, read_text
 
-Classes = str | Path | list[str] | tuple[str, ...] | None  # names to use, or a file with one a line; None: all
+Classes = str | Path | list[str] | tuple[str, ...] | None  # names to use, or a file with one per line; None: all
 LABELS = Path(__file__).parents[1] / "labels"
 MAPS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")  # formats that keep label values as they are
 
 
 @dataclass(frozen=True)
 class Table:
-    """Class names with their label values, in dataset order, and the values that stand for nothing.
+    """Class names with their label values, in dataset order, and the values that stand for no class (void).
 
-    Masks are found by value, never by name: several values of one name are one class.
+    Several values with one name are one class.
     """
 
     values: dict[str, tuple[int, ...]]
@@ -33,6 +33,7 @@ class Table:
 
     @classmethod
     def of(cls, entries: Iterable[tuple[int, str]], void: Iterable[int] = ()) -> Table:
+        """The table of (label value, name) entries; names become lower case."""
         values: dict[str, tuple[int, ...]] = {}
         for value, name in entries:
             name = name.strip().lower()
@@ -46,46 +47,55 @@ class Table:
         for name in names:
             if name not in self.values:
                 raise ValueError(unknown("class", name, self.values))
-        kept = {name: values for name, values in self.values.items() if name in set(names)}
-        return Table(kept, frozenset(self.known - {value for values in kept.values() for value in values}))
+        values = {name: values for name, values in self.values.items() if name in set(names)}
+        return Table(values, self.known.difference(*values.values()))
 
     @property
     def known(self) -> frozenset[int]:
+        """All label values that the dataset defines."""
         return self.void.union(*self.values.values())
 
 
 class LabelMaps:
-    """Pictures paired by stem with label maps: a record names the present classes and where each is.
+    """Images paired with label maps; a record names the classes that are present, and where each is.
 
+    folders: of the images and of the label maps.
     ignore_unknown: count label values that the dataset does not define as unlabelled instead of refusing the map.
-    hint: said with unknown label values. left_out: what lies in the folders and is not used, by what is wrong with it.
+    hint: follows the message about unknown label values; "": the usual advice.
+
+    `left_out` holds the unused files of the folders, by what is wrong with them.
     """
 
     def __init__(self, pairs: Pairs, folders: tuple[Path, Path], table: Table, ignore_unknown: bool, hint: str = ""):
-        self._pairs, self.left_out, (self._images, self._maps) = pairs.rows, pairs.left_out, folders
+        self._pairs = pairs.rows
+        self.left_out = pairs.left_out
+        self._images, self._maps = folders
+        self._table = table
+        self._ignore_unknown = ignore_unknown
         self._hint = hint
-        self._table, self._ignore_unknown = table, ignore_unknown
-        self.vocabulary, self.classes = tuple(table.values), table.values
+        self.vocabulary = tuple(table.values)
+        self.classes = table.values
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def image_paths(self) -> list[str]:
-        return [f"{self._images}/{name}" for name in self._pairs.pictures()]
+        return [f"{self._images}/{name}" for name in self._pairs.image_names()]
 
     def annotation_paths(self) -> list[Path]:
-        return [self._maps / self._pairs[index][1] for index in range(len(self))]
+        return [self._maps / path for _, path in self._pairs]
 
     def __getitem__(self, index: int) -> Record:
         image, path = self._pairs[index]
+        # Read at once, unlike other masks: which classes are present is only in the map itself.
         labels = read_label_map(self._maps / path)
         present = values_in(labels)
-        strangers = sorted(present - self._table.known)
-        if strangers and not self._ignore_unknown:
+        unknown_values = sorted(present - self._table.known)
+        if unknown_values and not self._ignore_unknown:
             hint = self._hint or (
                 "; is this map of another dataset or version? Set the option ignore_unknown to count them as unlabelled"
             )
-            raise ValueError(f"{self._maps / path}: unknown label values {', '.join(map(str, strangers))}{hint}")
+            raise ValueError(f"{self._maps / path}: unknown label values {', '.join(map(str, unknown_values))}{hint}")
         targets = tuple(
             Target(name, partial(_pixels, labels, values))
             for name, values in self._table.values.items()
@@ -96,13 +106,13 @@ class LabelMaps:
 
 
 def shipped_labels(name: str) -> list[tuple[int, str]]:
-    """(label value, class name) of `data/labels/<name>.txt`, one a line."""
+    """[(label value, class name), ...] of `data/labels/<name>.txt`, in its order."""
     lines = (LABELS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     return [(int(value), rest) for value, _, rest in (line.partition(" ") for line in lines)]
 
 
 def select_classes(table: Table, classes: Classes, root: Path) -> Table:
-    """The table cut down to `classes`; a file is looked for below the dataset folder, then the working folder."""
+    """The table reduced to `classes`; see `class_names` for where a file is looked for."""
     if classes is None:
         return table
     names, where = class_names(classes, root)
@@ -113,16 +123,20 @@ def select_classes(table: Table, classes: Classes, root: Path) -> Table:
 
 
 def class_names(classes: Classes, root: Path) -> tuple[list[str], str]:
-    """Lower-case names of the option `classes`, and where they stand."""
+    """Lower-case names of the option `classes`, and where they come from, for messages.
+
+    A file is looked for below the dataset folder, then below the working folder.
+    """
     where = "classes"
     if isinstance(classes, (str, Path)):
         files = [root / classes, Path(classes)]
         path = next((path for path in files if path.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"no class list {classes}; looked for {files[0]} and {files[1].absolute()}")
-        classes, where = read_text(path).splitlines(), str(path)
+        classes = read_text(path).splitlines()
+        where = str(path)
     if not isinstance(classes, (list, tuple)):
-        raise ValueError(f"{where}: expected a list of names, or a file with one a line, got {shortened(classes)}")
+        raise ValueError(f"{where}: expected a list of names, or a file with one per line, got {preview(classes)}")
     names = [name_of(name, f"classes[{index}]", where).lower() for index, name in enumerate(classes)]
     names = [name for name in names if name]
     if not names:
@@ -132,55 +146,66 @@ def class_names(classes: Classes, root: Path) -> tuple[list[str], str]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """[picture, label map] rows, and what was left out: what is wrong -> the files."""
+    """[image, label map] rows, and what was left out: what is wrong -> the files."""
 
     rows: Rows
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
-def pair_files(images: Path, maps: Path, picture_end: str = "", map_end: str = "") -> Pairs:
-    """Every label map with its picture, by stem and subfolder.
+def pair_files(images: Path, maps: Path, image_end: str = "", map_end: str = "") -> Pairs:
+    """Every label map with its image; both have the same subfolder and stem.
 
-    A map without a picture is an error, and so are two files of one name where one is needed. Pictures without a map,
-    and files beside the maps that are none, are left out and counted in a warning.
+    image_end, map_end: what ends the stem of one kind and not of the other ("_leftImg8bit").
+    A map without an image is an error, and so are two files of one stem. Images without a map, and files among the maps
+    that are none, are left out and counted in a warning.
     """
-    pictures = by_stem((path for path, kind in listing(images) if kind in PICTURES), picture_end)
-    files = list(listing(maps))
-    labels = by_stem((path for path, kind in files if kind in MAPS), map_end)
-    if lonely := [stem for stem in labels if stem not in pictures]:
+    image_files = group_by_stem((path for path, kind in list_files(images) if kind in IMAGE_SUFFIXES), image_end)
+    files = list(list_files(maps))
+    labels = group_by_stem((path for path, kind in files if kind in MAPS), map_end)
+    if lonely := [stem for stem in labels if stem not in image_files]:
         raise FileNotFoundError(
-            f"{len(lonely)} of {len(labels)} label maps have no picture: {maps / labels[lonely[0]][0]} needs "
-            f"{images / lonely[0]}{picture_end}{'|'.join(PICTURES)}"
+            f"{len(lonely)} of {len(labels)} label maps have no image: {maps / labels[lonely[0]][0]} needs "
+            f"{images / lonely[0]}{image_end}{'|'.join(IMAGE_SUFFIXES)}"
         )
-    others = by_stem((path for path, kind in files if kind not in MAPS), map_end)
+    others = group_by_stem((path for path, kind in files if kind not in MAPS), map_end)
     left_out = {
-        f"pictures without a label map in {maps}": [paths[0] for stem, paths in pictures.items() if stem not in labels],
+        f"images without a label map in {maps}": [
+            paths[0] for stem, paths in image_files.items() if stem not in labels
+        ],
         f"files in {maps} that are no label map ({', '.join(MAPS)}; JPEG changes label values)": [
-            path for stem, paths in others.items() if stem in pictures for path in paths
+            path for stem, paths in others.items() if stem in image_files for path in paths
         ],
     }
     left_out = {what: paths for what, paths in left_out.items() if paths}
     if not labels:
-        found = "; ".join(f"{len(paths)} {what}: {paths[0]}, ..." for what, paths in left_out.items())
-        raise FileNotFoundError(f"no label maps *{map_end}.png in {maps}" + (f"; {found}" if found else ""))
+        parts = [f"no label maps *{map_end}.png in {maps}"]
+        parts += [f"{len(paths)} {what}: {paths[0]}, ..." for what, paths in left_out.items()]
+        raise FileNotFoundError("; ".join(parts))
     for what, paths in left_out.items():
-        log.warning("left out %d %s: %s", len(paths), what, ", ".join(paths[:3]) + ", ..." * (len(paths) > 3))
-    rows = [[only(pictures[stem], "picture", images), only(paths, "label map", maps)] for stem, paths in labels.items()]
-    return Pairs(Rows(rows, picture=0), left_out)
+        examples = paths[:3] if len(paths) <= 3 else [*paths[:3], "..."]
+        log.warning("left out %d %s: %s", len(paths), what, ", ".join(examples))
+    rows = [
+        [single_file(image_files[stem], "image", images), single_file(paths, "label map", maps)]
+        for stem, paths in labels.items()
+    ]
+    return Pairs(Rows(rows, image_key=0), left_out)
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """(H, W) unsigned label values; of a palette PNG the indices, not the colours."""
-    with opened(path, "label map") as image:
+    """(H, W) uint8 or uint16 label values; of a palette PNG the indices, not the colours.
+
+    ValueError for several channels or frames, and for values that are not whole numbers from 0 to 65535.
+    """
+    with open_image(path, "label map") as image:
         mode, labels, frames = image.mode, np.asarray(image), getattr(image, "n_frames", 1)
     if labels.ndim != 2 or frames > 1:
         have = f"{frames} frames" if frames > 1 else f"{mode} of shape {labels.shape}"
         raise ValueError(f"{path}: a label map has one channel, this one is {have}")
     if labels.dtype == bool:
         return labels.astype(np.uint8)
-    whole = labels.dtype.kind in "ui" or bool((np.isfinite(labels) & (labels == np.floor(labels))).all())
-    if not whole or labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max:
-        what = "" if whole else ", some not whole"
+    integral = labels.dtype.kind in "ui" or bool((np.isfinite(labels) & (labels == np.floor(labels))).all())
+    if not integral or labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max:
+        what = "" if integral else ", some not whole"
         raise ValueError(f"{path}: label values from {labels.min()} to {labels.max()}{what}; expected 0 to 65535")
     return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
 

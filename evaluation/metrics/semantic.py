@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.collate import draw_ignored
+from data.collate import rasterize_ignored
 from data.types import Query, Record
 from evaluation.metrics.base import (
     AS_LISA,
@@ -172,7 +172,7 @@ def true_map(record: Record, names: Names, shape: tuple[int, int]) -> Tensor:
     for index in sorted(targets, reverse=True):  # lower indices are written last
         truth[true_mask(record, targets[index], shape)] = index
     if record.ignore is not None:
-        truth[torch.from_numpy(draw_ignored(record, shape))] = IGNORE
+        truth[torch.from_numpy(rasterize_ignored(record, shape))] = IGNORE
     return truth
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from data.collate import draw_ignored, draw_target
+from data.collate import rasterize_ignored, rasterize_target
 from data.types import Record
 from evaluation.metrics.matching import Names
 from evaluation.protocols import Reply
@@ -20,14 +20,14 @@ def true_mask(record: Record, target: int, shape: tuple[int, int]) -> Tensor:
     """(H, W) bool, empty for an absent target. Raises EmptyMask where a present target's mask has no pixel."""
     if not is_present(record, target):
         return torch.zeros(shape, dtype=torch.bool)
-    return torch.from_numpy(draw_target(record, target, shape))
+    return torch.from_numpy(rasterize_target(record, target, shape))
 
 
 def ignored_pixels(record: Record, reply: Reply) -> Tensor | None:
     """(H, W) bool on the device of the reply's masks: pixels that no standard metric counts. None without any."""
     if record.ignore is None:
         return None
-    return torch.from_numpy(draw_ignored(record, reply.size)).to(reply.masks.device)
+    return torch.from_numpy(rasterize_ignored(record, reply.size)).to(reply.masks.device)
 
 
 def targets_by_class(record: Record, names: Names) -> dict[int, int]:

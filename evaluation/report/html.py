@@ -22,7 +22,7 @@ from evaluation.report.published import SOURCE_NAMES, Published, published
 from evaluation.results import EvaluationResults, SuiteResult
 from evaluation.suites import SUITES
 from utils.config import SuiteConfig
-from utils.files import write_whole
+from utils.files import write_atomically
 
 EXAMPLES = 4  # images shown as best, and as worst
 WIDTH = 360  # of their images, in pixels
@@ -70,7 +70,7 @@ def write_report(
     )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.html"
-    write_whole(file, page, errors="xmlcharrefreplace")  # half a surrogate pair, which JSON can hold, is no UTF-8
+    write_atomically(file, page, errors="xmlcharrefreplace")  # half a surrogate pair, which JSON can hold, is no UTF-8
     return file
 
 

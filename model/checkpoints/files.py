@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils.files import free
+from utils.files import free_space
 from utils.plain import read_mapping
 from utils.safe_pickle import DAMAGE
 
@@ -82,7 +82,7 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path, *, safe: bool = True
             save_file(shard, folder / file, {"format": "pt"}) if safe else torch.save(shard, folder / file)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
-            raise OSError(f"{folder / file} cannot be written: {reason} ({free(folder)})") from None
+            raise OSError(f"{folder / file} cannot be written: {reason} ({free_space(folder)})") from None
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEXES[0 if safe else 1]).write_text(json.dumps(index, indent=2), encoding="utf-8")

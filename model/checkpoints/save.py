@@ -18,7 +18,7 @@ from model.checkpoints.files import write_json, write_tensors
 from model.checkpoints.layouts import folder_table, published_table, to_layout_names
 from model.seg_model import SegModel
 from utils.config import ModelConfig, Recipe, save_recipe
-from utils.files import whole_folder
+from utils.files import atomic_folder
 
 WRITTEN = "written.json"  # the files of a folder that was written here; any other file in it is the user's
 
@@ -68,7 +68,7 @@ def _strange(folder: Path) -> list[str]:
 def _writing(folder: str | Path, notes: Mapping[str, Any], overwrite: bool) -> Generator[Path]:
     """A draft folder that takes the place of `folder` when everything is written, with a list of its files."""
     check_target(folder, overwrite=overwrite)
-    with whole_folder(folder) as draft:
+    with atomic_folder(folder) as draft:
         yield draft
         for name, values in notes.items():
             write_json(draft / name, values)

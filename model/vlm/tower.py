@@ -26,7 +26,7 @@ CHOICES = {"stats": ("sam", "tower"), "positions": ("released", "correct")}
 
 @dataclass(frozen=True)
 class TowerInput:
-    """What a tower is shown, given by a folder's `config.json` and by the recipe (utils.config.TowerConfig explains the
+    """What a tower is shown, given by a folder's `config.json` and by the recipe (utils.recipe.TowerConfig explains the
     fields)."""
 
     size: int | None = None

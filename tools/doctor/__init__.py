@@ -1,1 +1,1 @@
-"""Parts of data_doctor.py: plan (needs of a recipe), rehearsal (of training), examine, report, hints, sheets."""
+"""Checks a dataset folder against a recipe: `python -m tools.doctor RECIPE --dataset_dir ROOT`."""

@@ -1,12 +1,12 @@
-"""Looks at a dataset folder with the eyes of a recipe: is everything there that it uses, and is it whole?
+"""Checks a dataset folder against a recipe: is everything there that the recipe uses, and is it complete?
 
     python scripts/data_doctor.py configs/lisa_7b.yaml --dataset_dir ./dataset --fix-hints
-    python scripts/data_doctor.py configs/toy/lisa.yaml --sample 4 --out sheets    # pictures, masks and exact words
+    python scripts/data_doctor.py configs/toy/lisa.yaml --sample 4 --out sheets    # images, masks and exact words
 
 Prints a table of the sources that the recipe trains and evaluates on, then what is wrong with them. Exit status 1 if
-anything is (with --strict also for warnings), 2 if the recipe itself cannot be read. What it draws goes through all
-that training does with a record: words, ids (where the tokenizer of model.version is here), masks, views. Loads no
-model. Annotation files are indexed on the way, so that training starts at once.
+anything is (with --strict also for warnings), 2 if the recipe itself cannot be read. Every record that is checked goes
+through all that training does with it: words, ids (where the tokenizer of model.version is on this machine), masks,
+views. No model is loaded. Annotation files are indexed on the way, so that training starts at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data.readers.index import set_index_folder
 from data.templates import template
 from systems.base import SYSTEMS, build_system
 from tools.doctor.examine import WARNING, Report, examine
-from tools.doctor.overlap import look_at_overlap
+from tools.doctor.overlap import check_overlap
 from tools.doctor.plan import TRAIN, needs_of
 from tools.doctor.rehearsal import Rehearsal
 from tools.doctor.sheets import Speaker, write_sheet
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = Path(recipe.data.dataset_dir)
     set_index_folder(recipe.data.index_dir)
     reports = [examine(need, root, rehearsal, None if args.full else args.check) for need in needs]
-    look_at_overlap(reports, recipe, root)
+    check_overlap(reports, recipe, root)
     print(f"{args.recipe} on {root.resolve()}\n\n{as_table(reports)}\n")
     if text := findings(reports):
         print(f"{text}\n")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.sample:
         write_sheets(reports, recipe, args)
     if rehearsal.unchecked:
-        print(f"not looked at: {rehearsal.unchecked}")
+        print(f"not checked: {rehearsal.unchecked}")
     faults = sum(report.faults for report in reports)
     warnings = sum(finding.level == WARNING for report in reports for finding in report.findings)
     print(f"{faults} faults, {warnings} warnings" if faults or warnings else "all well")
@@ -67,16 +67,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML of configs/, or a run folder")
     parser.add_argument("--dataset_dir", type=Path, metavar="ROOT", help="the dataset folder, if not the recipe's")
     parser.add_argument(
-        "--check", type=at_least(1), default=50, metavar="N", help="records of a source to draw (default 50)"
+        "--check", type=at_least(1), default=50, metavar="N", help="records to check per source (default 50)"
     )
-    parser.add_argument("--full", action="store_true", help="draw all records")
-    parser.add_argument("--strict", action="store_true", help="warnings, too, make the exit status 1")
+    parser.add_argument("--full", action="store_true", help="check all records")
+    parser.add_argument("--strict", action="store_true", help="exit status 1 also for warnings")
     parser.add_argument("--fix-hints", action="store_true", help="say where missing data are downloaded and unpacked")
     parser.add_argument(
-        "--sample", type=at_least(0), default=0, metavar="N", help="write a sheet of N records a source"
+        "--sample", type=at_least(0), default=0, metavar="N", help="write a sheet of N records per source"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the sheets go; needed with --sample")
-    parser.add_argument("--systems", nargs="+", metavar="NAME", help="whose words the sheets show (default: of all)")
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="systems that the sheets show (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="which records the sheets show (default 0)")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=V", help="set any recipe field")
     args = parser.parse_args(argv)
@@ -96,17 +96,17 @@ def read(args: argparse.Namespace) -> Recipe:
 
 
 def write_sheets(reports: Sequence[Report], recipe: Recipe, args: argparse.Namespace) -> None:
-    """A sheet of each training source: the recipe's system speaks with its options, the others with their own."""
+    """A sheet per training source. The system of the recipe has its options there, the others have their defaults."""
     names = args.systems or [recipe.system, *(name for name in SYSTEMS if name != recipe.system)]
     options = {recipe.system: recipe.options}
     style = template(recipe.model.conv_type)
     speakers = [Speaker(build_system(name, options.get(name)), style) for name in names]
     for number, report in enumerate(reports):
-        if report.need.role == TRAIN and report.pictures:
+        if report.need.role == TRAIN and report.images:
             rng = np.random.default_rng((args.seed, number))
             name = f"{number:02d} {report.need.label}"
             try:
-                path = write_sheet(name, report.source, speakers, count=args.sample, out=args.out, rng=rng)
+                path = write_sheet(name, report.opened, speakers, count=args.sample, out=args.out, rng=rng)
             except (OSError, ValueError) as error:
                 print(f"no sheet of {report.need.label}: {error}")
             else:

@@ -1,4 +1,4 @@
-"""Pictures that are trained and evaluated on, after the recipe's own rule (`data.exclude_val`) took out its share."""
+"""Finds images that a recipe both trains and evaluates on, after its own rule, `data.exclude_val`, was applied."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from tools.doctor.plan import EVAL, TRAIN
 from utils.config import DatasetConfig, Recipe
 
 
-def look_at_overlap(reports: list[Report], recipe: Recipe, root: Path) -> None:
-    """Adds to each training source what of it the rule leaves out and what is evaluated on all the same."""
-    seen = [report for report in reports if report.pictures]
-    suites = [DatasetConfig(r.need.source, options=r.need.options) for r in seen if r.need.role == EVAL]
-    evaluated = {r.need.label: {picture_key(path) for path in r.pictures} for r in seen if r.need.role == EVAL}
-    trained = [report for report in seen if report.need.role == TRAIN]
+def check_overlap(reports: list[Report], recipe: Recipe, root: Path) -> None:
+    """Notes in the report of each training source how many of the images that the rule leaves in are in each suite."""
+    readable = [report for report in reports if report.images]
+    evaluated = [report for report in readable if report.need.role == EVAL]
+    trained = [report for report in readable if report.need.role == TRAIN]
+    suites = [DatasetConfig(report.need.source, options=report.need.options) for report in evaluated]
+    held_out = {report.need.label: {picture_key(path) for path in report.images} for report in evaluated}
     try:
         blocklist = Blocklist.build(recipe.data.exclude_val, root, suites)
     except (ValueError, OSError) as error:
@@ -23,11 +24,11 @@ def look_at_overlap(reports: list[Report], recipe: Recipe, root: Path) -> None:
             report.note(FAULT, "exclude_val", str(error))
         return
     for report in trained:
-        usable = blocklist.usable(report.need.source, report.source)
+        usable = blocklist.usable(report.need.source, report.opened)
         if not len(usable):
-            report.note(FAULT, "nothing left", f"exclude_val {blocklist.rule} leaves no picture of it")
-        keys = [picture_key(report.pictures[index]) for index in usable]
-        for name, held_out in evaluated.items():
-            if count := sum(key in held_out for key in keys):
-                text = f"{count} of {len(keys)} training pictures are in {name}; see data.exclude_val"
+            report.note(FAULT, "nothing left", f"exclude_val {blocklist.rule} leaves no image of it")
+        keys = [picture_key(report.images[index]) for index in usable]
+        for name, held_out_keys in held_out.items():
+            if count := sum(key in held_out_keys for key in keys):
+                text = f"{count} of {len(keys)} training images are in {name}; see data.exclude_val"
                 report.note(WARNING, f"trained and evaluated on ({name})", text, count)

@@ -16,7 +16,7 @@ TRAIN, EVAL = "train", "eval"
 
 @dataclass(frozen=True)
 class Need:
-    """A source by name and options. `label` tells it apart in tables and file names."""
+    """A source by name and options. label: its name in tables and file names, unique in a recipe."""
 
     role: str
     source: str
@@ -33,20 +33,20 @@ class Need:
 
 
 def needs_of(recipe: Recipe) -> list[Need]:
-    """Training sources with a rate above 0, then the suites of validation and of the end; each once."""
-    found: list[Need] = []
+    """Training sources with a rate above 0, then the suites of validation and of the final evaluation; each once."""
+    needs: list[Need] = []
     for task in recipe.data.mixture:
         for entry in task.sets if task.rate > 0 else ():
             if entry.rate > 0:
-                found.append(Need(TRAIN, entry.source, entry.options, _label(entry.source, entry.options)))
+                needs.append(Need(TRAIN, entry.source, entry.options, _label(entry.source, entry.options)))
     names = (*recipe.eval.suites, *recipe.eval.final_suites)
     for suite in find_suites(names, recipe.eval.custom) if names else ():
         options = {**source_options(recipe, suite), **suite.options}
-        found.append(Need(EVAL, suite.source or suite.name, options, suite.name))
-    return [need for index, need in enumerate(found) if need not in found[:index]]
+        needs.append(Need(EVAL, suite.source or suite.name, options, suite.name))
+    return [need for index, need in enumerate(needs) if need not in needs[:index]]
 
 
 def _label(source: str, options: dict[str, Any]) -> str:
-    """The name with the first file or folder of its options, which is what tells sets of one's own apart."""
+    """The name, with the first file or folder of its options: sets of one's own share the names `coco` and `folder`."""
     own = next((str(options[key]) for key in ("annotations", "file", "folder") if key in options), "")
     return f"{source} {own}".strip()

@@ -1,12 +1,13 @@
-"""What training does with a record, without a model: its words, its ids, its masks, its views."""
+"""Does with a record all that training does before the model: its words, ids, masks and views."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
-from transformers import AddedToken
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from data.collate import SampleBuilder
 from data.encode import Encoder
@@ -19,12 +20,12 @@ from model.checkpoints.load import vlm_class
 from systems.base import System, build_system
 from utils.config import ModelConfig, Recipe
 
-SIDE = 256  # of the mask encoder's view here: no record fails at one size and not at another
+SIDE = 256  # of the mask encoder's view: small, since no record fails at one size and not at another
 PUBLISHED_IMAGE_TOKENS = 256
 
 
 class NoWords:
-    """In the place of a vocabulary that is not here: every text is one unknown piece."""
+    """Stands in for a vocabulary that is not on this machine: every text is a single unknown piece."""
 
     def __init__(self, unknown: int):
         self.unknown = unknown
@@ -40,7 +41,10 @@ class NoWords:
 
 
 class OnlyTokens:
-    """In the place of a tokenizer that is not here: it knows the tokens that a system adds, and no pieces of words."""
+    """Stands in for a tokenizer that is not on this machine: knows the tokens that a system adds.
+
+    A text becomes a single id, so that rows have their tokens and their masks, though not their length.
+    """
 
     bos_token_id = 0
 
@@ -55,7 +59,7 @@ class OnlyTokens:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A recipe's system and the maker of its samples. unchecked: what cannot be looked at here, and why."""
+    """A recipe's system and the builder of its samples. unchecked: what cannot be checked on this machine, and why."""
 
     system: System
     maker: SampleBuilder
@@ -77,32 +81,50 @@ class Rehearsal:
 
 
 def texts_of(record: Record) -> Iterator[str]:
-    """Every text of a record that may stand in a row of training, whatever chance picks. Dialogues without masks are
-    left out: they are trained on whole, and hold the picture's place."""
+    """Every text of a record that training may put into a row.
+
+    Dialogues without masks are left out: they are trained on as they are, and contain the image's placeholder, which no
+    other text may contain.
+    """
     for target in record.targets:
-        yield from (target.phrase, *([target.correction] if target.correction else []), *target.aliases)
-    for turn in (turn for dialogue in record.dialogues for turn in dialogue) if record.kind != "vqa" else ():
+        yield target.phrase
+        if target.correction:
+            yield target.correction
+        yield from target.aliases
+    if record.kind == "vqa":
+        return
+    for turn in (turn for dialogue in record.dialogues for turn in dialogue):
         yield from (turn.question, *(part for part in turn.answer if isinstance(part, str)))
 
 
 def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encoder, str]:
-    folder, spec = Path(config.version).expanduser(), system.tokens
+    folder = Path(config.version).expanduser()
+    spec = system.tokens
     try:
         if not config.version or not folder.is_dir():
             raise FileNotFoundError(f"no folder {config.version!r}")
         choices = {"release": config.tokenization, "legacy": config.tokenizer_legacy}
         tokenizer = load_tokenizer(folder, spec, config.model_max_length or 10**9, **choices)
-        limit, unchecked = config.model_max_length, ""
+        limit = config.model_max_length
+        unchecked = ""
     except (OSError, ValueError, KeyError) as error:
-        tokenizer, limit = OnlyTokens(spec), 0
-        unchecked = f"the length of rows: the tokenizer of model.version is not here ({error})"
-    prompt_template = system.released.prompt_template
-    settings = (config.conv_type, limit, _image_tokens(folder, config), prompt_template, long_rows)
-    return Encoder(tokenizer, spec, *settings), unchecked
+        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec))  # it has what Encoder calls
+        limit = 0
+        unchecked = f"the length of rows: the tokenizer of model.version is not on this machine ({error})"
+    encoder = Encoder(
+        tokenizer,
+        spec,
+        config.conv_type,
+        limit,
+        _image_tokens(folder, config),
+        system.released.prompt_template,
+        long_rows,
+    )
+    return encoder, unchecked
 
 
 def _image_tokens(folder: Path, config: ModelConfig) -> int:
-    """Positions that an image takes in a row, from `config.json` where it is here."""
+    """Positions that an image takes in a row, from the tower's `config.json` where that is on this machine."""
     try:
         values = read_config(folder)
         return vlm_class(values, str(folder)).image_tokens_of(values, config)

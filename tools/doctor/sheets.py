@@ -1,4 +1,4 @@
-"""Sample sheets: pictures with their masks, and beside them the exact words that each system would train on."""
+"""Sample sheets: images with their masks, and next to them the exact words that each system would train on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from data.types import Record
 from data.views import read_image
 from evaluation.report.draw import Layer, colour_of, with_legend
 from systems.base import System
-from tools.doctor.words import spoken
+from tools.doctor.words import row_text
 
-SIDE, COLUMN, MARGIN, FONT = 384, 960, 10, 13  # widths of a picture and of the words, in pixels
+SIDE, COLUMN, MARGIN, FONT = 384, 960, 10, 13  # width of an image and of the words, blank edge, font size, in pixels
 LINE, MOST_LINES = FONT + 4, 90
 INK, GREY, PAPER = (25, 25, 25), (110, 110, 110), (255, 255, 255)
 
@@ -35,54 +35,62 @@ class Speaker:
 def write_sheet(
     name: str, source: Source, speakers: Sequence[Speaker], *, count: int, out: Path, rng: np.random.Generator
 ) -> Path:
-    """Draws `count` records; writes <out>/<name>.png, and <out>/<name>.txt with all the words."""
-    chosen = sorted(rng.choice(len(source), min(count, len(source)), replace=False).tolist())
+    """Samples `count` records; writes <out>/<name>.png, and <out>/<name>.txt with all the words."""
+    indices = sorted(rng.choice(len(source), min(count, len(source)), replace=False).tolist())
     opening = speakers[0].template.first.partition("{question}")[0]
-    bands, texts = [written(f"{name}. Every row begins: {opening}", [], opening)], []
-    for index in chosen:
+    bands = [render_words(f"{name}. Every row begins: {opening}", [], opening)]
+    texts: list[str] = []
+    for index in indices:
         record = source[index]
-        said = [(s.system.name, words_of(record, s, np.random.default_rng((index, 1)))) for s in speakers]
-        bands.append(side_by_side(pictured(record), written(f"record {index}: {record.image}", said, opening)))
-        texts += [f"=== record {index}: {record.image}", *(line for entry in said for line in as_text(*entry)), ""]
+        # Each speaker has the same random numbers, so that all of them ask about the same targets where they can.
+        words = [(s.system.name, words_of(record, s, np.random.default_rng((index, 1)))) for s in speakers]
+        title = f"record {index}: {record.image}"
+        bands.append(side_by_side(render_record(record), render_words(title, words, opening)))
+        texts += [f"=== {title}", *(line for entry in words for line in as_text(*entry)), ""]
     out.mkdir(parents=True, exist_ok=True)
     path = out / (re.sub(r"[^\w.+-]+", "_", name) + ".png")
-    Image.fromarray(stacked(bands)).save(path)
+    Image.fromarray(stack(bands)).save(path)
     path.with_suffix(".txt").write_text("\n".join(texts), encoding="utf-8")
     return path
 
 
 def words_of(record: Record, speaker: Speaker, rng: np.random.Generator) -> list[str]:
-    """One text a training row."""
+    """One text per training row."""
     system = speaker.system
-    return [spoken(dialogue, system.tokens, speaker.template) for dialogue in system.task.converse(record, rng)]
+    return [row_text(dialogue, system.tokens, speaker.template) for dialogue in system.task.converse(record, rng)]
 
 
 def as_text(name: str, rows: list[str]) -> list[str]:
-    return [f"--- {name}: {len(rows)} row{'s' * (len(rows) > 1)}" if rows else f"--- {name}: nothing", *rows]
+    """The rows of one system under a headline."""
+    if not rows:
+        return [f"--- {name}: nothing"]
+    return [f"--- {name}: {len(rows)} {'row' if len(rows) == 1 else 'rows'}", *rows]
 
 
-def pictured(record: Record) -> np.ndarray:
-    """The picture, `SIDE` wide, with the masks of its targets and a legend; absent ones are named without a mask."""
+def render_record(record: Record) -> np.ndarray:
+    """(H, SIDE, 3) uint8: the image with the masks of its targets and a legend, which also names the absent ones."""
     image = read_image(record.image)
     size = (SIDE, max(1, round(image.shape[0] * SIDE / image.shape[1])))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    layers, colours = [], {}
+    layers: list[Layer] = []
+    colours: dict[int | str, tuple[int, int, int]] = {}  # targets with one mask, several phrases for a thing, share one
     for target in record.targets:
         mask = np.zeros(image.shape[:2], bool) if target.mask is None else target.mask()
         colour = colours.setdefault(id(target.mask) if target.mask else target.phrase, colour_of(len(colours)))
         fitted = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-        layers.append(Layer(fitted, target.phrase + " (absent)" * (target.mask is None), colour))
+        name = target.phrase if target.mask is not None else f"{target.phrase} (absent)"
+        layers.append(Layer(fitted, name, colour))
     return with_legend(small, layers)
 
 
-def written(title: str, said: list[tuple[str, list[str]]], opening: str) -> np.ndarray:
-    """The words as a picture, without the opening that all rows share; what is too long is in the text file."""
-    lines = [(line, GREY) for line in wrapped(title)]
-    for name, rows in said:
-        head, *rows = as_text(name, rows)
-        lines.append((head, GREY))
-        for row in rows:
-            lines += [(line, INK) for part in row.removeprefix(opening).strip().split("\n") for line in wrapped(part)]
+def render_words(title: str, words: list[tuple[str, list[str]]], opening: str) -> np.ndarray:
+    """(H, COLUMN, 3) uint8: the rows of each system without the opening that all share, at most MOST_LINES lines."""
+    lines = [(line, GREY) for line in wrap(title)]
+    for name, rows in words:
+        headline, *texts = as_text(name, rows)
+        lines.append((headline, GREY))
+        for text in texts:
+            lines += [(line, INK) for part in text.removeprefix(opening).strip().split("\n") for line in wrap(part)]
     if len(lines) > MOST_LINES:
         lines = [*lines[:MOST_LINES], ("... the rest is in the text file", GREY)]
     page = Image.new("RGB", (COLUMN, LINE * len(lines) + MARGIN), PAPER)
@@ -92,7 +100,7 @@ def written(title: str, said: list[tuple[str, list[str]]], opening: str) -> np.n
     return np.asarray(page)
 
 
-def wrapped(text: str) -> list[str]:
+def wrap(text: str) -> list[str]:
     """Lines that fit the column; a line may break after a blank or a token, and inside a word that fills a line."""
     lines = [""]
     for piece in re.findall(r".{1,80}?(?:[ >]|$)|.{80}", text):
@@ -103,16 +111,18 @@ def wrapped(text: str) -> list[str]:
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    page = np.full(
-        (max(len(left), len(right)) + 2 * MARGIN, left.shape[1] + right.shape[1] + 3 * MARGIN, 3), 255, np.uint8
-    )
+    """Two images on white, with a margin around each and a grey line at the bottom."""
+    height = max(len(left), len(right)) + 2 * MARGIN
+    column = left.shape[1] + 2 * MARGIN  # where `right` starts
+    page = np.full((height, column + right.shape[1] + MARGIN, 3), 255, np.uint8)
     page[MARGIN : MARGIN + len(left), MARGIN : MARGIN + left.shape[1]] = left
-    page[MARGIN : MARGIN + len(right), left.shape[1] + 2 * MARGIN : left.shape[1] + 2 * MARGIN + right.shape[1]] = right
+    page[MARGIN : MARGIN + len(right), column : column + right.shape[1]] = right
     page[-1] = GREY
     return page
 
 
-def stacked(bands: list[np.ndarray]) -> np.ndarray:
+def stack(bands: list[np.ndarray]) -> np.ndarray:
+    """The bands, of any widths, one below the other on white."""
     page = np.full((sum(map(len, bands)), max(band.shape[1] for band in bands), 3), 255, np.uint8)
     top = 0
     for band in bands:
@@ -122,5 +132,6 @@ def stacked(bands: list[np.ndarray]) -> np.ndarray:
 
 
 @cache
-def font() -> ImageFont.FreeTypeFont:
+def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own; a FreeTypeFont where Pillow was built with FreeType."""
     return ImageFont.load_default(FONT)

@@ -1,4 +1,4 @@
-"""The doctor's words: a table of all sources, then every finding, then how to get what is missing."""
+"""Prints the reports: a table of all sources, every finding, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.plain import read_yaml
 from utils.registry import unknown
 
 HINTS = Path(__file__).with_name("hints.yaml")
-COLUMNS = ("", "source", "state", "pictures", "annotations", "classes", "checked", "faults", "where")
+COLUMNS = ("", "source", "state", "images", "annotations", "classes", "checked", "faults", "where")
 WIDTH = 118
 
 
@@ -32,22 +32,24 @@ def as_table(reports: Sequence[Report]) -> str:
 
 
 def findings(reports: Sequence[Report]) -> str:
-    """Every finding: level, source, kind, how often, and the first few in full."""
+    """Every finding: level, source, kind, count, and the first few in full."""
     lines = []
     for report in reports:
         for finding in report.findings:
-            often = f" ({finding.count} times, such as:)" if finding.count > 1 else ""
-            lines.append(f"{finding.level}: {report.need.role} {report.need.label}: {finding.kind}{often}")
+            count = f" ({finding.count} times, such as:)" if finding.count > 1 else ""
+            lines.append(f"{finding.level}: {report.need.role} {report.need.label}: {finding.kind}{count}")
             lines += [textwrap.indent(example, "    ") for example in finding.examples]
     return "\n".join(lines)
 
 
 def fix_hints(reports: Sequence[Report]) -> str:
-    """For each missing source: what is expected, where it is downloaded, how it is unpacked."""
-    hints, lines = load_hints(), []
+    """For each missing source: the paths that it expects, where it is downloaded, how it is unpacked."""
+    hints = load_hints()
+    lines: list[str] = []
     for name in dict.fromkeys(report.need.base for report in reports if report.state == "missing"):
         hint = hint_of(name, hints)
-        lines += [f"{name}:", *(f"    expects  {path}" for path in hint["expects"])]
+        lines.append(f"{name}:")
+        lines += [f"    expects  {path}" for path in hint["expects"]]
         lines += textwrap.wrap(hint["from"], WIDTH, initial_indent="    from     ", subsequent_indent=" " * 13)
         lines += [f"    unpack   {line}" for line in hint["unpack"]]
     return "\n".join(lines)
@@ -67,7 +69,7 @@ def _row(report: Report, hints: dict[str, dict[str, Any]]) -> tuple[str, ...]:
         report.need.role,
         report.need.label,
         report.state,
-        f"{len(report.pictures):,}" if found else "-",
+        f"{len(report.images):,}" if found else "-",
         report.annotations if found else "-",
         str(report.classes) if report.classes else "-",
         f"{report.checked:,}" if found else "-",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.files import write_whole
+from utils.files import write_atomically
 
 WARMUP, FLOOR = 0.03, 0.02  # warm-up as a share of the time; last learning rate as a share of the peak
 SAVE_EVERY, EVALUATE_EVERY, LOG_EVERY = 240, 480, 20  # seconds
@@ -172,7 +172,7 @@ class _Progress:
         """Drop what was logged after the checkpoint: those steps are repeated."""
         if (log := self._log_file()).exists():
             lines = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= self.step]
-            write_whole(log, "".join(lines))
+            write_atomically(log, "".join(lines))
 
     def log(self, figures: dict, seconds: float) -> None:
         line = {"stage": self.plan.name, "step": self.step, "seconds": round(seconds), **figures}

@@ -29,7 +29,7 @@ from typing import Any
 
 from toy.study import page, plots, sheet
 from toy.study.rows import ABLATION, ROWS, SYSTEM, Row
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +111,7 @@ def check_settings(args: argparse.Namespace) -> None:
     if saved != settings and not args.write_doc:
         flags = ", ".join(f"--{name} {value}" for name, value in saved.items())
         raise SystemExit(f"{args.out} was made with {flags}: continue with these, or choose another folder")
-    write_whole(file, json.dumps(saved) + "\n")
+    write_atomically(file, json.dumps(saved) + "\n")
 
 
 def render_world(args: argparse.Namespace) -> None:
@@ -220,7 +220,7 @@ def write_results(args: argparse.Namespace) -> None:
     if not rows:
         return
     results = page.collect_results(args.out, rows)
-    write_whole(args.out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(args.out / "results.json", json.dumps(results, indent=1) + "\n")
     (args.out / "table.md").write_text(page.all_tables(results), encoding="utf-8")
     figures = [
         *plots.write_plots(results, args.out),

@@ -20,7 +20,7 @@ from evaluation.protocols import GENERATED
 from evaluation.runner import evaluate
 from systems.assistant import Assistant, load
 from toy.study.questions import DatasetQuestions, ListQuestions, with_questions
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.log import setup_logging
 
 CLASSES = "toy_classes/{source}.txt"  # the classes of each label set that the toy world has
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = LIST_PARTS if args.lists_only else PARTS
     report = {part.name: evaluate_part(assistant, part, args) for part in parts}
     file = args.out / "exam.json"
-    write_whole(file, json.dumps(report, indent=1) + "\n")  # where it is, the row is done
+    write_atomically(file, json.dumps(report, indent=1) + "\n")  # where it is, the row is done
     return 0
 
 

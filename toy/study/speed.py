@@ -21,7 +21,7 @@ from data.types import Record
 from evaluation.predictor import Predictor
 from evaluation.suites import find_suites
 from toy.study.exam import CLASSES, LIST_SUITE
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.log import setup_logging
 
 PHRASES, LISTS, WARM_UP = 40, 20, 3  # timed queries of each kind; untimed rounds before them
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lists = [_list_request(record) for record in _records(LIST_SUITE, args.dataset_dir, args.most or LISTS)]
     phrase_ms, list_ms = medians(predictors, phrases), medians(predictors, lists)
     report = {name: {"phrase_ms": phrase_ms[name], "list_ms": list_ms[name]} for name in predictors}
-    write_whole(args.out, json.dumps(report, indent=1) + "\n")
+    write_atomically(args.out, json.dumps(report, indent=1) + "\n")
     return 0
 
 

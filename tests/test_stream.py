@@ -1,3 +1,5 @@
+"""The stream of batches: workers stay ahead of the training step, and views are cast where they arrive."""
+
 from __future__ import annotations
 
 import multiprocessing
