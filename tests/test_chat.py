@@ -111,7 +111,7 @@ def test_the_program_loads_a_published_checkpoint_with_the_originals_flags(tmp_p
     words += ["--conv_type", "llava_v1", "--image_size=1024", "--lora_r", "8", "--local-rank=0", "--use_mm_start_end"]
     words += ["--vis_save_path", str(tmp_path), "--image", str(PICTURE), "--prompt", PROMPT, "--max_new_tokens", "2"]
     assert chat.main(words) == 0
-    assert "--image_size is ignored here" in capsys.readouterr().out
+    assert "--image_size has no meaning here" in capsys.readouterr().out
     assert (tmp_path / "image0_overlay.png").is_file()
 
 
