@@ -80,8 +80,8 @@ def test_published_recipes_have_the_published_names(path):
     assert bool(sets) == (recipe.system != "lasagna"), "LaSagnA trains on none of them"
 
 
-# The sizes, in which the recipes of a system differ most, are those of the toy weights here: CI takes the released recipe
-# of each system, and one of each kind that has none.
+# The sizes, in which the recipes of a system differ most, are those of the toy weights here: CI takes the released
+# recipe of each system, and one of each kind that has none.
 ALSO_FAST = {"unified_7b", "real_mini"}
 ON_TOY_WEIGHTS = [
     path if path.parent.name == "released" or path.stem in ALSO_FAST else pytest.param(path, marks=pytest.mark.slow)
