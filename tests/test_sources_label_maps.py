@@ -166,7 +166,7 @@ def test_cocostuff_171_by_label_value(tmp_path, folder):
     masks = masks_by_name(source[0])
     assert len(source.vocabulary) == len(set(source.vocabulary)) == 171
     assert list(masks) == ["person", "ceiling", "ceiling-tile", "desk", "wood"]
-    assert np.array_equal(masks["desk"], labels == 109), "found by value: the unused thing 'desk' (68) has no say"
+    assert np.array_equal(masks["desk"], labels == 109), "found by value: the unused thing 'desk' (68) does not matter"
     assert np.array_equal(source[0].ignore(), (labels == 255) | (labels == 65)), "65 is a value no image should hold"
 
 
