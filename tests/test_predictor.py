@@ -91,6 +91,7 @@ def test_the_example_of_the_module_runs_with_the_toy_base(tmp_path, monkeypatch,
     for name in ("kitchen.jpg", "street.jpg", "a.jpg", "b.jpg"):
         Image.open(IMAGE).convert("RGB").save(name)
     example = (module.__doc__ or "").split("\n\n", 1)[1].rpartition("\n\n")[0]
+    capsys.readouterr()  # what loading logs
     exec(textwrap.dedent(example), {})
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in shown[:2]] == [["the", "cup"], ["the", "unicorn"]]
