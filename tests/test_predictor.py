@@ -83,7 +83,7 @@ def test_questions_in_free_words(lisa):
 
 
 def test_the_example_of_the_module_runs_with_the_toy_base(tmp_path, monkeypatch, capsys):
-    toy = build(load_recipe(ROOT / "configs" / "toy_lasagna.yaml"), device="cpu", trainable=False)
+    toy = build(load_recipe(ROOT / "configs" / "toy" / "lasagna.yaml"), device="cpu", trainable=False)
     monkeypatch.setattr(
         Predictor, "from_pretrained", lambda path, **options: Predictor(toy, max_new_tokens=24, **options)
     )
