@@ -32,11 +32,7 @@ WIDE = replace(  # so that activations outweigh the workspaces of kernels
     head_config=SAM | {"vision_config": SAM["vision_config"] | {"hidden_size": 64, "mlp_dim": 256}},
 )
 
-
-@pytest.fixture(autouse=True)
-def _plain_linears(monkeypatch):
-    """ZeRO-3, once started in this process, replaces this function by its own, which saves other tensors."""
-    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
+pytestmark = pytest.mark.usefixtures("plain_linears")
 
 
 def prepared(attention: str, checkpointing: bool, precision: torch.dtype, plan: Architecture = WIDE) -> SegModel:

@@ -63,6 +63,7 @@ def test_only_images_that_are_new_are_encoded(tmp_path):
 @pytest.mark.parametrize("damage", [b"", b"short", None])
 def test_a_damaged_file_is_reported_and_computed_again(tmp_path, caplog, monkeypatch, damage):
     monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(log, "handlers", [])  # another test's capture may still be among them
     EmbeddingCache(tmp_path, 1, WEIGHTS)(IMAGES[:1], encode)
     (file,) = tmp_path.rglob("*.bin")
     content = bytearray(file.read_bytes())

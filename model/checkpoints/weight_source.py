@@ -22,7 +22,7 @@ class WeightSource:
     report: Report
     finished: bool  # it holds a mask head: an assistant, not a base
     fresh: list[str] = field(default_factory=list)  # weights that no file gives, as expected: they are initialised
-    weight: Path | None = None  # the file of model.weight, which overrides the folder's own weights
+    weight: Path | None = None  # the file of model.checkpoint_file, which overrides the folder's own weights
 
     @property
     def where(self) -> str:
@@ -32,4 +32,4 @@ class WeightSource:
     @property
     def blamed(self) -> str:
         """Whose weights they are, for messages."""
-        return f"{self.weight} (model.weight, over {self.folder})" if self.weight else str(self.folder)
+        return f"{self.weight} (model.checkpoint_file, over {self.folder})" if self.weight else str(self.folder)
