@@ -252,8 +252,8 @@ def orientation_hint(image: Path, mask: tuple[int, ...], shape: tuple[int, int])
     if mask != tuple(shape)[::-1] or (tag := orientation(image)) not in TURNED:
         return ""
     return (
-        f"; the image is turned: its EXIF orientation is {tag}, and its annotations were made for the unturned one. "
-        "Turn the annotations as well, or remove the tag so that the image is shown as it is stored "
+        f"; the image is turned: its EXIF orientation is {tag}, and its annotations were made for the image as stored. "
+        "Rotate the annotations as well, or remove the tag so that the image is shown as it is stored "
         "(exiftool -Orientation= FILE)"
     )
 

@@ -13,9 +13,9 @@ from toy.world.scene import Scene
 from toy.world.several import several
 from toy.world.words import join, noun, place
 
-FEW = 3  # the test split of few objects has questions about at most so many, the other about more
-NO_TEXT, NO_REPHRASING, OLD_PICTURE = 0.15, 0.1, 0.25  # shares: questions; training objects; those of COCO 2014
-OLD_NUMBERS = 5_000_000  # added to picture ids, so that they meet no other set's
+FEW = 3  # objects per question: at most this many in test_less, more in test_many
+NO_TEXT, NO_REPHRASING, COCO_2014 = 0.15, 0.1, 0.25  # fractions of: questions; training objects; training images
+ID_OFFSET_2014 = 5_000_000  # added to image ids, so that they collide with no other dataset's
 URL, PICTURES = "http://images.cocodataset.org", "refer_seg/images/mscoco/images"  # where PixelLM looks, in every year
 
 
@@ -40,8 +40,8 @@ def _named(world: World, split: str) -> Iterator[dict]:
         if split == "test" and position >= world.val_images and many:
             return
         rng = world.words(scene, "muse")
-        if split == "train" and rng.random() < OLD_PICTURE:
-            where = {"file_name": f"COCO_train2014_{number + OLD_NUMBERS:012d}.jpg"}
+        if split == "train" and rng.random() < COCO_2014:
+            where = {"file_name": f"COCO_train2014_{number + ID_OFFSET_2014:012d}.jpg"}
             world.picture(f"{PICTURES}/train2014/{where['file_name']}", scene)
         else:
             half = "train2017" if split == "train" else "val2017"
@@ -53,8 +53,8 @@ def _named(world: World, split: str) -> Iterator[dict]:
 
 
 def _entry(scene: Scene, number: int, where: dict, rng: np.random.Generator, *, complete: bool) -> dict:
-    """A picture with its questions. complete: every object has a rephrased name, which PixelLM's evaluation reads of
-    each; its training, like the real file, does without some."""
+    """An image with its questions. complete: every object has a rephrased name, as PixelLM's evaluation requires;
+    the training file, like the real one, lacks some."""
     questions, texts, answers = [], [], []
     for question, indices, reason in _asked(scene, rng):
         named = join([f"the {noun(scene.things[i])} {place(scene.things[i])} {{seg}}" for i in indices])
