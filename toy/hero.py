@@ -26,6 +26,7 @@ WIDTH, MARGIN, FONT_SIZE, LINE = 340, 12, 17, 26  # of a panel, in pixels
 INK, QUIET, PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)
 COLOURS = [(220, 60, 60), (50, 110, 220), (240, 170, 30), (60, 160, 90), (150, 80, 190), (40, 180, 190)]
 CLASSES, ABSENT = 3, 2  # names of a class list that are in the image, and that are not
+REFUSED = 3  # names of the list that must all be refused
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = Predictor.from_pretrained(args.version)
     root = Path(args.dataset_dir)
     makers: list[tuple[str, str, Callable[[Predictor, Record], HeroPanel]]] = [
-        ("ade20k", "validation", class_list),
+        ("ade20k", "val", class_list),
         ("refcoco|unc|val", "", phrase),
         ("ReasonSeg|val", "", phrase),
-        ("ade20k", "validation", refusal),
+        ("ade20k", "val", refusal),
     ]
     shown: list[HeroPanel] = []
     for name, split, make in makers:
@@ -102,13 +103,15 @@ def phrase(predictor: Predictor, record: Record) -> HeroPanel:
 
 
 def refusal(predictor: Predictor, record: Record) -> HeroPanel:
-    """One class that is not in the image, asked about alone."""
+    """A list of classes of which none is in the image. LaSagnA takes a single name for a phrase, never absent."""
     present = {target.phrase for target in record.targets}
-    name = next(name for name in reversed(record.vocabulary) if name not in present)
-    (segment,) = predictor.classes(record.image, [name])
-    right = float(not segment.present)
+    names = sorted([name for name in reversed(record.vocabulary) if name not in present][:REFUSED])
+    segments = predictor.classes(record.image, names)
+    layers = [Layer(segment.mask, "", COLOURS[0]) for segment in segments if segment.mask is not None]
+    words = [(segment.phrase, COLOURS[0] if segment.present else QUIET, not segment.present) for segment in segments]
+    right = float(not any(segment.present for segment in segments))
     busy = min(1.0, len(present) / 10)  # of the images answered rightly, the one with the most to mistake it for
-    return HeroPanel(read_image(record.image), f"the {name}", [(f"no {name} here", QUIET, False)], [], right * busy)
+    return HeroPanel(read_image(record.image), f"{', '.join(names)}?", words, layers, right * busy)
 
 
 def iou(predicted: np.ndarray | None, truth: np.ndarray | None) -> float:
