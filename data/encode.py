@@ -24,7 +24,7 @@ state at 50, and that of the mask at 55 is the state at 54:
 
     Encoded(holes=(1, 0), mask_positions=((50,), (54,)), refused=1)
 
-Positions count the image as one id here. `data.collate` expands it to `image_tokens` positions and shifts them.
+Positions count the image as one id here. `data.collate` expands it to the image's tokens and shifts them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Encoder:
     tokenizer: from `load_tokenizer`; its `pieces` encode the text between added tokens.
     prompt_template: template for generation, if it differs from training (SESAME evaluates with a template that it was
         not trained on).
-    max_length: limit of a training row after the image has become `image_tokens` positions; 0: no limit.
+    max_length: limit of a training row after the image has become image tokens; 0: no limit.
     long_rows: what becomes of a longer row (lisa.md 3.2, pixellm.md 5.5, lasagna.md 3):
 
         error       SequenceTooLong
@@ -99,7 +99,6 @@ class Encoder:
         spec: TokenSpec,
         template: str = "llava_v1",
         max_length: int = 0,
-        image_tokens: int = 256,
         prompt_template: str | None = None,
         long_rows: str = "error",
     ):
@@ -108,7 +107,6 @@ class Encoder:
         self.template = find_template(template)
         self.prompt_template = find_template(prompt_template or template)
         self.max_length = max_length
-        self.image_tokens = image_tokens
         self.long_rows = long_rows
         self._text: Pieces = tokenizer.pieces
         self._mask_ids = mask_ids(tokenizer, spec)
@@ -124,17 +122,18 @@ class Encoder:
         typable = set(spec.added) - {*spec.mask, spec.refuse}
         self._reserved = sorted(set(self._special) - typable)
 
-    def __call__(self, dialogue: Dialogue) -> Encoded:
-        """A supervised training row; SequenceTooLong, or a ValueError that names the text that cannot be encoded."""
+    def __call__(self, dialogue: Dialogue, image_tokens: int = 1) -> Encoded:
+        """A supervised training row whose image will take `image_tokens` positions; SequenceTooLong, or a ValueError
+        that names the text that cannot be encoded."""
         row = self.encode(dialogue)
-        room = self.max_length - self.image_tokens + 1  # ids that fit; one of them stands for the whole image
+        room = self.max_length - image_tokens + 1  # ids that fit; one of them stands for the whole image
         if not self.max_length or self.long_rows == "keep" or len(row.ids) <= room:
             return row
         short = self._cut_row(dialogue, row, room)
         if short is not None:
             return replace(short, cut=len(row.ids) - len(short.ids))
         raise SequenceTooLong(
-            f"a row of {len(row.ids) - 1 + self.image_tokens} positions ({self.image_tokens} for the image) does not "
+            f"a row of {len(row.ids) - 1 + image_tokens} positions ({image_tokens} for the image) does not "
             f"fit in model_max_length {self.max_length} ({LONG_ROWS[self.long_rows]}): {_quote(dialogue[0].question)}"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -50,6 +50,7 @@ class ClipView:
     size: int = 224
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    cell: int = field(default=14, compare=False)  # pixels per side of an image token; the backbone sets it
 
     @classmethod
     def load(cls, folder: str | Path, size: int = 224) -> ClipView:
@@ -68,7 +69,15 @@ class ClipView:
         if resize != crop:
             raise ValueError(f"{file}: size {resize} and crop_size {crop} differ, which is not supported")
         stats = (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD))
-        return cls(crop, *(_channels(values, key, usual, file) for key, usual in stats))
+        mean, std = (_channels(values, key, usual, file) for key, usual in stats)
+        return cls(crop, mean, std)
+
+    @property
+    def most_tokens(self) -> int:
+        return (self.size // self.cell) ** 2
+
+    def tokens(self, height: int, width: int) -> int:
+        return self.most_tokens
 
     def geometry(self, height: int, width: int) -> Geometry:
         """A centre crop has no padding: `resized` is the full view, and the cropped borders are not recorded."""
@@ -98,6 +107,14 @@ class PaddedView:
     size: int
     mean: tuple[float, ...] = SAM_MEAN
     std: tuple[float, ...] = SAM_STD
+    cell: int = field(default=14, compare=False)  # as in ClipView
+
+    @property
+    def most_tokens(self) -> int:
+        return (self.size // self.cell) ** 2
+
+    def tokens(self, height: int, width: int) -> int:
+        return self.most_tokens
 
     def geometry(self, height: int, width: int) -> Geometry:
         scale = self.size / max(height, width)
@@ -128,13 +145,17 @@ class LanguageView(Protocol):
     """How a backbone sees an image. Its class chooses the view; `ClipView` and `PaddedView` are LLaVA's."""
 
     @property
-    def size(self) -> int:
-        """Side of the square view, in pixels."""
+    def shows_all(self) -> bool:
+        """Whether all of the image is in the view, so that masks can be decoded from its features."""
         ...
 
     @property
-    def shows_all(self) -> bool:
-        """Whether all of the image is in the view, so that masks can be decoded from its features."""
+    def most_tokens(self) -> int:
+        """The largest number of positions that an image takes in a row."""
+        ...
+
+    def tokens(self, height: int, width: int) -> int:
+        """Positions that an image of that size takes in a row."""
         ...
 
     def geometry(self, height: int, width: int) -> Geometry:
@@ -142,7 +163,8 @@ class LanguageView(Protocol):
         ...
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 -> the pixels that the backbone takes."""
+        """(H, W, 3) uint8 -> the pixels that the backbone takes: an image (3, h, w) of the size of all others, or n
+        patches of the image (n, C)."""
         ...
 
 

@@ -79,7 +79,7 @@ def _generate_batch(
 ) -> list[list[Reply]]:
     tokenizer, model = assistant.tokenizer, assistant.model
     prompts = [_prompts(assistant, sample, group) for sample, group in zip(samples, queries, strict=True)]
-    batch = _place(collate_prompts(samples, prompts, model.vlm.image_tokens, tokenizer.pad_token_id), assistant)
+    batch = _place(collate_prompts(samples, prompts, tokenizer.pad_token_id), assistant)
     if assistant.system.released.visible_padding:
         batch.attention[:] = True  # as released, padding is attended to
     answers = model.generate(
@@ -209,8 +209,8 @@ def _teacher_force(assistant: Assistant, samples: Sequence[Sample], rows: Sequen
         count = sum(len(row.holes) for row in group)
         # `collate` wants a true mask per hole, but nothing here compares with it: a view of one empty mask will do.
         truth = torch.zeros(1, *sample.geometry.original).expand(count, -1, -1)
-        samples_with_rows.append(Sample(sample.name, sample.pixels, sample.seg_pixels, sample.geometry, group, truth))
-    batch = collate(samples_with_rows, assistant.model.vlm.image_tokens, assistant.tokenizer.pad_token_id)
+        samples_with_rows.append(replace(sample, rows=group, masks=truth))
+    batch = collate(samples_with_rows, assistant.tokenizer.pad_token_id)
     batch.masks = []  # not to be copied to the device
     return assistant.model(_place(batch, assistant))
 

@@ -231,7 +231,6 @@ def _assemble(
         system.tokens,
         recipe.model.conv_type,
         recipe.model.model_max_length,
-        model.vlm.image_tokens,
         system.released.prompt_template,
         recipe.data.long_rows,
     )

@@ -94,7 +94,7 @@ def test_tower_inside_counts_over_the_one_beside(published, sam, tmp_path):
 def test_tower_by_argument(published, sam, tmp_path):
     folder = write_base(tmp_path / "llava", base_tensors(published), clip=False)
     model = build(folder, sam, vision_tower=str(GOLDEN / "clip"))
-    assert model.vlm.image_tokens == 256
+    assert model.vlm.view.most_tokens == 256
     config = json.loads((folder / "config.json").read_text())
     config.pop("mm_vision_tower"), config.pop("vision_tower")
     (folder / "config.json").write_text(json.dumps(config))
@@ -266,7 +266,7 @@ def test_published_7b_names_and_shapes():
         "model.visual_model.mask_decoder.output_upscaling.3.weight": (64, 32, 2, 2),
     }.items():
         assert shapes[name] == shape, name
-    assert model.vlm.image_tokens == 256
+    assert model.vlm.view.most_tokens == 256
 
 
 def test_toy_base():
@@ -277,7 +277,7 @@ def test_toy_base():
         load_tokenizer(folder, SPEC),
     )
     vlm, views = llava_of(model), views_for(model)
-    assert vlm.image_tokens == (vlm.view.size // vlm.patch) ** 2
+    assert vlm.view.most_tokens == (vlm.view.size // vlm.patch) ** 2
     assert views.language.size == vlm.side
     assert views.seg == sam_of(model).view
 

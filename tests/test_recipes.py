@@ -99,7 +99,7 @@ def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
         one = replace(recipe.data, mixture=(replace(task, rate=1.0),), on_bad_sample="skip")  # also one at rate 0
         samples.append(Mixture.build(one, maker, seed=1).sample(0))
     for sample in samples:
-        batch = collate([sample], assistant.model.vlm.image_tokens)
+        batch = collate([sample])
         losses = objective(assistant.model(batch), batch, recipe.loss)
         losses.total.backward()
         assert torch.isfinite(losses.total) and losses.parts["ce"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -56,7 +57,8 @@ class Llava(LlavaFiles, DecoderVLM):
         self.language = language
         self.feature_layer = feature_layer
         self.pool = pool
-        self.view = view or ClipView(self.side)
+        shown = cast(ClipView | PaddedView, view or ClipView(self.side))  # no other is ever given to a LLaVA
+        self.view = replace(shown, cell=self.patch * pool)
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str = "sdpa", view: LanguageView | None = None) -> Llava:
@@ -91,10 +93,6 @@ class Llava(LlavaFiles, DecoderVLM):
         """Patches per side."""
         return self.side // self.patch
 
-    @property
-    def image_tokens(self) -> int:
-        return (self.grid // self.pool) ** 2
-
     def vision_parts(self) -> dict[str, list[nn.Module]]:
         """The projector, and of the tower what its features come from: layers above `feature_layer` get no gradient."""
         layers = self.tower.encoder.layers
@@ -120,7 +118,9 @@ class Llava(LlavaFiles, DecoderVLM):
         patches = self._pooled(layers[self.feature_layer])
         # a token counts as visible by its first patch (as released), so its others may be padding
         attention = None if visible is None else visible[:, :: self.pool, :: self.pool].flatten(1)
-        return Vision(self.projector(patches), layers, attention)
+        states = self.projector(patches)
+        counts = [states.shape[1]] * len(states)
+        return Vision(states.flatten(0, 1), counts, layers, None if attention is None else attention.flatten())
 
     def _visible_patches(self, geometry: Sequence[Geometry], device: torch.device) -> Tensor | None:
         """(B, g, g) bool: patches that show some of the image, which begins at the top left; None: all do."""

@@ -183,10 +183,11 @@ class LlavaFiles(VisionLanguageModel):
         return fields, own
 
     @classmethod
-    def image_tokens_of(cls, values: dict[str, Any], config: ModelConfig) -> int:
+    def view_of(cls, values: dict[str, Any], config: ModelConfig) -> ClipView | PaddedView:
         shown = tower_input(values, config.tower)
         sizes = tower_sizes(values if "vision_config" in values else read_config(Path(config.vision_tower or "")))
-        return ((shown.size or sizes["image_size"]) // sizes["patch_size"] // shown.pool) ** 2
+        view = PaddedView if shown.pad else ClipView
+        return view(shown.size or sizes["image_size"], cell=sizes["patch_size"] * shown.pool)
 
     @classmethod
     def published_names(cls, config: dict[str, Any]) -> list[Pair]:

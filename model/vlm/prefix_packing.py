@@ -40,9 +40,10 @@ class Packing:
         """(R, L, H) of positions -> (G, M, H) of slots."""
         return _take(values, self.source)
 
-    def gather_positions(self, positions: Tensor) -> Tensor:
-        """(R, L) rotary positions -> (G, M); a suffix counts on from its prefix, wherever its slots are."""
-        return positions.flatten()[self.source]
+    def gather_each(self, values: Tensor) -> Tensor:
+        """(..., R, L) numbers of positions, e.g. rotary ones -> (..., G, M) of slots. A suffix counts on from its
+        prefix, wherever its slots are."""
+        return values.flatten(-2)[..., self.source]
 
     def scatter(self, states: Tensor) -> Tensor:
         """(G, M, H) of slots -> (R, L, H) of positions; what is shared goes to every row that shares it."""

@@ -14,14 +14,13 @@ from data.encode import Encoder
 from data.pieces import Pieces
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Record
-from data.views import ClipView, SamView, Views
+from data.views import ClipView, LanguageView, SamView, Views
 from model.checkpoints.config_file import read_config
 from model.checkpoints.load import vlm_class
 from systems.base import System, build_system
 from utils.config import ModelConfig, Recipe
 
 SIDE = 256  # of the mask encoder's view: small, since no record fails at one size and not at another
-PUBLISHED_IMAGE_TOKENS = 256
 
 
 class NoWords:
@@ -73,7 +72,7 @@ class Rehearsal:
         maker = SampleBuilder(
             system.task,
             encoder,
-            Views(ClipView(), SamView(SIDE)),
+            Views(_view(recipe.model), SamView(SIDE)),
             ignore_region=recipe.loss.ignore_region,
             drop_long_rows=recipe.data.on_bad_sample == "skip",
         )
@@ -116,17 +115,17 @@ def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encod
         spec,
         config.conv_type,
         limit,
-        _image_tokens(folder, config),
         system.released.prompt_template,
         long_rows,
     )
     return encoder, unchecked
 
 
-def _image_tokens(folder: Path, config: ModelConfig) -> int:
-    """Positions that an image takes in a row, from the tower's `config.json` where that is on this machine."""
+def _view(config: ModelConfig) -> LanguageView:
+    """How the backbone sees an image, where its `config.json` is on this machine; else CLIP's view of 256 tokens."""
+    folder = Path(config.version).expanduser()
     try:
         values = read_config(folder)
-        return vlm_class(values, str(folder)).image_tokens_of(values, config)
+        return vlm_class(values, str(folder)).view_of(values, config)
     except (OSError, ValueError, KeyError, TypeError):
-        return PUBLISHED_IMAGE_TOKENS
+        return ClipView()
