@@ -427,7 +427,7 @@ def test_precision_and_attention_are_choices(golden):
         resolve_attention("flash_attention_2", "bf16")
     eager = load_folder(GOLDEN, SPEC, load_tokenizer(GOLDEN, SPEC), config=replace(CONFIG, attn_implementation="eager"))
     assert eager.vlm.language.config._attn_implementation == "eager"
-    ids, states = torch.tensor([[1, 5, 6, 7]]), Vision(torch.zeros(1, 256, 48), ())
+    ids, states = torch.tensor([[1, 5, 6, 7]]), Vision(torch.zeros(256, 48), [256])
     attention, row_image = torch.ones_like(ids, dtype=torch.bool), torch.tensor([0])
     with torch.no_grad():
         torch.testing.assert_close(
@@ -451,7 +451,7 @@ def test_quantised_loading_shrinks_only_the_language_layers(golden):
     assert small
     assert all(name.startswith("vlm.language.model.layers.") for name in small)
     ids = torch.arange(5, 25)[None]
-    inputs = (ids, torch.ones_like(ids, dtype=torch.bool), Vision(torch.zeros(1, 256, 48), ()), torch.tensor([0]))
+    inputs = (ids, torch.ones_like(ids, dtype=torch.bool), Vision(torch.zeros(256, 48), [256]), torch.tensor([0]))
     with torch.no_grad():
         likeness = torch.nn.functional.cosine_similarity(model.vlm(*inputs), golden.vlm(*inputs), dim=-1)
     assert likeness.min() > 0.95
