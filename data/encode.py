@@ -249,8 +249,8 @@ class Encoder:
         """Cuts the parts at added tokens and encodes each stretch; with LLaMA, the ids are those of the text tokenised
         as a whole, with a byte-level vocabulary those of each part.
 
-        Blanks are what makes LLaMA hard: its vocabulary writes a blank as the first character of the next piece ("▁sky"),
-        so each stretch must be encoded with a blank in front exactly where the published tokenizer has one.
+        Blanks are what makes LLaMA hard: its vocabulary writes a blank as the first character of the next piece
+        ("▁sky"), so each stretch must be encoded with a blank in front exactly where the published tokenizer has one.
 
             start of the prompt, after the image   one is added: "A chat" is "▁A", "▁chat"
             "ASSISTANT:" then " sky"               question and answer: the blank between them belongs to "▁sky"
