@@ -92,7 +92,7 @@ class Merges:
 class Pieces:
     """Ids of the texts between added tokens (`TextIds`).
 
-    file: the SentencePiece model behind the vocabulary, if there is one.
+    file: the SentencePiece model that the vocabulary was read from, if there is one.
     release: the library release that is reproduced (RELEASES). transformers 4.31 strips the white space on both sides
         of an added token; 4.34 and later keep it, so that a lone blank may stand before a mask token.
     legacy: every text gets a blank in front, also after an added token: "." after [SEG] becomes the piece "▁.".

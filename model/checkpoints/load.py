@@ -246,9 +246,9 @@ def _fit_vocabulary(
     them. What the rows beyond the tokenizer predict is left to the weights, as in every program that runs such a model:
     the base has learned not to, and such an id decodes to nothing (`data.tokens.decode`).
 
-    A base's rows for the tokens that the system adds are drawn anew with NEW_ROW_STD, also where the padding has rows
-    for them: those were never trained as an input and only pushed down as an output, all alike. (The releases of Sa2VA
-    and UniPixel start from them; sa2va.md 4.1, unipixel.md 2.)
+    A base's rows for the tokens that the system adds are initialised with NEW_ROW_STD, also where the padding has rows
+    for them: those were never trained as inputs, and as outputs all of them were only pushed down. (The releases of
+    Sa2VA and UniPixel start from them; sa2va.md 4.1, unipixel.md 2.)
     """
     embedding, lm_head = source.tensors[backbone.EMBEDDING], source.tensors[backbone.LM_HEAD]
     rows, size, padded = len(embedding), len(tokenizer), tokenizer.family.padded
