@@ -31,7 +31,6 @@ from utils.renamed import with_new_names
 
 WEIGHTS = "trainable.safetensors"
 POINTERS = ("best", "last")
-BASE_TOKENS = {"<s>", "</s>", "<unk>", "<pad>", "[PAD]", "<image>", "<im_patch>", "<im_start>", "<im_end>"}
 UNLIMITED = 10**9  # tokenizers warn beyond their own length; only the encoder limits rows
 
 
@@ -185,7 +184,8 @@ def _by_architecture(names: Collection[str]) -> list[str]:
 
 def _by_tokens(folder: Path) -> list[str]:
     """The systems that add exactly the tokens that the folder's tokenizer has beyond a base model's."""
-    added = set(load_tokenizer(folder, TokenSpec((), (), wrap_image=False)).get_added_vocab()) - BASE_TOKENS
+    tokenizer = load_tokenizer(folder, TokenSpec((), (), wrap_image=False))
+    added = set(tokenizer.get_added_vocab()) - tokenizer.family.control - tokenizer.family.optional
     return [system for system in SYSTEMS if set(build_system(system).tokens.added) == added]
 
 

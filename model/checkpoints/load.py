@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.tokens import TokenSpec, token_id
+from data.tokens import TokenSpec, added_tokens, token_id
 from data.views import LanguageView, Views
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.bounds import check_sizes, naming_size_errors
@@ -71,13 +71,13 @@ def build_model(
         if config.checkpoint_file:
             _add_weight(source, fetch(config.checkpoint_file), table, config.lora.alpha)
         _check_language(source, backbone)
-        vlm_config, view = backbone.config_for(source, config, tokenizer)
         _fit_vocabulary(source, backbone, spec, tokenizer, generator, config.allow_missing)
+        vlm_config, view = backbone.config_for(source, config, tokenizer)
         head_config = _head_config(source, backbone, vlm_config, head_class, options, len(spec.mask))
         architecture = Architecture(backbone.NAME, vlm_config, head, head_config)
     check_sizes(architecture, source.tensors, where)
     attention = resolve_attention(config.attn_implementation, config.precision)
-    added_ids = [token_id(tokenizer, token) for token in spec.all_added]
+    added_ids = [token_id(tokenizer, token) for token in added_tokens(tokenizer.family, spec)]
     # on the meta device: no memory for values that the file's tensors replace
     with torch.device("meta"), naming_size_errors(where):
         model = assemble(architecture, attention, view, added_ids)
@@ -166,7 +166,8 @@ def _read(folder: Path, values: dict[str, Any], table: NameTable, backbone: type
     report = Report()
     tensors = to_model_names(read_tensors(folder), table, report)
     embedding, lm_head = backbone.EMBEDDING, backbone.LM_HEAD
-    tied = values.get("text_config", values).get("tie_word_embeddings")
+    # a Hugging Face folder of two parts may say it for the whole or for the language model
+    tied = any(part.get("tie_word_embeddings") for part in (values, values.get("text_config") or {}))
     if tied and embedding in tensors and lm_head not in tensors:
         tensors[lm_head] = tensors[embedding].clone()  # ours are separate: new rows train apart
     finished = any(name.startswith("head.") for name in tensors)
@@ -238,28 +239,43 @@ def _fit_vocabulary(
     generator: torch.Generator,
     lenient: bool,
 ) -> None:
-    """Embedding and output rows for exactly the tokenizer's ids. A base grows; a finished model must fit already."""
+    """Embedding and output rows for the tokenizer's ids. A base grows; a finished model must fit already.
+
+    Of most families, a model has exactly one row per id. A family whose matrices are padded (`TokenizerFamily.padded`,
+    Qwen: 151,936 rows for 151,669 ids) keeps its rows, as published, and they grow only where the tokenizer outgrows
+    them. What the rows beyond the tokenizer predict is left to the weights, as in every program that runs such a model:
+    the base has learned not to, and such an id decodes to nothing (`data.tokens.decode`).
+
+    A base's rows for the tokens that the system adds are initialised with NEW_ROW_STD, also where the padding has rows
+    for them: those were never trained as inputs, and as outputs all of them were only pushed down. (The releases of
+    Sa2VA and UniPixel start from them; sa2va.md 4.1, unipixel.md 2.)
+    """
     embedding, lm_head = source.tensors[backbone.EMBEDDING], source.tensors[backbone.LM_HEAD]
-    rows, size = len(embedding), len(tokenizer)
+    rows, size, padded = len(embedding), len(tokenizer), tokenizer.family.padded
     if (most := max(tokenizer.get_vocab().values())) >= size:
         raise ValueError(f"{source.folder}: the tokenizer's ids go up to {most}, but it has only {size} tokens")
-    strange = [token for token in spec.all_added if token_id(tokenizer, token) >= rows]
+    # In a padded matrix the number of rows says nothing about tokens, so the folder's own tokenizer must have them; a
+    # bare weight file has no tokenizer.
+    known = tokenizer.own_size if padded and not source.weight else rows
+    strange = [t for t in added_tokens(tokenizer.family, spec) if token_id(tokenizer, t) >= min(known, rows)]
     if source.finished and strange and not lenient:
         raise ValueError(
-            f"{source.blamed} is a checkpoint of another system: its vocabulary of {rows} rows has no "
+            f"{source.blamed} is a checkpoint of another system: its vocabulary of {min(known, rows)} rows has no "
             f"{', '.join(strange)}; choose the system it was trained with"
         )
+    wanted = max(rows, size) if padded else size
     counts = {"embedding": rows, "output": len(lm_head)}
-    wrong = [f"{count} {kind} rows" for kind, count in counts.items() if count != size]  # the first says enough
+    wrong = [f"{count} {kind} rows" for kind, count in counts.items() if count != wanted]  # the first says enough
     if source.finished and wrong and not lenient:
         raise ValueError(
             f"{source.blamed}: wrong vocabulary size, {wrong[0]} for a tokenizer of {size} tokens; "
             "its tokenizer files belong to another checkpoint"
         )
     for name, table in ((backbone.EMBEDDING, embedding), (backbone.LM_HEAD, lm_head)):
-        new = torch.randn(max(0, size - len(table)), table.shape[1], generator=generator) * NEW_ROW_STD
-        if len(table) != size:
-            source.tensors[name] = torch.cat([table[:size], new.to(table.dtype)])
+        old = min(len(table), size if source.finished or not padded else tokenizer.own_size)
+        new = torch.randn(max(0, size - old), table.shape[1], generator=generator) * NEW_ROW_STD
+        if len(new) or len(table) != wanted:
+            source.tensors[name] = torch.cat([table[:old], new.to(table.dtype), table[size:wanted]])
 
 
 def _head_config(
