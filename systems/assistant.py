@@ -235,7 +235,8 @@ def _assemble(
         recipe.data.long_rows,
     )
     options = training_options if trainable else inference_options
-    model.configure(options(recipe, pack_rows=can_pack(recipe.model.pack_rows, model.vlm.attention_implementation)))
+    packed = can_pack(recipe.model.pack_rows, model.vlm.attention_implementation, model.vlm.packs)
+    model.configure(options(recipe, pack_rows=packed))
     model.to(device if device is not None else dist.device())
     if recipe.model.embedding_cache:
         model.head.use_cache(recipe.model.embedding_cache)

@@ -62,6 +62,13 @@ class TowerConfig:
     position_resize: Literal["released", "correct"] | None = setting(
         None, "how the position table is resized: as released (off by one row) or correctly"
     )
+    min_pixels: int | None = setting(
+        None, "Qwen-VL: fewest pixels of an image after it is resized; smaller ones are enlarged", 1
+    )
+    max_pixels: int | None = setting(None, "Qwen-VL: most pixels of an image after it is resized", 1)
+    resize: Literal["once", "twice"] | None = setting(
+        None, "Qwen-VL: resize once, or twice as Sa2VA does in inference: first to the nearest multiples of 28 pixels"
+    )
     preprocessor: str | None = setting(
         None, "image-processor file: the size of the view, and mean and deviation where nothing is padded"
     )

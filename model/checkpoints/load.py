@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def build_model(
         backbone = vlm_class(values, where)
         head = choose_head(values, config, head)
         head_class = _head_class(head, where)
+        check_parts(backbone, head_class, head, config)
         table = reading_table(backbone.WEIGHT_NAMES, head_class.WEIGHT_NAMES)
         source = _read(folder, values, table, backbone)
         _check_head(source, head, config.allow_missing)
@@ -127,9 +128,31 @@ def assemble(
 def vlm_class(values: dict[str, Any], where: str) -> type[VisionLanguageModel]:
     """The backbone of a `config.json`. where: the file, for messages."""
     kind = str(values.get("model_type") or DEFAULT_VLM)
-    if kind not in VLMS:
+    # A system that wraps a backbone of the library gives the whole a name of its own, e.g. sa2va_chat; its vision part
+    # still says which backbone that is.
+    inner = str(values.get("vision_config", {}).get("model_type", "")).removesuffix("_vision")
+    if kind not in VLMS and inner not in VLMS:
         raise ValueError(f"{where}: " + unknown(VLMS.kind, kind, VLMS))
-    return VLMS[kind]
+    return VLMS[kind if kind in VLMS else inner]
+
+
+def check_parts(
+    backbone: type[VisionLanguageModel], head_class: type[MaskHead], head: str, config: ModelConfig
+) -> None:
+    """Raises where a backbone and a mask head do not go together, or where a recipe sets what the backbone does not
+    have; before any weight is read."""
+    if head_class.READS_TOWER and not backbone.KEEPS_LAYERS:
+        others = [name for name in HEADS if not HEADS[name].READS_TOWER]
+        raise ValueError(
+            f"the mask head {head!r} decodes the hidden states of a vision tower that sees all images in one size, "
+            f"which the backbone {backbone.NAME!r} does not have; choose model.mask_head from {', '.join(others)}"
+        )
+    for item in fields(config.tower):
+        if getattr(config.tower, item.name) != item.default and item.name not in backbone.TOWER_FIELDS:
+            raise ValueError(
+                f"model.tower.{item.name}: the backbone {backbone.NAME!r} has no such setting; it has "
+                f"{', '.join(sorted(backbone.TOWER_FIELDS))}"
+            )
 
 
 def choose_head(values: dict[str, Any], config: ModelConfig, default: str) -> str:

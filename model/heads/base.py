@@ -50,6 +50,7 @@ class MaskHead(nn.Module):
     WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names (below `model.`) and ours (below `head.`)
     SIZE_KEYS: ClassVar[SizeKeys]  # of the head's configuration
     NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file; else from random ones
+    READS_TOWER: ClassVar[bool] = False  # it decodes `Vision.layers`, which not every backbone has
     OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]] = ()  # added by options: initialised where a finished head has none
     tokens: int  # K, mask tokens per mask, where the head depends on it
     checkpoint_decoder: bool = False  # masks are decoded again in the backward pass, to save memory

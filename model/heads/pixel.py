@@ -72,6 +72,7 @@ class PixelHead(MaskHead):
         others=frozenset({"levels", "trained_fusion"}),
     )
     NEEDS_WEIGHTS = False
+    READS_TOWER = True
     OPTIONAL_WEIGHTS = ("fusion", "balance")
     view = None
     fusion: nn.Parameter | None  # (L, T) weights of tokens

@@ -147,7 +147,7 @@ def meta_model(recipe: Recipe) -> SegModel:
         model = model.to(dtype_of(recipe.model.precision))
         # A 4-bit layer keeps the same activations as a plain one; its weights are counted in `count_parameters`.
         prepare_training(model, replace(recipe.model, load_in_4bit=False))
-    model.configure(training_options(recipe, pack_rows=can_pack(recipe.model.pack_rows, attention)))
+    model.configure(training_options(recipe, pack_rows=can_pack(recipe.model.pack_rows, attention, model.vlm.packs)))
     for weight in model.parameters():
         if weight.requires_grad:
             weight.grad = torch.empty_like(weight)
