@@ -42,14 +42,28 @@ class HeadContext:
     language_width: int
     tokens: int  # mask tokens per mask
     saved_config: dict[str, Any] | None = None  # the head's configuration in a folder's `config.json`, if it is there
+    side: int | None = None  # of the view, where the recipe gives it (model.image_size); None: the head's usual one
+
+
+@dataclass
+class Decoded:
+    """What a head decodes, image by image.
+
+    masks: B x (N_b, H_b, W_b) float32 logits. scores: B x (N_b,) float32 in 0..1, the head's own confidence in each
+    mask, e.g. its estimate of the IoU times the probability that the object is there; None of a head without one.
+    """
+
+    masks: list[Tensor]
+    scores: list[Tensor] | None = None
 
 
 class MaskHead(nn.Module):
     """A module with these members. Its weights are named `head.*` in a SegModel."""
 
-    WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names (below `model.`) and ours (below `head.`)
+    WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names, of all layouts that are read, and ours (below `head.`)
+    IGNORED: ClassVar[tuple[str, ...]] = ()  # published names, with wildcards, of weights that the head has no use for
     SIZE_KEYS: ClassVar[SizeKeys]  # of the head's configuration
-    NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file; else from random ones
+    NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file, unless options say otherwise
     OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]] = ()  # added by options: initialised where a finished head has none
     tokens: int  # K, mask tokens per mask, where the head depends on it
     checkpoint_decoder: bool = False  # masks are decoded again in the backward pass, to save memory
@@ -66,9 +80,17 @@ class MaskHead(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def starts_random(cls, options: dict[str, Any]) -> bool:
+        """Whether a new head starts from random weights, not from those of a file."""
+        return not cls.NEEDS_WEIGHTS
+
+    @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> MaskHead:
         """An uninitialised head of that configuration."""
         raise NotImplementedError
+
+    def reset_buffers(self) -> None:
+        """Computes the tables that no weight file holds, on the device of the weights."""
 
     @property
     def prompt_dim(self) -> int:
@@ -77,7 +99,7 @@ class MaskHead(nn.Module):
 
     @property
     def view(self) -> SegView | None:
-        """How the head sees an image; None: it reuses the features of the language-side view."""
+        """How the head sees an image, any square view; None: it reuses the features of the language-side view."""
         raise NotImplementedError
 
     def check_view(self, language_view: LanguageView) -> None:
@@ -91,23 +113,40 @@ class MaskHead(nn.Module):
         """What trains with `train_mask_decoder`; the rest is frozen."""
         raise NotImplementedError
 
+    def adapted_encoder(self, options: dict[str, Any]) -> AdaptedEncoder | None:
+        """What gets LoRA with these options; None: nothing."""
+        return None
+
     def features(self, batch: Batch, vision: Vision) -> Features:
-        """Encodes the B images of a batch, each once."""
+        """Encodes the B images of a batch, each once. What it returns, only the head's own `decode` knows."""
         raise NotImplementedError
 
     def decode(
         self, features: Features, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
-    ) -> list[Tensor]:
-        """(Q, K, D) queries and their images (Q,), ascending -> B x (N_b, H_b, W_b) float32 logits.
+    ) -> Decoded:
+        """(Q, K, D) queries and their images (Q,), ascending -> a mask for each, and its score where the head has one.
 
         full: at the original sizes; else as the decoder gives them, without the padding."""
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class AdaptedEncoder:
+    """A part of a head with LoRA in its linear layers of these names."""
+
+    module: nn.Module
+    layers: tuple[str, ...]
+    rank: int
+
+
 def decode_in_chunks(
-    decode: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor, checkpointed: bool = False
-) -> Tensor:
-    """All of `decode(queries, query_image)`: in one pass with gradients, in chunks without.
+    decode: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    queries: Tensor,
+    query_image: Tensor,
+    checkpointed: bool = False,
+) -> tuple[Tensor, ...]:
+    """All of `decode(queries, query_image)`, whose results have one entry per query: in one pass with gradients, in
+    chunks without.
 
     Every query needs its own copy of its image's embedding, since SAM's decoder changes it by attention: chunks bound
     that memory. checkpointed: with gradients also in chunks, each under activation checkpointing, so that the decoder's
@@ -119,7 +158,8 @@ def decode_in_chunks(
         # Decoding is deterministic, so no RNG state is kept. The determinism check must be off: ZeRO-3 parameters are
         # gathered in one pass and sharded in the other.
         decode = partial(checkpoint, decode, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
-    return torch.cat([decode(*chunk) for chunk in zip(queries.split(size), query_image.split(size), strict=True)])
+    chunks = zip(queries.split(size), query_image.split(size), strict=True)
+    return tuple(map(torch.cat, zip(*(decode(*chunk) for chunk in chunks), strict=True)))
 
 
 def fourier_positions(embedding: nn.Module, features: Tensor) -> Tensor:

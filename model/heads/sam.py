@@ -18,7 +18,7 @@ from data.types import Batch, Geometry
 from data.views import SamView
 from model.checkpoints.files import read_tensors
 from model.checkpoints.name_table import under
-from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
+from model.heads.base import HEADS, Decoded, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.embedding_cache import EmbeddingCache
 from model.heads.sam_attention import use_chunked_attention, use_folded_attention
 from model.heads.sam_weights import SAM_NAMES, SAM_SIZE_KEYS, folder_decoder_heads, rename_sam, sam_sizes
@@ -38,7 +38,7 @@ class Options:
 class SamHead(MaskHead):
     """Segment Anything with a text prompt (lisa.md 1.6). As published only its decoder trains."""
 
-    WEIGHT_NAMES = under(SAM_NAMES, "visual_model.", "")
+    WEIGHT_NAMES = under(SAM_NAMES, "model.visual_model.", "")
     SIZE_KEYS = SAM_SIZE_KEYS
     NEEDS_WEIGHTS = True
     tokens = 1  # of a dummy query; any number of tokens is a mask, each a sparse prompt of its own
@@ -101,24 +101,25 @@ class SamHead(MaskHead):
         with nullcontext() if trains else torch.no_grad():
             if self.cache is None:
                 return self._encode(batch.seg_pixels)
-            return self.cache(batch.seg_pixels, self._encode)
+            return self.cache(batch.seg_pixels, lambda pixels: (self._encode(pixels),))[0]
 
     def _encode(self, pixels: Tensor) -> Tensor:
         return self.encoder(pixels).last_hidden_state
 
     def decode(
         self, features: Tensor, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
-    ) -> list[Tensor]:
-        """(Q, K, D) -> B x (N_b, H_b, W_b) float32 logits."""
+    ) -> Decoded:
+        """(Q, K, D) -> B x (N_b, H_b, W_b) float32 logits, without scores: LISA's family never trains SAM's estimate of
+        the IoU, which its prompts are therefore strange to."""
         # Weights are read here, not in the checkpointed function: ZeRO-3 has them gathered in the forward pass only.
         dense = self.prompts.no_mask_embed.weight.to(features.dtype)[:, :, None, None]  # (1, D, 1, 1)
         decode = partial(self._low_resolution, features, dense, self._positions(features))
-        logits = decode_in_chunks(decode, queries.to(features.dtype), query_image, self.checkpoint_decoder)
-        return split_by_image(logits, query_image, geometry, [self.view.size] * len(geometry), full)
+        (logits,) = decode_in_chunks(decode, queries.to(features.dtype), query_image, self.checkpoint_decoder)
+        return Decoded(split_by_image(logits, query_image, geometry, [self.view.size] * len(geometry), full))
 
     def _low_resolution(
         self, features: Tensor, dense: Tensor, positions: Tensor, queries: Tensor, query_image: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor]:
         """(Q, K, D) -> (Q, 4h, 4w) logits: each query with its own copy of its image's embedding."""
         # Of SAM's four mask tokens the first: the single-mask output, as released. The IoU estimate is not used.
         logits, _ = self.decoder(
@@ -128,7 +129,7 @@ class SamHead(MaskHead):
             dense_prompt_embeddings=dense,
             multimask_output=False,
         )
-        return logits[:, 0, 0]
+        return (logits[:, 0, 0],)
 
     def _positions(self, features: Tensor) -> Tensor:
         return fourier_positions(self.prompts.shared_embedding, features)
