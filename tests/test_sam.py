@@ -95,7 +95,7 @@ def test_picture_encoder(pair, pictures):
     with torch.no_grad():
         expected = torch.cat([theirs.image_encoder(picture[None]) for picture in pictures])
     assert expected.std() > 0.1
-    torch.testing.assert_close(ours.features(seg_batch(pictures), None), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.features(seg_batch(pictures), None)[0], expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("at_once", [64, 2])
@@ -112,7 +112,7 @@ def test_one_decoder_call_over_all_pictures_equals_theirs_one_by_one(pair, pictu
             mine = queries[query_image == index]
             dense = theirs.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(mine), -1, 6, 6)
             logits, _ = theirs.mask_decoder(
-                image_embeddings=features[index : index + 1],
+                image_embeddings=features[0][index : index + 1],
                 image_pe=theirs.prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=mine,
                 dense_prompt_embeddings=dense,
@@ -145,7 +145,7 @@ def test_encoder_never_trains_and_decoder_does(pair, pictures):
     ours.requires_grad_(False)
     ours.decoder.requires_grad_(True)
     features = ours.features(seg_batch(pictures), None)
-    assert not features.requires_grad
+    assert not features[0].requires_grad
     decoded = ours.decode(features, torch.randn(2, 1, WIDTH), torch.tensor([0, 1]), [Geometry((9, 9), (48, 48))] * 2)
     sum(mask.sum() for mask in decoded.masks).backward()
     assert all(weight.grad is None for weight in ours.encoder.parameters())

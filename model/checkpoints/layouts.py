@@ -57,10 +57,12 @@ def to_model_names(
     unused = NameTable((pattern, pattern) for pattern in ignored)
     for name, tensor in tensors.items():
         plain = name.removeprefix(LORA_WRAPPER)
-        if IGNORED.fullmatch(plain) or unused.to_model(plain):
+        if IGNORED.fullmatch(plain):
             report.ignored.append(name)
         elif ours := table.to_model(plain):
             renamed[ours] = tensor
+        elif unused.to_model(plain):
+            report.ignored.append(name)
         else:
             report.unexpected.append(name)
     return renamed

@@ -65,9 +65,12 @@ def build_model(
         backbone = vlm_class(values, where)
         head = choose_head(values, config, head)
         head_class = _head_class(head, where)
+        _check_head(folder, saved_head(values), head)
+        head_class.check_options(dict(config.head_options), config.image_size)
         table = reading_table(backbone.WEIGHT_NAMES, head_class.WEIGHT_NAMES)
         source = _read(folder, values, table, backbone, head_class)
-        _check_head(source, head, config.allow_missing)
+        if not source.finished and not config.allow_missing:
+            _check_head(folder, _published_head(source.report.unexpected), head)
         options = _add_head(source, config, head_class)
         if config.checkpoint_file:
             _add_weight(source, fetch(config.checkpoint_file), table, head_class, config.lora.alpha)
@@ -177,15 +180,16 @@ def _read(
     return WeightSource(folder, values, tensors, report, finished)
 
 
-def _check_head(source: WeightSource, head: str, lenient: bool) -> None:
+def _published_head(unexpected: list[str]) -> str | None:
+    """Published files name no head: whose names are the unexpected ones?"""
+    return next((head for head in HEADS if _fits(unexpected, HEADS[head])), None)
+
+
+def _check_head(folder: Path, saved: str | None, head: str) -> None:
     """Raises where the folder holds the weights of another mask head than `head`."""
-    saved = saved_head(source.values)
-    if saved is None and not source.finished and not lenient:
-        # published files name no head: whose names are the unexpected ones?
-        saved = next((other for other in HEADS if _fits(source.report.unexpected, HEADS[other])), None)
     if saved not in (None, head):
         raise ValueError(
-            f"{source.folder} holds the weights of the mask head {saved!r}, which do not fit {head!r}: remove "
+            f"{folder} holds the weights of the mask head {saved!r}, which do not fit {head!r}: remove "
             f"model.mask_head, or set it to {saved}; another head starts from a base model"
         )
 
@@ -199,6 +203,11 @@ def _add_head(source: WeightSource, config: ModelConfig, head: type[MaskHead]) -
     """Adds the mask head's pretrained weights to those of a base. Returns the options of the head."""
     options = dict(config.head_options)
     random = head.starts_random(options)
+    if config.vision_pretrained and random and head.NEEDS_WEIGHTS and not source.finished:
+        raise ValueError(
+            f"model.head_options.from_scratch: the mask head starts from random weights, so {config.vision_pretrained} "
+            "would not be read; set model.vision_pretrained=null"
+        )
     if config.vision_pretrained and (source.finished or random):
         log.info("the mask head of %s takes nothing from %s: it is not read", source.folder, config.vision_pretrained)
     if source.finished:

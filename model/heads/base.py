@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from data.types import Batch, Geometry
 from data.views import LanguageView, SegView
-from model.checkpoints.name_table import Pair
+from model.checkpoints.name_table import NameTable, Pair
 from model.checkpoints.size_keys import SizeKeys
 from model.vlm.base import Vision
 from utils.batching import map_batched
@@ -63,6 +63,7 @@ class MaskHead(nn.Module):
     WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names, of all layouts that are read, and ours (below `head.`)
     IGNORED: ClassVar[tuple[str, ...]] = ()  # published names, with wildcards, of weights that the head has no use for
     SIZE_KEYS: ClassVar[SizeKeys]  # of the head's configuration
+    FILE_SIGNS: ClassVar[tuple[str, ...]] = ()  # names, with wildcards, that only files of this head's weights have
     NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file, unless options say otherwise
     OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]] = ()  # added by options: initialised where a finished head has none
     tokens: int  # K, mask tokens per mask, where the head depends on it
@@ -78,6 +79,16 @@ class MaskHead(nn.Module):
         """Pretrained weights under the head's own names, and `options` with what the file adds to them. Only of heads
         that NEEDS_WEIGHTS."""
         raise NotImplementedError
+
+    @classmethod
+    def check_options(cls, options: dict[str, Any], side: int | None) -> None:
+        """Raises for options that cannot be, before any weights are read. side: model.image_size, of the view."""
+
+    @classmethod
+    def owns_file(cls, names: Iterable[str]) -> bool:
+        """Whether a weight file with these names is of this head."""
+        signs = NameTable((sign, sign) for sign in cls.FILE_SIGNS)
+        return any(signs.to_model(name) for name in names)
 
     @classmethod
     def starts_random(cls, options: dict[str, Any]) -> bool:
@@ -171,19 +182,25 @@ def fourier_positions(embedding: nn.Module, features: Tensor) -> Tensor:
     return embedding(centres).permute(2, 0, 1)[None].to(features.dtype)
 
 
-def to_original(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
-    """(N, h, w) logits of a padded square view of side `size` -> (N, H, W) float32 ones of the image.
+def to_original(logits: Tensor, geometry: Geometry, size: int | None) -> Tensor:
+    """(N, h, w) logits of a square view of side `size` -> (N, H, W) float32 ones of the image.
 
-    Two bilinear steps with the crop between them, in float32 to the end (lisa.md 1.6).
+    Two bilinear steps with the crop of the padding between them, in float32 to the end (lisa.md 1.6). size None: in one
+    step, of a view without padding (unipixel.md 4).
     """
-    logits = F.interpolate(logits[:, None].float(), (size, size), mode="bilinear", align_corners=False)
-    height, width = geometry.resized
-    logits = logits[..., :height, :width]
+    logits = logits[:, None].float()
+    if size is not None:
+        logits = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+        height, width = geometry.resized
+        logits = logits[..., :height, :width]
     return F.interpolate(logits, geometry.original, mode="bilinear", align_corners=False)[:, 0]
 
 
-def crop_padding(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
-    """(N, h, w) logits of a padded square view of side `size` -> float32 ones of the cells that show the image."""
+def crop_padding(logits: Tensor, geometry: Geometry, size: int | None) -> Tensor:
+    """(N, h, w) logits of a square view of side `size` -> float32 ones of the cells that show the image. size None: of
+    a view without padding."""
+    if size is None:
+        return logits.float()
     rows, columns = (
         max(1, round(side * cells / size)) for side, cells in zip(geometry.resized, logits.shape[1:], strict=True)
     )
@@ -191,10 +208,11 @@ def crop_padding(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
 
 
 def split_by_image(
-    logits: Tensor, query_image: Tensor, geometry: Sequence[Geometry], sizes: Sequence[int], full: bool
+    logits: Tensor, query_image: Tensor, geometry: Sequence[Geometry], sizes: Sequence[int | None], full: bool
 ) -> list[Tensor]:
-    """(Q, h, w) logits of padded square views of these sides, in ascending order of image -> B x (N_b, H_b, W_b): at
-    the images' sizes or, unless `full`, the cells that show them. Images of one size are resized in one call."""
+    """(Q, h, w) logits of square views of these sides (None: without padding), in ascending order of image ->
+    B x (N_b, H_b, W_b): at the images' sizes or, unless `full`, the cells that show them. Images of one size are
+    resized in one call."""
     parts = logits.split(torch.bincount(query_image, minlength=len(geometry)).tolist())
     finish = to_original if full else crop_padding
     return map_batched(lambda part, key: finish(part, *key), parts, list(zip(geometry, sizes, strict=True)))
