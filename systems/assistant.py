@@ -18,7 +18,14 @@ from model.checkpoints.files import read_tensors
 from model.checkpoints.hub import fetch
 from model.checkpoints.load import build_model, load_folder, views_for
 from model.finetune.quantize import quantize
-from model.finetune.trainable import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
+from model.finetune.trainable import (
+    adapt_head,
+    apply_lora,
+    load_trainable,
+    mark_trainable,
+    merge_lora,
+    prepare_training,
+)
 from model.runtime import inference_options, training_options
 from model.seg_model import SegModel
 from model.vlm.prefix_packing import can_pack
@@ -112,6 +119,7 @@ def _load_run(folder: Path, recipe: Recipe, device: torch.device, checkpoint: st
     file = find_checkpoint(folder, checkpoint) / WEIGHTS
     system, tokenizer, model = _parts(recipe)
     apply_lora(model, recipe.model.lora)
+    adapt_head(model, recipe.model.head_options)
     mark_trainable(model, recipe.model)
     try:
         load_trainable(model, read_tensors(file))

@@ -103,9 +103,11 @@ class ModelConfig:
         "a training program's file of all weights (a bare .bin) over those of `version`; its LoRA has `lora.alpha`",
     )
     mask_head: str | None = setting(
-        None, "mask head under any system: sam or pixel; null: the finished folder's, else the system's"
+        None, "mask head under any system: sam, sam2, sam3 or pixel; null: the finished folder's, else the system's"
     )
-    vision_pretrained: str | None = setting(None, "SAM weights, file or folder; null: those inside `version`")
+    vision_pretrained: str | None = setting(
+        None, "weights of the mask head (SAM, SAM 2, SAM 3), file or folder; null: those inside `version`"
+    )
     conv_type: str | None = setting(
         None, "conversation template; null: that of the tokenizer's family, e.g. llava_v1 or qwen_chat"
     )
@@ -120,7 +122,7 @@ class ModelConfig:
         512, "longest row, after the image is expanded, that may be trained on; 0: no limit", 0
     )
     image_size: int | None = setting(
-        None, "side of the mask encoder's view; null: what it was built for (SAM: 1024)", 1
+        None, "side of the mask encoder's view; null: what it was built for (SAM: 1024, which cannot be another)", 1
     )
     out_dim: int | None = setting(None, "width of the mask prompt; null: what the mask head takes (SAM: 256)", 1)
     precision: Literal["fp32", "bf16", "fp16"] = setting("bf16", "number format of weights and activations")
