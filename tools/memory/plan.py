@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from data.collate import join_pixels
+from data.llama_tokenizer import LLAMA
+from data.tokens import added_tokens
 from data.types import IGNORE_ID, IMAGE_ID, Batch
 from model.checkpoints.load import assemble, dtype_of
 from model.finetune.trainable import prepare_training
@@ -136,7 +138,7 @@ def measure_step(recipe: Recipe, load: Workload) -> StepMemory:
 def meta_model(recipe: Recipe) -> SegModel:
     """The recipe's model prepared for training, on the meta device, with gradients as after the first step."""
     system = build_system(recipe.system, recipe.options)
-    added = len(system.tokens.all_added)
+    added = len(added_tokens(LLAMA, system.tokens))  # the sizes known by name are of LLaVA
     architecture = released_architecture(recipe.model, system.head, len(system.tokens.mask), added)
     attention = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
     rows = VLMS[architecture.vlm].sizes(architecture.vlm_config).vocabulary
