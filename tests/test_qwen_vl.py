@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,42 +14,48 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
+from data.patch_view import PatchView
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
 from data.views import read_image
 from model.checkpoints.files import read_tensors, write_tensors
+from model.checkpoints.layouts import to_layout_names
 from model.checkpoints.load import build_model, load_folder
-from model.checkpoints.name_table import NameTable
+from model.checkpoints.name_table import NameTable, under
 from model.checkpoints.save import save_folder, save_original
 from model.finetune.trainable import prepare_training, trainable_names
 from model.losses import objective
+from model.seg_model import SegModel
+from model.vlm import VLMS
 from model.vlm.decoder import rotary_positions
 from model.vlm.prefix_packing import can_pack
 from model.vlm.qwen_vl import QwenVL
 from tests.records import GOLDEN as RECORDS
-from tests.tiny_base import GOLDEN
+from tests.tiny_base import GOLDEN as LISA
+from tests.tiny_base import write_sam
 from tests.tiny_qwen import (
     EOS,
     FAMILIES,
     IMAGE_PAD,
     PIXELS,
-    RECIPE,
     SEG,
     load_backbone,
     read_backbone,
     segmenter,
     stock_model,
 )
+from tests.tiny_words import tiny_qwen_tokenizer
 from utils.config import LoraConfig, LossConfig, ModelConfig, TowerConfig
 
 SIZES = [(30, 41), (50, 20), (26, 26)]  # of the images
-ROWS = [  # several rows about the first image, one without it; the others have grids of their own
+ROWS = [  # several rows about the first image; the others have grids of their own, and a row that does not show one
     ([5, 52, IMAGE_ID, 53, 6, 7, SEG, 9, EOS], 0),
     ([5, 52, IMAGE_ID, 53, 6, 11, SEG, EOS], 0),
-    ([5, 8, 9], 0),
     ([5, 52, IMAGE_ID, 53, 14, 15, SEG, 12, 13, EOS], 1),
     ([52, IMAGE_ID, 53, 20, SEG, EOS], 2),
+    ([5, 8, 9], 2),
 ]
+SHOWING = ROWS[:4]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -114,7 +120,7 @@ def test_states_and_logits_are_those_of_the_library(folder, attention):
         states = vlm(ids, real, vision, row_image)
         inputs = stock_inputs(vlm, ids, real, row_image)
         expected = stock(**inputs)
-        features = stock.model.get_image_features(pixels, inputs["image_grid_thw"][[0, 2, 3]])
+        features = stock.model.get_image_features(pixels, inputs["image_grid_thw"][1:])
         hidden = stock.model(**inputs).last_hidden_state
     assert torch.equal(vision.states, torch.cat(features.pooler_output)) and vision.counts == counts
     deep = getattr(features, "deepstack_features", [])
@@ -162,7 +168,7 @@ def test_rows_end_to_end_keep_their_boundaries_without_a_mask(vlm, monkeypatch):
     torch.testing.assert_close(packed, apart, atol=5e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [ROWS[:2] + ROWS[3:], ROWS[3:]], ids=["shared", "one each"])
+@pytest.mark.parametrize("rows", [SHOWING, ROWS[1:4]], ids=["shared", "one each"])
 def test_answers_are_those_of_the_library(folder, vlm, rows):
     """Greedy, of prompts of unequal length about images of different grids, with and without a shared prefix."""
     pixels, geometry, counts = seen_by(vlm)
@@ -181,8 +187,7 @@ def test_answers_are_those_of_the_library(folder, vlm, rows):
 
 def test_the_states_of_an_answer_are_those_of_teacher_forcing(vlm):
     pixels, geometry, counts = seen_by(vlm)
-    rows = ROWS[:2] + ROWS[3:]
-    ids, real, row_image = expand([(row[:-2], image) for row, image in rows], counts, left=True)
+    ids, real, row_image = expand([(row[:-2], image) for row, image in SHOWING], counts, left=True)
     vision = vlm.encode_images(pixels, geometry)
     written = vlm.generate(ids, real, vision, row_image, max_new_tokens=6, eos=EOS)
     for row, new in enumerate(written.ids):
@@ -261,8 +266,12 @@ def test_gradients_reach_what_trains_and_nothing_else(folder, recipe, expected):
     # scores of masks are in no loss, and one of the decoder's candidate masks counts
     assert have <= wanted and not [name for name in wanted - have if not name.startswith("head.")]
     assert all(bool(model.get_parameter(name).grad.isfinite().all()) for name in have)
-    parts = {"lora": ".lora_", "new_rows": ".new_rows", "merger": "merger", "blocks": ".tower.blocks.0"}
-    parts |= {"embed_tokens": "embed_tokens.weight", "lm_head": "lm_head.weight", "language": "layers.0.mlp"}
+    parts = {"lora": ".lora_", "new_rows": ".new_rows", "merger": "merger", "blocks": ".tower.blocks.0."}
+    parts |= {
+        "embed_tokens": "embed_tokens.weight",
+        "lm_head": "lm_head.weight",
+        "language": "layers.0.mlp.up_proj.weight",
+    }
     found = {part for part, key in parts.items() if any(key in name for name in have)}
     assert found == expected
     mine = {name for name in have if ".lora_" in name}
@@ -298,50 +307,84 @@ def test_rotary_frequencies_stay_float32_whatever_the_weights_are(folder):
 # Files
 
 
+SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
+PADDING = 9  # rows of the vocabulary matrix without a token
+
+
 @pytest.fixture(scope="module")
-def spoken(folder, tmp_path_factory) -> tuple[Path, Any]:
-    """A base whose vocabulary is that of a tokenizer at hand, and the tokenizer."""
+def base(folder, tmp_path_factory) -> Path:
+    """As the small models of the family are: tied embeddings with padding, and tokenizer files."""
     family = json.loads((folder / "config.json").read_text())["model_type"]
-    tokenizer = load_tokenizer(GOLDEN, TokenSpec(added=("[SEG]",), mask=("[SEG]",)))
     place = tmp_path_factory.mktemp("base")
-    stock_model(family, vocab_size=len(tokenizer)).save_pretrained(place)
-    return place, tokenizer
+    size = tiny_qwen_tokenizer(place, version=3 if family == "qwen3_vl" else 2)
+    stock_model(family, tied=True, vocab_size=size + PADDING).save_pretrained(place)
+    assert "lm_head.weight" not in read_tensors(place)
+    return place
 
 
-def test_our_folder_is_the_librarys_too(spoken, tmp_path):
-    base, tokenizer = spoken
-    recipe = replace(RECIPE, tower=replace(PIXELS, resize="twice"))
-    plan, view, tensors = read_backbone(base, recipe)
-    model = segmenter(base)
-    model.vlm.view = view
-    model.architecture = plan
-    save_folder(model, tmp_path / "ours", tokenizer)
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory) -> Path:
+    """An assistant on that base with a new token, as the project writes it; its view resizes twice."""
+    sam = write_sam(tmp_path_factory.mktemp("sam") / "sam.pth", read_tensors(LISA))
+    place = tmp_path_factory.mktemp("finished") / "ours"
+    tokenizer = load_tokenizer(base, SPEC)
+    config = replace(READING, version=str(base), vision_pretrained=str(sam), tower=replace(PIXELS, resize="twice"))
+    save_folder(build_model(config, SPEC, tokenizer), place, tokenizer)
+    return place
 
-    names = {name.split(".")[0] for name in read_tensors(tmp_path / "ours")}
-    assert names == {"model", "lm_head", "head", "project"}
-    stock, ours = stock_of(base), stock_of(tmp_path / "ours")
-    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in stock.state_dict().items())
+
+READING = ModelConfig(precision="fp32", vision_tower=None, head_options={"decoder_heads": 4})
+
+
+def read(folder: Path) -> SegModel:
+    return load_folder(folder, SPEC, load_tokenizer(folder, SPEC), config=READING)
+
+
+def test_our_folder_is_the_librarys_too(base, finished):
+    """A tied and padded base: rows of its tokens stay, the new token has one of padding, the output layer is apart."""
+    assert {name.split(".")[0] for name in read_tensors(finished)} == {"model", "lm_head", "head", "project"}
+    stock, ours, again = stock_of(base), stock_of(finished), read(finished)
+    new = load_tokenizer(base, SPEC).get_vocab()["[SEG]"]
+    for name, tensor in stock.state_dict().items():
+        mine = ours.state_dict()[name]
+        same = torch.arange(len(tensor)) != (new if name.endswith(("embed_tokens.weight", "lm_head.weight")) else -1)
+        assert torch.equal(tensor[same], mine[same]), name
+    head, embedding = ours.lm_head.weight, ours.get_input_embeddings().weight
+    assert not torch.equal(head[new], embedding[new]) and torch.equal(head[:new], embedding[:new])
     assert ours.config.image_token_id == IMAGE_PAD
+    assert again.vlm.view == replace(read_backbone(base)[1], resize="twice")
 
-    spec = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
-    plain = ModelConfig(precision="fp32", vision_tower=None, head_options={"decoder_heads": 2})
-    again = load_folder(tmp_path / "ours", spec, tokenizer, config=plain)
-    expected = model.state_dict()
-    assert again.architecture.vlm == plan.vlm and again.vlm.view == view
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
-    pixels, geometry, counts = seen_by(again.vlm)
+    vlm = cast(QwenVL, again.vlm)
+    pixels, geometry, counts = seen_by(vlm)
     ids, real, row_image = expand(ROWS, counts)
-    mine = again.vlm(ids, real, again.vlm.encode_images(pixels, geometry), row_image)
     with torch.no_grad():
-        theirs = ours.model(**stock_inputs(again.vlm, ids, real, row_image)).last_hidden_state
-    assert torch.equal(mine[real], theirs[real])
+        mine = vlm(ids, real, vlm.encode_images(pixels, geometry), row_image)
+        theirs = ours(**stock_inputs(vlm, ids, real, row_image)).logits
+    assert torch.equal(vlm.logits(mine)[real], theirs[real])
 
 
-def rename(source: Path, target: Path, pairs: list[tuple[str, str]], config: dict[str, Any]) -> Path:
-    table = NameTable(pairs)
-    tensors = {str(table.to_model(name)): tensor for name, tensor in read_tensors(source).items()}
-    assert "None" not in tensors
-    write_tensors(tensors, target)
+def test_our_folder_reads_back_equal(finished, tmp_path):
+    model = read(finished)
+    save_folder(model, tmp_path / "again", load_tokenizer(finished, SPEC))
+    again, expected = read(tmp_path / "again"), model.state_dict()
+    assert again.architecture == model.architecture and again.vlm.view == model.vlm.view
+    assert again.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
+
+
+def test_the_view_is_known_without_weights(finished, tmp_path):
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(finished / name, tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    kind = VLMS[values["model_type"]]
+    assert kind.view_of(values, ModelConfig(version=str(tmp_path))) == read(finished).vlm.view
+    assert kind.view_of(values, ModelConfig(version=str(tmp_path), tower=PIXELS)).resize == "twice"
+
+
+def write_layout(source: Path, target: Path, names: list[tuple[str, str]], config: dict[str, Any]) -> Path:
+    """The weights of a folder under other names: pairs of theirs and ours."""
+    tensors = {f"vlm.{name}": tensor for name, tensor in load_backbone(source).state_dict().items()}
+    write_tensors(to_layout_names(tensors, NameTable(names)), target)
     (target / "config.json").write_text(json.dumps(config))
     return target
 
@@ -356,12 +399,18 @@ def test_older_names_and_flat_sizes_are_read(folder, vlm, tmp_path):
     text.pop("layer_types", None)
     flat = {**text, **{key: values[key] for key in values if key not in ("text_config", "model_type")}}
     flat["model_type"] = values["model_type"]
-    old = [("model.visual.*", "visual.*"), ("model.language_model.*", "model.*"), ("lm_head.*", "lm_head.*")]
+    old = [
+        ("visual.*", "vlm.tower.*"),
+        ("model.*", "vlm.language.model.*"),
+        ("lm_head.*", "vlm.language.lm_head.*"),
+    ]
+    today = type(vlm).FOLDER_NAMES
     wrapped = {**values, "model_type": "sa2va_chat", "text_config": {**text, "model_type": "any"}}
     folders = [
-        rename(folder, tmp_path / "old", old, flat),
-        rename(folder, tmp_path / "both", old, {**flat, "hidden_size": 7, "text_config": text}),
-        rename(folder, tmp_path / "wrapped", [("*", "model.*")], wrapped),
+        write_layout(folder, tmp_path / "old", old, flat),
+        write_layout(folder, tmp_path / "both", old, {**flat, "hidden_size": 7, "text_config": text}),
+        write_layout(folder, tmp_path / "wrapped", under(today, "model.", ""), wrapped),
+        write_layout(folder, tmp_path / "today", today, values),
     ]
     pixels, geometry, counts = seen_by(vlm)
     ids, real, row_image = expand(ROWS, counts)
@@ -376,7 +425,7 @@ def test_rotations_are_scaled_as_the_file_says(folder, tmp_path):
     values = json.loads((folder / "config.json").read_text())
     scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     values["text_config"]["rope_parameters"] |= scaled
-    other = rename(folder, tmp_path / "yarn", [("*", "*")], values)
+    other = write_layout(folder, tmp_path / "yarn", QwenVL.FOLDER_NAMES, values)
     vlm, stock = load_backbone(other), stock_of(other)
     pixels, geometry, counts = seen_by(vlm)
     ids, real, row_image = expand(ROWS, counts)
@@ -411,7 +460,7 @@ def test_a_sliding_window_switches_packing_off(tmp_path, caplog, monkeypatch):
 
 
 BAD: list[tuple[str, str, Any, str]] = [
-    ("text_config", "num_hidden_layers", 10**6, r"text_config\.num_hidden_layers is 1000000; the weights there have"),
+    ("text_config", "num_hidden_layers", 10**6, "(?s:.*)num_hidden_layers.*1000000"),
     ("vision_config", "depth", 10**6, r"vision_config\.depth is 1000000; the weights there have"),
     ("text_config", "hidden_size", 10**9, r"text_config\.hidden_size is 1000000000"),
     ("vision_config", "out_hidden_size", 16, r"vision_config\.out_hidden_size 16 is not text_config\.hidden_size 32"),
@@ -424,25 +473,6 @@ BAD: list[tuple[str, str, Any, str]] = [
 ]  # fmt: skip
 
 
-def broken(base: Path, target: Path, section: str, key: str, value: Any) -> Path:
-    values = json.loads((base / "config.json").read_text())
-    values[section][key] = value
-    return rename(base, target, [("*", "*")], values)
-
-
-@pytest.fixture(scope="module")
-def finished(spoken, tmp_path_factory) -> Path:
-    base, tokenizer = spoken
-    place = tmp_path_factory.mktemp("finished") / "ours"
-    save_folder(segmenter(base), place, tokenizer)
-    return place
-
-
-def read(folder: Path, tokenizer: Any, **model: Any):
-    config = ModelConfig(precision="fp32", head_options={"decoder_heads": 2}, **model)
-    return load_folder(folder, TokenSpec(added=("[SEG]",), mask=("[SEG]",)), tokenizer, config=config)
-
-
 def broken(source: Path, target: Path, section: str, key: str, value: Any) -> Path:
     values = json.loads((source / "config.json").read_text())
     values[section][key] = value
@@ -452,30 +482,27 @@ def broken(source: Path, target: Path, section: str, key: str, value: Any) -> Pa
 
 
 @pytest.mark.parametrize(("section", "key", "value", "message"), BAD)
-def test_a_hostile_config_is_refused(finished, spoken, tmp_path, section, key, value, message):
+def test_a_hostile_config_is_refused(finished, tmp_path, section, key, value, message):
     folder = broken(finished, tmp_path / "bad", section, key, value)
     with pytest.raises(ValueError, match=rf"config\.json.*{message}"):
-        read(folder, spoken[1])
+        read(folder)
 
 
-@pytest.mark.parametrize("value", [[0] * 10**6, [-1], [0, 99], ["x"], 3], ids=str)
-def test_a_hostile_list_of_layers_is_refused(finished, spoken, tmp_path, value):
+@pytest.mark.parametrize("value", [[0] * 10**5, [-1], [0, 99], ["x"], 3], ids=["long", "-1", "99", "x", "no list"])
+def test_a_hostile_list_of_layers_is_refused(finished, tmp_path, value):
     vision = json.loads((finished / "config.json").read_text())["vision_config"]
     key = next(key for key in ("fullatt_block_indexes", "deepstack_visual_indexes") if key in vision)
     folder = broken(finished, tmp_path / "bad", "vision_config", key, value)
     with pytest.raises(ValueError, match=r"config\.json"):
-        read(folder, spoken[1])
+        read(folder)
 
 
-def test_what_does_not_fit_is_refused_before_weights_are_read(folder, tmp_path):
+def test_what_does_not_fit_is_refused_before_weights_are_read(base, folder, tmp_path):
     """The folders hold no weights at all."""
-    spec = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
-    tokenizer = load_tokenizer(GOLDEN, spec)
+    spec, tokenizer = SPEC, load_tokenizer(base, SPEC)
     shutil.copy(folder / "config.json", tmp_path)
     config = ModelConfig(version=str(tmp_path), precision="fp32")
-    with pytest.raises(
-        ValueError, match=r"the mask head 'pixel' decodes the hidden states.*model\.mask_head from.*sam"
-    ):
+    with pytest.raises(ValueError, match=r"the mask head 'pixel' decodes.*model\.mask_head from.*sam"):
         build_model(replace(config, mask_head="pixel"), spec, tokenizer)
     with pytest.raises(ValueError, match=r"model\.tower\.pool: the backbone 'qwen.*max_pixels, min_pixels"):
         build_model(replace(config, tower=TowerConfig(pool=2)), spec, tokenizer)
@@ -483,13 +510,13 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(folder, tmp_path):
     with pytest.raises(ValueError, match=r"model\.tower\.max_pixels: the backbone 'llava' has no such setting"):
         build_model(replace(config, tower=TowerConfig(max_pixels=9)), spec, tokenizer)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_audio"}))
-    with pytest.raises(ValueError, match=r"no vision-language model 'qwen2_audio'.*have: llava.*qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(ValueError, match=r"no vision-language model 'qwen2_audio'.*llava, .*qwen2_5_vl, qwen3_vl"):
         build_model(config, spec, tokenizer)
 
 
-def test_there_is_no_released_layout_to_write(folder, tmp_path):
-    with pytest.raises(ValueError, match="no common layout.*ForConditionalGeneration"):
-        save_original(segmenter(folder), tmp_path / "out", load_tokenizer(GOLDEN, TokenSpec(("[SEG]",), ("[SEG]",))))
+def test_there_is_no_released_layout_to_write(finished, tmp_path):
+    with pytest.raises(ValueError, match=r"no common layout.*ForConditionalGeneration"):
+        save_original(read(finished), tmp_path / "out", load_tokenizer(finished, SPEC))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -518,8 +545,10 @@ def test_the_vision_side_of_published_assistants(name):
         assert record[key].tolist() == [[1, *(side // vlm.view.patch for side in place.resized)]]
         rows = record[f"conv{index}_pixel_values_rows"]
         np.testing.assert_allclose(pixels[::64], rows, atol=1e-6)
-        # the published resize is torchvision's: at most one of 255 levels away from Pillow's
-        assert float((vlm.view(original) - pixels).abs().max()) <= 1.01 / 255 / min(vlm.view.std)
+        # the published resize is torchvision's: in a few of a hundred values one of 255 levels away from Pillow's
+        deviation = vlm.view.std if isinstance(vlm.view, PatchView) else ()
+        levels = (vlm.view(original) - pixels).abs() * 255 * max(deviation)
+        assert float(levels.max()) < 2.5 and float((levels > 0.5).float().mean()) < 0.01
 
         vision = vlm.encode_images(pixels, [place])
         for part, states in [
