@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from data.patch_view import PatchView
 from data.tokens import TokenSpec, load_tokenizer
@@ -279,6 +280,40 @@ def test_gradients_reach_what_trains_and_nothing_else(folder, recipe, expected):
     mine = {name for name in have if ".lora_" in name}
     assert all(name.startswith("vlm.language.model.layers.") for name in mine)
     assert {"project.0.weight", "head.decoder.transformer.layers.0.self_attn.q_proj.weight"} <= have
+
+
+def test_four_bit_layers_are_those_of_the_text_model(folder):
+    """QLoRA: the decoder's linears in NF4 with adapters on them; tower, mergers and output layer stay."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = segmenter(folder)
+    prepare_training(model, ModelConfig(precision="fp32", lora=LORA, load_in_4bit=True))
+    small = {name for name, layer in model.named_modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)}
+    assert len(small) == 4 * 7  # layers, linears of each
+    assert all(name.startswith("vlm.language.model.layers.") for name in small)
+    model.to("cpu")  # moving the layers shrinks them
+    batch = batch_of(cast(QwenVL, model.vlm))
+    objective(model(batch), batch, LossConfig()).total.backward()
+    have = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert "vlm.language.model.layers.0.self_attn.q_proj.lora_B.default.weight" in have
+
+
+def test_flash_attention_in_the_tower_reads_where_images_and_windows_begin(vlm, monkeypatch):
+    """The kernel needs a GPU; a function that reads its arguments in the same way stands in for it."""
+    pixels, geometry, _ = seen_by(vlm)
+    expected = vlm.encode_images(pixels, geometry)
+
+    def varlen(module, query, key, value, attention_mask, *, cu_seq_lens_q, max_length_q, scaling, is_causal, **_):
+        assert attention_mask is None and not is_causal
+        sizes = cu_seq_lens_q.diff().tolist()
+        assert max(sizes) == max_length_q
+        parts = zip(*(part.split(sizes, dim=2) for part in (query, key, value)), strict=True)
+        attended = [torch.nn.functional.scaled_dot_product_attention(*part, scale=scaling) for part in parts]
+        return torch.cat(attended, dim=2).transpose(1, 2), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", varlen)
+    monkeypatch.setattr(vlm.tower.config, "_attn_implementation_internal", "flash_attention_2")
+    vision = vlm.encode_images(pixels, geometry)
+    torch.testing.assert_close(vision.states, expected.states, atol=1e-5, rtol=1e-5)
 
 
 def test_compiled_layers_have_the_states_of_plain_ones(folder, vlm):
