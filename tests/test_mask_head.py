@@ -14,25 +14,35 @@ import merge_lora_weights_and_save_hf_model as program
 import train_ds
 from data.collate import SampleBuilder, collate
 from data.sources import build_source
+from evaluation.predictor import Predictor, free_query
 from model.checkpoints.files import read_tensors
+from model.seg_model import SegOutput
 from systems.assistant import load
 from tests.tiny_base import GOLDEN, base_tensors, write_base, write_sam
 from tests.tiny_run import write_reason_seg, write_recipe
+from tests.tiny_sam2 import SIDES, stock
 
 STEP = {"epochs": 1, "steps_per_epoch": 1, "grad_accumulation_steps": 1, "warmup_steps": 0, "lr": 1e-2}
 PIXEL = {"mask_head": "pixel", "tower": {"pad": True}, "head_options": {"levels": [-2], "width": 32, "mlp_dim": 64}}
-OTHER = {"sam": "pixel", "pixel": "sam"}
+OTHER = {"sam": "pixel", "pixel": "sam", "sam2": "sam", "sam3": "sam2"}
 
 
-@pytest.fixture(scope="module", params=["sam", "pixel"])
+@pytest.fixture(scope="module", params=list(OTHER))
 def merged(request, tmp_path_factory) -> tuple[str, Path, Path]:
     """Name of the head, run and merged folder of LISA with it, trained for one step."""
     folder = tmp_path_factory.mktemp(request.param)
     write_reason_seg(folder / "data", train=2, val=1)
     published = {name: tensor.float() for name, tensor in read_tensors(GOLDEN).items()}
     base = write_base(folder / "llava", base_tensors(published))
-    sam = {"vision_pretrained": str(write_sam(folder / "sam.pth", published))}
-    model = {"version": str(base), **(sam if request.param == "sam" else PIXEL)}
+    if request.param == "pixel":
+        head = PIXEL
+    elif request.param == "sam":
+        head = {"vision_pretrained": str(write_sam(folder / "sam.pth", published))}
+    else:
+        stock(request.param).save_pretrained(folder / "weights")
+        head = {"mask_head": request.param, "vision_pretrained": str(folder / "weights")}
+        head |= {"image_size": SIDES[request.param], "head_options": {"masks": "best_of_three"}}
+    model = {"version": str(base), **head}
     train_ds.main(["--config", str(write_recipe(folder, model=model, train=STEP)), "--no_eval"])
     run = folder / "runs" / "tiny"
     program.main(["--run", str(run), "--tag", "last", "--save_path", str(folder / "merged")])
@@ -40,12 +50,17 @@ def merged(request, tmp_path_factory) -> tuple[str, Path, Path]:
 
 
 @torch.no_grad()
-def answers(folder: Path, data: Path, **model) -> torch.Tensor:
-    """Token logits and mask logits of one image, teacher forced."""
+def answers_of(folder: Path, data: Path, **model) -> SegOutput:
+    """Of one image, teacher forced."""
     assistant = load(folder, checkpoint="last", model=model, device="cpu")
     maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views)
     sample = maker.build(build_source("ReasonSeg|val", str(data))[0], np.random.default_rng(0))
-    output = assistant.model(collate([sample], assistant.model.vlm.image_tokens))
+    return assistant.model(collate([sample], assistant.model.vlm.image_tokens))
+
+
+def answers(folder: Path, data: Path, **model) -> torch.Tensor:
+    """Token logits and mask logits."""
+    output = answers_of(folder, data, **model)
     return torch.cat([output.token_logits.flatten(), *(masks.flatten() for masks in output.masks)])
 
 
@@ -54,6 +69,21 @@ def test_a_system_trains_merges_and_loads_with_any_head(merged):
     assert load(folder, device="cpu").model.architecture.head == head
     data = run.parents[1] / "data"
     torch.testing.assert_close(answers(folder, data), answers(run, data), rtol=1e-5, atol=1e-5)
+
+
+def test_scores_reach_the_user_of_a_head_that_has_them(merged):
+    head, run, folder = merged
+    predictor = Predictor.from_pretrained(folder, device="cpu", max_new_tokens=3)
+    queries = [free_query("Where is it?")]
+    ((answer,),) = predictor.replies(
+        [run.parents[1] / "data" / "reason_seg" / "ReasonSeg" / "val" / "0.jpg"], [queries]
+    )
+    forced = answers_of(folder, run.parents[1] / "data")
+    if head in ("sam2", "sam3"):
+        assert forced.scores is not None and 0 < float(forced.scores[0][0]) < 1
+        assert answer.scores is None or len(answer.scores) == len(answer.masks)
+    else:
+        assert forced.scores is None and answer.scores is None
 
 
 def test_the_head_of_a_folder_overrides_the_default_of_the_system(merged):
