@@ -12,11 +12,12 @@ import yaml
 
 import merge_lora_weights_and_save_hf_model as program
 import train_ds
-from data.collate import SampleBuilder, collate
+from data.collate import SampleBuilder, collate, load_views
 from data.sources import build_source
-from evaluation.predictor import Predictor, free_query
+from data.types import IMAGE_PLACEHOLDER, Mask, Query
+from evaluation.predictions import prediction
+from evaluation.protocols import teacher_forced
 from model.checkpoints.files import read_tensors
-from model.seg_model import SegOutput
 from systems.assistant import load
 from tests.tiny_base import GOLDEN, base_tensors, write_base, write_sam
 from tests.tiny_run import write_reason_seg, write_recipe
@@ -50,17 +51,12 @@ def merged(request, tmp_path_factory) -> tuple[str, Path, Path]:
 
 
 @torch.no_grad()
-def answers_of(folder: Path, data: Path, **model) -> SegOutput:
-    """Of one image, teacher forced."""
+def answers(folder: Path, data: Path, **model) -> torch.Tensor:
+    """Token logits and mask logits of one image, teacher forced."""
     assistant = load(folder, checkpoint="last", model=model, device="cpu")
     maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views)
     sample = maker.build(build_source("ReasonSeg|val", str(data))[0], np.random.default_rng(0))
-    return assistant.model(collate([sample], assistant.model.vlm.image_tokens))
-
-
-def answers(folder: Path, data: Path, **model) -> torch.Tensor:
-    """Token logits and mask logits."""
-    output = answers_of(folder, data, **model)
+    output = assistant.model(collate([sample], assistant.model.vlm.image_tokens))
     return torch.cat([output.token_logits.flatten(), *(masks.flatten() for masks in output.masks)])
 
 
@@ -71,19 +67,18 @@ def test_a_system_trains_merges_and_loads_with_any_head(merged):
     torch.testing.assert_close(answers(folder, data), answers(run, data), rtol=1e-5, atol=1e-5)
 
 
-def test_scores_reach_the_user_of_a_head_that_has_them(merged):
+def test_scores_reach_replies_and_predictions_of_a_head_that_has_them(merged):
     head, run, folder = merged
-    predictor = Predictor.from_pretrained(folder, device="cpu", max_new_tokens=3)
-    queries = [free_query("Where is it?")]
-    ((answer,),) = predictor.replies(
-        [run.parents[1] / "data" / "reason_seg" / "ReasonSeg" / "val" / "0.jpg"], [queries]
-    )
-    forced = answers_of(folder, run.parents[1] / "data")
+    assistant = load(folder, device="cpu")
+    place = run.parents[1] / "data" / "reason_seg" / "ReasonSeg" / "val" / "0.jpg"
+    query = Query(f"{IMAGE_PLACEHOLDER}\nWhere is it?", ("It is ", Mask(0), "."))
+    ((reply,),) = teacher_forced(assistant, [load_views(place, assistant.views)], [[query]])
+    line = prediction(query, reply)
     if head in ("sam2", "sam3"):
-        assert forced.scores is not None and 0 < float(forced.scores[0][0]) < 1
-        assert answer.scores is None or len(answer.scores) == len(answer.masks)
+        assert reply.scores is not None and 0 < float(reply.scores[0]) < 1
+        assert line["scores"] == [pytest.approx(float(reply.scores[0]), abs=1e-6)]
     else:
-        assert forced.scores is None and answer.scores is None
+        assert reply.scores is None and "scores" not in line
 
 
 def test_the_head_of_a_folder_overrides_the_default_of_the_system(merged):

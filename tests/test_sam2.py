@@ -14,7 +14,8 @@ from model.heads import HEADS, HeadContext
 from model.heads.base import QUERIES_AT_ONCE
 from model.heads.sam2 import REJECTED, Sam2Head
 from model.heads.sam2_weights import released_sizes
-from tests.tiny_model import PLAN, sam_of, tiny_batch, tiny_model
+from tests.test_seg_model import only, prompts
+from tests.tiny_model import PLAN, tiny_batch, tiny_model
 from tests.tiny_sam2 import HIDDEN, SIDES, SIZES, WIDTH, from_tensors, read, stock, write_original
 from utils.config import CacheConfig
 from utils.log import log
@@ -392,4 +393,22 @@ def test_a_model_answers_with_scores(name, folder):
     assert all(0 <= float(score) <= 1 for part in output.scores for score in part)
     empty = model(replace(tiny_batch(masks=False), seg_pixels=batch.seg_pixels))
     assert empty.scores is not None and [len(part) for part in empty.scores] == [0, 0]
-    assert sam_of(model).checkpoint_decoder is False
+
+
+@torch.no_grad()
+def test_generated_masks_keep_their_scores(name, folder):
+    """Every new token is a mask here: the rows of a batch have what each has alone."""
+    tensors, options = HEADS[name].read_weights(folder, {})
+    config = HEADS[name].config_for(tensors, options, HeadContext(1, 1, 1, 1, side=SIDES[name]))
+    model = tiny_model(seed=5, plan=replace(PLAN, head=name, head_config=config)).requires_grad_(False)
+    model.vlm.language.lm_head.weight.zero_()  # all logits are equal: the first id wins
+    batch = prompts()
+    batch.seg_pixels = torch.randn(2, 3, SIDES[name], SIDES[name], generator=torch.Generator().manual_seed(3))
+    together = model.generate(batch, max_new_tokens=2, mask_ids=(0,), eos=1)
+    for row, answer in enumerate(together):
+        (alone,) = model.generate(only(batch, row), max_new_tokens=2, mask_ids=(0,), eos=1)
+        assert answer.ids == [0, 0] and answer.scores is not None and len(answer.scores) == len(answer.masks) == 2
+        torch.testing.assert_close(answer.scores, alone.scores, atol=1e-5, rtol=1e-5)
+    assert len({round(float(score), 4) for answer in together for score in answer.scores}) >= 3
+    (empty, *_) = model.generate(batch, max_new_tokens=1, mask_ids=(5,), eos=1)
+    assert empty.masks.shape == (0, 20, 30)
