@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.types import Geometry
+from model.checkpoints.bounds import check_head
 from model.heads import HEADS, HeadContext
 from model.heads.base import QUERIES_AT_ONCE
 from model.heads.sam2 import REJECTED, Sam2Head
@@ -412,3 +413,31 @@ def test_generated_masks_keep_their_scores(name, folder):
     assert len({round(float(score), 4) for answer in together for score in answer.scores}) >= 3
     (empty, *_) = model.generate(batch, max_new_tokens=1, mask_ids=(5,), eos=1)
     assert empty.masks.shape == (0, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("backbone_config", "blocks_per_stage", [1, 10**9, 1, 1], r"head_config\.backbone_config\.blocks_per_stage is"),
+        (
+            "backbone_config",
+            "embed_dim_per_stage",
+            [8] * 10**4,
+            r"head_config\.backbone_config\.embed_dim_per_stage is",
+        ),
+        ("backbone_config", "hidden_size", 10**9, r"head_config\.backbone_config\.hidden_size is 1000000000"),
+        ("backbone_config", "_name_or_path", "http://x", r"no size in head_config\.backbone_config '_name_or_path'"),
+        ("prompt_encoder_config", "image_size", 10**6, r"image_size: 1000000 pixels per side, more than the limit"),
+        ("decoding", "not_a_point_tokens", 10**9, r"not_a_point_tokens must be 0 to 16"),
+        ("decoding", "masks", "all", r"head_config\.decoding\.masks 'all'"),
+    ],
+)
+def test_sizes_in_a_stranger_s_configuration_are_bounded_by_the_weights(tmp_path, section, key, value, message):
+    head = from_stock("sam2", tmp_path)
+    tensors, options = HEADS["sam2"].read_weights(tmp_path, {})
+    config = HEADS["sam2"].config_for(tensors, options, HeadContext(1, 1, 1, 1, side=64))
+    changed = {**config, section: {**config[section], key: value}}
+    state = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        saved = HEADS["sam2"].config_for({}, {}, HeadContext(1, 1, 1, 1, saved_config=changed))
+        check_head(saved, HEADS["sam2"].SIZE_KEYS, state, "config.json")
