@@ -14,7 +14,7 @@ from torch import Tensor
 from data.types import Query, Record
 from evaluation.metrics.base import AS_LISA, RELEASED, SCORERS, STANDARD, Counts, Figure, with_intervals
 from evaluation.metrics.counts import CIOU_EPS, LISA_EPS, Overlap, mean, overlap, ratio
-from evaluation.metrics.intervals import Ratio, ratio_intervals
+from evaluation.metrics.intervals import Ratio, Statistics, of_ratios
 from evaluation.metrics.ratios import overlap_ratios
 from evaluation.metrics.truth import ignored_pixels, is_present, true_mask
 from evaluation.protocols import FORCED, Reply
@@ -38,6 +38,7 @@ class MatchedScorer:
     """
 
     kinds = ("multi", "refer", "reason", "phrase")
+    by_phrase = False
 
     def __init__(self) -> None:
         self.pairs: list[list[tuple[str, Overlap, int]]] = []  # per image: kind, counts, logits seen of an extra mask
@@ -91,7 +92,7 @@ class MatchedScorer:
             Figure("cIoU", STANDARD, ratio(hits, union)),
             Figure("union_gIoU", STANDARD, mean([_iou(row) for row in unions])),
         ]
-        figures = with_intervals(figures, ratio_intervals(self._ratios()))
+        figures = with_intervals(figures, self.statistics())
         if not pairs:
             return figures
         seen_unions = [seen if kind == EXTRA else row.union for kind, row, seen in pairs]
@@ -104,6 +105,9 @@ class MatchedScorer:
             Figure("gIoU", RELEASED, sum(terms) / (self.larger + LISA_EPS)),
             Figure("cIoU", RELEASED, hits / (sum(seen_unions) + CIOU_EPS)),
         ]
+
+    def statistics(self) -> list[Statistics]:
+        return [of_ratios(self._ratios())]
 
     def details(self) -> dict[str, Any]:
         """The number of pairs of each kind."""

@@ -20,11 +20,10 @@ from evaluation.metrics.base import (
     STANDARD,
     Counts,
     Figure,
-    Interval,
     with_intervals,
 )
 from evaluation.metrics.counts import IGNORE, Confusion, Presence, class_map, confusion_cells, presence_cells
-from evaluation.metrics.intervals import intervals, quotient, ratio_intervals
+from evaluation.metrics.intervals import Statistics, of_ratios, quotient
 from evaluation.metrics.matching import Names, read_list
 from evaluation.metrics.truth import targets_by_class, true_mask
 from evaluation.protocols import FORCED, Reply
@@ -47,6 +46,7 @@ class SemanticScorer:
     """
 
     kinds = ("classes",)
+    by_phrase = False
 
     def __init__(self) -> None:
         # Class lists may differ between images (open vocabularies), so cells are kept in the numbering of `names`,
@@ -111,7 +111,7 @@ class SemanticScorer:
                 Figure("pixel_accuracy", variant, confusion.pixel_accuracy()),
                 Figure("fwIoU", variant, confusion.weighted_iou()),
             ]
-        figures = with_intervals(figures, self._intervals())
+        figures = with_intervals(figures, self.statistics())
         return sorted(figures, key=lambda figure: (figure.variant == RELEASED, figure.metric != "mIoU"))
 
     def details(self) -> dict[str, Any]:
@@ -143,12 +143,12 @@ class SemanticScorer:
         presence.add(np.array(self.presence, dtype=np.int64).reshape(-1, 4).sum(axis=0))
         return presence
 
-    def _intervals(self) -> dict[str, Interval | None]:
-        """Of the standard figures. All are functions of right, true and predicted pixels per class, summed over images;
-        so an image is one row of 3 K numbers, and images are resampled as rows."""
+    def statistics(self) -> list[Statistics]:
+        """All are functions of right, true and predicted pixels per class, summed over images; so an image is one row
+        of 3 K numbers, and images are resampled as rows."""
         size, images = len(self.names), self.cells[STANDARD]
         if not images:
-            return {}
+            return []
         cells = np.concatenate(images)
         image = np.repeat(np.arange(len(images)), [len(cells) for cells in images])  # (n,) the image of each cell
         columns = np.zeros((3, len(images), size + 1))
@@ -156,13 +156,14 @@ class SemanticScorer:
         np.add.at(columns[0], (image[right], cells[right, 0]), cells[right, 2])
         np.add.at(columns[1], (image, cells[:, 0]), cells[:, 2])
         np.add.at(columns[2], (image, cells[:, 1]), cells[:, 2])  # NONE goes to the last column, which is cut off below
-        estimates = intervals(np.concatenate(columns[:, :, :size], axis=1), partial(_class_figures, classes=size))
-        by_name = dict(zip(("mIoU", "pixel_accuracy", "fwIoU"), estimates, strict=True))
+        names = ("mIoU", "pixel_accuracy", "fwIoU")
+        numbers = np.concatenate(columns[:, :, :size], axis=1)
+        statistics = [Statistics(names, numbers, partial(_class_figures, classes=size))]
         if self.forced:
-            return by_name
+            return statistics
         present_right, present, absent_right, absent = np.array(self.presence).reshape(-1, 4).T
         ratios = {"present_accuracy": (present_right, present), "absent_accuracy": (absent_right, absent)}
-        return {**by_name, **ratio_intervals(ratios)}
+        return [*statistics, of_ratios(ratios)]
 
 
 def true_map(record: Record, names: Names, shape: tuple[int, int]) -> Tensor:
