@@ -22,7 +22,7 @@ from evaluation.identity import NotNumbers
 from evaluation.metrics import SCORERS
 from evaluation.metrics.truth import is_present
 from evaluation.prediction_schema import LEFT_OUT, Prediction
-from evaluation.predictions import PredictionFile, prediction
+from evaluation.predictions import PredictionFile, answers_of
 from evaluation.prefetch import prefetch, run_in_background
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
 from evaluation.questions import protocol_notes, questions
@@ -309,7 +309,7 @@ class SuiteEvaluation:
             "notes": self.notes,
             "seconds": round(answered.seconds, 4),
             "counts": counts,
-            "answers": [prediction(query, reply) for query, reply in zip(item.queries, answered.replies, strict=True)],
+            "answers": answers_of(item.record, item.queries, answered.replies),
         }
 
     def _left_out_line(self, item: LeftOut) -> Prediction:

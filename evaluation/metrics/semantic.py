@@ -199,6 +199,26 @@ def released_truth(truth: Tensor) -> Tensor:
     return truth.clamp(min=0)
 
 
+def pixels_taken(replies: Sequence[Reply], queries: Sequence[Query], names: Names) -> dict[tuple[int, int], Tensor]:
+    """(reply, mask) -> (H, W) bool: the pixels that a mask takes in the standard map, where others take some of them.
+
+    Binary masks with these pixels give the same map as the logits.
+    """
+    claimed = []  # class, reply, mask
+    for number, (query, reply) in enumerate(zip(queries, replies, strict=True)):
+        claimed += [(index, number, mask) for index, mask in read_list(reply.claims, query.phrases, names).masks]
+    claimed = sorted(set(claimed))  # of equal logits the lower class wins
+    logits = {place: replies[number].masks[mask] for place, (_, number, mask) in enumerate(claimed)}
+    if not logits:
+        return {}
+    winner = class_map(logits, replies[0].size, none=-1, device=replies[0].masks.device)
+    return {
+        (number, mask): winner == place
+        for place, (_, number, mask) in enumerate(claimed)
+        if ((logits[place] > 0) & (winner != place)).any()
+    }
+
+
 def read_masks(
     replies: Sequence[Reply], queries: Sequence[Query], names: Names, *, fuzzy: bool
 ) -> tuple[list[tuple[int, Tensor]], int]:
