@@ -205,6 +205,21 @@ def _answer(query: Query, reply: Reply) -> Answer:
     return answer
 
 
+def left_out_line(suite: str, metric: str, protocol: str, notes: Sequence[str], index: int, reason: str) -> Prediction:
+    """The line of an image that is not scored."""
+    return {
+        "suite": suite,
+        "metric": metric,
+        "index": index,
+        "image": "",
+        "protocol": protocol,
+        "notes": list(notes),
+        "seconds": 0.0,
+        "counts": {LEFT_OUT: reason, "unmatched": 0},
+        "answers": [],
+    }
+
+
 def reply_of(answer: Answer, size: tuple[int, int]) -> Reply:
     """The answer of a line again, with binary masks: the logit is 1 inside and -1 outside.
 

@@ -73,6 +73,14 @@ class Scorer(Protocol):
         """
         ...
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        """Whether the as-released counts of these answers depend on logits, which binary masks do not have.
+
+        The judge of predictions then sets `by_logits` in the counts, and the as-released figures are None.
+        """
+        ...
+
     def add(self, counts: Counts) -> None:
         """Takes over the counts of one image."""
         ...

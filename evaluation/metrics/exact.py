@@ -52,6 +52,10 @@ class ExactScorer:
             rows.append([int(right), len(reply.masks)])
         return {"answers": rows, "forced": protocol in (FORCED, TWO_PASS), "unmatched": 0}
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        return False
+
     def add(self, counts: Counts) -> None:
         self.images.append(counts["answers"])
         self.forced |= counts["forced"]

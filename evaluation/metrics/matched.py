@@ -44,6 +44,7 @@ class MatchedScorer:
         self.pairs: list[list[tuple[str, Overlap, int]]] = []  # per image: kind, counts, logits seen of an extra mask
         self.unions: list[list[Overlap]] = []  # per image
         self.larger = 0
+        self.by_logits = 0  # images whose as-released counts depend on logits that were not there
 
     @staticmethod
     def count(
@@ -72,7 +73,13 @@ class MatchedScorer:
             targets_total += len(truth)
         return {"pairs": pairs, "unions": unions, "larger": max(masks_total, targets_total), "unmatched": 0}
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        """The release counts the logits of an extra mask."""
+        return any(kind == EXTRA for kind, _, _ in counts["pairs"])
+
     def add(self, counts: Counts) -> None:
+        self.by_logits += counts.get("by_logits", False)
         self.pairs.append([(kind, Overlap(*row), seen) for kind, row, seen in counts["pairs"]])
         self.unions.append([Overlap(*row) for row in counts["unions"]])
         self.larger += counts["larger"]
@@ -81,6 +88,7 @@ class MatchedScorer:
         self.pairs += other.pairs
         self.unions += other.unions
         self.larger += other.larger
+        self.by_logits += other.by_logits
 
     def figures(self) -> list[Figure]:
         pairs = list(chain.from_iterable(self.pairs))
@@ -100,19 +108,23 @@ class MatchedScorer:
             row.intersection / (union + LISA_EPS) + (union == 0)
             for (_, row, _), union in zip(pairs, seen_unions, strict=True)
         ]
+        released = {
+            "gIoU": sum(terms) / (self.larger + LISA_EPS),
+            "cIoU": hits / (sum(seen_unions) + CIOU_EPS),
+        }
         return [
             *figures,
-            Figure("gIoU", RELEASED, sum(terms) / (self.larger + LISA_EPS)),
-            Figure("cIoU", RELEASED, hits / (sum(seen_unions) + CIOU_EPS)),
+            *(Figure(name, RELEASED, None if self.by_logits else value) for name, value in released.items()),
         ]
 
     def statistics(self) -> list[Statistics]:
         return [of_ratios(self._ratios())]
 
     def details(self) -> dict[str, Any]:
-        """The number of pairs of each kind."""
+        """The number of pairs of each kind, and of images without the logits that as-released figures need."""
         kinds = [kind for kind, _, _ in chain.from_iterable(self.pairs)]
-        return {f"masks_{kind}": kinds.count(kind) for kind in (BOTH, MISSED, EXTRA)}
+        numbers = {f"masks_{kind}": kinds.count(kind) for kind in (BOTH, MISSED, EXTRA)}
+        return {**numbers, "released_needs_logits": self.by_logits} if self.by_logits else numbers
 
     def _ratios(self) -> dict[str, Ratio]:
         """Numerators and denominators per image of the standard figures."""

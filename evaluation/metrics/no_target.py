@@ -72,6 +72,10 @@ class NoTargetBase:
                 rows[RELEASED].append(_row(reply, released_claim, mask, truth, ignore))
         return {"rows": rows, "forced": protocol == FORCED, "unmatched": 0}
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        return False
+
     def add(self, counts: Counts) -> None:
         self.forced |= counts["forced"]
         self.images.append(counts["rows"][STANDARD])

@@ -74,6 +74,10 @@ class OverlapScorer:
                 released_rows.append(list(overlap(predicted, *pixels, rejected=mask is None)))
         return {"kind": record.kind, "overlaps": rows, "released": released_rows, "unseen": unseen, "unmatched": 0}
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        return False
+
     def add(self, counts: Counts) -> None:
         self.images.append((counts["kind"], counts["overlaps"]))
         scores = self.by_kind.setdefault(counts["kind"], Overlaps())

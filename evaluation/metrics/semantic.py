@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -55,6 +56,7 @@ class SemanticScorer:
         self.cells: dict[str, list[np.ndarray]] = {STANDARD: [], RELEASED: []}  # variant -> (n, 3) per image
         self.presence: list[Sequence[int]] = []
         self.forced = False
+        self.by_logits = 0  # images whose as-released counts depend on logits that were not there
 
     @staticmethod
     def count(
@@ -85,7 +87,15 @@ class SemanticScorer:
             counts["presence"] = presence_cells(asked, present, {index for index, _ in exact})
         return counts
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        """The release takes a class's last mask, and a class for every name: then other masks overlap."""
+        names = Names(counts["classes"])
+        classes = [index for index, _ in read_masks(replies, queries, names, fuzzy=False)[0]]
+        return counts["unmatched"] > 0 or len(set(classes)) < len(classes)
+
     def add(self, counts: Counts) -> None:
+        self.by_logits += counts.get("by_logits", False)
         places = self._places(counts["classes"])
         for variant, images in self.cells.items():
             images.append(_renumber(np.array(counts[variant], dtype=np.int64).reshape(-1, 3), places))
@@ -100,6 +110,7 @@ class SemanticScorer:
             self.cells[variant] += [_renumber(cells, places) for cells in images]
         self.presence += other.presence
         self.forced |= other.forced
+        self.by_logits += other.by_logits
 
     def figures(self) -> list[Figure]:
         """Present/absent accuracy is a figure of generated answers only: a forced one names the classes itself."""
@@ -111,13 +122,17 @@ class SemanticScorer:
                 Figure("pixel_accuracy", variant, confusion.pixel_accuracy()),
                 Figure("fwIoU", variant, confusion.weighted_iou()),
             ]
+        if self.by_logits:
+            figures = [replace(figure, value=None) if figure.variant == RELEASED else figure for figure in figures]
         figures = with_intervals(figures, self.statistics())
         return sorted(figures, key=lambda figure: (figure.variant == RELEASED, figure.metric != "mIoU"))
 
     def details(self) -> dict[str, Any]:
-        """IoU per class (standard), None of a class that occurs nowhere."""
+        """IoU per class (standard), None of a class that occurs nowhere; the number of images without the logits that
+        as-released figures need."""
         values = [None if math.isnan(value) else value for value in self._confusion(STANDARD).iou().tolist()]
-        return {"class_iou": dict(zip(self.names, values, strict=True))}
+        details: dict[str, Any] = {"class_iou": dict(zip(self.names, values, strict=True))}
+        return {**details, "released_needs_logits": self.by_logits} if self.by_logits else details
 
     def _places(self, names: Sequence[str]) -> np.ndarray:
         """(K + 1,) the places in `self.names` of the K names of a list, then NONE; names that are new are appended.
