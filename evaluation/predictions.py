@@ -25,9 +25,11 @@ from evaluation.prediction_schema import LEFT_OUT, Answer, Prediction, check_lin
 from evaluation.protocols import Reply
 from utils import dist
 from utils.files import write_atomically
+from utils.limits import MASK_PIXELS, MASKS
 from utils.log import log
 from utils.masks import encode_rle, rle_to_mask
 from utils.plain import parse_json, read_mapping
+from utils.text import preview
 
 MAY_DIFFER = ("data", "batch_size")  # settings that shards of one evaluation may differ in
 
@@ -226,6 +228,8 @@ def reply_of(answer: Answer, size: tuple[int, int]) -> Reply:
     Where masks of a class list overlap, the pixels that a mask does not take in the map of classes have 0.5. size:
     (H, W) of the image; a mask of another size, or one that is damaged, raises ValueError.
     """
+    MASKS.check(len(answer["masks"]), f"the answer to {preview(answer['question'])}")
+    MASK_PIXELS.check(len(answer["masks"]) * size[0] * size[1], f"the answer to {preview(answer['question'])}")
     masks = torch.full((len(answer["masks"]), *size), -1.0)
     won = answer.get("won") or [None] * len(masks)
     for number, (rle, part) in enumerate(zip(answer["masks"], won, strict=True)):

@@ -11,6 +11,8 @@
     print(answer.text, [segment.mask.shape for segment in answer.segments if segment.present])
     first, second = predictor.batch(["a.jpg", "b.jpg"], [["the dog"], ["the cat", "the mouse"]])  # in one batch
 
+`evaluation.export.coco.coco_results(segments)` are COCO results of them, `predictor.label_map` is a map of classes.
+
 An image is a path, a PIL image (any mode with 8 or 16 bits per channel) or an (H, W, 3) uint8 RGB array. The words
 around phrases are the system's own.
 """
@@ -30,6 +32,7 @@ from torch import Tensor
 from data.collate import Sample, make_views
 from data.types import IMAGE_PLACEHOLDER, Query, Record, Target
 from data.views import read_image
+from evaluation.metrics.counts import class_map
 from evaluation.metrics.matching import Names, assign_claims, read_list
 from evaluation.protocols import Reply, generate
 from systems.assistant import Assistant, load
@@ -115,6 +118,23 @@ class Predictor:
 
     def classes(self, image: ImageLike, names: Sequence[str]) -> list[Segment]:
         """One segment per class of the list, in their order; of several masks of a class the highest logits count."""
+        logits, texts = self._class_logits(image, names)
+        return [_segment(name, logits.get(index), texts.get(index, "")) for index, name in enumerate(names)]
+
+    def label_map(self, image: ImageLike, names: Sequence[str]) -> np.ndarray:
+        """(H, W) int64: the place in `names` of each pixel's class, -1 where the model marks none of them.
+
+        `evaluation.export.label_maps` makes semantic and panoptic PNG files of it.
+        """
+        logits, _ = self._class_logits(image, names)
+        if not logits:
+            return np.full(self._sample(image).geometry.original, -1)
+        first = next(iter(logits.values()))
+        classes = class_map(logits, (first.shape[0], first.shape[1]), none=-1, device=first.device)
+        return classes.cpu().numpy()
+
+    def _class_logits(self, image: ImageLike, names: Sequence[str]) -> tuple[dict[int, Tensor], dict[int | None, str]]:
+        """(H, W) logits of the classes that have a mask, and the answer about each, by the place of the class."""
         if not names or any(not name.strip() for name in names):
             raise ValueError(f"classes need at least one name and no empty one, not {list(names)}")
         queries = self.class_queries(names)
@@ -128,16 +148,12 @@ class Predictor:
             for index, mask in read_list(reply.claims, query.phrases, class_names).masks:
                 new = reply.masks[mask]
                 logits[index] = torch.maximum(logits[index], new) if index in logits else new
-        return [_segment(name, logits.get(index), texts.get(index, "")) for index, name in enumerate(names)]
+        return logits, texts
 
     def ask(self, image: ImageLike, question: str) -> ChatAnswer:
         """Asks a question in the user's own words, which follow the image as they are."""
         ((reply,),) = self.replies([image], [[free_query(question)]])
-        segments = [
-            _segment(claim.phrase, None if claim.mask is None else reply.masks[claim.mask], reply.text)
-            for claim in reply.claims
-        ]
-        return ChatAnswer(reply.text, segments, reply.finished)
+        return ChatAnswer(reply.text, segments_of(reply), reply.finished)
 
     def replies(self, images: Sequence[ImageLike], queries: Sequence[Sequence[Query]]) -> list[list[Reply]]:
         """The answers to `queries[b]` about `images[b]` with claims and mask logits; each image is encoded once."""
@@ -166,6 +182,14 @@ class Predictor:
             raise ValueError(f"an image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
         PIXELS.check(image.shape[0] * image.shape[1], f"an image of shape {image.shape}")
         return make_views(image, self.assistant.views, str(NO_FILE))
+
+
+def segments_of(reply: Reply) -> list[Segment]:
+    """What an answer marks or refuses, one segment per claim, in its order."""
+    return [
+        _segment(claim.phrase, None if claim.mask is None else reply.masks[claim.mask], reply.text)
+        for claim in reply.claims
+    ]
 
 
 def as_rgb(image: Image.Image) -> np.ndarray:
