@@ -11,10 +11,9 @@
     print(answer.text, [segment.mask.shape for segment in answer.segments if segment.present])
     first, second = predictor.batch(["a.jpg", "b.jpg"], [["the dog"], ["the cat", "the mouse"]])  # in one batch
 
-`evaluation.export.coco.coco_results(segments)` are COCO results of them, `predictor.label_map` is a map of classes.
-
 An image is a path, a PIL image (any mode with 8 or 16 bits per channel) or an (H, W, 3) uint8 RGB array. The words
-around phrases are the system's own.
+around phrases are the system's own. `evaluation.export.coco.coco_results(segments)` makes COCO results of an answer;
+`predictor.label_map(image, names)` gives a map of classes, which `evaluation.export.label_maps` writes as PNG files.
 """
 
 from __future__ import annotations

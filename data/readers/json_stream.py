@@ -137,6 +137,8 @@ class _Reader:
                 raise ValueError(f"{self.path}: its lists and mappings are nested too deeply") from None
             except ValueError as error:  # a whole number with thousands of digits
                 raise ValueError(f"{self.path}: {error}") from None
+            if self.limit:
+                self.limit.check(end - self.at, f"{self.path}: the entry at character {self.before + self.at}")
             if self.text[end : end + 1] in AFTER or not self.more():
                 self.at = end
                 return value
