@@ -14,8 +14,8 @@ import merge_lora_weights_and_save_hf_model as program
 import train_ds
 from data.collate import SampleBuilder, collate, load_views
 from data.sources import build_source
-from data.types import IMAGE_PLACEHOLDER, Mask, Query
-from evaluation.predictions import prediction
+from data.types import IMAGE_PLACEHOLDER, Mask, Query, Record
+from evaluation.predictions import answers_of
 from evaluation.protocols import teacher_forced
 from model.checkpoints.files import read_tensors
 from systems.assistant import load
@@ -73,7 +73,7 @@ def test_scores_reach_replies_and_predictions_of_a_head_that_has_them(merged):
     place = run.parents[1] / "data" / "reason_seg" / "ReasonSeg" / "val" / "0.jpg"
     query = Query(f"{IMAGE_PLACEHOLDER}\nWhere is it?", ("It is ", Mask(0), "."))
     ((reply,),) = teacher_forced(assistant, [load_views(place, assistant.views)], [[query]])
-    line = prediction(query, reply)
+    (line,) = answers_of(Record(place, "reason"), [query], [reply])
     if head in ("sam2", "sam3"):
         assert reply.scores is not None and 0 < float(reply.scores[0]) < 1
         assert line["scores"] == [pytest.approx(float(reply.scores[0]), abs=1e-6)]
