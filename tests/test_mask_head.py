@@ -18,6 +18,7 @@ from data.types import IMAGE_PLACEHOLDER, Mask, Query, Record
 from evaluation.predictions import answers_of
 from evaluation.protocols import teacher_forced
 from model.checkpoints.files import read_tensors
+from model.checkpoints.save import save_original
 from systems.assistant import load
 from tests.tiny_base import GOLDEN, base_tensors, write_base, write_sam
 from tests.tiny_run import write_reason_seg, write_recipe
@@ -79,6 +80,22 @@ def test_scores_reach_replies_and_predictions_of_a_head_that_has_them(merged):
         assert line["scores"] == [pytest.approx(float(reply.scores[0]), abs=1e-6)]
     else:
         assert reply.scores is None and "scores" not in line
+
+
+def test_the_published_layout_is_written_and_read_with_any_head(merged, tmp_path):
+    head, _, folder = merged
+    if head == "pixel":
+        pytest.skip("the published layout has no fields for its padded tower; tests/test_pixel.py writes PixelLM's own")
+    assistant = load(folder, device="cpu")
+    save_original(assistant.model, tmp_path / "original", assistant.tokenizer, "LISAForCausalLM")
+    options = {"decoder_heads": 4}
+    if head in SIDES:
+        config = assistant.model.architecture.head_config
+        options["sizes"] = {key: value for key, value in config.items() if key != "decoding"}
+    given = {"mask_head": head, "head_options": options, "vision_tower": str(tmp_path / "original" / "clip")}
+    again = load(tmp_path / "original", device="cpu", model=given).model.state_dict()
+    for name, value in assistant.model.state_dict().items():
+        assert torch.equal(again[name], value), name
 
 
 def test_the_head_of_a_folder_overrides_the_default_of_the_system(merged):
