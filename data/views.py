@@ -19,6 +19,7 @@ from utils.limits import VIEW
 from utils.plain import read_mapping
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_FIRST = 32  # ratio of the sides beyond which only the part that the centre crop keeps is resized
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # on the 0..255 scale
 
@@ -44,31 +45,16 @@ def read_image(path: str | Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ClipView:
-    """Shortest edge to `size` (PIL bicubic), centre crop, normalised: (3, size, size) float32."""
+    """Shortest edge to `edge` (PIL bicubic), centre crop of `size`, normalised: (3, size, size) float32.
+
+    edge: None is `size`, so that only the longer side is cut.
+    """
 
     shows_all: ClassVar[bool] = False  # the centre crop cuts the longer side
     size: int = 224
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
-
-    @classmethod
-    def load(cls, folder: str | Path, size: int = 224) -> ClipView:
-        """The view that a tower's `preprocessor_config.json` describes; without that file, CLIP's usual one at `size`.
-
-        folder: the folder of the tower, or the file itself. ValueError names the file if it describes another view.
-        """
-        file = Path(folder) if Path(folder).is_file() else Path(folder) / "preprocessor_config.json"
-        if not file.is_file():
-            return cls(size)
-        values = read_mapping(file)
-        if "size" not in values:
-            raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
-        resize = _edge(values["size"], file)
-        crop = _edge(values.get("crop_size", values["size"]), file)
-        if resize != crop:
-            raise ValueError(f"{file}: size {resize} and crop_size {crop} differ, which is not supported")
-        stats = (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD))
-        return cls(crop, *(_channels(values, key, usual, file) for key, usual in stats))
+    edge: int | None = None
 
     def geometry(self, height: int, width: int) -> Geometry:
         """A centre crop has no padding: `resized` is the full view, and the cropped borders are not recorded."""
@@ -76,15 +62,66 @@ class ClipView:
 
     def __call__(self, image: np.ndarray) -> Tensor:
         height, width = image.shape[:2]
-        scaled = int(self.size * max(height, width) / min(height, width))
-        height, width = (self.size, scaled) if height <= width else (scaled, self.size)  # of the resized image
+        edge = self.edge or self.size
+        scaled = int(edge * max(height, width) / min(height, width))
+        height, width = (edge, scaled) if height <= width else (scaled, edge)  # of the resized image
         top, left = (height - self.size) // 2, (width - self.size) // 2
-        if scaled > CROP_FIRST * self.size:  # a strip of a few pixels, which would become gigabytes at this height
+        if scaled > CROP_FIRST * edge:  # a strip of a few pixels, which would become gigabytes at this height
             crop = _resize_crop(image, (height, width), (top, left), self.size)
         else:
             resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
             crop = resized[top : top + self.size, left : left + self.size]
         return _normalise(crop, [255 * value for value in self.mean], [255 * value for value in self.std])
+
+
+@dataclass(frozen=True)
+class SquareView:
+    """The full image resized to a square, whatever its shape, normalised: (3, size, size) float32.
+
+    bilinear: PIL's bilinear filter, else bicubic.
+    """
+
+    shows_all: ClassVar[bool] = True
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bilinear: bool = False
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """The view without padding; it holds the image with its sides scaled apart."""
+        return Geometry((height, width), (self.size, self.size))
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        how = Image.Resampling.BILINEAR if self.bilinear else Image.Resampling.BICUBIC
+        resized = np.asarray(Image.fromarray(image).resize((self.size, self.size), how))
+        return _normalise(resized, [255 * value for value in self.mean], [255 * value for value in self.std])
+
+
+def load_view(folder: str | Path, usual: ClipView | SquareView | None = None) -> ClipView | SquareView:
+    """The view that a tower's `preprocessor_config.json` describes: a square where `size` has height and width, else a
+    centre crop. Without that file: `usual`, by default CLIP's, which also gives a mean and deviation that it lacks.
+
+    folder: the folder of the tower, or the file itself. ValueError names the file if it describes another view.
+    """
+    file = Path(folder) if Path(folder).is_file() else Path(folder) / "preprocessor_config.json"
+    usual = usual or ClipView()
+    if not file.is_file():
+        return usual
+    values = read_mapping(file)
+    if "size" not in values:
+        raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
+    size, crops = values["size"], values.get("do_center_crop")
+    edge = _edge(size, file)
+    # what is not cropped may name a crop size all the same: configuration classes write their defaults
+    crop = edge if crops is False else _edge(values.get("crop_size") or size, file)
+    stats = [_channels(values, f"image_{key}", getattr(usual, key), file) for key in ("mean", "std")]
+    if isinstance(size, dict) and {"height", "width"} <= size.keys():
+        if size["height"] != size["width"] or crop != edge:
+            raise ValueError(f"{file}: one square is supported, got size {size} and crop_size {crop}")
+        return SquareView(edge, *stats, bilinear=values.get("resample") == Image.Resampling.BILINEAR)
+    if crop > edge:
+        raise ValueError(f"{file}: crop_size {crop} is larger than size {edge}, which is not supported")
+    return ClipView(crop, *stats, edge=None if edge == crop else edge)
 
 
 @dataclass(frozen=True)
@@ -125,7 +162,8 @@ class SamView:
 
 
 class LanguageView(Protocol):
-    """How a backbone sees an image. Its class chooses the view; `ClipView` and `PaddedView` are LLaVA's."""
+    """How a backbone sees an image. Its class chooses the view; `ClipView`, `SquareView` and `PaddedView` are
+    LLaVA's."""
 
     @property
     def size(self) -> int:
