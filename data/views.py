@@ -112,7 +112,7 @@ def load_view(folder: str | Path, usual: ClipView | SquareView | None = None) ->
         raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
     size, crops = values["size"], values.get("do_center_crop")
     edge = _edge(size, file)
-    # what is not cropped may name a crop size all the same: configuration classes write their defaults
+    # a file may name a crop size that it does not use: configuration classes write their defaults
     crop = edge if crops is False else _edge(values.get("crop_size") or size, file)
     stats = [_channels(values, f"image_{key}", getattr(usual, key), file) for key in ("mean", "std")]
     if isinstance(size, dict) and {"height", "width"} <= size.keys():

@@ -163,6 +163,24 @@ def test_features_are_the_stock_classs(name, material):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_nothing_is_random_in_training(name, material):
+    """Neither dropout nor DINOv3's moved positions, which its class has in training mode."""
+    model = build(material, name)
+    with torch.no_grad():
+        expected = model.vlm.encode_images(pixels()).states
+        assert torch.equal(model.train().vlm.encode_images(pixels()).states, expected)
+
+
+def test_rotary_frequencies_keep_their_precision(material):
+    model = build(material, "dinov3_vit")
+    frequencies = cast(Tensor, llava_of(model).tower.get_submodule("rope_embeddings").inv_freq)
+    expected = cast(Tensor, stock(material, "dinov3_vit").get_submodule("rope_embeddings").inv_freq)
+    assert torch.equal(frequencies, expected)
+    moved = cast(Tensor, llava_of(model.to(torch.bfloat16)).tower.get_submodule("rope_embeddings").inv_freq)
+    assert moved.dtype == torch.float32 and torch.equal(moved, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_a_plain_language_model_gets_a_new_projector(name, material):
     model = build(material, name)
     assert {part.split(".")[0] for part in model.report.fresh} == {"vlm", "project"}
@@ -173,6 +191,13 @@ def test_a_plain_language_model_gets_a_new_projector(name, material):
     assert llava_of(model).projector[0].weight.shape == (2 * width, WIDTH)
     with pytest.raises(ValueError, match=r"no projector.*model\.tower\.new_projector=true"):
         build(material, name, new_projector=False)
+
+
+def test_a_towers_own_folder_counts_and_says_so(material, tmp_path, caplog):
+    save_folder(build(material, "siglip"), tmp_path / "saved", load_tokenizer(material / "llama", SPEC))
+    config = ModelConfig(vision_tower=str(material / "dinov2"), head_options={"decoder_heads": 4})
+    model = load_folder(tmp_path / "saved", SPEC, load_tokenizer(tmp_path / "saved", SPEC), config=config)
+    assert llava_of(model).family is TOWERS["siglip"] and "holds its own vision tower" in caplog.text
 
 
 def test_a_new_projector_takes_the_place_of_a_bases(material):
@@ -227,8 +252,6 @@ def test_gradients_reach_what_features_come_from(name, layer, material):
     reached = {key for key, weight in llava.tower.named_parameters() if weight.grad is not None}
     assert trained == reached and len(trained) > 10
     assert all(weight.grad is not None for weight in llava.projector.parameters())
-    blocks = {key.split(".")[-5 if "lambda1" in key else 2] for key in trained if ".layer" in key}
-    assert blocks and all(block is not None for block in blocks)
 
 
 @pytest.mark.parametrize("name", RESIZED)
@@ -393,7 +416,7 @@ def test_sizes_are_planned_without_weights(name, material):
 )
 def test_a_real_tower_knows_a_photograph_again(material):
     """DINOv2's ViT-S/14 as the tower: its features are the stock class's, and two crops of a photograph, the upper left
-    and the lower right of it, are more alike than it is to the other photographs on average."""
+    and the lower right of it, are more similar than it is to the others on average."""
     model = build(material, (REAL / "towers" / "vits14").resolve(), size=224)
     theirs = AutoModel.from_pretrained(REAL / "towers" / "vits14", dtype=torch.float32).eval()
     crops = []
@@ -408,8 +431,8 @@ def test_a_real_tower_knows_a_photograph_again(material):
     assert torch.equal(found[-1], expected.last_hidden_state[:, 1:])
     assert torch.equal(found[-2], expected.hidden_states[-2][:, 1:])
     means = torch.nn.functional.normalize(found[-1].mean(1), dim=1)
-    alike = (means @ means.T).unflatten(0, (PHOTOGRAPHS, 2)).unflatten(2, (PHOTOGRAPHS, 2))[:, 0, :, 1]
-    own = alike.diagonal()
-    others = (alike.sum(1) - own) / (PHOTOGRAPHS - 1)
+    similar = (means @ means.T).unflatten(0, (PHOTOGRAPHS, 2)).unflatten(2, (PHOTOGRAPHS, 2))[:, 0, :, 1]
+    own = similar.diagonal()
+    others = (similar.sum(1) - own) / (PHOTOGRAPHS - 1)
     assert bool((own > others).all()), (own, others)
-    assert int((alike.argmax(1) == torch.arange(PHOTOGRAPHS)).sum()) > PHOTOGRAPHS // 2  # by chance: one of them
+    assert int((similar.argmax(1) == torch.arange(PHOTOGRAPHS)).sum()) > PHOTOGRAPHS // 2  # at random: one of them

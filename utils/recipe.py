@@ -65,14 +65,14 @@ class TowerConfig:
     preprocessor: str | None = setting(
         None, "image-processor file: the size of the view, and mean and deviation where nothing is padded"
     )
-    feature_layer: int | None = setting(
-        None, "its hidden state that is projected: -2 is the last but one layer's output; null: the family's usual one"
-    )
     new_projector: bool = setting(
         False, "a new projector, two layers, twice as wide between: in place of a base's, or for a plain language model"
     )
     train_projector: bool = setting(False, "train the projector")
     train: bool = setting(False, "train the tower itself, which all published systems keep frozen")
+    feature_layer: int | None = setting(
+        None, "its hidden state that is projected: -2 is the last but one layer's output; null: the family's usual one"
+    )
 
 
 @dataclass(frozen=True)

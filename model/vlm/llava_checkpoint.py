@@ -131,6 +131,8 @@ class LlavaFiles(VisionLanguageModel):
         name = tower_name(source.values)
         if "vision_config" in source.values and inside:
             folder = source.folder
+            if config.vision_tower not in (None, name, ModelConfig.vision_tower):
+                log.warning("%s holds its own vision tower: %s is not read", folder, config.vision_tower)
         else:
             folder, name = _find_tower(source, name, config)
         values = source.values if folder == source.folder else read_config(folder)
