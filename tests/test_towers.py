@@ -45,6 +45,7 @@ from tests.tiny_base import GOLDEN, base_tensors, write_base, write_sam
 from tests.tiny_model import llava_of
 from tools.memory.released_sizes import released_architecture
 from utils.config import ModelConfig, TowerConfig
+from utils.log import log
 
 REAL = Path(os.environ.get("REAL_DIR") or "real")
 PHOTOGRAPHS = 6
@@ -193,7 +194,8 @@ def test_a_plain_language_model_gets_a_new_projector(name, material):
         build(material, name, new_projector=False)
 
 
-def test_a_towers_own_folder_counts_and_says_so(material, tmp_path, caplog):
+def test_the_tower_in_a_folder_counts_and_says_so(material, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
     save_folder(build(material, "siglip"), tmp_path / "saved", load_tokenizer(material / "llama", SPEC))
     config = ModelConfig(vision_tower=str(material / "dinov2"), head_options={"decoder_heads": 4})
     model = load_folder(tmp_path / "saved", SPEC, load_tokenizer(tmp_path / "saved", SPEC), config=config)
@@ -321,7 +323,7 @@ def test_the_preprocessor_file_says_the_side_where_a_family_takes_any(material, 
 def test_padding_is_hidden_from_the_tower(name, material):
     """What stands in the padding moves no visible patch."""
     model = build(material, name, pad=True)
-    assert model.vlm.view == PaddedView(SIDE) or not isinstance(model.vlm.view, ClipView)
+    assert isinstance(model.vlm.view, PaddedView)
     places = [Geometry((10, 20), (16, 32))] * 2
     other = pixels()
     other[:, :, 16:] = 5.0
@@ -374,7 +376,7 @@ def test_unknown_model_types_list_the_known(kind, says, material, tmp_path):
     shutil.copytree(material / "dinov2", tmp_path / "tower")
     values = json.loads((tmp_path / "tower" / "config.json").read_text())
     (tmp_path / "tower" / "config.json").write_text(json.dumps(values | {"model_type": kind}))
-    with pytest.raises(ValueError, match=rf"tower/config\.json: no vision tower.*|{says}") as error:
+    with pytest.raises(ValueError, match=r"tower/config\.json: no vision tower") as error:
         build(material, tmp_path / "tower")
     assert error.match(says)
 
