@@ -135,7 +135,6 @@ def training_stream(mixture: Mixture, recipe: Recipe, state: TrainState) -> Stre
     return Stream(
         mixture,
         recipe.train.batch_size,
-        image_tokens=mixture.builder.encoder.image_tokens,
         rank=dist.rank(),
         world=dist.world_size(),
         start=state.samples,

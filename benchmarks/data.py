@@ -104,8 +104,8 @@ def build_mixture(recipe: Recipe, args: argparse.Namespace) -> Mixture:
     system = build_system(recipe.system, recipe.options)
     choices = {"release": recipe.model.tokenization, "legacy": recipe.model.tokenizer_legacy}
     tokenizer = load_tokenizer(args.tokenizer, system.tokens, 10**9, **choices)
-    encoder = Encoder(tokenizer, system.tokens, recipe.model.conv_type, image_tokens=(args.clip_size // PATCH) ** 2)
-    views = Views(ClipView(args.clip_size), SamView(recipe.model.image_size or SAM_SIDE))
+    encoder = Encoder(tokenizer, system.tokens, recipe.model.conv_type)
+    views = Views(ClipView(args.clip_size, cell=PATCH), SamView(recipe.model.image_size or SAM_SIDE))
     return Mixture.build(recipe.data, SampleBuilder(system.task, encoder, views), seed=recipe.train.seed)
 
 
@@ -124,14 +124,14 @@ def build_sample(mixture: Mixture, index: int, clock: CpuClock, args: argparse.N
     seg_pixels, geometry = clock("mask-side view", cast(SegView, maker.views.seg), image)
     holes = [hole for row in rows for hole in row.holes]
     masks = clock("masks", rasterize_masks, record, holes, geometry.original)
-    sample = Sample(str(record.image), pixels, seg_pixels, geometry, rows, masks)
-    clock("batch", collate, [sample], maker.encoder.image_tokens)
+    sample = Sample(str(record.image), pixels, seg_pixels, geometry, maker.views.language.most_tokens, rows, masks)
+    clock("batch", collate, [sample])
     return image.shape[0] * image.shape[1]
 
 
 def loader_speed(mixture: Mixture, workers: int, args: argparse.Namespace, batch_size: int = 2) -> float:
     """Samples per second by wall clock, after the workers have started."""
-    stream = Stream(mixture, batch_size, image_tokens=mixture.builder.encoder.image_tokens, workers=workers)
+    stream = Stream(mixture, batch_size, workers=workers)
     for _ in range(2 * max(1, workers)):
         next(stream)
     batches = args.samples // batch_size

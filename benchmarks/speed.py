@@ -122,7 +122,7 @@ def measure_line(on: Sequence[str], args: argparse.Namespace, folder: str) -> di
     take_apart(model, on)
     if CACHED in on:
         model.head.use_cache(CacheConfig(folder, max_gib=1.0))
-    batch = make_batch(shape, model.vlm.image_tokens, images=args.pictures, each=args.dialogues)
+    batch = make_batch(shape, model.vlm.view.most_tokens, images=args.pictures, each=args.dialogues)
     batch = batch.to(device, DTYPES[args.precision])
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)
     loss = loss_of(model, batch, on)

@@ -27,9 +27,10 @@ class Sample:
     """One image of size (H, W) with its rows; `masks` follow the holes of the rows, row by row."""
 
     name: str
-    pixels: Tensor  # (3, h, w)
+    pixels: Tensor  # (3, h, w) or (n, C), see LanguageView
     seg_pixels: Tensor | None  # (3, S, S)
     geometry: Geometry
+    image_tokens: int  # positions that the image takes in each of its rows
     rows: list[Encoded] = field(default_factory=list)
     masks: Tensor | None = None  # (N, H, W) float32 in {0, 1}
     ignore: Tensor | None = None  # (H, W) bool
@@ -53,11 +54,12 @@ class SampleBuilder:
     def __init__(
         self, task: Task, encoder: Encoder, views: Views, *, ignore_region: bool = False, drop_long_rows: bool = False
     ):
-        if encoder.max_length and encoder.max_length <= encoder.image_tokens and encoder.long_rows != "keep":
+        tokens = views.language.most_tokens
+        if encoder.max_length and encoder.max_length <= tokens and encoder.long_rows != "keep":
             raise ValueError(
-                f"model_max_length {encoder.max_length} leaves no room for words next to the {encoder.image_tokens} "
+                f"model_max_length {encoder.max_length} leaves no room for words next to the {tokens} "
                 "positions of an image. The LISA family counts 256 of them whatever the vision tower: there, this "
-                f"limit means model_max_length {encoder.max_length + encoder.image_tokens - 256} here"
+                f"limit means model_max_length {encoder.max_length + tokens - 256} here"
             )
         self.task = task
         self.encoder = encoder
@@ -70,10 +72,11 @@ class SampleBuilder:
         dialogues = self.task.converse(record, rng)
         if not dialogues:
             raise NothingToAsk(f"{record.image}: nothing to ask about it")
-        rows, skipped = self._encode_rows(record, dialogues)
-        # The image is read after the words are known to fit, and only the masks that these words name are rasterized:
+        image = read_image(record.image)
+        rows, skipped = self._encode_rows(record, dialogues, self.views.language.tokens(*image.shape[:2]))
+        # The views are made after the words are known to fit, and only the masks that these words name are rasterized:
         # a record may have hundreds of targets, of which a dialogue samples three.
-        sample = load_views(record.image, self.views)
+        sample = make_views(image, self.views, str(record.image))
         sample.rows = rows
         sample.skipped = skipped
         sample.masks = rasterize_masks(record, [hole for row in rows for hole in row.holes], sample.geometry.original)
@@ -81,13 +84,15 @@ class SampleBuilder:
             sample.ignore = torch.from_numpy(rasterize_ignored(record, sample.geometry.original))
         return sample
 
-    def _encode_rows(self, record: Record, dialogues: list[Dialogue]) -> tuple[list[Encoded], list[str]]:
+    def _encode_rows(
+        self, record: Record, dialogues: list[Dialogue], image_tokens: int
+    ) -> tuple[list[Encoded], list[str]]:
         """The rows that fit, at least one, and messages about those that do not."""
         rows: list[Encoded] = []
         skipped: list[str] = []
         for dialogue in dialogues:
             try:
-                rows.append(_encode_with_image_name(record, self.encoder, dialogue))
+                rows.append(_encode_with_image_name(record, self.encoder, dialogue, image_tokens))
             except SequenceTooLong as error:
                 if not self.drop_long_rows:
                     raise
@@ -108,7 +113,7 @@ def make_views(image: np.ndarray, views: Views, name: str) -> Sample:
         seg_pixels, geometry = None, views.language.geometry(*image.shape[:2])
     else:
         seg_pixels, geometry = views.seg(image)
-    return Sample(name, views.language(image), seg_pixels, geometry)
+    return Sample(name, views.language(image), seg_pixels, geometry, views.language.tokens(*image.shape[:2]))
 
 
 def rasterize_masks(record: Record, targets: Sequence[int], shape: tuple[int, int]) -> Tensor:
@@ -123,10 +128,10 @@ def rasterize_masks(record: Record, targets: Sequence[int], shape: tuple[int, in
     return torch.stack([masks[index] for index in targets]) if masks else torch.zeros(0, *shape)
 
 
-def collate(samples: Sequence[Sample], image_tokens: int, pad_id: int = 0) -> Batch:
+def collate(samples: Sequence[Sample], pad_id: int = 0) -> Batch:
     """A training or teacher-forced batch, padded on the right. Raises ValueError where a sample lacks a mask."""
     rows = [row for sample in samples for row in sample.rows]
-    expanded = [_expand(row, image_tokens) for row in rows]
+    expanded = [_expand(row, sample.image_tokens) for sample in samples for row in sample.rows]
     length = max((len(ids) for ids, _, _ in expanded), default=0)
     batch = _empty_batch(samples, [len(sample.rows) for sample in samples], length, pad_id)
     for index, (ids, labels, _) in enumerate(expanded):
@@ -145,15 +150,16 @@ def collate(samples: Sequence[Sample], image_tokens: int, pad_id: int = 0) -> Ba
     return batch
 
 
-def collate_prompts(
-    samples: Sequence[Sample], prompts: Sequence[Sequence[list[int]]], image_tokens: int, pad_id: int = 0
-) -> Batch:
+def collate_prompts(samples: Sequence[Sample], prompts: Sequence[Sequence[list[int]]], pad_id: int = 0) -> Batch:
     """A generation batch, padded on the left so that all rows end where the answer begins.
 
     prompts: `prompts[b]` holds the open prompts (ids) about `samples[b]`.
     """
-    rows = [Encoded(ids, [IGNORE_ID] * len(ids), (), ()) for group in prompts for ids in group]
-    expanded = [_expand(row, image_tokens)[0] for row in rows]
+    expanded = [
+        _expand(Encoded(ids, [IGNORE_ID] * len(ids), (), ()), sample.image_tokens)[0]
+        for sample, group in zip(samples, prompts, strict=True)
+        for ids in group
+    ]
     length = max(map(len, expanded), default=0)
     batch = _empty_batch(samples, [len(group) for group in prompts], length, pad_id)
     for index, ids in enumerate(expanded):
@@ -168,7 +174,7 @@ def _empty_batch(samples: Sequence[Sample], rows: list[int], length: int, pad_id
     seg_pixels = [sample.seg_pixels for sample in samples if sample.seg_pixels is not None]
     return Batch(
         # One image per sample, not per row: the towers encode an image once, and row_image spreads it over its rows.
-        pixels=torch.stack([sample.pixels for sample in samples]),
+        pixels=join_pixels([sample.pixels for sample in samples]),
         seg_pixels=torch.stack(seg_pixels) if seg_pixels else None,
         ids=torch.full(shape, pad_id),
         labels=torch.full(shape, IGNORE_ID),
@@ -182,6 +188,11 @@ def _empty_batch(samples: Sequence[Sample], rows: list[int], length: int, pad_id
         ignore=[sample.ignore for sample in samples],
         skipped=[message for sample in samples for message in sample.skipped],
     )
+
+
+def join_pixels(pixels: list[Tensor]) -> Tensor:
+    """Images of one size are stacked; patches, whose number differs from image to image, are laid end to end."""
+    return torch.stack(pixels) if pixels[0].ndim == 3 else torch.cat(pixels)
 
 
 def _masks(sample: Sample) -> Tensor:
@@ -245,10 +256,12 @@ def _rasterize(record: Record, what: str, mask: MaskFn, shape: tuple[int, int]) 
     return array.astype(bool)
 
 
-def _encode_with_image_name(record: Record, encode: Callable[[Dialogue], Encoded], dialogue: Dialogue) -> Encoded:
-    """`encode(dialogue)`, whose errors get the name of the image."""
+def _encode_with_image_name(
+    record: Record, encode: Callable[[Dialogue, int], Encoded], dialogue: Dialogue, image_tokens: int
+) -> Encoded:
+    """`encode(dialogue, image_tokens)`, whose errors get the name of the image."""
     try:
-        return encode(dialogue)
+        return encode(dialogue, image_tokens)
     except ValueError as error:
         kind = SequenceTooLong if isinstance(error, SequenceTooLong) else ValueError
         raise kind(f"{record.image}: {error}") from error

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -231,7 +230,6 @@ class Stream:
         mixture: Mixture,
         batch_size: int,
         *,
-        image_tokens: int,
         rank: int = 0,
         world: int = 1,
         start: int = 0,
@@ -250,7 +248,7 @@ class Stream:
             batch_sampler=_Indices(batch_size, rank, world, start),
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
-            collate_fn=partial(collate, image_tokens=image_tokens),
+            collate_fn=collate,
             pin_memory=pin_memory,
             worker_init_fn=_quiet_worker,
         )

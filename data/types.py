@@ -128,7 +128,9 @@ class Batch:
     order (empty in generation).
     """
 
-    pixels: Tensor  # (B, 3, h, w) language-side view: one per image, however many rows ask about it
+    # Language-side view, one per image, however many rows ask about it: (B, 3, h, w), or the patches of all images one
+    # after another (sum of n, C)
+    pixels: Tensor
     seg_pixels: Tensor | None  # (B, 3, S, S) mask-side view, None for heads that reuse the language-side features
     ids: Tensor  # (R, L) long, IMAGE_ID at every image position
     labels: Tensor  # (R, L) long, IGNORE_ID where unsupervised

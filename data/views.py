@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from data.types import Geometry
 from utils.images import check_file, open_image
@@ -19,9 +20,10 @@ from utils.limits import VIEW
 from utils.plain import read_mapping
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_FIRST = 32  # ratio of the sides beyond which only the part that the centre crop keeps is resized
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # on the 0..255 scale
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Resample = Literal["bilinear", "pil_bicubic"]
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -55,6 +57,14 @@ class ClipView:
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     edge: int | None = None
+    cell: int = field(default=14, compare=False)  # pixels per side of an image token; the backbone sets it
+
+    @property
+    def most_tokens(self) -> int:
+        return (self.size // self.cell) ** 2
+
+    def tokens(self, height: int, width: int) -> int:
+        return self.most_tokens
 
     def geometry(self, height: int, width: int) -> Geometry:
         """A centre crop has no padding: `resized` is the full view, and the cropped borders are not recorded."""
@@ -75,56 +85,6 @@ class ClipView:
 
 
 @dataclass(frozen=True)
-class SquareView:
-    """The full image resized to a square, whatever its shape, normalised: (3, size, size) float32.
-
-    bilinear: PIL's bilinear filter, else bicubic.
-    """
-
-    shows_all: ClassVar[bool] = True
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    bilinear: bool = False
-
-    def geometry(self, height: int, width: int) -> Geometry:
-        """The view without padding; it holds the image with its sides scaled apart."""
-        return Geometry((height, width), (self.size, self.size))
-
-    def __call__(self, image: np.ndarray) -> Tensor:
-        how = Image.Resampling.BILINEAR if self.bilinear else Image.Resampling.BICUBIC
-        resized = np.asarray(Image.fromarray(image).resize((self.size, self.size), how))
-        return _normalise(resized, [255 * value for value in self.mean], [255 * value for value in self.std])
-
-
-def load_view(folder: str | Path, usual: ClipView | SquareView | None = None) -> ClipView | SquareView:
-    """The view that a tower's `preprocessor_config.json` describes: a square where `size` has height and width, else a
-    centre crop. Without that file: `usual`, by default CLIP's, which also gives a mean and deviation that it lacks.
-
-    folder: the folder of the tower, or the file itself. ValueError names the file if it describes another view.
-    """
-    file = Path(folder) if Path(folder).is_file() else Path(folder) / "preprocessor_config.json"
-    usual = usual or ClipView()
-    if not file.is_file():
-        return usual
-    values = read_mapping(file)
-    if "size" not in values:
-        raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
-    size, crops = values["size"], values.get("do_center_crop")
-    edge = _edge(size, file)
-    # a file may name a crop size that it does not use: configuration classes write their defaults
-    crop = edge if crops is False else _edge(values.get("crop_size") or size, file)
-    stats = [_channels(values, f"image_{key}", getattr(usual, key), file) for key in ("mean", "std")]
-    if isinstance(size, dict) and {"height", "width"} <= size.keys():
-        if size["height"] != size["width"] or crop != edge:
-            raise ValueError(f"{file}: one square is supported, got size {size} and crop_size {crop}")
-        return SquareView(edge, *stats, bilinear=values.get("resample") == Image.Resampling.BILINEAR)
-    if crop > edge:
-        raise ValueError(f"{file}: crop_size {crop} is larger than size {edge}, which is not supported")
-    return ClipView(crop, *stats, edge=None if edge == crop else edge)
-
-
-@dataclass(frozen=True)
 class PaddedView:
     """Longest side to `size` (PIL bilinear with antialias), normalised, zeros right and below: (3, size, size).
 
@@ -135,6 +95,14 @@ class PaddedView:
     size: int
     mean: tuple[float, ...] = SAM_MEAN
     std: tuple[float, ...] = SAM_STD
+    cell: int = field(default=14, compare=False)  # as in ClipView
+
+    @property
+    def most_tokens(self) -> int:
+        return (self.size // self.cell) ** 2
+
+    def tokens(self, height: int, width: int) -> int:
+        return self.most_tokens
 
     def geometry(self, height: int, width: int) -> Geometry:
         scale = self.size / max(height, width)
@@ -161,18 +129,106 @@ class SamView:
         return PaddedView(self.size).geometry(height, width)
 
 
-class LanguageView(Protocol):
-    """How a backbone sees an image. Its class chooses the view; `ClipView`, `SquareView` and `PaddedView` are
-    LLaVA's."""
+@dataclass(frozen=True)
+class SquareView:
+    """The whole image squeezed to a square, without padding, normalised: (3, size, size) float32.
+
+    mean, std: on the 0..1 scale. resample: `bilinear`, in floating point with antialias, which is SAM 2's own transform
+    (unipixel.md 3); `pil_bicubic`, in bytes (sa2va.md 3.2).
+    """
+
+    size: int = 1024
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    resample: Resample = "bilinear"
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        return Geometry((height, width), (self.size, self.size))
+
+    def __call__(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (self.resize(image) - mean) / std, self.geometry(*image.shape[:2])
+
+    def resize(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 -> (3, size, size) float32 on the 0..1 scale."""
+        side = (self.size, self.size)
+        if self.resample == "pil_bicubic":
+            resized = np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BICUBIC))
+            return torch.from_numpy(resized.copy()).permute(2, 0, 1).float() / 255
+        # a copy, because an array that was turned or mirrored has strides that torch does not take
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+        return F.interpolate(pixels, side, mode="bilinear", antialias=True)[0]
+
+
+@dataclass(frozen=True)
+class StretchedView:
+    """A tower's own `SquareView`: the full image with its sides scaled apart, (3, size, size) float32."""
+
+    shows_all: ClassVar[bool] = True
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: Resample = "pil_bicubic"
+    cell: int = field(default=14, compare=False)  # as in ClipView
 
     @property
-    def size(self) -> int:
-        """Side of the square view, in pixels."""
-        ...
+    def most_tokens(self) -> int:
+        return (self.size // self.cell) ** 2
+
+    def tokens(self, height: int, width: int) -> int:
+        return self.most_tokens
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        return Geometry((height, width), (self.size, self.size))
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        return SquareView(self.size, self.mean, self.std, self.resample)(image)[0]
+
+
+def load_view(folder: str | Path, usual: ClipView | StretchedView | None = None) -> ClipView | StretchedView:
+    """The view that a tower's `preprocessor_config.json` describes: a square where `size` has height and width, else a
+    centre crop. Without that file: `usual`, by default CLIP's, which also gives a mean and deviation that it lacks.
+
+    folder: the folder of the tower, or the file itself. ValueError names the file if it describes another view.
+    """
+    file = Path(folder) if Path(folder).is_file() else Path(folder) / "preprocessor_config.json"
+    usual = usual or ClipView()
+    if not file.is_file():
+        return usual
+    values = read_mapping(file)
+    if "size" not in values:
+        raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
+    size, crops = values["size"], values.get("do_center_crop")
+    edge = _edge(size, file)
+    # a file may name a crop size that it does not use: configuration classes write their defaults
+    crop = edge if crops is False else _edge(values.get("crop_size") or size, file)
+    stats = [_channels(values, f"image_{key}", getattr(usual, key), file) for key in ("mean", "std")]
+    if isinstance(size, dict) and {"height", "width"} <= size.keys():
+        if size["height"] != size["width"] or crop != edge:
+            raise ValueError(f"{file}: one square is supported, got size {size} and crop_size {crop}")
+        bilinear = values.get("resample") == Image.Resampling.BILINEAR
+        return StretchedView(edge, *stats, resample="bilinear" if bilinear else "pil_bicubic")
+    if crop > edge:
+        raise ValueError(f"{file}: crop_size {crop} is larger than size {edge}, which is not supported")
+    return ClipView(crop, *stats, edge=None if edge == crop else edge)
+
+
+class LanguageView(Protocol):
+    """How a backbone sees an image. Its class chooses the view; `ClipView`, `StretchedView` and `PaddedView` are
+    LLaVA's."""
 
     @property
     def shows_all(self) -> bool:
         """Whether all of the image is in the view, so that masks can be decoded from its features."""
+        ...
+
+    @property
+    def most_tokens(self) -> int:
+        """The largest number of positions that an image takes in a row."""
+        ...
+
+    def tokens(self, height: int, width: int) -> int:
+        """Positions that an image of that size takes in a row."""
         ...
 
     def geometry(self, height: int, width: int) -> Geometry:
@@ -180,12 +236,13 @@ class LanguageView(Protocol):
         ...
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 -> the pixels that the backbone takes."""
+        """(H, W, 3) uint8 -> the pixels that the backbone takes: an image (3, h, w) of the size of all others, or n
+        patches of the image (n, C)."""
         ...
 
 
 class SegView(Protocol):
-    """How a mask head sees an image. Its class chooses the view; `SamView` is SAM's."""
+    """How a mask head sees an image. Its class chooses the view: `SamView` pads to a square, `SquareView` squeezes."""
 
     @property
     def size(self) -> int:

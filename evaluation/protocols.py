@@ -24,6 +24,7 @@ class Reply:
     """The answer to one query.
 
     claims: what the text says of single objects. masks: (N, H, W) float32 logits at the image's size, inside where > 0.
+    scores: (N,) float32, the mask head's own confidence in each mask, 0 to 1; None of a head without one.
     finished: the text ended by itself, not at the token limit. unread: the number of claims of a mask that does not
     exist. released: the claims by the published decision rule, where a protocol has one.
     """
@@ -34,6 +35,7 @@ class Reply:
     finished: bool = True
     unread: int = 0
     released: tuple[Claim, ...] | None = None
+    scores: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -79,7 +81,7 @@ def _generate_batch(
 ) -> list[list[Reply]]:
     tokenizer, model = assistant.tokenizer, assistant.model
     prompts = [_prompts(assistant, sample, group) for sample, group in zip(samples, queries, strict=True)]
-    batch = _place(collate_prompts(samples, prompts, model.vlm.image_tokens, tokenizer.pad_token_id), assistant)
+    batch = _place(collate_prompts(samples, prompts, tokenizer.pad_token_id), assistant)
     if assistant.system.released.visible_padding:
         batch.attention[:] = True  # as released, padding is attended to
     answers = model.generate(
@@ -89,7 +91,13 @@ def _generate_batch(
         eos=tokenizer.eos_token_id,
     )
     replies = (
-        _read_reply(assistant, answer.ids, answer.masks, finished=answer.ids[-1:] == [tokenizer.eos_token_id])
+        _read_reply(
+            assistant,
+            answer.ids,
+            answer.masks,
+            answer.scores,
+            finished=answer.ids[-1:] == [tokenizer.eos_token_id],
+        )
         for answer in answers
     )
     return [[next(replies) for _ in group] for group in queries]
@@ -102,17 +110,11 @@ def teacher_forced(
     """The true answer with its mask tokens is fed to the model, and only masks are predicted (`max_new_tokens` is
     ignored)."""
     rows = [[assistant.encoder.encode((Turn(q.question, q.reference_answer),)) for q in group] for group in queries]
-    masks = _teacher_force(assistant, samples, rows).masks
-    replies = []
-    for group, image_masks in zip(rows, masks, strict=True):
-        parts = image_masks.split([len(row.holes) for row in group])
-        replies.append(
-            [
-                _read_reply(assistant, _answer_ids(row), part, finished=True)
-                for row, part in zip(group, parts, strict=True)
-            ]
-        )
-    return replies
+    decoded = _masks_of_rows(_teacher_force(assistant, samples, rows), rows)
+    return [
+        [_read_reply(assistant, _answer_ids(row), *part, finished=True) for row, part in zip(group, parts, strict=True)]
+        for group, parts in zip(rows, decoded, strict=True)
+    ]
 
 
 def _prompts(assistant: Assistant, sample: Sample, queries: Sequence[Query]) -> list[list[int]]:
@@ -151,8 +153,8 @@ def two_pass(
     token_logits = iter(output.token_logits.split([len(_answer_ids(row)) for group in rows for row in group]))
     logits = [[next(token_logits) for _ in group] for group in rows]
     replies = []
-    for true_group, mask_group, group_logits, masks in zip(true_rows, mask_rows, logits, output.masks, strict=True):
-        row_masks = masks.split([len(row.holes) for row in mask_group])
+    decoded = _masks_of_rows(output, mask_rows)
+    for true_group, mask_group, group_logits, row_masks in zip(true_rows, mask_rows, logits, decoded, strict=True):
         parts = zip(true_group, mask_group, group_logits[: len(true_group)], row_masks, strict=True)
         replies.append([_reply_after_decisions(assistant, *part) for part in parts])
     return replies
@@ -189,12 +191,24 @@ def apply_decisions(claims: Sequence[Claim], accepted: Sequence[bool]) -> tuple[
 
 
 def _reply_after_decisions(
-    assistant: Assistant, true_row: Encoded, mask_row: Encoded, logits: Tensor, masks: Tensor
+    assistant: Assistant, true_row: Encoded, mask_row: Encoded, logits: Tensor, decoded: tuple[Tensor, Tensor | None]
 ) -> Reply:
+    masks, scores = decoded
     claims = _read_reply(assistant, _answer_ids(mask_row), masks, finished=True).claims
     likelier, published = decide(assistant, _answer_ids(true_row), logits)
     text = decode(_answer_ids(true_row), assistant.tokenizer)
-    return Reply(text, apply_decisions(claims, likelier), masks, released=apply_decisions(claims, published))
+    released = apply_decisions(claims, published)
+    return Reply(text, apply_decisions(claims, likelier), masks, released=released, scores=scores)
+
+
+def _masks_of_rows(output: SegOutput, rows: Sequence[Sequence[Encoded]]) -> list[list[tuple[Tensor, Tensor | None]]]:
+    """Masks and, where the head has them, their scores of each row; `rows[b]` are about image b."""
+    groups = []
+    for index, (group, masks) in enumerate(zip(rows, output.masks, strict=True)):
+        counts = [len(row.holes) for row in group]
+        scores = output.scores[index].split(counts) if output.scores else [None] * len(group)
+        groups.append(list(zip(masks.split(counts), scores, strict=True)))
+    return groups
 
 
 def _without_masks(row: Encoded) -> Encoded:
@@ -209,8 +223,8 @@ def _teacher_force(assistant: Assistant, samples: Sequence[Sample], rows: Sequen
         count = sum(len(row.holes) for row in group)
         # `collate` wants a true mask per hole, but nothing here compares with it: a view of one empty mask will do.
         truth = torch.zeros(1, *sample.geometry.original).expand(count, -1, -1)
-        samples_with_rows.append(Sample(sample.name, sample.pixels, sample.seg_pixels, sample.geometry, group, truth))
-    batch = collate(samples_with_rows, assistant.model.vlm.image_tokens, assistant.tokenizer.pad_token_id)
+        samples_with_rows.append(replace(sample, rows=group, masks=truth))
+    batch = collate(samples_with_rows, assistant.tokenizer.pad_token_id)
     batch.masks = []  # not to be copied to the device
     return assistant.model(_place(batch, assistant))
 
@@ -224,9 +238,11 @@ def _place(batch: Batch, assistant: Assistant) -> Batch:
     return batch.to(assistant.model.device, assistant.model.dtype)
 
 
-def _read_reply(assistant: Assistant, ids: list[int], masks: Tensor, *, finished: bool) -> Reply:
+def _read_reply(
+    assistant: Assistant, ids: list[int], masks: Tensor, scores: Tensor | None = None, *, finished: bool
+) -> Reply:
     """Reads an answer. Text can spell a mask token letter by letter; such a claim has no mask and is dropped."""
     text = decode(ids, assistant.tokenizer)
     claims = assistant.system.read(text)
     readable = tuple(claim for claim in claims if claim.mask is None or claim.mask < len(masks))
-    return Reply(text, readable, masks, finished, len(claims) - len(readable))
+    return Reply(text, readable, masks, finished, len(claims) - len(readable), scores=scores)

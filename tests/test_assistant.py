@@ -59,7 +59,7 @@ def logits(assistant) -> torch.Tensor:
     sample = load_views(OWN / "lasagna" / "image0.png", assistant.views)
     sample.rows = [assistant.encoder.encode((Turn(QUESTION, ANSWER),))]
     sample.masks = torch.zeros(0, *sample.geometry.original)
-    batch = collate([sample], assistant.model.vlm.image_tokens).to("cpu", assistant.model.dtype)
+    batch = collate([sample]).to("cpu", assistant.model.dtype)
     with torch.no_grad():
         return assistant.model(batch).token_logits.float()
 

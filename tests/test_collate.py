@@ -52,7 +52,7 @@ def record(tmp_path):
 
 
 def maker(task, max_length=0, **options):
-    return SampleBuilder(task, Encoder(TOKENIZER, SPEC, max_length=max_length, image_tokens=PATCHES), VIEWS, **options)
+    return SampleBuilder(task, Encoder(TOKENIZER, SPEC, max_length=max_length), VIEWS, **options)
 
 
 RNG = np.random.default_rng(0)
@@ -82,7 +82,7 @@ def test_the_ignore_region_comes_along_when_wanted(record):
     task = Phrases()
     plain = Record(record.image, "refer", record.targets)
     samples = [maker(task, ignore_region=True).build(each, RNG) for each in (record, plain)]
-    batch = collate(samples, PATCHES)
+    batch = collate(samples)
     assert np.array_equal(batch.ignore[0].numpy(), stripe(39)) and batch.ignore[1] is None
     moved = batch.to("cpu", torch.bfloat16)
     assert moved.ignore[0].dtype == torch.bool and moved.ignore[1] is None
@@ -121,7 +121,7 @@ def test_a_row_that_is_too_long_is_left_out_whole_only_when_allowed(record):
     assert [row.holes for row in sample.rows] == [(0,), (2,)]
     assert np.array_equal(sample.masks.numpy(), np.stack([stripe(0), stripe(2)]))
     assert len(sample.skipped) == 1 and "scene.png" in sample.skipped[0]
-    assert collate([sample], PATCHES).skipped == sample.skipped
+    assert collate([sample]).skipped == sample.skipped
     with pytest.raises(SequenceTooLong):
         maker(Phrases([1]), limit, drop_long_rows=True).build(mixed, RNG)
 
@@ -135,25 +135,25 @@ def test_what_is_cut_off_rows_is_counted(record):
             return [(Turn("<image>\nWhere?", (Mask(i), ".", text)),) for i, text in enumerate(words)]
 
     lengths = [len(row.ids) for row in maker(Explained()).build(record, RNG).rows]
-    encoder = Encoder(TOKENIZER, SPEC, max_length=lengths[0] + 1 + PATCHES - 1, image_tokens=PATCHES, long_rows="cut")
+    encoder = Encoder(TOKENIZER, SPEC, max_length=lengths[0] + 1 + PATCHES - 1, long_rows="cut")
     sample = SampleBuilder(Explained(), encoder, VIEWS).build(record, RNG)
     assert [row.cut for row in sample.rows] == [0, lengths[1] - lengths[0] - 1, lengths[2] - lengths[0] - 1]
-    batch = collate([sample, sample], PATCHES)
+    batch = collate([sample, sample])
     assert batch.cut_rows == 4 and batch.cut_tokens == 2 * sum(row.cut for row in sample.rows)
     assert batch.ids.shape[1] == encoder.max_length and len(batch.masks[0]) == 3 and not batch.skipped
 
 
 def test_a_limit_without_room_for_words_is_refused_with_the_published_meaning():
     """SESAME's 512 counts 256 positions for an image of 576 (sesame.md 5.2)."""
-    encoder = Encoder(TOKENIZER, SPEC, max_length=512, image_tokens=576, long_rows="cut")
+    encoder = Encoder(TOKENIZER, SPEC, max_length=512, long_rows="cut")
     with pytest.raises(ValueError, match=r"model_max_length 512 leaves no room .* 576 .* model_max_length 832 here"):
-        SampleBuilder(Phrases(), encoder, VIEWS)
+        SampleBuilder(Phrases(), encoder, Views(ClipView(336), SamView(64)))
 
 
 # --- batches
 
 
-def fake_sample(rows, width=1, shape=(2, 3)):
+def fake_sample(rows, width=1, shape=(2, 3), tokens=PATCHES):
     """A sample of rows given as (length, place of the image, places of mask groups)."""
     encoded = []
     for length, picture, groups in rows:
@@ -164,7 +164,7 @@ def fake_sample(rows, width=1, shape=(2, 3)):
         encoded[-1].labels[picture] = IGNORE_ID
     count = sum(len(groups) for _, _, groups in rows)
     pixels = torch.zeros(3, 4, 4)
-    return Sample("x", pixels, pixels, Geometry(shape, (4, 4)), encoded, torch.zeros(count, *shape))
+    return Sample("x", pixels, pixels, Geometry(shape, (4, 4)), tokens, encoded, torch.zeros(count, *shape))
 
 
 ROWS = st.tuples(st.integers(12, 20), st.integers(0, 4), st.lists(st.integers(5, 9), max_size=3, unique=True))
@@ -177,19 +177,23 @@ ROWS = st.tuples(st.integers(12, 20), st.integers(0, 4), st.lists(st.integers(5,
     width=st.integers(1, 3),
 )
 def test_expansion_keeps_every_token_and_every_position(pictures, patches, width):
-    samples = [fake_sample([(n, p, sorted(g)) for n, p, g in rows], width) for rows in pictures]
-    batch = collate(samples, patches, pad_id=7)
+    samples = [
+        fake_sample([(n, p, sorted(g)) for n, p, g in rows], width, tokens=patches + number)
+        for number, rows in enumerate(pictures)
+    ]
+    batch = collate(samples, pad_id=7)
     rows = [row for sample in samples for row in sample.rows]
     assert batch.row_image.tolist() == [b for b, sample in enumerate(samples) for _ in sample.rows]
     assert batch.mask_rows.tolist() == [r for r, row in enumerate(rows) for _ in row.holes]
     masks = iter(zip(batch.mask_rows, batch.mask_positions, strict=True))
     for index, row in enumerate(rows):
         real = batch.attention[index]
-        length = len(row.ids) - 1 + patches
+        tokens = patches + int(batch.row_image[index])  # an image has a number of its own
+        length = len(row.ids) - 1 + tokens
         assert real.sum() == length and real[:length].all()
         ids, labels = batch.ids[index, :length], batch.labels[index, :length]
         picture = ids == IMAGE_ID
-        assert picture.sum() == patches and (labels[picture] == IGNORE_ID).all()
+        assert picture.sum() == tokens and (labels[picture] == IGNORE_ID).all()
         assert ids[~picture].tolist() == [i for i in row.ids if i != IMAGE_ID]
         assert (batch.ids[index, length:] == 7).all() and (batch.labels[index, length:] == IGNORE_ID).all()
         for positions in row.mask_positions:
@@ -200,8 +204,8 @@ def test_expansion_keeps_every_token_and_every_position(pictures, patches, width
 @pytest.mark.parametrize("spec", [SPEC, SIX])
 def test_positions_point_at_the_states_that_predict_the_mask_tokens(record, spec):
     tokenizer = load_tokenizer(OWN / "lisa", spec)
-    full = SampleBuilder(Phrases([1, 0]), Encoder(tokenizer, spec, image_tokens=9), VIEWS)
-    batch = collate([full.build(record, RNG)] * 2, 9)
+    full = SampleBuilder(Phrases([1, 0]), Encoder(tokenizer, spec), VIEWS)
+    batch = collate([full.build(record, RNG)] * 2)
     group = mask_ids(tokenizer, spec)
     assert batch.mask_positions.shape == (4, len(group)) and batch.mask_rows.tolist() == [0, 1, 2, 3]
     predicted = batch.ids[batch.mask_rows[:, None], batch.mask_positions + 1]
@@ -213,14 +217,14 @@ def test_golden_positions_are_those_of_the_published_offset():
     """A token at unexpanded index t is predicted at t + 254 with 256 patches (lisa.md 1.5)."""
     encoder = Encoder(TOKENIZER, SPEC)
     row = encoder((Turn("<image>\nWhere is the dog in this image?", ("It is ", Mask(0), ".")),))
-    sample = Sample("x", torch.zeros(3, 2, 2), None, Geometry((1, 1), (1, 1)), [row], torch.zeros(1, 1, 1))
-    batch = collate([sample], 256)
+    sample = Sample("x", torch.zeros(3, 2, 2), None, Geometry((1, 1), (1, 1)), 256, [row], torch.zeros(1, 1, 1))
+    batch = collate([sample])
     (token,) = mask_ids(TOKENIZER, SPEC)
     assert batch.mask_positions.tolist() == [[row.ids.index(token) + 254]] and batch.seg_pixels is None
 
 
 def test_a_batch_without_masks_has_empty_queries(record):
-    batch = collate([fake_sample([(12, 1, [])])], PATCHES)
+    batch = collate([fake_sample([(12, 1, [])])])
     assert batch.mask_rows.shape == (0,) and batch.mask_positions.shape == (0, 1) and len(batch.masks[0]) == 0
 
 
@@ -228,17 +232,17 @@ def test_masks_and_holes_must_agree():
     sample = fake_sample([(12, 1, [5])])
     sample.masks = sample.masks[:0]
     with pytest.raises(ValueError, match="x: its rows have 1 holes for masks, but it has 0 masks"):
-        collate([sample], PATCHES)
+        collate([sample])
 
 
 def test_prompts_are_padded_on_the_left(record):
-    encoder = Encoder(TOKENIZER, SPEC, image_tokens=PATCHES)
+    encoder = Encoder(TOKENIZER, SPEC)
     sample = load_views(record.image, VIEWS)
     prompts = [
         [encoder.prompt("<image>\nHi"), encoder.prompt("<image>\nWhere is the thing?")],
         [encoder.prompt("<image>")],
     ]
-    batch = collate_prompts([sample, sample], prompts, PATCHES)
+    batch = collate_prompts([sample, sample], prompts)
     flat = [ids for group in prompts for ids in group]
     assert batch.row_image.tolist() == [0, 0, 1] and batch.geometry[0].original == SHAPE
     for index, ids in enumerate(flat):

@@ -15,6 +15,7 @@ from systems.base import build_system
 from tests.records import OWN, names, open_prompt, read_dialogues, read_record, record_folder, system_of
 
 SIX = tuple(f"[SEG{index}]" for index in range(6))
+IMAGE_TOKENS = 256  # of the images that the rows are about
 SPECS = {
     "lisa": TokenSpec(("[SEG]",), ("[SEG]",)),
     "lasagna": TokenSpec(("<cat_start>", "<cat_end>", "<semantic>", "<ins>", "<no_ins>"), ("<ins>",), "<no_ins>"),
@@ -172,10 +173,10 @@ def test_without_the_wrap_the_picture_stands_alone():
 
 def test_a_row_fits_exactly_or_is_refused_with_its_text():
     dialogue = (Turn("<image>\nWhere is the red car?", ("Sure, ", Mask(0), ".")),)
-    length = len(encoder_of("lisa")(dialogue).ids) - 1 + 256
-    assert encoder_of("lisa", max_length=length)(dialogue) == encoder_of("lisa")(dialogue)
+    length = len(encoder_of("lisa")(dialogue).ids) - 1 + IMAGE_TOKENS
+    assert encoder_of("lisa", max_length=length)(dialogue, IMAGE_TOKENS) == encoder_of("lisa")(dialogue)
     with pytest.raises(SequenceTooLong, match=rf"{length} positions.*model_max_length {length - 1}.*red car"):
-        encoder_of("lisa", max_length=length - 1)(dialogue)
+        encoder_of("lisa", max_length=length - 1)(dialogue, IMAGE_TOKENS)
     assert encoder_of("lisa", max_length=length - 1).encode(dialogue).holes == (0,)
 
 
@@ -214,7 +215,7 @@ TALK = (
     Turn("Sure?", ("Quite sure, for it has whiskers.",)),
     Turn("Why?", ("Cats do.",)),
 )
-ROOM = 256 - 1  # positions that the image takes beyond its one id
+ROOM = IMAGE_TOKENS - 1  # positions that the image takes beyond its one id
 
 
 @pytest.mark.parametrize("long_rows", ["cut", "cut_rounds"])
@@ -228,9 +229,9 @@ def test_a_dialogue_without_masks_is_cut_wherever_the_limit_is(long_rows):
         fitting = [row for row in rounds if len(row.ids) <= limit]
         if limit <= lead or (long_rows == "cut_rounds" and not fitting):
             with pytest.raises(SequenceTooLong, match=r"whole answer|first round is too long"):
-                encoder(TALK)
+                encoder(TALK, IMAGE_TOKENS)
             continue
-        row = encoder(TALK)
+        row = encoder(TALK, IMAGE_TOKENS)
         assert row.cut == len(whole.ids) - len(row.ids) and row.holes == ()
         assert (row.ids, row.labels) == (whole.ids[: len(row.ids)], whole.labels[: len(row.ids)])
         assert len(row.ids) == (limit if long_rows == "cut" else len(fitting[-1].ids))
@@ -248,7 +249,7 @@ def test_no_cut_takes_a_mask_or_a_refusal_away(name, data):
     for long_rows in ("cut", "cut_rounds"):
         limit = data.draw(st.integers(1, len(whole.ids)))
         try:
-            row = encoder_of(name, max_length=limit + ROOM, long_rows=long_rows)(dialogue)
+            row = encoder_of(name, max_length=limit + ROOM, long_rows=long_rows)(dialogue, IMAGE_TOKENS)
         except SequenceTooLong:
             assert limit < len(whole.ids)
             continue
@@ -265,12 +266,12 @@ def test_an_explanation_behind_the_mask_is_cut_and_a_mask_behind_the_words_is_no
     late = (Turn("<image>\nWhy?", (words.strip(), Mask(0), ".")),)
     limit = len(encoder_of("six").encode(explained).ids) - 3
     encoder = encoder_of("six", max_length=limit + ROOM, long_rows="cut")
-    row = encoder(explained)
+    row = encoder(explained, IMAGE_TOKENS)
     assert row.cut == 3 and row.holes == (0,) and len(row.mask_positions[0]) == 6
     inside = len(encoder_of("six").encode(late).ids) - 4  # in the midst of the six tokens of one mask
     with pytest.raises(SequenceTooLong, match="a cut would take a mask"):
-        encoder_of("six", max_length=inside + ROOM, long_rows="cut")(late)
+        encoder_of("six", max_length=inside + ROOM, long_rows="cut")(late, IMAGE_TOKENS)
 
 
 def test_rows_may_be_kept_whatever_their_length():
-    assert encoder_of("lisa", max_length=260, long_rows="keep")(TALK) == encoder_of("lisa")(TALK)
+    assert encoder_of("lisa", max_length=260, long_rows="keep")(TALK, IMAGE_TOKENS) == encoder_of("lisa")(TALK)

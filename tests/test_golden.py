@@ -73,7 +73,7 @@ class Case:
             assert len(truth) in (len(holes), slots), "a record has the masks alone, or empty ones of the refused too"
             sample.masks = truth if len(truth) == len(holes) else truth[holes]
             samples.append(sample)
-        return collate(samples, self.assistant.model.vlm.image_tokens)
+        return collate(samples)
 
 
 @pytest.fixture(scope="module", params=names())
@@ -114,7 +114,7 @@ def test_ids_and_labels_are_the_published_ones(case):
 
 
 def test_rows_expand_to_one_position_a_patch(case):
-    batch, patches = case.batch, case.assistant.model.vlm.image_tokens
+    batch, patches = case.batch, case.assistant.model.vlm.view.most_tokens
     assert patches == case.settings.patches
     lengths = torch.from_numpy(case.record["attention_mask"].sum(1))
     assert torch.equal(batch.attention.sum(1), lengths + patches - 1)
@@ -194,9 +194,7 @@ def test_generated_ids_and_masks(case):
     conv_type = told.get("conv_type", case.told.get("conv_type", "llava_v1"))
     question, history = open_prompt(told["prompt"], assistant.system.tokens, conv_type)
     assert assistant.encoder.prompt(question, history) == prompt
-    batch = collate_prompts(
-        [load_views(case.folder / "image0.png", assistant.views)], [[prompt]], model.vlm.image_tokens
-    )
+    batch = collate_prompts([load_views(case.folder / "image0.png", assistant.views)], [[prompt]])
     head, row = model.vlm.language.lm_head.weight.data, told["lm_head_row"]
     plain = head[row].clone()
     head[row] = (plain * told["lm_head_row_scale"]).bfloat16().float()  # so that random weights emit the mask token

@@ -75,7 +75,7 @@ def test_masks_of_both_passes_over_all_rounds(assistant, folder, conversations, 
         sample.rows = list(map(assistant.encoder.encode, filled if passes else group))
         sample.masks = torch.zeros(sum(len(row.holes) for row in sample.rows), *sample.geometry.original)
     with torch.no_grad():
-        output = assistant.model(collate(samples, assistant.model.vlm.image_tokens))
+        output = assistant.model(collate(samples))
     for index, masks in enumerate(output.masks):
         expected = record[f"pred{index}_reeval{passes}"]
         assert masks.shape == expected.shape

@@ -94,7 +94,7 @@ def test_tower_inside_counts_over_the_one_beside(published, sam, tmp_path):
 def test_tower_by_argument(published, sam, tmp_path):
     folder = write_base(tmp_path / "llava", base_tensors(published), clip=False)
     model = build(folder, sam, vision_tower=str(GOLDEN / "clip"))
-    assert model.vlm.image_tokens == 256
+    assert model.vlm.view.most_tokens == 256
     config = json.loads((folder / "config.json").read_text())
     config.pop("mm_vision_tower"), config.pop("vision_tower")
     (folder / "config.json").write_text(json.dumps(config))
@@ -266,7 +266,7 @@ def test_published_7b_names_and_shapes():
         "model.visual_model.mask_decoder.output_upscaling.3.weight": (64, 32, 2, 2),
     }.items():
         assert shapes[name] == shape, name
-    assert model.vlm.image_tokens == 256
+    assert model.vlm.view.most_tokens == 256
 
 
 def test_toy_base():
@@ -277,7 +277,7 @@ def test_toy_base():
         load_tokenizer(folder, SPEC),
     )
     vlm, views = llava_of(model), views_for(model)
-    assert vlm.image_tokens == (vlm.view.size // vlm.patch) ** 2
+    assert vlm.view.most_tokens == (vlm.view.size // vlm.patch) ** 2
     assert views.language.size == vlm.side
     assert views.seg == sam_of(model).view
 
@@ -427,7 +427,7 @@ def test_precision_and_attention_are_choices(golden):
         resolve_attention("flash_attention_2", "bf16")
     eager = load_folder(GOLDEN, SPEC, load_tokenizer(GOLDEN, SPEC), config=replace(CONFIG, attn_implementation="eager"))
     assert eager.vlm.language.config._attn_implementation == "eager"
-    ids, states = torch.tensor([[1, 5, 6, 7]]), Vision(torch.zeros(1, 256, 48), ())
+    ids, states = torch.tensor([[1, 5, 6, 7]]), Vision(torch.zeros(256, 48), [256])
     attention, row_image = torch.ones_like(ids, dtype=torch.bool), torch.tensor([0])
     with torch.no_grad():
         torch.testing.assert_close(
@@ -451,7 +451,7 @@ def test_quantised_loading_shrinks_only_the_language_layers(golden):
     assert small
     assert all(name.startswith("vlm.language.model.layers.") for name in small)
     ids = torch.arange(5, 25)[None]
-    inputs = (ids, torch.ones_like(ids, dtype=torch.bool), Vision(torch.zeros(1, 256, 48), ()), torch.tensor([0]))
+    inputs = (ids, torch.ones_like(ids, dtype=torch.bool), Vision(torch.zeros(256, 48), [256]), torch.tensor([0]))
     with torch.no_grad():
         likeness = torch.nn.functional.cosine_similarity(model.vlm(*inputs), golden.vlm(*inputs), dim=-1)
     assert likeness.min() > 0.95

@@ -45,7 +45,7 @@ def answers(folder: Path, data: Path, **model) -> torch.Tensor:
     assistant = load(folder, checkpoint="last", model=model, device="cpu")
     maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views)
     sample = maker.build(build_source("ReasonSeg|val", str(data))[0], np.random.default_rng(0))
-    output = assistant.model(collate([sample], assistant.model.vlm.image_tokens))
+    output = assistant.model(collate([sample]))
     return torch.cat([output.token_logits.flatten(), *(masks.flatten() for masks in output.masks)])
 
 

@@ -47,7 +47,7 @@ def answers(assistant: Assistant) -> torch.Tensor:
     source = build_source("ReasonSeg|val", assistant.recipe.data.dataset_dir)
     maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views)
     sample = maker.build(source[0], np.random.default_rng(0))
-    output = assistant.model(collate([sample], assistant.model.vlm.image_tokens))
+    output = assistant.model(collate([sample]))
     return torch.cat([output.token_logits.flatten(), *(masks.flatten() for masks in output.masks)])
 
 

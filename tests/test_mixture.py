@@ -76,7 +76,7 @@ class Chance:
 
 @pytest.fixture(scope="module")
 def maker():
-    encoder = Encoder(load_tokenizer(OWN / "lisa", SPEC), SPEC, image_tokens=PATCHES)
+    encoder = Encoder(load_tokenizer(OWN / "lisa", SPEC), SPEC)
     return SampleBuilder(Chance(), encoder, Views(ClipView(8), SamView(16)))
 
 
@@ -87,7 +87,7 @@ def mixture(tmp_path, maker):
 
 
 def stream_of(mixture, **options):
-    return Stream(mixture, options.pop("batch_size", 2), image_tokens=PATCHES, **options)
+    return Stream(mixture, options.pop("batch_size", 2), **options)
 
 
 def same(one, two):

@@ -133,9 +133,9 @@ def test_cached_masks_equal_teacher_forced_ones_on_a_padded_image(assistant):
         assistant.encoder.prompt("<image>\nWhat is it?"),
     )
     assert sample.geometry.resized == (358, 448)
-    answer = write_eagerly(assistant, collate_prompts([sample], [[prompt]], model.vlm.image_tokens))
+    answer = write_eagerly(assistant, collate_prompts([sample], [[prompt]]))
     assert len(answer.masks) == 2, "a broken group is no mask"
-    batch = collate_prompts([sample], [[prompt + answer.ids]], model.vlm.image_tokens)
+    batch = collate_prompts([sample], [[prompt + answer.ids]])
     first = batch.ids.shape[1] - len(answer.ids) - 1  # the state that predicts the first new token
     starts = torch.tensor([first + 1, first + 1 + 6 + 1 + 3])
     batch.mask_rows, batch.mask_positions = torch.zeros(2, dtype=torch.long), starts[:, None] + torch.arange(6)
@@ -149,7 +149,7 @@ def test_padding_reaches_no_word(assistant):
     """What stands deep in the padding changes no other state of the tower, and none of the language model's text."""
     model = assistant.model
     sample = load_views(GOLDEN / "image0.png", assistant.views)
-    batch = collate_prompts([sample], [[assistant.encoder.prompt("<image>\nWhat is it?")]], model.vlm.image_tokens)
+    batch = collate_prompts([sample], [[assistant.encoder.prompt("<image>\nWhat is it?")]])
     changed = batch.pixels.clone()
     changed[:, :, 14 * 27 :] = 5.0  # 358 rows of image: 26 rows of patches, 13 of tokens
     hidden = []
@@ -187,7 +187,7 @@ def test_a_new_head_needs_no_file(base):
     for projector in (model.vlm.projector, model.head.projector):
         assert 0.01 < projector[2].weight.std() < 0.03 and not projector[0].bias.any()
     assert 0.5 < model.head.prompts.shared_embedding.positional_embedding.std() < 1.5
-    assert views_for(model).seg is None and model.vlm.image_tokens == 256
+    assert views_for(model).seg is None and model.vlm.view.most_tokens == 256
     again = build(base)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
@@ -256,7 +256,7 @@ def test_a_training_file_brings_the_frozen_part_of_the_head(base, published):
     mark_trainable(model, config)
     file = {f"base_model.model.{name}": tensor for name, tensor in published.items()}
     assert from_training_file(model, file).keys() == set(trainable_names(model))
-    load_frozen_head(model, file)
+    load_frozen_head(model, file, config.head_options)
     for ours, theirs in (
         ("neck.0.weight", "image_feature_neck.0.weight"),
         ("fine_positions.positional_embedding", "mask_decoder.pe1.positional_encoding_gaussian_matrix"),
@@ -329,4 +329,4 @@ def test_published_names_and_shapes(width, inner, layers, heads):
         "mask_decoder.iou_prediction_head.layers.2.weight": (4, 256),
     }.items():
         assert own[f"model.{name}"] == shape, name
-    assert model.vlm.image_tokens == 256
+    assert model.vlm.view.most_tokens == 256

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import Qwen3VLConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from data.types import IGNORE_ID, IMAGE_ID
 from model.checkpoints.load import assemble
 from model.finetune.trainable import apply_lora
 from model.losses import objective
 from model.vlm.base import Vision
+from model.vlm.decoder import rotary_positions
 from model.vlm.prefix_packing import _fill, can_pack, pack
 from tests.tiny_model import EOS, PLAN, SEG, tiny_batch, tiny_model
 from utils.config import LoraConfig, LossConfig
@@ -101,18 +104,16 @@ def test_packed_rows_have_the_loss_and_gradients_of_rows(attention, dtype, toler
 
 def test_image_tokens_that_show_nothing_stay_hidden():
     model, batch = tiny_model(), rows_batch()
-    states = torch.randn(3, 4, 16)
-    shown = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]], dtype=torch.bool)
+    shown = torch.tensor([1, 1, 0, 0, 1, 0, 1, 0, 1, 1, 1, 1], dtype=torch.bool)
+    seen = Vision(torch.randn(12, 16), [4, 4, 4], attention=shown)
     results = []
     for packed in (False, True):
         model.vlm.set_packing(packed, 0)
-        results.append(
-            model.vlm(batch.ids, batch.attention, Vision(states, (), shown), batch.row_image)[batch.attention]
-        )
+        results.append(model.vlm(batch.ids, batch.attention, seen, batch.row_image)[batch.attention])
     torch.testing.assert_close(*results)
-    assert not torch.allclose(
-        results[1], model.vlm(batch.ids, batch.attention, Vision(states, ()), batch.row_image)[batch.attention]
-    )
+    all_shown = replace(seen, attention=None)
+    plain = model.vlm(batch.ids, batch.attention, all_shown, batch.row_image)[batch.attention]
+    assert not torch.allclose(results[1], plain)
 
 
 def test_dialogues_do_not_see_each_other():
@@ -128,7 +129,7 @@ def test_dialogues_do_not_see_each_other():
     assert visible[first].sum() == 10
     assert visible[second].sum() == 10
     assert not visible[second, first]
-    assert packing.gather_positions(torch.arange(batch.ids.shape[1]).expand_as(batch.ids))[0, second] == 9
+    assert packing.gather_each(torch.arange(batch.ids.shape[1]).expand_as(batch.ids))[0, second] == 9
 
 
 def test_rows_that_gain_nothing_stay_apart():
@@ -150,7 +151,7 @@ def test_images_share_sequences(most, shape):
     assert packing is not None
     assert packing.source.shape == shape
     columns = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
-    assert torch.equal(packing.gather_positions(columns)[0, :7], torch.arange(7))
+    assert torch.equal(packing.gather_each(columns)[0, :7], torch.arange(7))
     slots = packing.place.masked_fill(~batch.attention, -1)
     for row, (ids, image) in enumerate(ROWS):
         last = int(slots[row].max())
@@ -191,8 +192,8 @@ def test_attention_without_a_mask_gets_rows_end_to_end(monkeypatch):
     assert calls[0]["inputs_embeds"].shape[:2] == (1, sum(len(ids) for ids, _ in ROWS))
     assert int((calls[0]["position_ids"] == 0).sum()) == len(ROWS)
     torch.testing.assert_close(packed.token_logits, apart.token_logits, atol=2e-4, rtol=2e-4)
-    shown = torch.ones(3, 4, dtype=torch.bool)
-    model.vlm(batch.ids, batch.attention, Vision(torch.randn(3, 4, 16), (), shown), batch.row_image)
+    seen = Vision(torch.randn(12, 16), [4, 4, 4], attention=torch.ones(12, dtype=torch.bool))
+    model.vlm(batch.ids, batch.attention, seen, batch.row_image)
     assert calls[1]["attention_mask"].shape == batch.ids.shape, "hidden image tokens need a mask: rows stay rows"
 
 
@@ -205,3 +206,35 @@ def test_flash_attention_says_that_rows_share_nothing(caplog):
     assert can_pack(True, "flash_attention_2")
     logger.propagate = propagate
     assert "model.pack_rows: flash_attention_2 takes no mask between dialogues" in caplog.text
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_rotary_positions_on_several_axes_are_those_of_transformers(left):
+    """M-RoPE of padded rows about images of two grids, of which one row shows none."""
+    grids, row_image = [(2, 3), (4, 1)], torch.tensor([0, 0, 1, 1])
+    counts = [height * width for height, width in grids]
+    rows = [[5, IMAGE_ID, 6, 7], [IMAGE_ID, 6], [5, 6, 7, IMAGE_ID, 8], [5, 6]]
+    expanded = [
+        [token for token in row for _ in range(counts[image] if token == IMAGE_ID else 1)]
+        for row, image in zip(rows, row_image.tolist(), strict=True)
+    ]
+    length = max(map(len, expanded))
+    ids, attention = torch.zeros(4, length, dtype=torch.long), torch.zeros(4, length, dtype=torch.bool)
+    for index, row in enumerate(expanded):
+        place = slice(length - len(row), None) if left else slice(len(row))
+        ids[index, place], attention[index, place] = torch.tensor(row), True
+    offsets = torch.cat([_offsets(*grid) for grid in grids], dim=1)
+    vision = Vision(torch.zeros(sum(counts), 1), counts, offsets=offsets)
+    found = rotary_positions(attention, vision, vision.index(ids, row_image))
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 16, "intermediate_size": 8}
+    stock = Qwen3VLModel(Qwen3VLConfig(text_config=small, vision_config={"depth": 1, "hidden_size": 8, "num_heads": 1}))
+    patches = torch.tensor([(1, 2 * grids[image][0], 2 * grids[image][1]) for image in (0, 0, 1)])  # merged 2 x 2
+    expected, _ = stock.get_rope_index(ids, (ids == IMAGE_ID).int(), patches, attention_mask=attention.long())
+    assert torch.equal(found[1:, attention], expected[:, attention])
+    assert torch.equal(found[0], (attention.long().cumsum(1) - 1).clamp(min=0))
+
+
+def _offsets(height: int, width: int) -> torch.Tensor:
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns]).flatten(1)

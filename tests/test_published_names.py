@@ -76,4 +76,4 @@ def test_every_published_weight_has_a_home(name):
     own = {key: shape for key, shape in own.items() if not key.startswith(("head.", "vlm.tower."))}
     assert {key: value.shape for key, value in found.items()} == own
     assert not report.unexpected and len(report.ignored) == layers  # the rotary tables
-    assert model.vlm.image_tokens == (pixels // 14) ** 2
+    assert model.vlm.view.most_tokens == (pixels // 14) ** 2

@@ -209,7 +209,7 @@ def test_bf16_model_gives_float32_masks():
 def test_image_positions_must_match_the_tower(model):
     batch = tiny_batch()
     batch.ids[0, 2] = 6
-    with pytest.raises(ValueError, match=r"\[3, 4, 4\] image positions, the tower gives 4"):
+    with pytest.raises(ValueError, match=r"\[3, 4, 4\] image positions, their images have \[4, 4, 4\]"):
         model(batch)
 
 

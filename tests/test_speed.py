@@ -67,7 +67,7 @@ def test_operations_are_those_that_torch_counts(vocabulary, precision):
             gradient_checkpointing=checkpointing, decoder_checkpointing=False, train_vocabulary=vocabulary
         )
         prepare_training(model, config).configure(RuntimeOptions(pack_rows=True))
-        batch = make_batch(shape, model.vlm.image_tokens, images=2, each=3).to("cpu", model.dtype)
+        batch = make_batch(shape, model.vlm.view.most_tokens, images=2, each=3).to("cpu", model.dtype)
         with FlopCounterMode(display=False) as counter:
             objective(model(batch), batch, LossConfig()).total.backward()
         counts.append((step_flops(model, batch), counter.get_total_flops()))

@@ -26,13 +26,13 @@ class Counted(Dataset):
             self.made.value += 1
             self.makers[index] = multiprocessing.current_process().pid
         row = Encoded(ids=[1, index + 3], labels=[-100, index + 3], mask_positions=[], holes=[])
-        return Sample(str(index), torch.zeros(3, 2, 2), None, Geometry((2, 2), (2, 2)), [row], torch.zeros(0, 2, 2))
+        return Sample(str(index), torch.zeros(3, 2, 2), None, Geometry((2, 2), (2, 2)), 1, [row], torch.zeros(0, 2, 2))
 
 
 @pytest.mark.parametrize("prefetch", [1, 3])
 def test_workers_live_on_and_stay_ahead_of_the_step(prefetch):
     samples = Counted()
-    stream = Stream(samples, 2, image_tokens=1, workers=2, prefetch=prefetch)
+    stream = Stream(samples, 2, workers=2, prefetch=prefetch)
     for number in range(1, 5):
         batch = next(stream)
         assert batch.ids[:, 1].tolist() == [2 * number + 1, 2 * number + 2]
@@ -46,7 +46,7 @@ def test_workers_live_on_and_stay_ahead_of_the_step(prefetch):
 
 def test_views_are_cast_where_they_arrive():
     samples = Counted()
-    batch = next(Stream(samples, 2, image_tokens=1)).to("meta", torch.bfloat16)
+    batch = next(Stream(samples, 2)).to("meta", torch.bfloat16)
     assert batch.pixels.dtype == torch.bfloat16
     assert batch.pixels.device.type == "meta"
     assert batch.masks[0].dtype == torch.float32

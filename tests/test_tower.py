@@ -110,7 +110,7 @@ def test_pooling_is_the_bilinear_halving_of_the_release():
     square = patches.transpose(1, 2).reshape(2, 5, 8, 8)
     expected = F.interpolate(square, (4, 4), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
     torch.testing.assert_close(model._pooled(patches), expected)
-    assert model.image_tokens == 16
+    assert ClipView(64, cell=8 * model.pool).most_tokens == 16
 
 
 def test_what_a_published_config_tells():

@@ -33,7 +33,7 @@ from transformers import (
 
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Geometry
-from data.views import IMAGENET_MEAN, IMAGENET_STD, ClipView, PaddedView, SquareView, read_image
+from data.views import IMAGENET_MEAN, IMAGENET_STD, ClipView, PaddedView, StretchedView, read_image
 from model.checkpoints.files import read_tensors
 from model.checkpoints.load import build_model, load_folder
 from model.checkpoints.save import save_folder, save_original
@@ -153,14 +153,14 @@ def test_features_are_the_stock_classs(name, material):
     with torch.no_grad():
         vision = llava.encode_images(pixels())
     assert len(vision.layers) == LAYERS + 1 and vision.attention is None
-    assert vision.states.shape == (2, 16, llava.hidden_size) and llava.image_tokens == 16
+    assert vision.states.shape == (32, llava.hidden_size) and vision.counts == [16, 16] and llava.view.most_tokens == 16
     for found, expected in zip(vision.layers[:-1], states[:-1], strict=True):
         assert torch.equal(found, expected)
     normed = llava.family.NORM is not None
     assert torch.equal(vision.layers[-1], last if normed else states[-1])
     assert llava.feature_layer == case.layer
     with torch.no_grad():
-        assert torch.equal(vision.states, llava.projector(vision.layers[case.layer]))
+        assert torch.equal(vision.states, llava.projector(vision.layers[case.layer]).flatten(0, 1))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -260,7 +260,7 @@ def test_gradients_reach_what_features_come_from(name, layer, material):
 def test_another_side_equals_the_stock_class_at_that_side(name, material):
     """DINO's classes resize their positions in every forward pass; here the table is resized once."""
     model = build(material, name, size=48)
-    assert llava_of(model).image_tokens == 36 and model.vlm.view.size == 48
+    assert model.vlm.view.most_tokens == 36 and model.vlm.view.size == 48
     *states, last = stock_layers(stock(material, name), pixels(48), CASES[name].skip)
     found = model.vlm.encode_images(pixels(48)).layers
     assert torch.equal(found[1], states[1]) and torch.equal(found[-1], last)
@@ -280,7 +280,7 @@ def test_a_side_with_a_rest_that_no_patch_covers(tmp_path, material):
     sizes = {**WIDE, "image_size": 38, "patch_size": 8}
     SiglipModel(SiglipConfig(vision_config=sizes, text_config=TEXT)).save_pretrained(tmp_path / "siglip")
     model = build(material, tmp_path / "siglip")
-    assert llava_of(model).image_tokens == 16 and model.vlm.encode_images(pixels(38)).states.shape[1] == 16
+    assert model.vlm.view.most_tokens == 16 and model.vlm.encode_images(pixels(38)).counts == [16, 16]
 
 
 # --- what a tower is shown
@@ -290,9 +290,9 @@ def test_a_side_with_a_rest_that_no_patch_covers(tmp_path, material):
     ("name", "view"),
     [
         ("clip", ClipView(SIDE)),
-        ("siglip", SquareView(SIDE, (0.5,) * 3, (0.5,) * 3)),
+        ("siglip", StretchedView(SIDE, (0.5,) * 3, (0.5,) * 3)),
         ("dinov2", ClipView(SIDE, IMAGENET_MEAN, IMAGENET_STD)),
-        ("dinov3_vit", SquareView(SIDE, IMAGENET_MEAN, IMAGENET_STD)),
+        ("dinov3_vit", StretchedView(SIDE, IMAGENET_MEAN, IMAGENET_STD, "bilinear")),
     ],
 )
 def test_without_a_preprocessor_file_the_familys_view_holds(name, view, material):
@@ -305,16 +305,16 @@ def test_the_preprocessor_file_says_the_side_where_a_family_takes_any(material, 
     view = ClipView(24, IMAGENET_MEAN, IMAGENET_STD, edge=28)
     write_view(tmp_path / "tower", view)
     model = build(material, tmp_path / "tower")
-    assert model.vlm.view == view and llava_of(model).image_tokens == 9
+    assert model.vlm.view == view and model.vlm.view.most_tokens == 9
     *_, last = stock_layers(stock(material, "dinov2"), pixels(24), 1)
     assert torch.equal(model.vlm.encode_images(pixels(24)).layers[-1], last)
     assert build(material, tmp_path / "tower", size=40).vlm.view == ClipView(40, IMAGENET_MEAN, IMAGENET_STD)
-    square = SquareView(16, IMAGENET_MEAN, IMAGENET_STD)
+    square = StretchedView(16, IMAGENET_MEAN, IMAGENET_STD)
     write_view(tmp_path / "square", square)
     file = str(tmp_path / "square" / "preprocessor_config.json")
     assert build(material, tmp_path / "tower", preprocessor=file).vlm.view == square
     shutil.copytree(material / "siglip", tmp_path / "siglip")
-    write_view(tmp_path / "siglip", SquareView(24, (0.5,) * 3, (0.5,) * 3))
+    write_view(tmp_path / "siglip", StretchedView(24, (0.5,) * 3, (0.5,) * 3))
     with pytest.raises(ValueError, match=r"for a view of 24 pixels, the tower for 32: set model\.tower\.size"):
         build(material, tmp_path / "siglip")
 
@@ -329,9 +329,10 @@ def test_padding_is_hidden_from_the_tower(name, material):
     other[:, :, 16:] = 5.0
     with torch.no_grad():
         plain, changed = (model.vlm.encode_images(given, places) for given in (pixels(), other))
-    assert plain.attention is not None and plain.attention.sum(1).tolist() == [8, 8]
-    torch.testing.assert_close(plain.states[:, :8], changed.states[:, :8], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(plain.states[:, 8:], changed.states[:, 8:], atol=1e-2)
+    assert plain.attention is not None and plain.attention.unflatten(0, (2, 16)).sum(1).tolist() == [8, 8]
+    before, after = (vision.states.unflatten(0, (2, 16)) for vision in (plain, changed))
+    torch.testing.assert_close(before[:, :8], after[:, :8], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(before[:, 8:], after[:, 8:], atol=1e-2)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].masks])
@@ -341,7 +342,7 @@ def test_padding_is_refused_where_attention_takes_no_mask(name, material):
 
 
 def test_the_pixel_head_decodes_from_a_square_view_of_any_family(material, tmp_path):
-    write_view(tmp_path, SquareView(SIDE, IMAGENET_MEAN, IMAGENET_STD))
+    write_view(tmp_path, StretchedView(SIDE, IMAGENET_MEAN, IMAGENET_STD))
     file = str(tmp_path / "preprocessor_config.json")
     options = {"levels": [-1, -2], "width": 32, "mlp_dim": 64}
     config = ModelConfig(
@@ -406,7 +407,8 @@ def test_sizes_are_planned_without_weights(name, material):
     )
     assert released_architecture(recipe, "sam", 1, 1).vlm_config["tower"] == model.architecture.vlm_config["tower"]
     values = json.loads((material / "llama" / "config.json").read_text())
-    assert type(model.vlm).image_tokens_of(values, recipe) == model.vlm.image_tokens == 36
+    view = type(model.vlm).view_of(values, recipe)
+    assert view == model.vlm.view and view.most_tokens == model.vlm.view.most_tokens == 36
 
 
 # --- a real tower

@@ -23,7 +23,7 @@ from data.views import (
     SAM_STD,
     ClipView,
     SamView,
-    SquareView,
+    StretchedView,
     load_view,
     read_image,
 )
@@ -107,8 +107,6 @@ PROCESSORS = {  # as released: the class, and its settings where they are not it
         BitImageProcessorPil,
         {"size": {"shortest_edge": 256}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
     ),
-    # of the shape of DINOv3's, whose own class needs torchvision
-    "bilinear": (SiglipImageProcessorPil, {"resample": 2, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}),
 }
 
 
@@ -125,8 +123,20 @@ def test_views_equal_the_image_processors(tmp_path, name, shape):
     torch.testing.assert_close(view(image), expected, atol=1e-6, rtol=0)  # before normalisation every byte is equal
 
 
+@pytest.mark.parametrize("shape", [(300, 400), (401, 300), (64, 517)])
+def test_a_bilinear_square_is_resized_in_floating_point(tmp_path, shape):
+    """As DINOv3's processor does it, whose class needs torchvision: equal to one of bytes but for their rounding."""
+    processor = SiglipImageProcessorPil(resample=2, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
+    processor.save_pretrained(tmp_path)
+    image = scene(*shape)
+    view = load_view(tmp_path)
+    assert view == StretchedView(224, IMAGENET_MEAN, IMAGENET_STD, "bilinear")
+    expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(view(image), expected, atol=1.5 / 255 / min(IMAGENET_STD), rtol=0)
+
+
 def test_a_square_view_shows_the_full_image(tmp_path):
-    view = SquareView(32, (0.5,) * 3, (0.5,) * 3)
+    view = StretchedView(32, (0.5,) * 3, (0.5,) * 3)
     assert view.shows_all and view.geometry(10, 50).resized == (32, 32)
     image = np.zeros((10, 50, 3), np.uint8)
     image[:, 25:] = 255

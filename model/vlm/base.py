@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.types import Geometry
+from data.types import IMAGE_ID, Geometry
 from data.views import LanguageView
 from model.checkpoints.name_table import Pair
 from model.checkpoints.size_keys import SizeKeys
@@ -39,11 +40,31 @@ class BackboneSizes:
 
 @dataclass
 class Vision:
-    """B encoded images, as the language model and the mask heads read them."""
+    """B encoded images of P image tokens in all, as the language model and the mask heads read them."""
 
-    states: Tensor  # (B, P, H) image tokens, projected to the language model's width
-    layers: tuple[Tensor, ...]  # hidden states of the vision tower, (B, patches, W) row by row, without a class token
-    attention: Tensor | None = None  # (B, P) bool: image tokens that show some of the image, not padding; None: all
+    states: Tensor  # (P, H) the tokens of all images one after another, in the language model's width
+    counts: list[int]  # tokens of each image
+    # hidden states of a tower that sees every image in the same size: (B, patches, W) row by row, no class token
+    layers: tuple[Tensor, ...] = ()
+    attention: Tensor | None = None  # (P,) bool: tokens that show some of their image, not padding; None: all
+    # (A, P) rotary positions on A axes, counted from the image's first token; None: one axis, in the order of tokens
+    offsets: Tensor | None = None
+    # (P, H) each: what the language model adds to the states of image tokens after its first layers (deepstack)
+    deepstack: tuple[Tensor, ...] = ()
+
+    def index(self, ids: Tensor, row_image: Tensor) -> Tensor:
+        """(R, L) ids, (R,) image of each row -> (R, L): which image token stands at a position, -1 for none.
+
+        Raises a ValueError where a row has another number of image positions than its image has tokens.
+        """
+        is_image = ids == IMAGE_ID
+        per_row = is_image.sum(1)
+        counts = torch.tensor(self.counts, device=ids.device)
+        wanted = counts[row_image]
+        if not bool(((per_row == 0) | (per_row == wanted)).all()):
+            raise ValueError(f"rows hold {per_row.tolist()} image positions, their images have {wanted.tolist()}")
+        start = (counts.cumsum(0) - counts)[row_image]
+        return (start[:, None] + is_image.cumsum(1) - 1).masked_fill(~is_image, -1)
 
 
 @dataclass
@@ -67,10 +88,15 @@ class VisionLanguageModel(nn.Module):
     EMBEDDING: ClassVar[str]  # our name of the embedding, one row per token
     LM_HEAD: ClassVar[str]  # and of the output layer, if its rows are separate
     SIZE_KEYS: ClassVar[SizeKeys]  # of `size_sections`
+    TOWER_FIELDS: ClassVar[frozenset[str]]  # fields of `model.tower` in a recipe that it reads; others are refused
+    KEEPS_LAYERS: ClassVar[bool] = True  # `Vision.layers` is there, for mask heads that have no encoder of their own
     LIGER: ClassVar[str | None] = None  # Liger's function that replaces kernels of `language`, if it has one
 
     language: PreTrainedModel  # a causal language model: get_input_embeddings(), lm_head
     view: LanguageView  # makes the pixels that `encode_images` takes
+    # Whether a mask alone decides which earlier positions a token sees, so that rows can share a sequence or a prefix.
+    # Not so with linear attention or sliding windows.
+    packs: bool = True
 
     @classmethod
     def config_for(
@@ -112,9 +138,9 @@ class VisionLanguageModel(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def image_tokens_of(cls, values: dict[str, Any], config: ModelConfig) -> int:
-        """`image_tokens` from `config.json` and a recipe alone, without weights. Raises an OSError, ValueError or
-        KeyError where they do not say."""
+    def view_of(cls, values: dict[str, Any], config: ModelConfig) -> LanguageView:
+        """The view from `config.json` and a recipe alone, without weights: its tokens count, its statistics may be the
+        usual ones. Raises an OSError, ValueError or KeyError where they do not say."""
         raise NotImplementedError
 
     @classmethod
@@ -138,11 +164,6 @@ class VisionLanguageModel(nn.Module):
 
     def write_view(self, folder: Path) -> None:
         """Writes the file from which `config_for` and transformers read `view`."""
-        raise NotImplementedError
-
-    @property
-    def image_tokens(self) -> int:
-        """P, the positions that an image takes in a row."""
         raise NotImplementedError
 
     @property
@@ -170,7 +191,9 @@ class VisionLanguageModel(nn.Module):
         raise NotImplementedError
 
     def encode_images(self, pixels: Tensor, geometry: Sequence[Geometry] = ()) -> Vision:
-        """(B, 3, h, w) pixels of `view` -> Vision; each image once, whatever the number of its rows."""
+        """Pixels of `view`, joined as in `Batch.pixels` -> Vision; each image once, whatever the number of its rows.
+
+        geometry: of the B images; their original sizes say how `view` shows them."""
         raise NotImplementedError
 
     def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> Tensor:

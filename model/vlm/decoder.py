@@ -6,11 +6,14 @@ Everything here holds for any decoder-only transformer of transformers whose att
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import DynamicCache
 
-from data.types import IMAGE_ID
 from model.vlm.base import Generated, Vision, VisionLanguageModel
 from model.vlm.prefix_cache import PrefixCache, PrefixSplit, shared_attention, split_prefix
 from model.vlm.prefix_packing import MASKED, Packing, pack
@@ -45,39 +48,43 @@ class DecoderVLM(VisionLanguageModel):
         return self.language.model.layers
 
     def set_packing(self, rows: bool, length: int) -> None:
-        self.pack_rows, self.pack_length = rows, length
+        self.pack_rows, self.pack_length = rows and self.packs, length
 
     def logits(self, states: Tensor) -> Tensor:
         return self.language.lm_head(states)
 
-    def positions(self, ids: Tensor, attention: Tensor) -> Tensor:
-        """(R, L) rotary positions: 0, 1, ... over the real tokens of each row, whichever side is padded."""
-        return (attention.long().cumsum(1) - 1).clamp(min=0)
-
-    def embed(self, ids: Tensor, vision: Vision, row_image: Tensor) -> Tensor:
-        """(R, L, H): token embeddings, with the image tokens of each row's image in their place."""
-        is_image = ids == IMAGE_ID
+    def embed(self, ids: Tensor, vision: Vision, token: Tensor) -> Tensor:
+        """(R, L, H): token embeddings, with image tokens in their place. token: of `Vision.index`."""
+        is_image = token >= 0
         # IMAGE_ID is negative and has no row: look up any id there, the result is overwritten
         embeds = self.language.get_input_embeddings()(ids.masked_fill(is_image, 0))
-        per_row, tokens = is_image.sum(1), vision.states.shape[1]
-        if not bool(((per_row == 0) | (per_row == tokens)).all()):
-            raise ValueError(f"rows hold {per_row.tolist()} image positions, the tower gives {tokens}")
-        image_tokens = vision.states[row_image[per_row > 0]].to(embeds.dtype)
+        # the rows of an image share its tokens: a lookup sums their gradients in a fixed order, indexing does not
+        image_tokens = F.embedding(token[is_image], vision.states.to(embeds.dtype))
         return embeds.masked_scatter(is_image[..., None], image_tokens)
 
+    def image_inputs(self, vision: Vision, token: Tensor) -> dict[str, Any]:
+        """What else the decoder takes of the images at these positions: `token` (R, L) of `Vision.index`."""
+        return {}
+
     def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> Tensor:
-        embeds, positions = self.embed(ids, vision, row_image), self.positions(ids, attention)
-        visible = _without_padding(attention, ids, vision.attention, row_image)
+        token = vision.index(ids, row_image)
+        embeds, positions = self.embed(ids, vision, token), rotary_positions(attention, vision, token)
+        visible = _without_padding(attention, vision, token)
         packing = self._packing(ids, attention, row_image, image_padding=vision.attention is not None)
         if packing is None:
             mask = visible.long()
         else:
-            embeds, positions = packing.gather(embeds), packing.gather_positions(positions)
+            embeds = packing.gather(embeds)
+            positions, token = packing.gather_each(positions), packing.gather_each(token)
             kind = self.attention_implementation
             # flash attention takes no mask: it infers the boundaries between rows from positions that start at 0 again
             mask = packing.mask(visible, kind, embeds.dtype) if kind in MASKED else None
         states = self.decoder(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            **self.image_inputs(vision, token),
         ).last_hidden_state
         return states if packing is None else packing.scatter(states)
 
@@ -99,13 +106,14 @@ class DecoderVLM(VisionLanguageModel):
         if not bool(attention[:, -1].all()):
             raise ValueError("prompts must be padded on the left: the last position of every row must be a token")
         cache = DynamicCache(config=self.language.config)
-        embeds, positions = self.embed(ids, vision, row_image), self.positions(ids, attention)
-        visible = _without_padding(attention, ids, vision.attention, row_image)
-        split, prefix = split_prefix(ids, attention, row_image), None
+        token = vision.index(ids, row_image)
+        fed = _Stretch(self.embed(ids, vision, token), rotary_positions(attention, vision, token), token)
+        visible = _without_padding(attention, vision, token)
+        split, prefix = split_prefix(ids, attention, row_image) if self.packs else None, None
         if split is not None:
-            prefix, embeds, visible, positions = self._prefill_prefix(split, embeds, visible, positions)
+            prefix, fed, visible = self._prefill_prefix(split, fed, visible, vision)
         tokens = ids.new_full((len(ids), max_new_tokens), eos)
-        states = embeds.new_zeros(len(ids), max_new_tokens, embeds.shape[-1])
+        states = fed.embeds.new_zeros(len(ids), max_new_tokens, fed.embeds.shape[-1])
         rows = torch.arange(len(ids), device=ids.device)  # those that are not finished
         done = torch.zeros_like(rows, dtype=torch.bool)
         step = 0
@@ -114,41 +122,41 @@ class DecoderVLM(VisionLanguageModel):
                 running = (~done).nonzero()[:, 0]
                 cache.batch_select_indices(running)
                 prefix = None if prefix is None else prefix[running]
-                rows, done, embeds = rows[running], done[running], embeds[running]
-                visible, positions = visible[running], positions[running]
-            state = self._extend(embeds, visible, positions, cache, prefix)[:, -1]
-            token = self.logits(state).argmax(-1).masked_fill(done, eos)
+                rows, done, fed, visible = rows[running], done[running], fed.of(running), visible[running]
+            state = self._extend(fed, visible, vision, cache, prefix)[:, -1]
+            new = self.logits(state).argmax(-1).masked_fill(done, eos)
             # the state that predicts token k is the state of step k: no second pass is needed to read mask prompts
-            states[rows, step], tokens[rows, step] = state, token
-            done = done | (token == eos)
-            embeds = self.language.get_input_embeddings()(token)[:, None]
+            states[rows, step], tokens[rows, step] = state, new
+            done = done | (new == eos)
+            embeds = self.language.get_input_embeddings()(new)[:, None]
+            fed = _Stretch(embeds, fed.positions[..., -1:] + 1, torch.full_like(new, -1)[:, None])
             visible = torch.cat([visible, visible.new_ones(len(rows), 1)], dim=1)
-            positions = positions[:, -1:] + 1
             step += 1
         return Generated([_until(row, eos) for row in tokens[:, :step].tolist()], states[:, :step])
 
     def _prefill_prefix(
-        self, split: PrefixSplit, embeds: Tensor, visible: Tensor, positions: Tensor
-    ) -> tuple[PrefixCache, Tensor, Tensor, Tensor]:
-        """Reads the common prefixes. Returns their cache, and of the rows' suffixes the embeddings, what they may
-        attend to (prefix, then suffix), and the positions."""
-        row, columns = split.first_row, split.columns
-        prefix_visible = visible[row[:, None], columns] & split.real
+        self, split: PrefixSplit, fed: _Stretch, visible: Tensor, vision: Vision
+    ) -> tuple[PrefixCache, _Stretch, Tensor]:
+        """Reads the common prefixes. Returns their cache, the rows' suffixes, and what these may attend to (prefix,
+        then suffix)."""
+        row = split.first_row[:, None]
+        prefix_visible = visible[row, split.columns] & split.real
         cache = DynamicCache(config=self.language.config)
-        self._extend(embeds[row[:, None], columns], prefix_visible, positions[row[:, None], columns], cache)
+        self._extend(fed.of(row, split.columns), prefix_visible, vision, cache)
         width = split.suffix.shape[1]
         suffix_visible = visible[:, -width:] & split.suffix
         both = torch.cat([prefix_visible[split.of_row], suffix_visible], dim=1)
-        return PrefixCache.of(cache, split.of_row), embeds[:, -width:], both, positions[:, -width:]
+        return PrefixCache.of(cache, split.of_row), fed.of(slice(None), slice(-width, None)), both
 
     def _extend(
-        self, embeds: Tensor, visible: Tensor, positions: Tensor, cache: DynamicCache, prefix: PrefixCache | None = None
+        self, fed: _Stretch, visible: Tensor, vision: Vision, cache: DynamicCache, prefix: PrefixCache | None = None
     ) -> Tensor:
         """(R, L, H) states of the next L positions; `visible` (R, prefix + cached + L): positions that are keys."""
-        inputs = {"inputs_embeds": embeds, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        inputs: dict[str, Any] = {"inputs_embeds": fed.embeds, "position_ids": fed.positions, "past_key_values": cache}
+        inputs |= {"use_cache": True, **self.image_inputs(vision, fed.token)}
         if prefix is None:
             return self.decoder(attention_mask=visible.long(), **inputs).last_hidden_state
-        length, keys = embeds.shape[1], visible.shape[1]
+        length, keys = fed.embeds.shape[1], visible.shape[1]
         causal = visible.new_ones(length, keys).tril(keys - length)
         with shared_attention(self.language.config):
             mask = (visible[:, None] & causal)[:, None]
@@ -168,12 +176,43 @@ class DecoderVLM(VisionLanguageModel):
         return self
 
 
-def _without_padding(attention: Tensor, ids: Tensor, image_attention: Tensor | None, row_image: Tensor) -> Tensor:
-    """(R, L) attention without the image positions that show only padding."""
-    if image_attention is None:
+@dataclass(frozen=True)
+class _Stretch:
+    """Positions that are fed to the decoder: R rows of L."""
+
+    embeds: Tensor  # (R, L, H)
+    positions: Tensor  # of `rotary_positions`
+    token: Tensor  # (R, L) of `Vision.index`
+
+    def of(self, rows: Tensor | slice, columns: Tensor | slice = slice(None)) -> _Stretch:
+        return _Stretch(self.embeds[rows, columns], self.positions[..., rows, columns], self.token[rows, columns])
+
+
+def rotary_positions(attention: Tensor, vision: Vision, token: Tensor) -> Tensor:
+    """(R, L) rotary positions: 0, 1, ... over the real tokens of each row, whichever side is padded.
+
+    Where images have `offsets` of their own, (1 + A, R, L): these, and then A axes on which a text token counts on from
+    what stands before it, equally on all; an image's token stands at its offset from where the image begins, and the
+    text goes on behind its farthest token, on whichever axis that is (M-RoPE). From the first, transformers' models see
+    where rows begin that lie end to end. token: (R, L) of `Vision.index`; one image per row.
+    """
+    plain = (attention.long().cumsum(1) - 1).clamp(min=0)
+    if vision.offsets is None:
+        return plain
+    is_image = token >= 0
+    offset = vision.offsets[:, token.clamp(min=0)].masked_fill(~is_image, 0)  # (A, R, L)
+    span = (offset.amax(dim=(0, 2)) + 1) * is_image.any(1)  # (R,) positions that a row's image takes
+    text_before = (attention & ~is_image).long().cumsum(1)
+    behind = (is_image.flip(1).cumsum(1).flip(1) == 0) & is_image.any(1, keepdim=True)
+    start = text_before - (~is_image).long() + behind * span[:, None]
+    return torch.cat([plain[None], (start + offset).clamp(min=0)])
+
+
+def _without_padding(attention: Tensor, vision: Vision, token: Tensor) -> Tensor:
+    """(R, L) attention without the image positions that show only padding. token: of `Vision.index`."""
+    if vision.attention is None:
         return attention
-    is_image = ids == IMAGE_ID
-    return attention.masked_scatter(is_image, image_attention[row_image[is_image.any(1)]])
+    return attention & (vision.attention[token.clamp(min=0)] | (token < 0))
 
 
 def _until(row: list[int], eos: int) -> list[int]:

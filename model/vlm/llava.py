@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from data.views import LanguageView, PaddedView
 from model.vlm.base import VLMS, Vision
 from model.vlm.decoder import DecoderVLM
 from model.vlm.llava_checkpoint import LlavaFiles, LlavaSizes, family_of
-from model.vlm.tower import TowerInput
+from model.vlm.tower import OwnView, TowerInput
 from model.vlm.towers import TOWERS
 
 
@@ -58,7 +59,8 @@ class Llava(LlavaFiles, DecoderVLM):
         self.feature_layer = feature_layer
         self.pool = pool
         self.family = TOWERS[tower.config.model_type]
-        self.view = view or self.family.usual_view(self.side)
+        shown = cast(OwnView | PaddedView, view or self.family.usual_view(self.side))  # no other is ever given to it
+        self.view = replace(shown, cell=self.patch * pool)
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str = "sdpa", view: LanguageView | None = None) -> Llava:
@@ -93,10 +95,6 @@ class Llava(LlavaFiles, DecoderVLM):
         """Patches per side."""
         return self.side // self.patch
 
-    @property
-    def image_tokens(self) -> int:
-        return (self.grid // self.pool) ** 2
-
     def vision_parts(self) -> dict[str, list[nn.Module]]:
         """The projector, and of the tower what its features come from."""
         return {"projector": [self.projector], "tower": self.family.used_parts(self.tower, self.feature_layer)}
@@ -118,7 +116,9 @@ class Llava(LlavaFiles, DecoderVLM):
         patches = self._pooled(layers[self.feature_layer])
         # a token counts as visible by its first patch (as released), so its others may be padding
         attention = None if visible is None else visible[:, :: self.pool, :: self.pool].flatten(1)
-        return Vision(self.projector(patches), layers, attention)
+        states = self.projector(patches)
+        counts = [states.shape[1]] * len(states)
+        return Vision(states.flatten(0, 1), counts, layers, None if attention is None else attention.flatten())
 
     def _visible_patches(self, geometry: Sequence[Geometry], device: torch.device) -> Tensor | None:
         """(B, g, g) bool: patches that show some of the image, which begins at the top left; None: all do."""

@@ -105,6 +105,20 @@ class LlavaFiles(VisionLanguageModel):
     EMBEDDING = "vlm.language.model.embed_tokens.weight"
     LM_HEAD = "vlm.language.lm_head.weight"
     LIGER = "apply_liger_kernel_to_llama"
+    TOWER_FIELDS = frozenset(
+        {
+            "size",
+            "pad",
+            "stats",
+            "pool",
+            "position_resize",
+            "feature_layer",
+            "preprocessor",
+            "new_projector",
+            "train_projector",
+            "train",
+        }
+    )
     SIZE_KEYS = SizeKeys(
         widths=frozenset(
             {
@@ -201,13 +215,14 @@ class LlavaFiles(VisionLanguageModel):
         return fields, own
 
     @classmethod
-    def image_tokens_of(cls, values: dict[str, Any], config: ModelConfig) -> int:
+    def view_of(cls, values: dict[str, Any], config: ModelConfig) -> OwnView | PaddedView:
         folder = Path(config.version if "vision_config" in values else config.vision_tower or "")
         tower = values if "vision_config" in values else read_config(folder)
         family = tower_family(tower, str(folder / "config.json"))
         shown, sizes = tower_input(values, config.tower, family), family.sizes(tower)
-        side = tower_side(sizes, shown, own_view(folder, sizes, config.tower.preprocessor))
-        return (side // sizes["patch_size"] // shown.pool) ** 2
+        own = own_view(folder, sizes, config.tower.preprocessor)
+        view = tower_view(own, tower_side(sizes, shown, own), shown)
+        return replace(view, cell=sizes["patch_size"] * shown.pool)
 
     @classmethod
     def published_names(cls, config: dict[str, Any]) -> list[Pair]:

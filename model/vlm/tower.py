@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from data.views import SAM_MEAN, SAM_STD, ClipView, PaddedView, SquareView, load_view
+from data.views import SAM_MEAN, SAM_STD, ClipView, PaddedView, StretchedView, load_view
 from model.checkpoints.config_file import SECTION
 from model.vlm.towers import TOWERS, TowerFamily
 from utils.config import TowerConfig
@@ -21,7 +21,7 @@ from utils.limits import VIEW
 from utils.registry import unknown
 from utils.renamed import find_config
 
-OwnView = ClipView | SquareView  # what a preprocessor file describes
+OwnView = ClipView | StretchedView  # what a preprocessor file describes
 CHOICES = {"stats": ("sam", "tower"), "positions": ("released", "correct")}
 
 
@@ -164,8 +164,9 @@ def write_view(folder: Path, view: OwnView | PaddedView) -> None:
     scale, kind = 1, "CLIPImageProcessor"
     if isinstance(view, PaddedView):
         scale, size, bilinear = 255, {"longest_edge": view.size}, True
-    elif isinstance(view, SquareView):
-        kind, size, bilinear = "SiglipImageProcessor", {"height": view.size, "width": view.size}, view.bilinear
+    elif isinstance(view, StretchedView):
+        kind, size = "SiglipImageProcessor", {"height": view.size, "width": view.size}
+        bilinear = view.resample == "bilinear"
     else:
         size, bilinear = {"shortest_edge": view.edge or view.size}, False
     values = {

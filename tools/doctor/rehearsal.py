@@ -11,17 +11,18 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from data.collate import SampleBuilder
 from data.encode import Encoder
+from data.llama_tokenizer import LLAMA
 from data.pieces import Pieces
-from data.tokens import TokenSpec, load_tokenizer
+from data.templates import template
+from data.tokens import TokenSpec, added_tokens, family_for, load_tokenizer
 from data.types import Record
-from data.views import ClipView, SamView, Views
+from data.views import ClipView, LanguageView, SamView, Views
 from model.checkpoints.config_file import read_config
 from model.checkpoints.load import vlm_class
 from systems.base import System, build_system
 from utils.config import ModelConfig, Recipe
 
 SIDE = 256  # of the mask encoder's view: small, since no record fails at one size and not at another
-PUBLISHED_IMAGE_TOKENS = 256
 
 
 class NoWords:
@@ -43,13 +44,16 @@ class NoWords:
 class OnlyTokens:
     """Stands in for a tokenizer that is not on this machine: knows the tokens that a system adds.
 
-    A text becomes a single id, so that rows have their tokens and their masks, though not their length.
+    A text becomes a single id, so that rows have their tokens and their masks, though not their length. layout: the
+    recipe's conversation template, which says of which family the tokenizer is; None: of the published systems'.
     """
 
-    bos_token_id = 0
+    bos_token_id = None
 
-    def __init__(self, spec: TokenSpec):
-        names = ("<s>", "</s>", "<unk>", *spec.all_added)
+    def __init__(self, spec: TokenSpec, layout: str | None):
+        self.family = family_for(template(layout or LLAMA.template))
+        self.eos_token = self.family.stop
+        names = (*sorted(self.family.control), *added_tokens(self.family, spec))
         self.added_tokens_decoder = {index: AddedToken(name) for index, name in enumerate(names)}
         self.pieces = Pieces(NoWords(len(names)))
 
@@ -73,7 +77,7 @@ class Rehearsal:
         maker = SampleBuilder(
             system.task,
             encoder,
-            Views(ClipView(), SamView(SIDE)),
+            Views(_view(recipe.model), SamView(SIDE)),
             ignore_region=recipe.loss.ignore_region,
             drop_long_rows=recipe.data.on_bad_sample == "skip",
         )
@@ -108,7 +112,7 @@ def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encod
         limit = config.model_max_length
         unchecked = ""
     except (OSError, ValueError, KeyError) as error:
-        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec))  # it has what Encoder calls
+        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec, config.conv_type))  # it has what Encoder calls
         limit = 0
         unchecked = f"the length of rows: the tokenizer of model.version is not on this machine ({error})"
     encoder = Encoder(
@@ -116,17 +120,17 @@ def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encod
         spec,
         config.conv_type,
         limit,
-        _image_tokens(folder, config),
         system.released.prompt_template,
         long_rows,
     )
     return encoder, unchecked
 
 
-def _image_tokens(folder: Path, config: ModelConfig) -> int:
-    """Positions that an image takes in a row, from the tower's `config.json` where that is on this machine."""
+def _view(config: ModelConfig) -> LanguageView:
+    """How the backbone sees an image, where its `config.json` is on this machine; else CLIP's view of 256 tokens."""
+    folder = Path(config.version).expanduser()
     try:
         values = read_config(folder)
-        return vlm_class(values, str(folder)).image_tokens_of(values, config)
+        return vlm_class(values, str(folder)).view_of(values, config)
     except (OSError, ValueError, KeyError, TypeError):
-        return PUBLISHED_IMAGE_TOKENS
+        return ClipView()

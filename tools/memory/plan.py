@@ -15,11 +15,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from data.collate import join_pixels
+from data.llama_tokenizer import LLAMA
+from data.tokens import added_tokens
 from data.types import IGNORE_ID, IMAGE_ID, Batch
-from data.views import PaddedView
 from model.checkpoints.load import assemble, dtype_of
 from model.finetune.trainable import prepare_training
 from model.runtime import training_options
@@ -135,7 +138,7 @@ def measure_step(recipe: Recipe, load: Workload) -> StepMemory:
 def meta_model(recipe: Recipe) -> SegModel:
     """The recipe's model prepared for training, on the meta device, with gradients as after the first step."""
     system = build_system(recipe.system, recipe.options)
-    added = len(system.tokens.all_added)
+    added = len(added_tokens(LLAMA, system.tokens))  # the sizes known by name are of LLaVA
     architecture = released_architecture(recipe.model, system.head, len(system.tokens.mask), added)
     attention = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
     rows = VLMS[architecture.vlm].sizes(architecture.vlm_config).vocabulary
@@ -144,7 +147,7 @@ def meta_model(recipe: Recipe) -> SegModel:
         model = model.to(dtype_of(recipe.model.precision))
         # A 4-bit layer keeps the same activations as a plain one; its weights are counted in `count_parameters`.
         prepare_training(model, replace(recipe.model, load_in_4bit=False))
-    model.configure(training_options(recipe, pack_rows=can_pack(recipe.model.pack_rows, attention)))
+    model.configure(training_options(recipe, pack_rows=can_pack(recipe.model.pack_rows, attention, model.vlm.packs)))
     for weight in model.parameters():
         if weight.requires_grad:
             weight.grad = torch.empty_like(weight)
@@ -158,7 +161,8 @@ def meta_batch(model: SegModel, recipe: Recipe, load: Workload, images: int) -> 
     """
     rows = images * load.dialogues
     queries = rows * load.masks
-    tokens, side = model.vlm.image_tokens, model.vlm.view.size
+    look = model.vlm.view
+    tokens = look.tokens(*load.picture)
     if load.length < tokens + 8:
         raise SystemExit(f"--length {load.length}: a row holds {tokens} image tokens and some words")
     ids = torch.ones(rows, load.length, dtype=torch.long)
@@ -166,10 +170,10 @@ def meta_batch(model: SegModel, recipe: Recipe, load: Workload, images: int) -> 
     ids[:, 1 + tokens] = 2 + torch.arange(rows) % load.dialogues
     labels = ids.clone()
     labels[:, : (load.length + tokens) // 2] = IGNORE_ID
-    view = model.head.view
+    view, blank = model.head.view, np.zeros((*load.picture, 3), np.uint8)
     per_mask = len(build_system(recipe.system, recipe.options).tokens.mask)
     return Batch(
-        pixels=_meta_pixels(images, side, model.dtype),
+        pixels=join_pixels([look(blank)] * images).to("meta", model.dtype),
         seg_pixels=_meta_pixels(images, view.size, model.dtype) if view else None,
         ids=ids,
         labels=labels,
@@ -178,7 +182,7 @@ def meta_batch(model: SegModel, recipe: Recipe, load: Workload, images: int) -> 
         mask_rows=torch.arange(rows).repeat_interleave(load.masks),
         mask_positions=torch.full((queries, per_mask), load.length - 2),
         masks=[torch.empty(load.dialogues * load.masks, *load.picture, device="meta")] * images,
-        geometry=[(view or PaddedView(side)).geometry(*load.picture)] * images,
+        geometry=[(view or look).geometry(*load.picture)] * images,
         names=[str(index) for index in range(images)],
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor, cat, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from data.views import ClipView, SquareView
+from data.views import ClipView, StretchedView
 from model.checkpoints.name_table import Pair
 from utils.registry import Registry, unknown
 
@@ -58,7 +58,7 @@ class TowerFamily:
     PUBLISHED: ClassVar[bool] = False  # whether programs that read the published layout can have such a tower
 
     @classmethod
-    def usual_view(cls, side: int) -> ClipView | SquareView:
+    def usual_view(cls, side: int) -> ClipView | StretchedView:
         """The view where no preprocessor file describes one."""
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import DINOv3ViTConfig, DINOv3ViTModel, PreTrainedModel
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePositionEmbedding
 
-from data.views import IMAGENET_MEAN, IMAGENET_STD, SquareView
+from data.views import IMAGENET_MEAN, IMAGENET_STD, StretchedView
 from model.vlm.towers.base import TOWERS, TowerFamily
 from model.vlm.towers.dinov2 import without_mask_token
 
@@ -45,8 +45,8 @@ class Dinov3Tower(TowerFamily):
     ANY_SIDE = True
 
     @classmethod
-    def usual_view(cls, side: int) -> SquareView:
-        return SquareView(side, IMAGENET_MEAN, IMAGENET_STD)
+    def usual_view(cls, side: int) -> StretchedView:
+        return StretchedView(side, IMAGENET_MEAN, IMAGENET_STD, "bilinear")
 
     @classmethod
     def build(cls, sizes: dict[str, Any], attention: str) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
 
-from data.views import SquareView
+from data.views import StretchedView
 from model.vlm.towers.base import TOWERS, TowerFamily
 from model.vlm.towers.clip import number_positions
 
@@ -40,8 +40,8 @@ class SiglipTower(TowerFamily):
     POSITIONS = "embeddings.position_embedding.weight"
 
     @classmethod
-    def usual_view(cls, side: int) -> SquareView:
-        return SquareView(side, HALF, HALF)
+    def usual_view(cls, side: int) -> StretchedView:
+        return StretchedView(side, HALF, HALF)
 
     @classmethod
     def reset_buffers(cls, tower: PreTrainedModel) -> None:
