@@ -73,10 +73,13 @@ class TowerConfig:
         None, "image-processor file: the size of the view, and mean and deviation where nothing is padded"
     )
     new_projector: bool = setting(
-        False, "replace the projector of a base by a new one: two layers, twice as wide between"
+        False, "a new projector, two layers, twice as wide between: in place of a base's, or for a plain language model"
     )
     train_projector: bool = setting(False, "train the projector")
     train: bool = setting(False, "train the tower itself, which all published systems keep frozen")
+    feature_layer: int | None = setting(
+        None, "its hidden state that is projected: -2 is the last but one layer's output; null: the family's usual one"
+    )
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,13 @@ class CacheConfig:
 class ModelConfig:
     """The model: its weights, how it sees images, what trains and how it is computed."""
 
-    version: str = setting("", "base LLaVA or finished checkpoint: a folder, or a name on the hub")
+    version: str = setting(
+        "",
+        "base LLaVA, plain LLaMA (`tower.new_projector`) or finished checkpoint: a folder, or a name on the hub",
+    )
     vision_tower: str | None = setting(
-        "openai/clip-vit-large-patch14", "CLIP folder or hub name; null: the one inside or named by `version`"
+        "openai/clip-vit-large-patch14",
+        "folder or hub name of CLIP, SigLIP, DINOv2 or DINOv3; null: the one inside or named by `version`",
     )
     checkpoint_file: str | None = setting(
         None,

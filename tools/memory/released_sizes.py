@@ -11,16 +11,17 @@ from model.checkpoints.config_file import SECTION, read_config
 from model.checkpoints.load import choose_head
 from model.heads import HEADS, HeadContext
 from model.heads.promptable import PromptableHead
-from model.vlm.llava_checkpoint import NEW_DEPTH, NEW_GROWTH, LlavaSizes, tower_sizes
-from model.vlm.tower import fit_tower, tower_input
+from model.vlm.llava_checkpoint import NEW_DEPTH, NEW_GROWTH, LlavaSizes
+from model.vlm.tower import fit_tower, own_view, tower_input
+from model.vlm.towers import TOWERS, tower_family
 from utils.config import ModelConfig
 
 _LANGUAGE = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
 }
-_TOWER = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-_TOWER |= {"patch_size": 14, "image_size": 224, "projection_dim": 768}
+_TOWER: dict[str, Any] = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096}
+_TOWER |= {"num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "projection_dim": 768}
 VOCABULARY = 32000  # of LLaMA, without added tokens
 LINEAR_PROJECTOR = 1  # layers, in LLaVA v1.0 and v1.1
 MLP_PROJECTOR = 2  # layers, in LLaVA v1.5
@@ -40,8 +41,9 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
     language = {key: text[key] for key in _LANGUAGE_KEYS if text.get(key) is not None}
     language = language or {**_LANGUAGE["13b" if "13b" in config.version.lower() else "7b"], "vocab_size": VOCABULARY}
     language["vocab_size"] += added
-    view = tower_input(values, config.tower)
-    tower = fit_tower(_tower(values, config), {}, view)
+    place, built = _tower(values, config)
+    view = tower_input(values, config.tower, TOWERS[built["model_type"]])
+    tower = fit_tower(built, {}, view, own_view(place, built, config.tower.preprocessor))
     context = HeadContext(
         tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], mask_tokens, side=config.image_size
     )
@@ -65,14 +67,13 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
     return Architecture("llava", asdict(sizes), head, head_class.config_for({}, options, context))
 
 
-def _tower(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """Sizes from the folder itself, from a CLIP folder, or of CLIP ViT-L/14 at the resolution in its name."""
-    if "vision_config" in values:
-        return tower_sizes(values)
-    folder = Path(config.vision_tower or "")
-    if (folder / "config.json").is_file():
-        return tower_sizes(read_config(folder))
-    return {**_TOWER, "image_size": 336 if "336" in (config.vision_tower or config.version) else 224}
+def _tower(values: dict[str, Any], config: ModelConfig) -> tuple[Path, dict[str, Any]]:
+    """The folder, and sizes from it or of CLIP ViT-L/14 at the resolution in its name: the base's, or the tower's."""
+    folder = Path(config.version if "vision_config" in values else config.vision_tower or "")
+    if "vision_config" in values or (folder / "config.json").is_file():
+        tower = values if "vision_config" in values else read_config(folder)
+        return folder, tower_family(tower, str(folder / "config.json")).sizes(tower)
+    return folder, {**_TOWER, "image_size": 336 if "336" in (config.vision_tower or config.version) else 224}
 
 
 def _promptable(
