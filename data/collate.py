@@ -57,9 +57,10 @@ class SampleBuilder:
         tokens = views.language.most_tokens
         if encoder.max_length and encoder.max_length <= tokens and encoder.long_rows != "keep":
             raise ValueError(
-                f"model_max_length {encoder.max_length} leaves no room for words next to the {tokens} "
-                "positions of an image. The LISA family counts 256 of them whatever the vision tower: there, this "
-                f"limit means model_max_length {encoder.max_length + tokens - 256} here"
+                f"model_max_length {encoder.max_length} leaves no room for words next to the {tokens} positions that "
+                "an image may take: raise it, or let images take fewer (model.tower.max_pixels). The LISA family "
+                "counts 256 of them whatever the vision tower: there, this limit means model_max_length "
+                f"{encoder.max_length + tokens - 256} here"
             )
         self.task = task
         self.encoder = encoder

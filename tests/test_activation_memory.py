@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from data.types import IGNORE_ID, Batch
+from data.patch_view import PatchView
+from data.types import IGNORE_ID, IMAGE_ID, Batch
+from data.views import LanguageView
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble
 from model.finetune.trainable import prepare_training
@@ -17,6 +20,7 @@ from model.losses import objective
 from model.runtime import RuntimeOptions
 from model.seg_model import SegModel
 from tests.tiny_model import EOS, LANGUAGE, LLAVA, PLAN, SAM, TOWER, tiny_batch
+from tests.tiny_qwen import FAMILIES, read_backbone, stock_model
 from tools.memory.activation_memory import Ledger, footprint
 from utils.config import LoraConfig, LossConfig, ModelConfig
 
@@ -35,9 +39,15 @@ WIDE = replace(  # so that activations outweigh the workspaces of kernels
 pytestmark = pytest.mark.usefixtures("plain_linears")
 
 
-def prepared(attention: str, checkpointing: bool, precision: torch.dtype, plan: Architecture = WIDE) -> SegModel:
+def prepared(
+    attention: str,
+    checkpointing: bool,
+    precision: torch.dtype,
+    plan: Architecture = WIDE,
+    view: LanguageView | None = None,
+) -> SegModel:
     """With gradients, as after a first step."""
-    model = assemble(plan, attention).to(precision)
+    model = assemble(plan, attention, view).to(precision)
     lora = LoraConfig(r=4, alpha=8, dropout=0.0)
     prepare_training(model, ModelConfig(gradient_checkpointing=checkpointing, lora=lora))
     model.configure(RuntimeOptions(pack_rows=True, checkpoint_decoder=True))
@@ -95,6 +105,34 @@ def test_peak_is_that_of_the_real_step(attention, checkpointing, precision, monk
     assert truth > MIB
     assert abs(planned.peak / truth - 1) < 0.15
     assert 0 < planned.saved < planned.peak
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_so_it_is_with_patches_of_several_images(family, tmp_path, monkeypatch):
+    monkeypatch.setitem(CHECKPOINTED_AT_ONCE, "meta", CHECKPOINTED_AT_ONCE["cpu"])
+    wide = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 16}  # heads as wide as before
+    stock_model(family, vision={"out_hidden_size": 128, "hidden_size": 64}, **wide).save_pretrained(tmp_path)
+    plan, _, _ = read_backbone(tmp_path)
+    torch.manual_seed(0)
+    shown, batch = PatchView(4, 8 * 8 * 100, 8 * 8 * 150), long_batch(torch.float32)
+    images = [np.zeros((*place.original, 3), np.uint8) for place in batch.geometry]
+    counts = [shown.tokens(*image.shape[:2]) for image in images]
+    rows = [[5] + [IMAGE_ID] * counts[image] + list(range(6, 46)) for image in (0, 0, 1)]
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [6] * (length - len(row)) for row in rows])
+    batch = replace(
+        batch,
+        pixels=torch.cat([shown(image) for image in images]),
+        ids=ids,
+        labels=ids.masked_fill(ids == IMAGE_ID, IGNORE_ID),
+        attention=torch.ones_like(ids, dtype=torch.bool),
+    )
+    model = prepared("sdpa", True, torch.float32, plan, shown)
+    truth = measured(model, batch)
+    with torch.device("meta"):
+        model = prepared("sdpa", True, torch.float32, plan, shown)
+    planned = footprint(model, batch.map_tensors(_without_values), LossConfig())
+    assert abs(planned.peak / truth - 1) < 0.15
 
 
 def test_checkpointing_saves_less_for_the_backward_pass():

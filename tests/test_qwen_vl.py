@@ -45,6 +45,8 @@ from tests.tiny_qwen import (
     stock_model,
 )
 from tests.tiny_words import tiny_qwen_tokenizer
+from tools.memory import plan
+from tools.memory.released_sizes import released_architecture
 from utils.config import LoraConfig, LossConfig, ModelConfig, TowerConfig
 
 SIZES = [(30, 41), (50, 20), (26, 26)]  # of the images
@@ -323,9 +325,13 @@ def base(folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(base, tmp_path_factory) -> Path:
+def sam(tmp_path_factory) -> Path:
+    return write_sam(tmp_path_factory.mktemp("sam") / "sam.pth", read_tensors(LISA))
+
+
+@pytest.fixture(scope="module")
+def finished(base, sam, tmp_path_factory) -> Path:
     """An assistant on that base with a new token, as the project writes it; its view resizes twice."""
-    sam = write_sam(tmp_path_factory.mktemp("sam") / "sam.pth", read_tensors(LISA))
     place = tmp_path_factory.mktemp("finished") / "ours"
     tokenizer = load_tokenizer(base, SPEC)
     config = replace(READING, version=str(base), vision_pretrained=str(sam), tower=replace(PIXELS, resize="twice"))
@@ -517,6 +523,36 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(base, folder, tmp_
 def test_there_is_no_released_layout_to_write(finished, tmp_path):
     with pytest.raises(ValueError, match=r"no common layout.*ForConditionalGeneration"):
         save_original(read(finished), tmp_path / "out", load_tokenizer(finished, SPEC))
+
+
+RELEASED = {  # weights of the released files; small ones hold no output layer of their own
+    "Qwen2.5-VL-3B": 3_754_622_976,
+    "Qwen2.5-VL-7B": 8_292_166_656,
+    "Qwen3-VL-2B": 2_127_532_032,
+    "Qwen3-VL-4B": 4_437_815_808,
+    "Qwen3-VL-8B": 8_767_123_696,
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_sizes_are_known_by_name(name):
+    tower = TowerConfig(max_pixels=200_000)
+    architecture, view = released_architecture(ModelConfig(version=f"Qwen/{name}-Instruct", tower=tower), "sam", 1, 1)
+    with torch.device("meta"):
+        vlm = VLMS[architecture.vlm].build(architecture.vlm_config, view=view)
+    count = sum(weight.numel() for weight in vlm.parameters())
+    assert RELEASED[name] in (count, count - vlm.language.lm_head.weight.numel())
+    assert cast(PatchView, vlm.view).max_pixels == 200_000
+
+
+def test_memory_is_planned_from_config_json_alone(base, sam, tmp_path, capsys):
+    shutil.copy(base / "config.json", tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    model = {"version": str(tmp_path), "vision_pretrained": str(sam), "head_options": {"decoder_heads": 4}}
+    model |= {"conv_type": "qwen_chat", "tower": {"min_pixels": 384, "max_pixels": 1280}}
+    recipe.write_text(json.dumps({"system": "lisa", "model": model}))
+    assert plan.main([str(recipe), "--gpus", "1", "--gpu_memory", "40"]) == 0
+    assert "fits as it is" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------------------

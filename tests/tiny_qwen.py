@@ -73,7 +73,9 @@ PIXELS = TowerConfig(min_pixels=8 * 8 * 6, max_pixels=8 * 8 * 20)
 RECIPE = ModelConfig(precision="fp32", tower=PIXELS)
 
 
-def stock_model(family: str, seed: int = 0, *, tied: bool = False, **text: Any) -> PreTrainedModel:
+def stock_model(
+    family: str, seed: int = 0, *, tied: bool = False, vision: dict[str, Any] | None = None, **text: Any
+) -> PreTrainedModel:
     """The library's model, in evaluation mode, with weights of a size that lets every part matter."""
     config, kind = {
         "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
@@ -82,7 +84,7 @@ def stock_model(family: str, seed: int = 0, *, tied: bool = False, **text: Any) 
     own_text, own_vision = PARTS[family]
     # copies, because the configuration classes complete what they are given in place
     rope = {"rope_parameters": dict(own_text["rope_parameters"])}
-    parts = {"text_config": TEXT | own_text | rope | text, "vision_config": VISION | own_vision}
+    parts = {"text_config": TEXT | own_text | rope | text, "vision_config": VISION | own_vision | (vision or {})}
     model = kind(config(**parts, **TOKENS, tie_word_embeddings=tied)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -90,6 +90,7 @@ class VisionLanguageModel(nn.Module):
     SIZE_KEYS: ClassVar[SizeKeys]  # of `size_sections`
     TOWER_FIELDS: ClassVar[frozenset[str]]  # fields of `model.tower` in a recipe that it reads; others are refused
     KEEPS_LAYERS: ClassVar[bool] = True  # `Vision.layers` is there, for mask heads that have no encoder of their own
+    RELEASED: ClassVar[dict[str, dict[str, Any]]] = {}  # part of a base's name -> sizes as in its `config.json`
     LIGER: ClassVar[str | None] = None  # Liger's function that replaces kernels of `language`, if it has one
 
     language: PreTrainedModel  # a causal language model: get_input_embeddings(), lm_head
@@ -141,6 +142,16 @@ class VisionLanguageModel(nn.Module):
     def view_of(cls, values: dict[str, Any], config: ModelConfig) -> LanguageView:
         """The view from `config.json` and a recipe alone, without weights: its tokens count, its statistics may be the
         usual ones. Raises an OSError, ValueError or KeyError where they do not say."""
+        raise NotImplementedError
+
+    @classmethod
+    def planned(
+        cls, values: dict[str, Any], config: ModelConfig, added: int
+    ) -> tuple[dict[str, Any], LanguageView | None]:
+        """The configuration of a base without its weights, and its view (None: the usual one), to plan its memory:
+        from its `config.json`, of which `RELEASED` stands in, or, where `values` is empty, from `config.version`.
+
+        added: tokens beyond the base's vocabulary."""
         raise NotImplementedError
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -20,8 +20,10 @@ from data.views import LanguageView, PaddedView
 from model.vlm.base import VLMS, Vision
 from model.vlm.decoder import DecoderVLM
 from model.vlm.llava_checkpoint import LlavaFiles, LlavaSizes, family_of
+from model.vlm.llava_released import released_sizes
 from model.vlm.tower import OwnView, TowerInput
 from model.vlm.towers import TOWERS
+from utils.config import ModelConfig
 
 
 def mlp_projector(width: int, out: int, depth: int, between: int | None = None) -> nn.Sequential:
@@ -79,6 +81,12 @@ class Llava(LlavaFiles, DecoderVLM):
             pool=shown.pool,
             view=view or (PaddedView(tower.config.image_size) if shown.pad else None),
         )
+
+    @classmethod
+    def planned(
+        cls, values: dict[str, Any], config: ModelConfig, added: int
+    ) -> tuple[dict[str, Any], LanguageView | None]:
+        return asdict(released_sizes(values, config, added)), None
 
     @property
     def side(self) -> int:

@@ -31,6 +31,7 @@ from model.vlm.base import VLMS, Vision
 from model.vlm.decoder import DecoderVLM
 from model.vlm.prefix_packing import MASKED
 from model.vlm.qwen_vl_checkpoint import QwenSizes, QwenVLFiles
+from model.vlm.qwen_vl_released import QWEN2_5_VL, QWEN3_VL
 
 
 class TextModel(PreTrainedModel):
@@ -132,7 +133,8 @@ class Qwen25VL(QwenVL):
     LIGER = "apply_liger_kernel_to_qwen2_5_vl"
     TOWER, TEXT = Qwen2_5_VisionTransformerPretrainedModel, Qwen2_5_VLTextModel
     VISION_CONFIG, TEXT_CONFIG = Qwen2_5_VLVisionConfig, Qwen2_5_VLTextConfig
-    STATS = (CLIP_MEAN, CLIP_STD)
+    STATS, LEAST_TOKENS = (CLIP_MEAN, CLIP_STD), 4
+    RELEASED = QWEN2_5_VL
 
     def _places(self, grids: Tensor, device: torch.device) -> dict[str, Tensor]:
         config = self.tower.config
@@ -151,7 +153,8 @@ class Qwen3VL(QwenVL):
     LIGER = "apply_liger_kernel_to_qwen3_vl"
     TOWER, TEXT = Qwen3VLVisionModel, Qwen3VLTextModel
     VISION_CONFIG, TEXT_CONFIG = Qwen3VLVisionConfig, Qwen3VLTextConfig
-    STATS = ((0.5,) * 3, (0.5,) * 3)
+    STATS, LEAST_TOKENS = ((0.5,) * 3, (0.5,) * 3), 64
+    RELEASED = QWEN3_VL
 
     def _places(self, grids: Tensor, device: torch.device) -> dict[str, Tensor]:
         tower = self.tower

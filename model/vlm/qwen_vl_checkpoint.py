@@ -61,6 +61,7 @@ class QwenVLFiles(VisionLanguageModel):
     TEXT_CONFIG: ClassVar[type[PreTrainedConfig]]
     VISION_CONFIG: ClassVar[type[PreTrainedConfig]]
     STATS: ClassVar[tuple[tuple[float, ...], tuple[float, ...]]]  # mean and deviation where no file says
+    LEAST_TOKENS: ClassVar[int]  # of an image, where no file says
 
     WEIGHT_NAMES: ClassVar[list[Pair]] = [*_HUGGING_FACE, *_VARIANTS]
     FOLDER_NAMES = _HUGGING_FACE
@@ -122,9 +123,9 @@ class QwenVLFiles(VisionLanguageModel):
 
     @classmethod
     def usual_view(cls, sizes: QwenSizes) -> PatchView:
-        """Of a folder without image settings: 4 to 16,384 tokens, with the family's statistics."""
+        """Of a folder without image settings: with the family's statistics and limits."""
         patch, merge, frames = (sizes.vision[key] for key in _SHAPE)
-        low, high = (tokens * (patch * merge) ** 2 for tokens in (4, 16384))
+        low, high = (tokens * (patch * merge) ** 2 for tokens in (cls.LEAST_TOKENS, 16384))
         return PatchView(patch, low, high, *cls.STATS, merge=merge, frames=frames, resize=sizes.resize)
 
     @classmethod
@@ -181,6 +182,12 @@ class QwenVLFiles(VisionLanguageModel):
     @classmethod
     def view_of(cls, values: dict[str, Any], config: ModelConfig) -> PatchView:
         return cls._view(Path(config.version).expanduser(), cls._sizes(values, config, rows=1), config)
+
+    @classmethod
+    def planned(cls, values: dict[str, Any], config: ModelConfig, added: int) -> tuple[dict[str, Any], PatchView]:
+        # new tokens take rows of the padding, which is larger
+        sizes = cls._sizes(values, config, rows=(values.get("text_config") or values)["vocab_size"])
+        return asdict(sizes), cls._view(Path(config.version).expanduser(), sizes, config)
 
     @classmethod
     def check_published(cls, config: dict[str, Any]) -> None:

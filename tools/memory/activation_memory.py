@@ -70,6 +70,8 @@ class Ledger(TorchDispatchMode):
             if func in INDEXING:  # the number of selected elements is known only from the values of a mask
                 args = (args[0], _as_numbers(args[1]), *args[2:])
             args, kwargs = tree_map(_to_meta, (args, kwargs))
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.bool and not args[0].is_meta:
+            kwargs = {name: value for name, value in kwargs.items() if name != "device"}  # a mask keeps its values
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return False  # transformers drops an attention mask that hides nothing: assume that it hides something
         result = func(*args, **kwargs)

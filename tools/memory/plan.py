@@ -139,11 +139,11 @@ def meta_model(recipe: Recipe) -> SegModel:
     """The recipe's model prepared for training, on the meta device, with gradients as after the first step."""
     system = build_system(recipe.system, recipe.options)
     added = len(added_tokens(LLAMA, system.tokens))  # the sizes known by name are of LLaVA
-    architecture = released_architecture(recipe.model, system.head, len(system.tokens.mask), added)
+    architecture, view = released_architecture(recipe.model, system.head, len(system.tokens.mask), added)
     attention = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
     rows = VLMS[architecture.vlm].sizes(architecture.vlm_config).vocabulary
     with torch.device("meta"):
-        model = assemble(architecture, attention, added_ids=range(rows - added, rows))
+        model = assemble(architecture, attention, view, added_ids=range(rows - added, rows))
         model = model.to(dtype_of(recipe.model.precision))
         # A 4-bit layer keeps the same activations as a plain one; its weights are counted in `count_parameters`.
         prepare_training(model, replace(recipe.model, load_in_4bit=False))

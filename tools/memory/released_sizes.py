@@ -1,79 +1,56 @@
-"""The sizes of the weights that recipes name, for planning without the weights: LLaMA, CLIP and SAM as released."""
+"""The architecture of a recipe's model without its weights, for planning: of the bases and mask heads as released."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.views import LanguageView
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.config_file import SECTION, read_config
-from model.checkpoints.load import choose_head
+from model.checkpoints.load import check_parts, choose_head, vlm_class
 from model.heads import HEADS, HeadContext
 from model.heads.promptable import PromptableHead
-from model.vlm.llava_checkpoint import NEW_DEPTH, NEW_GROWTH, LlavaSizes
-from model.vlm.tower import fit_tower, own_view, tower_input
-from model.vlm.towers import TOWERS, tower_family
+from model.vlm import VLMS
 from utils.config import ModelConfig
 
-_LANGUAGE = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
-}
-_TOWER: dict[str, Any] = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096}
-_TOWER |= {"num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "projection_dim": 768}
-VOCABULARY = 32000  # of LLaMA, without added tokens
-LINEAR_PROJECTOR = 1  # layers, in LLaVA v1.0 and v1.1
-MLP_PROJECTOR = 2  # layers, in LLaVA v1.5
-_LANGUAGE_KEYS = (*_LANGUAGE["7b"], "num_key_value_heads", "vocab_size")
 
-
-def released_architecture(config: ModelConfig, head: str, mask_tokens: int, added: int) -> Architecture:
-    """The architecture of a recipe's model: from `config.json` where `version` is a local folder, else from its name.
+def released_architecture(
+    config: ModelConfig, head: str, mask_tokens: int, added: int
+) -> tuple[Architecture, LanguageView | None]:
+    """The architecture of a recipe's model, and its view (None: the usual one): from `config.json` where `version` is a
+    local folder, else from its name.
 
     head: the system's, in HEADS. mask_tokens: per mask. added: tokens beyond the base's vocabulary. A mask
     head's file that is not named after a released size is read where it is at hand.
     """
     folder = Path(config.version)
-    values = read_config(folder) if (folder / "config.json").is_file() else {}
+    values = read_config(folder) if (folder / "config.json").is_file() else _released(config.version)
+    backbone = vlm_class(values, config.version)
     head = choose_head(values, config, head)
-    text = values.get("text_config", values)
-    language = {key: text[key] for key in _LANGUAGE_KEYS if text.get(key) is not None}
-    language = language or {**_LANGUAGE["13b" if "13b" in config.version.lower() else "7b"], "vocab_size": VOCABULARY}
-    language["vocab_size"] += added
-    place, built = _tower(values, config)
-    view = tower_input(values, config.tower, TOWERS[built["model_type"]])
-    tower = fit_tower(built, {}, view, own_view(place, built, config.tower.preprocessor))
+    head_class = HEADS[head]
+    check_parts(backbone, head_class, head, config)
+    vlm_config, view = backbone.planned(values, config, added)
+    sizes = backbone.sizes(vlm_config)
     context = HeadContext(
-        tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], mask_tokens, side=config.image_size
+        sizes.tower_width, sizes.tower_layers, sizes.language_width, mask_tokens, side=config.image_size
     )
     saved_config = values.get(SECTION, {}).get("head_config")
     options = dict(config.head_options)
-    head_class = HEADS[head]
     if not saved_config and issubclass(head_class, PromptableHead) and not head_class.starts_random(options):
         saved_config = _promptable(head_class, config.vision_pretrained, options, context)
-    context = replace(context, saved_config=saved_config)
-    if config.tower.new_projector:
-        projector_depth = NEW_DEPTH
-    else:
-        projector_depth = MLP_PROJECTOR if "1.5" in config.version else LINEAR_PROJECTOR
-    sizes = LlavaSizes(
-        language=language,
-        tower=tower,
-        projector_depth=projector_depth,
-        projector_width=NEW_GROWTH * language["hidden_size"] if config.tower.new_projector else None,
-        tower_input=asdict(view),
-    )
-    return Architecture("llava", asdict(sizes), head, head_class.config_for({}, options, context))
+    head_config = head_class.config_for({}, options, replace(context, saved_config=saved_config))
+    return Architecture(backbone.NAME, vlm_config, head, head_config), view
 
 
-def _tower(values: dict[str, Any], config: ModelConfig) -> tuple[Path, dict[str, Any]]:
-    """The folder, and sizes from it or of CLIP ViT-L/14 at the resolution in its name: the base's, or the tower's."""
-    folder = Path(config.version if "vision_config" in values else config.vision_tower or "")
-    if "vision_config" in values or (folder / "config.json").is_file():
-        tower = values if "vision_config" in values else read_config(folder)
-        return folder, tower_family(tower, str(folder / "config.json")).sizes(tower)
-    return folder, {**_TOWER, "image_size": 336 if "336" in (config.vision_tower or config.version) else 224}
+def _released(name: str) -> dict[str, Any]:
+    """The `config.json` of the released base that a name stands for, as far as sizes go; empty if no class knows it."""
+    for kind in VLMS:
+        for base, values in VLMS[kind].RELEASED.items():
+            if base.lower() in name.lower():
+                return {"model_type": VLMS[kind].NAME, **values}
+    return {}
 
 
 def _promptable(
