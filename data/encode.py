@@ -206,6 +206,7 @@ class Encoder:
         """Ids of what stands between a closed answer and the next: a later question in the words of the template.
 
         Found in the ids of a whole dialogue, because what a text becomes depends on what stands before it."""
+        _check_placeholder([question])
         PROMPT.check(len(question), f"the prompt {_quote(question, 60)}")
         prefix = self._prefix(without_image(question), self.prompt_template, first=False)
         closed = self._round(Turn("", ("a",)), self.prompt_template, first=True)

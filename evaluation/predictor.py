@@ -198,7 +198,9 @@ class Conversation:
         of `Predictor.ask`, of a call, and of `Predictor.classes`. on_text: called with the text so far as it grows.
         """
         if (question is None) == (classes is None):
-            raise ValueError("a conversation asks a question, a list of phrases, or a list of classes: one of the three")
+            raise ValueError(
+                "a conversation asks a question, a list of phrases, or a list of classes: one of the three"
+            )
         asker = _Asker(self.session, on_text)
         if classes is not None:
             segments = asker.classes(NO_FILE, classes)

@@ -74,15 +74,17 @@ class Session:
         exchange = Exchange(list(queries), [])
         with self.assistant.lock:
             rounds = self.rounds
-            for query in queries:
+            for number, query in enumerate(queries, 1):
                 rounds, ids, room = self._fit(rounds, query.question, exchange.notes)
                 begin = "".join(f"{reply.text}\n" for reply in exchange.replies)
                 written = _Written(self.assistant.tokenizer, begin, on_text)
                 (reply,) = answer_prompts(self.assistant, [self.sample], [[ids]], room, self._memory, written)
                 written.finish(reply.text)
                 if not reply.finished:
-                    reason = "the limit" if room == self.max_new_tokens else "then all positions were taken"
-                    exchange.notes.append(f"The answer was cut after {len(written.ids)} tokens ({reason}).")
+                    what = "The answer" if len(queries) == 1 else f"Answer {number} of {len(queries)}"
+                    full = f": with it all {self.most_positions} positions are taken"
+                    limit = " (max_new_tokens)" if room == self.max_new_tokens else full
+                    exchange.notes.append(f"{what} was cut after {room} tokens{limit}.")
                 exchange.replies.append(reply)
                 rounds = [*rounds, Round(query.question, tuple(written.ids))]
             self.rounds = rounds

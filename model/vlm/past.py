@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import cast
 
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Past:
         """
         pairs = zip(self.ids, ids[:-1], strict=False)
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        layers = [] if self.cache is None else self.cache.layers
+        layers = [] if self.cache is None else cast(list[DynamicLayer], self.cache.layers)
         # A layer may hold more than `ids` says, and more than the next one does: a reading that was interrupted.
         surplus = [layer.get_seq_length() - known for layer in layers]
         if self.cache is None or known == 0 or (any(surplus) and not self.cache.is_croppable):
@@ -34,5 +36,6 @@ class Past:
             return fresh, 0
         del self.ids[known:]  # first: an interrupt may leave more in the cache than here, never less
         for layer, extra in zip(layers, surplus, strict=True):
-            layer.crop(-extra)
+            if extra:
+                layer.crop(-extra)
         return self.cache, known
