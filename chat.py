@@ -6,7 +6,7 @@
     python chat.py --version CHECKPOINT --image street.jpg --classes "road,car,sky"  # a class list
 
 In a conversation a question knows the earlier ones, words are printed as they are written, and Ctrl-C stops an answer.
-Each answer writes one PNG per mask, an overlay, and a JSON file with text, names and areas to --vis_save_path.
+Each answer writes one PNG per mask, an overlay, and a JSON file with text, names, scores and areas to --vis_save_path.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from data.types import Query
 from data.views import read_image
 from evaluation.cli import Parser, add_model_flags, load_assistant
 from evaluation.console import Command, Console, Typist
-from evaluation.predictor import Conversation, Predictor, free_query
+from evaluation.predictor import Conversation, Predictor, free_query, mask_score
 from evaluation.protocols import Reply
 from evaluation.report.draw import Layer, colour_of, with_legend
 from utils.flags import at_least
@@ -265,9 +265,11 @@ def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder
             Image.fromarray(mask.astype(np.uint8) * 255).save(file)
             colour = colour_of(len(layers))
             size = {"area": int(mask.sum()), "share": float(mask.mean())}
+            confidence = None if reply.scores is None else float(reply.scores[claim.mask])
             entry = {
                 "name": name,
                 "instead": claim.is_substitute,
+                "score": mask_score(reply.masks[claim.mask], confidence),
                 "colour": "#" + bytes(colour).hex(),
                 "file": str(file),
             }

@@ -79,7 +79,7 @@ def load_file(weight: str, recipe: Recipe) -> Assistant:
     assistant = build(with_precision(recipe, "fp32"), device="cpu")
     tensors = read_tensors(weight)
     load_trainable(assistant.model, from_training_file(assistant.model, tensors))
-    load_frozen_head(assistant.model, tensors)
+    load_frozen_head(assistant.model, tensors, assistant.recipe.model.head_options)
     merge_lora(assistant.model)
     assistant.model.requires_grad_(False).eval()
     return replace(assistant, recipe=recipe)

@@ -56,7 +56,7 @@ def plain_loss(model: SegModel, batch: Batch, config: LossConfig, on: Collection
     for index, (place, truth) in enumerate(zip(batch.geometry, batch.masks, strict=True)):
         mine = query_image == index
         queries = model.project(states[mine].to(model.dtype))
-        (logits,) = head.decode(features[index], queries, query_image[mine] * 0, [place])
+        (logits,) = head.decode(features[index], queries, query_image[mine] * 0, [place]).masks
         bce = bce + _bce(logits, truth)
         dice = dice + _dice(logits, truth)
         count += len(truth)

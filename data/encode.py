@@ -12,7 +12,8 @@ The template puts its words around the question; the holes become the system's t
     <semantic>Segment this image.<cat_start> sky, dog, road <cat_end> ASSISTANT: sky<ins>dog<no_ins>road<ins></s>
 
 The text is cut at added tokens, and each stretch between them becomes ids on its own. White space next to an added
-token goes, as in the published stacks. The question is not supervised, the answer is:
+token goes, as in the published stacks of LLaMA (Qwen's tokens strip nothing). The question is not supervised, the
+answer is:
 
     position    0   1 ...         32    33       34 ...   49   50    51   52       53    54    55   56
     token     <s>  ▁A ... <im_start> image <im_end> ...    : ▁sky <ins> ▁dog <no_ins> ▁road <ins> </s>
@@ -36,12 +37,14 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from data.pieces import Pieces
-from data.templates import Template
+from data.templates import TEMPLATES, Part, Template
 from data.templates import template as find_template
-from data.tokens import IMAGE_END, IMAGE_START, TokenSpec, mask_ids, token_id
+from data.tokenizer_family import TextIds
+from data.tokens import TokenSpec, image_wrap, mask_ids, token_id
 from data.types import IGNORE_ID, IMAGE_ID, IMAGE_PLACEHOLDER, Dialogue, Mask, Refuse, Turn
 from utils.limits import PROMPT
+from utils.log import log
+from utils.registry import unknown
 
 LONG_ROWS = {  # choices of data.long_rows -> why a row can still be too long under it
     "error": "data.long_rows says what may be cut",
@@ -80,8 +83,9 @@ class Encoder:
     """Renders dialogues through a template and a TokenSpec, with the ids that tokenising the whole text would give.
 
     tokenizer: from `load_tokenizer`; its `pieces` encode the text between added tokens.
+    template: ValueError for one that is for tokenizers with another stop token. None: the tokenizer's family's own.
     prompt_template: template for generation, if it differs from training (SESAME evaluates with a template that it was
-        not trained on).
+        not trained on). It is released with a base model, so it does not count for a tokenizer that it is not for.
     max_length: limit of a training row after the image has become image tokens; 0: no limit.
     long_rows: what becomes of a longer row (lisa.md 3.2, pixellm.md 5.5, lasagna.md 3):
 
@@ -98,18 +102,19 @@ class Encoder:
         self,
         tokenizer: PreTrainedTokenizerBase,
         spec: TokenSpec,
-        template: str = "llava_v1",
+        template: str | None = None,
         max_length: int = 0,
         prompt_template: str | None = None,
         long_rows: str = "error",
     ):
         self.tokenizer = tokenizer
         self.spec = spec
-        self.template = find_template(template)
-        self.prompt_template = find_template(prompt_template or template)
+        self.template = self._fitting(template or tokenizer.family.template)
+        self.prompt_template = self._prompt_template(prompt_template)
         self.max_length = max_length
         self.long_rows = long_rows
-        self._text: Pieces = tokenizer.pieces
+        self._wrap = image_wrap(tokenizer.family, spec)
+        self._text: TextIds = tokenizer.pieces
         self._mask_ids = mask_ids(tokenizer, spec)
         self._verdicts = set(self._mask_ids)  # ids of the tokens that say present or absent
         if spec.refuse:
@@ -158,10 +163,7 @@ class Encoder:
     def encode(self, dialogue: Dialogue) -> Encoded:
         """The row, whatever its length; evaluation never cuts."""
         _check_placeholder([turn.question for turn in dialogue])
-        parts = []
-        for index, turn in enumerate(dialogue):
-            parts += self._round(turn, self.template, first=index == 0)
-        ids, labels = self._encode(parts)
+        ids, labels = self._encode(self.template.parts(self._rounds(dialogue)))
         items = [item for turn in dialogue for item in turn.answer]
         holes = tuple(item.target for item in items if isinstance(item, Mask))
         refused = sum(isinstance(item, Refuse) for item in items)
@@ -174,11 +176,7 @@ class Encoder:
         """
         _check_placeholder([*(turn.question for turn in history), question])
         PROMPT.check(len(question) + sum(len(turn.question) for turn in history), f"the prompt {_quote(question, 60)}")
-        parts = []
-        for index, turn in enumerate(history):
-            parts += self._round(turn, self.prompt_template, first=index == 0)
-        parts.append(_Part(self._prefix(question, self.prompt_template, first=not history), False))
-        return self._encode(parts)[0]
+        return self._encode(self.prompt_template.parts(self._rounds(history), self._question(question)))[0]
 
     def continued(self, rounds: Sequence[tuple[str, Sequence[int]]], question: str) -> list[int]:
         """Ids of an open prompt after rounds of (question, ids of its answer as they were generated).
@@ -199,7 +197,7 @@ class Encoder:
     @property
     def _close(self) -> list[int]:
         """Ids of the close of an answer, after a text."""
-        _, labels = self._encode([_Part("a", False), _Part(self.prompt_template.close, True)])
+        _, labels = self._encode([Part("a", False), Part(self.prompt_template.close, True)])
         return [label for label in labels if label != IGNORE_ID]
 
     def _after_answer(self, question: str) -> list[int]:
@@ -208,9 +206,7 @@ class Encoder:
         Found in the ids of a whole dialogue, because what a text becomes depends on what stands before it."""
         _check_placeholder([question])
         PROMPT.check(len(question), f"the prompt {_quote(question, 60)}")
-        prefix = self._prefix(without_image(question), self.prompt_template, first=False)
-        closed = self._round(Turn("", ("a",)), self.prompt_template, first=True)
-        ids, labels = self._encode([*closed, _Part(prefix, False)])
+        ids, labels = self._encode(self.prompt_template.parts([("", "a")], self._question(without_image(question))))
         end = max(index for index, label in enumerate(labels) if label != IGNORE_ID)
         return ids[end + 1 :]
 
@@ -220,15 +216,29 @@ class Encoder:
         if IMAGE_PLACEHOLDER in text:
             raise ValueError(f"the text contains {IMAGE_PLACEHOLDER}, which stands for the image: {_quote(text)}")
 
-    def _round(self, turn: Turn, template: Template, *, first: bool) -> list[_Part]:
-        prefix = self._prefix(turn.question, template, first=first)
-        return [_Part(prefix, False), _Part(f" {self._answer(turn)}{template.close}", True)]
+    def _fitting(self, name: str) -> Template:
+        """The template of this name, if its answers end in the tokenizer's EOS: generation stops at nothing else."""
+        layout, stop = find_template(name), self.tokenizer.eos_token
+        if stop in layout.close:
+            return layout
+        fitting = [other for other, candidate in TEMPLATES.items() if stop in candidate.close]
+        kind = f"conversation template for a {self.tokenizer.family.name} tokenizer, whose answers end in {stop}"
+        raise ValueError(unknown(kind, name, fitting))
 
-    def _prefix(self, question: str, template: Template, *, first: bool) -> str:
-        self._check_plain(question)
-        if self.spec.wrap_image:
-            question = question.replace(IMAGE_PLACEHOLDER, IMAGE_START + IMAGE_PLACEHOLDER + IMAGE_END)
-        return template.prefix(question, first=first)
+    def _prompt_template(self, name: str | None) -> Template:
+        if name is None:
+            return self.template
+        if self.tokenizer.eos_token in find_template(name).close:
+            return find_template(name)
+        log.info("the template %s of prompts is not for this tokenizer: prompts have that of training", name)
+        return self.template
+
+    def _rounds(self, dialogue: Dialogue) -> list[tuple[str, str]]:
+        return [(self._question(turn.question), self._answer(turn)) for turn in dialogue]
+
+    def _question(self, text: str) -> str:
+        self._check_plain(text)
+        return text
 
     def _answer(self, turn: Turn) -> str:
         text = "".join(map(self._render, turn.answer))
@@ -258,19 +268,21 @@ class Encoder:
             if token in text:
                 raise ValueError(f"the text contains the token {token!r}, which may not be typed: {_quote(text)}")
 
-    def _encode(self, parts: list[_Part]) -> tuple[list[int], list[int]]:
-        """Ids and labels, starting with BOS."""
-        ids, labels = [self.tokenizer.bos_token_id], [IGNORE_ID]
+    def _encode(self, parts: list[Part]) -> tuple[list[int], list[int]]:
+        """Ids and labels, starting with BOS where the tokenizer has one."""
+        bos = self.tokenizer.bos_token_id
+        ids, labels = ([], []) if bos is None else ([bos], [IGNORE_ID])
         for piece in self._pieces(parts):
             ids += piece.ids
             labels += piece.ids if piece.supervised else [IGNORE_ID] * len(piece.ids)
         return ids, labels
 
-    def _pieces(self, parts: list[_Part]) -> list[_Piece]:
-        """Cuts the parts at added tokens and encodes each stretch; the ids are those of the text tokenised as a whole.
+    def _pieces(self, parts: list[Part]) -> list[_Piece]:
+        """Cuts the parts at added tokens and encodes each stretch; with LLaMA, the ids are those of the text tokenised
+        as a whole, with a byte-level vocabulary those of each part.
 
-        Blanks are what makes this hard: a vocabulary writes a blank as the first character of the next piece ("▁sky"),
-        so each stretch must be encoded with a blank in front exactly where the published tokenizer has one.
+        Blanks are what makes LLaMA hard: its vocabulary writes a blank as the first character of the next piece
+        ("▁sky"), so each stretch must be encoded with a blank in front exactly where the published tokenizer has one.
 
             start of the prompt, after the image   one is added: "A chat" is "▁A", "▁chat"
             "ASSISTANT:" then " sky"               question and answer: the blank between them belongs to "▁sky"
@@ -292,17 +304,14 @@ class Encoder:
                 text = text.lstrip() if before in self._special and self._special[before][1].rstrip else text
                 text = text.rstrip() if after in self._special and self._special[after][1].lstrip else text
                 if text:
-                    # The blank between a prefix and its answer: no piece of the vocabulary has a blank inside, so the
-                    # text may be cut here; the blank is given to the encoder as that of the next piece.
-                    continues = after_text and text.startswith(" ")
-                    blank = continues or before == IMAGE_PLACEHOLDER
-                    words = text[1:] if continues else text
-                    pieces.append(_Piece(self._text.encode(words, blank=blank), supervised))
+                    opens = before == IMAGE_PLACEHOLDER
+                    pieces.append(_Piece(self._text.stretch(text, opens=opens, continues=after_text), supervised))
             after_text = text != IMAGE_PLACEHOLDER and text not in self._special
         return pieces
 
     def _split_at_tokens(self, text: str) -> list[str]:
-        return self._split.split(self._text.plain(text))
+        wrapped = text.replace(IMAGE_PLACEHOLDER, IMAGE_PLACEHOLDER.join(self._wrap))
+        return self._split.split(self._text.plain(wrapped))
 
     def _mask_positions(self, ids: list[int], count: int) -> tuple[tuple[int, ...], ...]:
         """For each of `count` masks, the K positions whose states predict its K mask tokens."""
@@ -312,13 +321,6 @@ class Encoder:
         before = [index - 1 for index, token in enumerate(ids) if token in self._mask_ids]
         assert len(before) == count * width, "typed mask tokens are refused, so every one comes from a hole"
         return tuple(tuple(before[start : start + width]) for start in range(0, len(before), width))
-
-
-class _Part(NamedTuple):
-    """A question with the words around it, or an answer with the blank in front of it."""
-
-    text: str
-    supervised: bool
 
 
 class _Piece(NamedTuple):

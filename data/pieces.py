@@ -6,7 +6,6 @@ model may order them differently: transformers 5 merges runs of blanks first, Se
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +13,8 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Model
 from transformers.tokenization_utils_base import generate_merges
+
+from data.tokenizer_family import check_characters
 
 BLANK = "▁"  # how a vocabulary writes a blank
 STRIP, KEEP = "transformers-4.31", "transformers-4.44"
@@ -89,8 +90,9 @@ class Merges:
 
 
 class Pieces:
-    """Ids of the texts between added tokens.
+    """Ids of the texts between added tokens (`TextIds`).
 
+    file: the SentencePiece model that the vocabulary was read from, if there is one.
     release: the library release that is reproduced (RELEASES). transformers 4.31 strips the white space on both sides
         of an added token; 4.34 and later keep it, so that a lone blank may stand before a mask token.
     legacy: every text gets a blank in front, also after an added token: "." after [SEG] becomes the piece "▁.".
@@ -99,8 +101,8 @@ class Pieces:
         which its own label rule refuses (lisa.md 2.2), and here it is an error.
     """
 
-    def __init__(self, vocabulary: Vocabulary, release: str = STRIP, legacy: bool = True):
-        self.vocabulary, self.release, self.legacy = vocabulary, release, legacy
+    def __init__(self, vocabulary: Vocabulary, release: str = STRIP, legacy: bool = True, file: Path | None = None):
+        self.vocabulary, self.release, self.legacy, self.file = vocabulary, release, legacy, file
 
     @property
     def strips(self) -> bool:
@@ -111,6 +113,14 @@ class Pieces:
         """The text to cut at added tokens. Without `legacy`, a literal "▁" counts as a blank."""
         return text if self.legacy else text.replace(BLANK, " ")
 
+    def stretch(self, text: str, *, opens: bool, continues: bool) -> list[int]:
+        """Ids of a text without added tokens, see `TextIds.stretch`."""
+        # No piece of the vocabulary has a blank inside, so a text may be cut at one: the blank between a prefix and its
+        # answer is given to the encoder as that of the next piece.
+        if continues and text.startswith(" "):
+            return self.encode(text[1:], blank=True)
+        return self.encode(text, blank=opens)
+
     def encode(self, text: str, *, blank: bool) -> list[int]:
         """Ids of a text without added tokens.
 
@@ -118,8 +128,7 @@ class Pieces:
         Raises ValueError for half a surrogate pair, which is no character, and for a word that has no id without a
         blank in front (see `legacy`).
         """
-        if not text.isascii() and (broken := re.search("[\ud800-\udfff]", text)):
-            raise ValueError(f"{broken[0]!r} at position {broken.start()} is half a surrogate pair: {text[:160]!r}")
+        check_characters(text)
         if self.legacy:
             return self.vocabulary.encode(text, blank=True)  # SentencePiece's own behaviour, for every stretch of text
         if blank or not self.strips:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from data.types import Geometry
 from utils.images import check_file, open_image
@@ -21,6 +22,8 @@ from utils.plain import read_mapping
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CROP_FIRST = 32  # ratio of the sides beyond which only the part that the centre crop keeps is resized
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # on the 0..255 scale
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Resample = Literal["bilinear", "pil_bicubic"]
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -141,6 +144,37 @@ class SamView:
         return PaddedView(self.size).geometry(height, width)
 
 
+@dataclass(frozen=True)
+class SquareView:
+    """The whole image squeezed to a square, without padding, normalised: (3, size, size) float32.
+
+    mean, std: on the 0..1 scale. resample: `bilinear`, in floating point with antialias, which is SAM 2's own transform
+    (unipixel.md 3); `pil_bicubic`, in bytes (sa2va.md 3.2).
+    """
+
+    size: int = 1024
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    resample: Resample = "bilinear"
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        return Geometry((height, width), (self.size, self.size))
+
+    def __call__(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (self.resize(image) - mean) / std, self.geometry(*image.shape[:2])
+
+    def resize(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 -> (3, size, size) float32 on the 0..1 scale."""
+        side = (self.size, self.size)
+        if self.resample == "pil_bicubic":
+            resized = np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BICUBIC))
+            return torch.from_numpy(resized.copy()).permute(2, 0, 1).float() / 255
+        # a copy, because an array that was turned or mirrored has strides that torch does not take
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+        return F.interpolate(pixels, side, mode="bilinear", antialias=True)[0]
+
+
 class LanguageView(Protocol):
     """How a backbone sees an image. Its class chooses the view; `ClipView` and `PaddedView` are LLaVA's."""
 
@@ -169,7 +203,7 @@ class LanguageView(Protocol):
 
 
 class SegView(Protocol):
-    """How a mask head sees an image. Its class chooses the view; `SamView` is SAM's."""
+    """How a mask head sees an image. Its class chooses the view: `SamView` pads to a square, `SquareView` squeezes."""
 
     @property
     def size(self) -> int:

@@ -35,7 +35,7 @@ def of_assistant(assistant: Assistant) -> dict[str, Any]:
         "system_options": json.dumps(dict(recipe.options), sort_keys=True),
         "questions": _wording(assistant.system.task),
         "model": json.dumps(fields | {"tower": vars(recipe.model.tower)}, sort_keys=True, default=str),
-        "conv_type": recipe.model.conv_type,
+        "conv_type": recipe.model.conv_type or assistant.tokenizer.family.template,
         "tokenization": [recipe.model.tokenization, recipe.model.tokenizer_legacy],
         "model_max_length": recipe.model.model_max_length,
         "precision": str(assistant.model.dtype),

@@ -15,7 +15,8 @@ class Answer(TypedDict):
     """One question about an image and its answer.
 
     asked: the phrases or class names of the question. targets: indices into `Record.targets`; missing in files of early
-    versions. claims: [phrase, index into `masks` or None]. masks: COCO run-length encodings.
+    versions. claims: [phrase, index into `masks` or None]. masks: COCO run-length encodings. scores: of each mask, the
+    mask head's own confidence, 0 to 1; missing of a head without one.
     """
 
     question: str
@@ -24,6 +25,7 @@ class Answer(TypedDict):
     text: str
     claims: list[tuple[str, int | None]]
     masks: list[dict[str, Any]]
+    scores: NotRequired[list[float]]
     finished: bool
     unread: int
 
@@ -50,6 +52,8 @@ def check_line(line: Any, where: str) -> Prediction:
     for number, answer in enumerate(line["answers"]):
         place = f"{where}: answers[{number}]"
         _fields(answer, ANSWER, place)
+        if len(answer.get("scores", answer["masks"])) != len(answer["masks"]):
+            raise ValueError(f"{place}: {len(answer['scores'])} scores of {len(answer['masks'])} masks")
         for claim in answer["claims"]:
             if not isinstance(claim, list) or len(claim) != 2 or not isinstance(claim[0], str):
                 raise ValueError(f"{place}: a claim is [phrase, mask], got {_shortened(claim)}")
@@ -103,6 +107,11 @@ def _list_of(kind: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
+def _shares(value: Any) -> bool:
+    """A list of numbers from 0 to 1."""
+    return isinstance(value, list) and all(_duration(item) and item <= 1 for item in value)
+
+
 def _duration(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and math.isfinite(value)
 
@@ -131,6 +140,7 @@ ANSWER = {
     "finished": (lambda value: isinstance(value, bool), "true or false", True),
     "unread": (_count, COUNT, True),
     "targets": (_list_of(int), "a list of whole numbers", False),
+    "scores": (_shares, "a list of numbers from 0 to 1", False),
 }
 
 

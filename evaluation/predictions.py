@@ -177,7 +177,7 @@ def predictions(paths: Iterable[str | Path]) -> dict[str, list[Prediction]]:
 def prediction(query: Query, reply: Reply) -> Answer:
     """One answer as it is written to a line."""
     masks = (reply.masks > 0).to(torch.uint8).cpu().numpy()
-    return {
+    answer: Answer = {
         "question": query.question,
         "asked": list(query.phrases),
         "targets": list(query.targets),
@@ -187,6 +187,9 @@ def prediction(query: Query, reply: Reply) -> Answer:
         "finished": reply.finished,
         "unread": reply.unread,
     }
+    if reply.scores is not None:
+        answer["scores"] = [round(score, 6) for score in reply.scores.tolist()]
+    return answer
 
 
 def settings_of(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:

@@ -47,8 +47,9 @@ class Segment:
     """One object that was asked for, or that an answer mentions.
 
     phrase: what it was asked for as, or what the answer calls it. mask: (H, W) bool at the image's own size; None where
-    the model says that the object is not there. score: mean probability of the mask's pixels, 0.5 to 1; 0 of an empty
-    mask, None without a mask. text: the whole answer that mentions it.
+    the model says that the object is not there. score: the mask head's own confidence, 0 to 1, where it has one (sam2,
+    sam3), else the mean probability of the mask's pixels, 0.5 to 1; 0 of an empty mask, None without a mask. text: the
+    whole answer that mentions it.
     """
 
     phrase: str
@@ -113,19 +114,20 @@ class Predictor:
             for query, reply in zip(image_queries, replies, strict=True):
                 names = group[len(segments) : len(segments) + len(query.phrases)]
                 for name, claim in zip(names, assign_claims(reply.claims, query.phrases), strict=True):
-                    mask = claim.mask if claim else None
-                    segments.append(_segment(name, None if mask is None else reply.masks[mask], reply.text))
+                    segments.append(_segment_of(name, claim.mask if claim else None, reply))
             results.append(segments)
         return results
 
     def classes(self, image: ImageLike, names: Sequence[str]) -> list[Segment]:
-        """One segment per class of the list, in their order; of several masks of a class the highest logits count."""
+        """One segment per class of the list, in their order; of several masks of a class the highest logits count,
+        and the highest score."""
         if not names or any(not name.strip() for name in names):
             raise ValueError(f"classes need at least one name and no empty one, not {list(names)}")
         queries = self.class_queries(names)
         (replies,) = self.replies([image], [queries])
         class_names = Names(names)
         logits: dict[int, Tensor] = {}
+        scores: dict[int, float] = {}
         texts: dict[int | None, str] = {}
         for query, reply in zip(queries, replies, strict=True):
             for name in query.phrases:
@@ -133,15 +135,17 @@ class Predictor:
             for index, mask in read_list(reply.claims, query.phrases, class_names).masks:
                 new = reply.masks[mask]
                 logits[index] = torch.maximum(logits[index], new) if index in logits else new
-        return [_segment(name, logits.get(index), texts.get(index, "")) for index, name in enumerate(names)]
+                if reply.scores is not None:
+                    scores[index] = max(scores.get(index, 0.0), float(reply.scores[mask]))
+        return [
+            _segment(name, logits.get(index), texts.get(index, ""), scores.get(index))
+            for index, name in enumerate(names)
+        ]
 
     def ask(self, image: ImageLike, question: str) -> ChatAnswer:
         """Asks a question in the user's own words, which follow the image as they are."""
         ((reply,),) = self.replies([image], [[free_query(question)]])
-        segments = [
-            _segment(claim.phrase, None if claim.mask is None else reply.masks[claim.mask], reply.text)
-            for claim in reply.claims
-        ]
+        segments = [_segment_of(claim.phrase, claim.mask, reply) for claim in reply.claims]
         return ChatAnswer(reply.text, segments, reply.finished)
 
     def chat(self, image: ImageLike, *, most_positions: int | None = None) -> Conversation:
@@ -256,9 +260,23 @@ def free_query(question: str) -> Query:
     return Query(f"{IMAGE_PLACEHOLDER}\n{question.strip()}", ())
 
 
-def _segment(phrase: str, logits: Tensor | None, text: str) -> Segment:
+def mask_score(logits: Tensor, confidence: float | None = None) -> float:
+    """`Segment.score` of a mask (H, W). confidence: the mask head's own."""
+    inside = logits > 0
+    if not bool(inside.any()):
+        return 0.0
+    return float(logits[inside].sigmoid().mean()) if confidence is None else confidence
+
+
+def _segment_of(phrase: str, mask: int | None, reply: Reply) -> Segment:
+    """A claim of an answer. mask: its index among those of the answer, None of a refusal."""
+    if mask is None:
+        return Segment(phrase, None, None, reply.text)
+    confidence = None if reply.scores is None else float(reply.scores[mask])
+    return _segment(phrase, reply.masks[mask], reply.text, confidence)
+
+
+def _segment(phrase: str, logits: Tensor | None, text: str, confidence: float | None) -> Segment:
     if logits is None:
         return Segment(phrase, None, None, text)
-    inside = logits > 0
-    score = float(logits[inside].sigmoid().mean()) if bool(inside.any()) else 0.0
-    return Segment(phrase, inside.cpu().numpy(), score, text)
+    return Segment(phrase, (logits > 0).cpu().numpy(), mask_score(logits, confidence), text)

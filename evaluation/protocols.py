@@ -24,6 +24,7 @@ class Reply:
     """The answer to one query.
 
     claims: what the text says of single objects. masks: (N, H, W) float32 logits at the image's size, inside where > 0.
+    scores: (N,) float32, the mask head's own confidence in each mask, 0 to 1; None of a head without one.
     finished: the text ended by itself, not at the token limit. unread: the number of claims of a mask that does not
     exist. released: the claims by the published decision rule, where a protocol has one.
     """
@@ -34,6 +35,7 @@ class Reply:
     finished: bool = True
     unread: int = 0
     released: tuple[Claim, ...] | None = None
+    scores: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -106,7 +108,13 @@ def answer_prompts(
         on_token=on_token,
     )
     return [
-        _read_reply(assistant, answer.ids, answer.masks, finished=answer.ids[-1:] == [tokenizer.eos_token_id])
+        _read_reply(
+            assistant,
+            answer.ids,
+            answer.masks,
+            answer.scores,
+            finished=answer.ids[-1:] == [tokenizer.eos_token_id],
+        )
         for answer in answers
     ]
 
@@ -118,17 +126,11 @@ def teacher_forced(
     """The true answer with its mask tokens is fed to the model, and only masks are predicted (`max_new_tokens` is
     ignored)."""
     rows = [[assistant.encoder.encode((Turn(q.question, q.reference_answer),)) for q in group] for group in queries]
-    masks = _teacher_force(assistant, samples, rows).masks
-    replies = []
-    for group, image_masks in zip(rows, masks, strict=True):
-        parts = image_masks.split([len(row.holes) for row in group])
-        replies.append(
-            [
-                _read_reply(assistant, _answer_ids(row), part, finished=True)
-                for row, part in zip(group, parts, strict=True)
-            ]
-        )
-    return replies
+    decoded = _masks_of_rows(_teacher_force(assistant, samples, rows), rows)
+    return [
+        [_read_reply(assistant, _answer_ids(row), *part, finished=True) for row, part in zip(group, parts, strict=True)]
+        for group, parts in zip(rows, decoded, strict=True)
+    ]
 
 
 def _prompts(assistant: Assistant, sample: Sample, queries: Sequence[Query]) -> list[list[int]]:
@@ -167,8 +169,8 @@ def two_pass(
     token_logits = iter(output.token_logits.split([len(_answer_ids(row)) for group in rows for row in group]))
     logits = [[next(token_logits) for _ in group] for group in rows]
     replies = []
-    for true_group, mask_group, group_logits, masks in zip(true_rows, mask_rows, logits, output.masks, strict=True):
-        row_masks = masks.split([len(row.holes) for row in mask_group])
+    decoded = _masks_of_rows(output, mask_rows)
+    for true_group, mask_group, group_logits, row_masks in zip(true_rows, mask_rows, logits, decoded, strict=True):
         parts = zip(true_group, mask_group, group_logits[: len(true_group)], row_masks, strict=True)
         replies.append([_reply_after_decisions(assistant, *part) for part in parts])
     return replies
@@ -205,12 +207,24 @@ def apply_decisions(claims: Sequence[Claim], accepted: Sequence[bool]) -> tuple[
 
 
 def _reply_after_decisions(
-    assistant: Assistant, true_row: Encoded, mask_row: Encoded, logits: Tensor, masks: Tensor
+    assistant: Assistant, true_row: Encoded, mask_row: Encoded, logits: Tensor, decoded: tuple[Tensor, Tensor | None]
 ) -> Reply:
+    masks, scores = decoded
     claims = _read_reply(assistant, _answer_ids(mask_row), masks, finished=True).claims
     likelier, published = decide(assistant, _answer_ids(true_row), logits)
     text = decode(_answer_ids(true_row), assistant.tokenizer)
-    return Reply(text, apply_decisions(claims, likelier), masks, released=apply_decisions(claims, published))
+    released = apply_decisions(claims, published)
+    return Reply(text, apply_decisions(claims, likelier), masks, released=released, scores=scores)
+
+
+def _masks_of_rows(output: SegOutput, rows: Sequence[Sequence[Encoded]]) -> list[list[tuple[Tensor, Tensor | None]]]:
+    """Masks and, where the head has them, their scores of each row; `rows[b]` are about image b."""
+    groups = []
+    for index, (group, masks) in enumerate(zip(rows, output.masks, strict=True)):
+        counts = [len(row.holes) for row in group]
+        scores = output.scores[index].split(counts) if output.scores else [None] * len(group)
+        groups.append(list(zip(masks.split(counts), scores, strict=True)))
+    return groups
 
 
 def _without_masks(row: Encoded) -> Encoded:
@@ -240,9 +254,11 @@ def _place(batch: Batch, assistant: Assistant) -> Batch:
     return batch.to(assistant.model.device, assistant.model.dtype)
 
 
-def _read_reply(assistant: Assistant, ids: list[int], masks: Tensor, *, finished: bool) -> Reply:
+def _read_reply(
+    assistant: Assistant, ids: list[int], masks: Tensor, scores: Tensor | None = None, *, finished: bool
+) -> Reply:
     """Reads an answer. Text can spell a mask token letter by letter; such a claim has no mask and is dropped."""
     text = decode(ids, assistant.tokenizer)
     claims = assistant.system.read(text)
     readable = tuple(claim for claim in claims if claim.mask is None or claim.mask < len(masks))
-    return Reply(text, readable, masks, finished, len(claims) - len(readable))
+    return Reply(text, readable, masks, finished, len(claims) - len(readable), scores=scores)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.types import IGNORE_ID, Batch
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.layouts import Report
-from model.heads.base import Features, MaskHead
+from model.heads.base import Decoded, Features, MaskHead
 from model.runtime import RuntimeOptions
 from model.vlm.base import Vision, VisionLanguageModel
 from model.vlm.past import Past
@@ -27,6 +27,7 @@ class SegOutput:
     # B x (N_b, H_b, W_b) float32 logits, > 0 is inside; in training without RuntimeOptions.full_size_masks as the mask
     # decoder gives them, and truth is resized instead
     masks: list[Tensor]
+    scores: list[Tensor] | None = None  # B x (N_b,), the mask head's own confidence in each mask, where it has one
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Answer:
 
     ids: list[int]  # new ids, the end token included
     masks: Tensor  # (N, H, W) float32 logits
+    scores: Tensor | None = None  # (N,) float32 in 0..1, the mask head's own confidence in each, where it has one
 
 
 @dataclass
@@ -99,11 +101,13 @@ class SegModel(nn.Module):
         # the state at position t predicts the token at t + 1: states and targets are shifted by one
         targets = batch.labels[:, 1:]
         supervised = targets != IGNORE_ID
+        decoded = self._teacher_forced_masks(batch, features, hidden)
         return SegOutput(
             # the vocabulary is large and most positions are prompt: logits of supervised positions only
             token_logits=self.vlm.logits(hidden[:, :-1][supervised]),
             token_targets=targets[supervised],
-            masks=self._teacher_forced_masks(batch, features, hidden),
+            masks=decoded.masks,
+            scores=decoded.scores,
         )
 
     @torch.no_grad()
@@ -142,18 +146,16 @@ class SegModel(nn.Module):
             return [Answer(ids, self._no_mask(batch, row)) for row, ids in enumerate(written.ids)]
         if memory.features is None:
             memory.features = self.head.features(batch, memory.vision)
-        masks = self._generated_masks(batch, memory.features, written.states, groups, len(mask_ids))
+        decoded = self._generated_masks(batch, memory.features, written.states, groups, len(mask_ids))
         # masks come per image, in the order of its rows: deal them back to the rows
-        waiting = [iter(image_masks) for image_masks in masks]
-        answers = []
-        for row, ids in enumerate(written.ids):
-            own = [next(waiting[int(batch.row_image[row])]) for _ in groups[row]]
-            answers.append(Answer(ids, torch.stack(own) if own else self._no_mask(batch, row)))
-        return answers
+        counts = list(map(len, groups))
+        masks = _deal(decoded.masks, batch.row_image, counts)
+        scores = _deal(decoded.scores, batch.row_image, counts) if decoded.scores else [None] * len(groups)
+        return [Answer(*answer) for answer in zip(written.ids, masks, scores, strict=True)]
 
     def _generated_masks(
         self, batch: Batch, features: Features, states: Tensor, groups: list[list[int]], tokens: int
-    ) -> list[Tensor]:
+    ) -> Decoded:
         """Masks of generated answers, B x (N_b, H_b, W_b). `states[row, t]` is the state that predicted new token t, so
         the K mask tokens that begin at t are prompted by the states t ... t + K - 1."""
         queries = torch.stack(
@@ -163,7 +165,7 @@ class SegModel(nn.Module):
         query_image = batch.row_image.repeat_interleave(counts)
         return self._decode(features, queries, query_image, batch)
 
-    def _teacher_forced_masks(self, batch: Batch, features: Features, hidden: Tensor) -> list[Tensor]:
+    def _teacher_forced_masks(self, batch: Batch, features: Features, hidden: Tensor) -> Decoded:
         """Masks at all mask positions of the batch, B x (N_b, H_b, W_b)."""
         rows, positions = batch.mask_rows, batch.mask_positions
         # A batch without masks decodes a dummy query and slices it off: every rank of a distributed run must touch the
@@ -175,12 +177,15 @@ class SegModel(nn.Module):
         # Training therefore prompts with the state that generation has when it decides to write the token.
         states = hidden[rows[:, None], positions]  # (Q, K, H)
         full = self.runtime.full_size_masks or not self.training
-        masks = self._decode(features, states, batch.row_image[rows], batch, full=full)
-        return [image_masks[:0] for image_masks in masks] if dummy else masks
+        decoded = self._decode(features, states, batch.row_image[rows], batch, full=full)
+        if not dummy:
+            return decoded
+        scores = decoded.scores
+        return Decoded([masks[:0] for masks in decoded.masks], scores and [part[:0] for part in scores])
 
     def _decode(
         self, features: Features, states: Tensor, query_image: Tensor, batch: Batch, *, full: bool = True
-    ) -> list[Tensor]:
+    ) -> Decoded:
         """(Q, K, H) states of the language model -> masks per image."""
         queries = self.project(states.to(self.dtype))
         return self.head.decode(features, queries, query_image, batch.geometry, full)
@@ -192,6 +197,16 @@ class SegModel(nn.Module):
 def text_mlp(width: int, out: int) -> nn.Sequential:
     """Language-model state to mask prompt (lisa.md 1.4)."""
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
+
+
+def _deal(values: Sequence[Tensor], row_image: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """B x (N_b, ...) per image, in the order of its rows -> R x (counts[r], ...) per row."""
+    rows: list[Tensor] = [torch.empty(0)] * len(counts)
+    for image, value in enumerate(values):
+        mine = [row for row, about in enumerate(row_image.tolist()) if about == image]
+        for row, part in zip(mine, value.split([counts[row] for row in mine]), strict=True):
+            rows[row] = part
+    return rows
 
 
 def find_groups(ids: Sequence[int], group: Sequence[int]) -> list[int]:

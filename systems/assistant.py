@@ -19,7 +19,14 @@ from model.checkpoints.files import read_tensors
 from model.checkpoints.hub import fetch
 from model.checkpoints.load import build_model, load_folder, views_for
 from model.finetune.quantize import quantize
-from model.finetune.trainable import apply_lora, load_trainable, mark_trainable, merge_lora, prepare_training
+from model.finetune.trainable import (
+    adapt_head,
+    apply_lora,
+    load_trainable,
+    mark_trainable,
+    merge_lora,
+    prepare_training,
+)
 from model.runtime import inference_options, training_options
 from model.seg_model import SegModel
 from model.vlm.prefix_packing import can_pack
@@ -32,7 +39,6 @@ from utils.renamed import with_new_names
 
 WEIGHTS = "trainable.safetensors"
 POINTERS = ("best", "last")
-BASE_TOKENS = {"<s>", "</s>", "<unk>", "<pad>", "[PAD]", "<image>", "<im_patch>", "<im_start>", "<im_end>"}
 UNLIMITED = 10**9  # tokenizers warn beyond their own length; only the encoder limits rows
 
 
@@ -119,6 +125,7 @@ def _load_run(folder: Path, recipe: Recipe, device: torch.device, checkpoint: st
     file = find_checkpoint(folder, checkpoint) / WEIGHTS
     system, tokenizer, model = _parts(recipe)
     apply_lora(model, recipe.model.lora)
+    adapt_head(model, recipe.model.head_options)
     mark_trainable(model, recipe.model)
     try:
         load_trainable(model, read_tensors(file))
@@ -191,7 +198,8 @@ def _by_architecture(names: Collection[str]) -> list[str]:
 
 def _by_tokens(folder: Path) -> list[str]:
     """The systems that add exactly the tokens that the folder's tokenizer has beyond a base model's."""
-    added = set(load_tokenizer(folder, TokenSpec((), (), wrap_image=False)).get_added_vocab()) - BASE_TOKENS
+    tokenizer = load_tokenizer(folder, TokenSpec((), (), wrap_image=False))
+    added = set(tokenizer.get_added_vocab()) - tokenizer.family.control - tokenizer.family.optional
     return [system for system in SYSTEMS if set(build_system(system).tokens.added) == added]
 
 
@@ -241,7 +249,8 @@ def _assemble(
         recipe.data.long_rows,
     )
     options = training_options if trainable else inference_options
-    model.configure(options(recipe, pack_rows=can_pack(recipe.model.pack_rows, model.vlm.attention_implementation)))
+    packed = can_pack(recipe.model.pack_rows, model.vlm.attention_implementation, model.vlm.packs)
+    model.configure(options(recipe, pack_rows=packed))
     model.to(device if device is not None else dist.device())
     if recipe.model.embedding_cache:
         model.head.use_cache(recipe.model.embedding_cache)

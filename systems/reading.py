@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from data.tokens import TokenSpec
+from data.tokens import WRAPS, TokenSpec
 from data.types import Claim
 
 
@@ -23,7 +23,7 @@ def read_claims(answer: str, tokens: TokenSpec) -> list[Claim]:
     group = r"\s*".join(map(re.escape, tokens.mask))
     refuse = re.escape(tokens.refuse) if tokens.refuse else r"(?!)"  # (?!) matches nothing
     # The other added tokens only separate: an incomplete group of mask tokens is no mask, and no words of the next one.
-    other = "|".join(map(re.escape, tokens.all_added))
+    other = "|".join(map(re.escape, [*tokens.added, *sorted(WRAPS)]))
     claims: list[Claim] = []
     masks = 0
     start = 0  # of the words before the next token

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from data.templates import Template, template
-from data.tokens import IMAGE_END, IMAGE_START, TokenSpec
+from data.tokens import WRAPS, TokenSpec
 from data.types import Dialogue, Mask, Refuse, Script, Turn
 from systems.base import SYSTEMS, build_system
 
@@ -119,7 +119,7 @@ def _rounds(text: str, form: Template) -> tuple[list[tuple[str, str]], str]:
     """Questions and answers of the whole rounds that a text begins with, and the rest of it."""
     rounds = []
     while found := re.compile(
-        _prefix(form, first=not rounds).pattern + " (.*?)" + re.escape(form.close), re.DOTALL
+        _prefix(form, first=not rounds).pattern + re.escape(form.separator) + "(.*?)" + re.escape(form.close), re.DOTALL
     ).match(text):
         rounds.append((_unwrapped(found[1]), found[2]))
         text = text[found.end() :]
@@ -132,4 +132,4 @@ def _prefix(form: Template, *, first: bool) -> re.Pattern[str]:
 
 
 def _unwrapped(question: str) -> str:
-    return question.replace(IMAGE_START, "").replace(IMAGE_END, "")
+    return re.sub("|".join(map(re.escape, WRAPS)), "", question)

@@ -179,7 +179,9 @@ def test_keys_at_a_terminal(tmp_path):
         terminal.wait_for("Where is the dog\\?")
         terminal.type("\r")
         terminal.wait_for("saved .*image0_overlay.png\r?\n(.*\n)*.*> ")
-        terminal.type("half a line\x03")
+        terminal.type("half a line")
+        terminal.wait_for("half a line")
+        terminal.type("\x03")
         terminal.wait_for("/quit or Ctrl-D leaves.*\n.*> ")
         terminal.type("\x04")
         assert terminal.program.wait(60) == 0

@@ -6,32 +6,29 @@ import gc
 import threading
 import weakref
 from itertools import pairwise, product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
-from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from data.encode import Encoder, without_image
-from data.pieces import RELEASES
+from data.pieces import KEEP, STRIP
 from data.templates import TEMPLATES
 from data.tokens import load_tokenizer
 from data.types import IMAGE_ID, IMAGE_PLACEHOLDER, Mask, Record, Refuse, Target, Turn
 from evaluation.predictor import Predictor, free_query
 from evaluation.protocols import answer_prompts
 from model.vlm.base import Vision
-from model.vlm.decoder import DecoderVLM
 from model.vlm.past import Past
 from systems.base import SYSTEMS, build_system
 from tests.records import OWN
 from tests.tiny_assistant import tiny
 from tests.tiny_model import EOS, tiny_batch, tiny_model
+from tests.tiny_qwen import FAMILIES, load_backbone, stock_model
+from tests.tiny_words import tiny_qwen_tokenizer
 
 IMAGE = OWN / "lisa" / "image0.png"
 QUESTIONS = ["Where is the dog in this image?", "And the cat?", "Is it next to the car, or on the road?"]
@@ -59,43 +56,59 @@ def about(question: str) -> str:
     return f"{IMAGE_PLACEHOLDER}\n{question}"
 
 
-@pytest.mark.parametrize(("release", "legacy"), [*product(RELEASES, (True, False))])
-@pytest.mark.parametrize("system", sorted(SYSTEMS))
-def test_a_continued_dialogue_has_the_ids_of_the_whole_dialogue(system, release, legacy):
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """A folder with a byte-level tokenizer, whose templates close in another way."""
+    folder = tmp_path_factory.mktemp("qwen")
+    tiny_qwen_tokenizer(folder)
+    return folder
+
+
+def encoders(folder: Path, system: str = "lisa", **options) -> list[Encoder]:
+    """Of a tokenizer, with each template that is for it."""
     spec = build_system(system).tokens
-    tokenizer = load_tokenizer(OWN / "lisa", spec, release=release, legacy=legacy)
+    tokenizer = load_tokenizer(folder, spec, **options)
+    names = [name for name, layout in TEMPLATES.items() if tokenizer.eos_token in layout.close]
+    assert len(names) >= 3
+    return [Encoder(tokenizer, spec, name) for name in names]
+
+
+def check_continued(encoder: Encoder) -> None:
     answers = [("It is ", Mask(0), "."), (Mask(0),), (" the dog",), ("the dog ",), (Mask(0), " ", Mask(1))]
-    answers += [(Refuse(0),), ("the dog ", Refuse(0), " and the cat ", Mask(1))] if spec.refuse else []
+    answers += [(Refuse(0),), ("the dog ", Refuse(0), " and the cat ", Mask(1))] if encoder.spec.refuse else []
     questions = ["Where is the dog?", " And the cat? ", "\n\nwhat is it", "Is it a dog\n", "a"]
     asked = [about(questions[index % len(questions)]) for index in range(len(answers) + 1)]
-    for name in TEMPLATES:
-        encoder, rounds = Encoder(tokenizer, spec, name), []
-        words = [asked[0], *map(without_image, asked[1:])]
-        history = tuple(Turn(*turn) for turn in zip(words, answers, strict=False))
-        try:
-            whole = encoder.prompt(words[-1], history)
-        except ValueError as error:  # a word that has no id there in that release, nor has it in a continued dialogue
-            assert release == RELEASES[0] and not legacy
-            with pytest.raises(ValueError, match=str(error)[:20]):
-                encoder.continued([(asked[0], [5])], asked[0])
-            continue
-        for question in asked[:-1]:
-            prompt = encoder.continued(rounds, question)
-            assert whole[: len(prompt)] == prompt
-            end = whole.index(tokenizer.eos_token_id, len(prompt))
-            rounds.append((question, whole[len(prompt) : end + 1]))
-        assert encoder.continued(rounds, asked[-1]) == whole
+    words, rounds = [asked[0], *map(without_image, asked[1:])], []
+    whole = encoder.prompt(words[-1], tuple(Turn(*turn) for turn in zip(words, answers, strict=False)))
+    for question in asked[:-1]:
+        prompt = encoder.continued(rounds, question)
+        assert whole[: len(prompt)] == prompt
+        end = whole.index(encoder.tokenizer.eos_token_id, len(prompt))
+        rounds.append((question, whole[len(prompt) : end + 1]))
+    assert encoder.continued(rounds, asked[-1]) == whole
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_an_answer_that_was_cut_is_closed_as_the_template_closes(name):
-    spec = build_system("lisa").tokens
-    encoder = Encoder(load_tokenizer(OWN / "lisa", spec), spec, name)
-    question = about("Where is the dog?")
-    whole = encoder.prompt("And the cat?", (Turn(question, ("the dog",)),))
-    start = len(encoder.prompt(question))
-    end = whole.index(encoder.tokenizer.eos_token_id, start) - (TEMPLATES[name].close != "</s>")
-    assert encoder.continued([(question, whole[start:end])], about("And the cat?")) == whole
+@pytest.mark.parametrize(("release", "legacy"), [(STRIP, True), (KEEP, True), (KEEP, False)])
+@pytest.mark.parametrize("system", sorted(SYSTEMS))
+def test_a_continued_dialogue_has_the_ids_of_the_whole_dialogue(system, release, legacy):
+    for encoder in encoders(OWN / "lisa", system, release=release, legacy=legacy):
+        check_continued(encoder)
+
+
+@pytest.mark.parametrize("system", sorted(SYSTEMS))
+def test_so_it_has_with_a_byte_level_tokenizer(system, qwen):
+    for encoder in encoders(qwen, system):
+        check_continued(encoder)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen"])
+def test_an_answer_that_was_cut_is_closed_as_the_template_closes(family, qwen):
+    for encoder in encoders(qwen if family == "qwen" else OWN / "lisa"):
+        question = about("Where is the dog?")
+        whole = encoder.prompt("And the cat?", (Turn(question, ("the dog",)),))
+        start = len(encoder.prompt(question))
+        end = whole.index(encoder.tokenizer.eos_token_id, start) - encoder.template.close.startswith(" ")
+        assert encoder.continued([(question, whole[start:end])], about("And the cat?")) == whole
 
 
 def test_the_models_own_ids_stay_where_its_text_would_become_others(predictors):
@@ -211,56 +224,18 @@ def test_what_interrupts_an_answer_leaves_the_conversation_as_it_was(predictors,
         assert np.array_equal(one.mask, other.mask)
 
 
-class Axes(DecoderVLM):
-    """A decoder of the Qwen families: rotary positions on three axes, and states added in its first layers."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        language = nn.Module()
-        language.config, language.model = model.config, model
-        language.lm_head = nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False)
-        language.get_input_embeddings = model.get_input_embeddings
-        self.language = language
-
-    def reset_buffers(self) -> None:
-        pass
-
-    def image_inputs(self, vision: Vision, token: torch.Tensor):
-        if not vision.deepstack or not bool((token >= 0).any()):
-            return {}
-        where = token >= 0
-        return {"visual_pos_masks": where, "deepstack_visual_embeds": [part[token[where]] for part in vision.deepstack]}
-
-
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2.5", "qwen3"])
-def test_states_of_a_continued_row_are_those_of_the_whole_row(family):
-    generator = torch.Generator().manual_seed(0)
-    grid = torch.stack([torch.zeros(6), torch.arange(6) // 3, torch.arange(6) % 3]).long()
+@pytest.mark.parametrize("family", ["llava", *FAMILIES])
+def test_states_of_a_continued_row_are_those_of_the_whole_row(family, tmp_path):
+    """Also with rotary positions on several axes and states added in the first layers."""
     if family == "llava":
-        vlm = tiny_model(seed=5).vlm
-        vision, tokens = vlm.encode_images(tiny_batch().pixels[:1]), 4
+        vlm, batch = tiny_model(seed=5).vlm, tiny_batch()
+        vision = vlm.encode_images(batch.pixels[:1])
     else:
-        rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4, "mrope_interleaved": True}
-        if family == "qwen2.5":
-            model = Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**SIZES, rope_parameters=rope))
-        else:
-            model = Qwen3VLTextModel(Qwen3VLTextConfig(**SIZES, head_dim=8, rope_parameters=rope))
-        vlm, tokens = Axes(model).eval(), 6
-        for weight in vlm.parameters():
-            nn.init.normal_(weight, 0, 0.3, generator=generator)
-        states = torch.randn(6, 32, generator=generator)
-        vision = Vision(states, [6], offsets=grid, deepstack=(states, -states) if family == "qwen3" else ())
-    past, ids, read = Past(), [1, 5, *[IMAGE_ID] * tokens, 6, 7], []
+        stock_model(family).save_pretrained(tmp_path)
+        vlm = load_backbone(tmp_path)
+        image = np.random.default_rng(0).integers(0, 255, (30, 20, 3), np.uint8)
+        vision = vlm.encode_images(vlm.view(image), [vlm.view.geometry(30, 20)])
+    past, ids, read = Past(), [1, 5, *[IMAGE_ID] * vision.counts[0], 6, 7], []
     hook = vlm.language.model.layers[0].register_forward_pre_hook(
         lambda _, args, kwargs: read.append((args[0] if args else kwargs["hidden_states"]).shape[1]), with_kwargs=True
     )
@@ -272,7 +247,7 @@ def test_states_of_a_continued_row_are_those_of_the_whole_row(family):
         going = vlm.generate(*inputs, max_new_tokens=6, eos=EOS, past=past)
         assert going.ids == again.ids and past.ids == [*ids, *going.ids[0][:-1]]
         torch.testing.assert_close(going.states, again.states, **CLOSE)
-        assert len(ids) == len(row[0]) and (read[0] == len(ids) if question[0] == 11 else read[0] < 5)
+        assert read[0] == len(ids) if question[0] == 11 else read[0] < 5
         ids = [*ids, *going.ids[0], *question]
     hook.remove()
 
@@ -377,7 +352,7 @@ def test_the_memory_of_a_conversation_is_freed_with_it(predictors):
     conversation = predictors().chat(IMAGE)
     conversation.ask(QUESTIONS[0])
     memory = conversation.session._memory
-    kept = [weakref.ref(part) for part in (memory.past.cache.layers[0].keys, memory.vision, memory.features)]
+    kept = [weakref.ref(part) for part in (memory.past.cache.layers[0].keys, memory.vision, *memory.features)]
     gc.disable()  # without waiting for a collection of cycles
     try:
         del memory, conversation

@@ -16,6 +16,7 @@ from data.encode import Encoder
 from data.sources import SOURCES, build_source
 from data.templates import template
 from data.tokens import load_tokenizer
+from data.types import IMAGE_ID
 from systems.base import SYSTEMS, build_system
 from tests.records import OWN
 from tools.doctor.__main__ import main
@@ -360,12 +361,13 @@ def test_sheets_show_pictures_and_the_exact_words(root, capsys, tmp_path):
 @pytest.mark.parametrize("name", ["lisa", "lasagna"])
 def test_the_words_are_those_that_are_encoded(root, name):
     system = build_system(name)
-    encoder = Encoder(load_tokenizer(TOKENIZER, system.tokens), system.tokens)
+    tokenizer = load_tokenizer(TOKENIZER, system.tokens)
+    encoder = Encoder(tokenizer, system.tokens)
     source = build_source("ade20k", root)
     for dialogue in system.task.converse(source[0], np.random.default_rng(0)):
         text = row_text(dialogue, system.tokens, template("llava_v1"))
-        rounds = [encoder._round(turn, encoder.template, first=not index) for index, turn in enumerate(dialogue)]
-        assert text == "".join(part.text for parts in rounds for part in parts)
+        before, after = (tokenizer(part).input_ids for part in text.split("<image>"))
+        assert encoder.encode(dialogue).ids == [*before, IMAGE_ID, *after[1:]]
 
 
 def test_findings_of_a_kind_are_counted_and_the_first_is_kept():

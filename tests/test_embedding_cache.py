@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -9,6 +10,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from model.heads.embedding_cache import CHECKSUM, GIB, EmbeddingCache
 from model.heads.pixel import PixelHead
@@ -22,8 +24,17 @@ WEIGHTS = "0123456789abcdef"
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def encode(pictures: torch.Tensor) -> torch.Tensor:
-    return pictures[:, :1] * 2 + 0.1
+def encode(pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Two levels."""
+    return pictures[:, :1] * 2 + 0.1, pictures[:, 1:, ::4, ::4]
+
+
+def kept(pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(level.half().float() for level in encode(pictures))
+
+
+def same(ours: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True))
 
 
 def test_a_model_answers_from_cached_embeddings_as_from_its_encoder(tmp_path):
@@ -53,11 +64,21 @@ def test_only_images_that_are_new_are_encoded(tmp_path):
 
     cache(IMAGES[:2], watched)
     both = cache(IMAGES[[1, 2, 0]], watched)
-    assert sizes == [2, 1] and both.dtype == torch.float32
-    torch.testing.assert_close(both, encode(IMAGES[[1, 2, 0]]).half().float(), atol=0, rtol=0)
+    assert sizes == [2, 1] and {level.dtype for level in both} == {torch.float32}
+    assert same(both, kept(IMAGES[[1, 2, 0]]))
     cache(IMAGES[:1].bfloat16(), watched)  # the same image in other numbers
     EmbeddingCache(tmp_path, 1, WEIGHTS[::-1])(IMAGES[:1], watched)  # other weights
     assert sizes == [2, 1, 1, 1]
+
+
+def test_files_of_earlier_versions_which_held_one_tensor_are_read(tmp_path):
+    cache, old = EmbeddingCache(tmp_path, 1, WEIGHTS), torch.randn(1, 8, 8).half()
+    path = cache._place(cache._name(IMAGES[0]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = save({"embedding": old})
+    path.write_bytes(hashlib.blake2b(content, digest_size=CHECKSUM).digest() + content)
+    (embedding,) = cache(IMAGES[:1], lambda pictures: pytest.fail("it is there"))
+    assert torch.equal(embedding, old[None].float())
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", None])
@@ -71,13 +92,13 @@ def test_a_damaged_file_is_reported_and_computed_again(tmp_path, caplog, monkeyp
     file.write_bytes(content if damage is None else damage)
     cache = EmbeddingCache(tmp_path, 1, WEIGHTS)
     for _ in range(2):
-        assert torch.equal(cache(IMAGES[:1], encode), encode(IMAGES[:1]).half().float())
+        assert same(cache(IMAGES[:1], encode), kept(IMAGES[:1]))
     assert (cache.damaged, cache.misses, cache.hits) == (1, 1, 1)
     assert caplog.text.count("cannot be read") == 1 and str(file) in caplog.text
 
 
 def test_what_was_not_used_for_longest_goes_first_and_the_room_is_kept(tmp_path):
-    size = CHECKSUM + 64 * 2 + 80  # of a file, about
+    size = CHECKSUM + (64 + 2 * 4) * 2 + 152  # of a file, about
     cache = EmbeddingCache(tmp_path, 10 * size / GIB, WEIGHTS)
     other = tmp_path / "notes.txt"
     other.write_text("not ours")
@@ -89,9 +110,9 @@ def test_what_was_not_used_for_longest_goes_first_and_the_room_is_kept(tmp_path)
                 os.utime(path, (number, number))
         cache(pictures[:1], encode)  # used all the time
         assert sum(path.stat().st_size for path in tmp_path.rglob("*.bin")) <= 10 * size
-    kept = len(list(tmp_path.rglob("*.bin")))
-    assert 5 <= kept <= 10 and cache.misses == len(pictures) and other.exists()
-    cache(pictures[-kept + 1 :], encode)
+    files = len(list(tmp_path.rglob("*.bin")))
+    assert 5 <= files <= 10 and cache.misses == len(pictures) and other.exists()
+    cache(pictures[-files + 1 :], encode)
     assert cache.misses == len(pictures)
     cache(pictures[1:2], encode)
     assert cache.misses == len(pictures) + 1
@@ -100,12 +121,12 @@ def test_what_was_not_used_for_longest_goes_first_and_the_room_is_kept(tmp_path)
 def test_embeddings_beyond_half_precision_are_not_kept(tmp_path):
     cache = EmbeddingCache(tmp_path, 1, WEIGHTS)
     for _ in range(2):
-        assert float(cache(IMAGES[:1], lambda pictures: pictures[:, :1] * 0 + 1e6).max()) == 1e6
+        assert float(cache(IMAGES[:1], lambda pictures: (pictures[:, :1] * 0 + 1e6,))[0].max()) == 1e6
     assert cache.misses == 2 and not list(tmp_path.rglob("*.bin"))
 
 
-def use(folder: str) -> tuple[torch.Tensor, int]:
-    cache = EmbeddingCache(folder, 300 / GIB, WEIGHTS)  # room for one: the two remove each other's files
+def use(folder: str) -> tuple[tuple[torch.Tensor, ...], int]:
+    cache = EmbeddingCache(folder, 400 / GIB, WEIGHTS)  # room for one: the two remove each other's files
     for _ in range(30):
         result = cache(IMAGES, encode)
     return result, cache.damaged
@@ -114,7 +135,7 @@ def use(folder: str) -> tuple[torch.Tensor, int]:
 def test_processes_share_a_folder(tmp_path):
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
         for result, damaged in pool.map(use, [str(tmp_path)] * 2):
-            assert torch.equal(result, encode(IMAGES).half().float()) and damaged == 0
+            assert same(result, kept(IMAGES)) and damaged == 0
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -122,7 +143,7 @@ def test_a_full_disk_costs_a_warning_not_the_run(tmp_path):
     cache = EmbeddingCache(tmp_path, 1, WEIGHTS)
     for letters in {cache._name(picture)[:2] for picture in IMAGES}:
         (tmp_path / WEIGHTS / letters).write_text("a file where the folder should be")
-    assert torch.equal(cache(IMAGES, encode), encode(IMAGES).half().float())
+    assert same(cache(IMAGES, encode), kept(IMAGES))
 
 
 def test_it_is_refused_where_embeddings_change(tmp_path):

@@ -254,7 +254,7 @@ def test_a_training_file_brings_the_frozen_part_of_the_head(base, published):
     mark_trainable(model, config)
     file = {f"base_model.model.{name}": tensor for name, tensor in published.items()}
     assert from_training_file(model, file).keys() == set(trainable_names(model))
-    load_frozen_head(model, file)
+    load_frozen_head(model, file, config.head_options)
     for ours, theirs in (
         ("neck.0.weight", "image_feature_neck.0.weight"),
         ("fine_positions.positional_embedding", "mask_decoder.pe1.positional_encoding_gaussian_matrix"),

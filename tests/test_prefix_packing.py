@@ -231,7 +231,8 @@ def test_rotary_positions_on_several_axes_are_those_of_transformers(left):
     stock = Qwen3VLModel(Qwen3VLConfig(text_config=small, vision_config={"depth": 1, "hidden_size": 8, "num_heads": 1}))
     patches = torch.tensor([(1, 2 * grids[image][0], 2 * grids[image][1]) for image in (0, 0, 1)])  # merged 2 x 2
     expected, _ = stock.get_rope_index(ids, (ids == IMAGE_ID).int(), patches, attention_mask=attention.long())
-    assert torch.equal(found[:, attention], expected[:, attention])
+    assert torch.equal(found[1:, attention], expected[:, attention])
+    assert torch.equal(found[0], (attention.long().cumsum(1) - 1).clamp(min=0))
 
 
 def _offsets(height: int, width: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from data.collate import SampleBuilder, collate
+from data.llama_tokenizer import LLAMA
 from data.mixture import Mixture
 from data.sources import SOURCES
 from data.templates import template
@@ -56,7 +57,7 @@ def world(tmp_path_factory) -> Path:
 def test_what_a_recipe_names_exists(path):
     recipe = load_recipe(path)
     assert build_system(recipe.system, recipe.options).name == recipe.system
-    template(recipe.model.conv_type)
+    template(recipe.model.conv_type or LLAMA.template)
     assert recipe.data.mixture and recipe.run.exp_name != "run"
     for task in recipe.data.mixture:
         for entry in task.sets:

@@ -70,7 +70,7 @@ def changed(recipe: Recipe, **sections) -> Recipe:
             ["--lora_target_modules", "q_proj,k_proj"],
             r"target_modules: \['q_proj', 'v_proj'\] in the run, \['q_proj', 'k",
         ),
-        (["--conv_type", "plain"], r"model\.conv_type: llava_v1 in the run, plain asked for"),
+        (["--conv_type", "plain"], r"model\.conv_type: None in the run, plain asked for"),
         (["--no-use_mm_start_end"], r"model\.use_mm_start_end: True in the run, False asked for"),
         (["--vision_pretrained", "sam.pth"], r"model\.vision_pretrained: None in the run, sam\.pth asked for"),
         (["--version", str(BASE.parent / "gsva")], r"model\.version: .*lisa in the run, .*gsva asked for"),

@@ -95,7 +95,7 @@ def test_picture_encoder(pair, pictures):
     with torch.no_grad():
         expected = torch.cat([theirs.image_encoder(picture[None]) for picture in pictures])
     assert expected.std() > 0.1
-    torch.testing.assert_close(ours.features(seg_batch(pictures), None), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.features(seg_batch(pictures), None)[0], expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("at_once", [64, 2])
@@ -107,12 +107,12 @@ def test_one_decoder_call_over_all_pictures_equals_theirs_one_by_one(pair, pictu
     geometry = [Geometry((30, 40), (36, 48)), Geometry((50, 20), (48, 19))]
     with torch.no_grad():
         features = ours.features(seg_batch(pictures), None)
-        masks = ours.decode(features, queries, query_image, geometry)
+        masks = ours.decode(features, queries, query_image, geometry).masks
         for index, place in enumerate(geometry):
             mine = queries[query_image == index]
             dense = theirs.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(mine), -1, 6, 6)
             logits, _ = theirs.mask_decoder(
-                image_embeddings=features[index : index + 1],
+                image_embeddings=features[0][index : index + 1],
                 image_pe=theirs.prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=mine,
                 dense_prompt_embeddings=dense,
@@ -136,7 +136,7 @@ def test_picture_without_query_gets_an_empty_mask_stack(pair, pictures):
     _, ours = pair
     features = ours.features(seg_batch(pictures), None)
     geometry = [Geometry((30, 40), (36, 48)), Geometry((50, 20), (48, 19))]
-    masks = ours.decode(features, torch.randn(1, 1, WIDTH), torch.tensor([1]), geometry)
+    masks = ours.decode(features, torch.randn(1, 1, WIDTH), torch.tensor([1]), geometry).masks
     assert [tuple(m.shape) for m in masks] == [(0, 30, 40), (1, 50, 20)]
 
 
@@ -145,9 +145,9 @@ def test_encoder_never_trains_and_decoder_does(pair, pictures):
     ours.requires_grad_(False)
     ours.decoder.requires_grad_(True)
     features = ours.features(seg_batch(pictures), None)
-    assert not features.requires_grad
-    masks = ours.decode(features, torch.randn(2, 1, WIDTH), torch.tensor([0, 1]), [Geometry((9, 9), (48, 48))] * 2)
-    sum(mask.sum() for mask in masks).backward()
+    assert not features[0].requires_grad
+    decoded = ours.decode(features, torch.randn(2, 1, WIDTH), torch.tensor([0, 1]), [Geometry((9, 9), (48, 48))] * 2)
+    sum(mask.sum() for mask in decoded.masks).backward()
     assert all(weight.grad is None for weight in ours.encoder.parameters())
     assert ours.decoder.mask_tokens.weight.grad.norm() > 0
 

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.llama_tokenizer import LLAMA
+from data.tokens import added_tokens
 from data.types import Dialogue, Mask, Record, Refuse, Target, Turn
 from systems.base import build_system
 from systems.lasagna import sample_classes
@@ -175,7 +177,7 @@ def test_paper_tokens_write_the_papers_notation():
 def test_released_tokens_in_their_published_order():
     tokens = build_system("lasagna").tokens
     wrap = ("<im_start>", "<im_end>")
-    assert tokens.all_added == ("<cat_start>", "<cat_end>", "<semantic>", "<ins>", "<no_ins>", *wrap)
+    assert added_tokens(LLAMA, tokens) == ("<cat_start>", "<cat_end>", "<semantic>", "<ins>", "<no_ins>", *wrap)
     assert (tokens.mask, tokens.refuse) == (("<ins>",), "<no_ins>")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.llama_tokenizer import LLAMA
+from data.tokens import added_tokens
 from data.types import Mask, Record, Target, Turn
 from systems.base import SYSTEMS, build_system
 from systems.single import FIELDS
@@ -106,7 +108,7 @@ def test_reading_counts_masks():
 
 def test_tokens_and_registry():
     system = build_system("lisa")
-    assert system.tokens.all_added == ("[SEG]", "<im_start>", "<im_end>") and system.tokens.refuse is None
+    assert added_tokens(LLAMA, system.tokens) == ("[SEG]", "<im_start>", "<im_end>") and system.tokens.refuse is None
     assert {"lisa", "lasagna"} <= set(SYSTEMS)
     published = [name for system in SYSTEMS for name in build_system(system).released.architectures]
     assert len(published) == len(set(published))

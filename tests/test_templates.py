@@ -6,9 +6,7 @@ from data.templates import TEMPLATES, template
 
 
 def conversation(name, rounds):
-    layout = template(name)
-    parts = [f"{layout.prefix(q, first=i == 0)} {a}{layout.close}" for i, (q, a) in enumerate(rounds)]
-    return "".join(parts)
+    return "".join(part.text for part in template(name).parts(rounds))
 
 
 def test_llava_v1_reads_as_published():
@@ -42,5 +40,8 @@ def test_questions_are_inserted_verbatim(name):
 
 
 def test_an_unknown_template_lists_the_choices():
-    with pytest.raises(ValueError, match=r"'llava_v2' .*did you mean 'llava_v1'.*llava_llama_2, llava_v1, vicuna_v1"):
+    with pytest.raises(
+        ValueError,
+        match=r"'llava_v2' .*did you mean 'llava_v1'.*llava_llama_2, llava_v1, qwen_chat, qwen_system, vicuna_v1",
+    ):
         template("llava_v2")

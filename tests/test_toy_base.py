@@ -109,7 +109,7 @@ def box_iou(head: SamHead, scene, thing) -> float:
         pixels = normalise_sam(torch.from_numpy(scene.image.transpose(2, 0, 1).copy())[None]).float()
         embedding = head.encoder(pixels).last_hidden_state
         sparse, dense = head.prompts(None, None, torch.tensor([[[x0, y0, x1 - 1, y1 - 1]]], dtype=torch.float32), None)
-        masks, _ = head.decoder(embedding, head._positions(embedding), sparse, dense, multimask_output=False)
+        masks, _ = head.decoder(embedding, head.positions(embedding), sparse, dense, multimask_output=False)
         shown = nn.functional.interpolate(masks[:, 0], size=SCENE_SIDE, mode="bilinear")[0, 0] > 0
     return binary_iou(shown.flatten(), torch.from_numpy(thing.mask).flatten()).item()
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.tokens import FAMILIES
 from systems.base import build_system
 from utils.config import Recipe, to_dict
 from utils.renamed import new_name
@@ -25,6 +26,8 @@ COMPUTED = (  # fields of `model` that change how it is computed, not what
 PATHS = (  # compared by file content
     *("version", "vision_tower", "checkpoint_file", "vision_pretrained", "tower.preprocessor"),
 )
+# A run's template fits its tokenizer, so the default of any family is in a run what no template at all means there.
+DEFAULT_TEMPLATES = tuple(family.template for family in FAMILIES)
 SEED = "train.seed"  # initialises the new tokens' rows, and a mask head that starts from no file
 OF_A_START = ("train.auto_resume", "train.resume", "eval.eval_only")  # actions of one start, not settings of a run
 BEST_BY = ("eval.suites", "eval.best_by", "eval.protocol", "eval.limit", "eval.custom")  # what a best score depends on
@@ -61,6 +64,8 @@ def differences(before: Recipe, now: Recipe, content: Mapping[str, str | None]) 
             digest_now = _content(change.now)
             digest_before = content.get(change.field) or _content(change.before)
             harmless = digest_now is not None and digest_now == digest_before
+        elif change.field == "model.conv_type":
+            harmless = None in (change.before, change.now) and {change.before, change.now} <= {None, *DEFAULT_TEMPLATES}
         elif section == "model":
             harmless = _is_computed(name)
         elif section == "options":

@@ -62,6 +62,13 @@ class TowerConfig:
     position_resize: Literal["released", "correct"] | None = setting(
         None, "how the position table is resized: as released (off by one row) or correctly"
     )
+    min_pixels: int | None = setting(
+        None, "Qwen-VL: fewest pixels of an image after it is resized; smaller ones are enlarged", 1
+    )
+    max_pixels: int | None = setting(None, "Qwen-VL: most pixels of an image after it is resized", 1)
+    resize: Literal["once", "twice"] | None = setting(
+        None, "Qwen-VL: resize once, or twice as Sa2VA does in inference: first to the nearest multiples of 28 pixels"
+    )
     preprocessor: str | None = setting(
         None, "image-processor file: the size of the view, and mean and deviation where nothing is padded"
     )
@@ -96,21 +103,26 @@ class ModelConfig:
         "a training program's file of all weights (a bare .bin) over those of `version`; its LoRA has `lora.alpha`",
     )
     mask_head: str | None = setting(
-        None, "mask head under any system: sam or pixel; null: the finished folder's, else the system's"
+        None, "mask head under any system: sam, sam2, sam3 or pixel; null: the finished folder's, else the system's"
     )
-    vision_pretrained: str | None = setting(None, "SAM weights, file or folder; null: those inside `version`")
-    conv_type: str = setting("llava_v1", "conversation template")
+    vision_pretrained: str | None = setting(
+        None, "weights of the mask head (SAM, SAM 2, SAM 3), file or folder; null: those inside `version`"
+    )
+    conv_type: str | None = setting(
+        None, "conversation template; null: that of the tokenizer's family, e.g. llava_v1 or qwen_chat"
+    )
     tokenization: Literal["transformers-4.31", "transformers-4.44"] | None = setting(
-        None, "library release whose ids around added tokens are reproduced; null: the folder's, else 4.31"
+        None,
+        "library release whose ids around LLaMA's added tokens are reproduced; null: the folder's, else 4.31",
     )
     tokenizer_legacy: bool | None = setting(
-        True, "a blank before text that follows an added token; null: as the folder's files say"
+        True, "a blank before text that follows one of LLaMA's added tokens; null: as the folder's files say"
     )
     model_max_length: int = setting(
         512, "longest row, after the image is expanded, that may be trained on; 0: no limit", 0
     )
     image_size: int | None = setting(
-        None, "side of the mask encoder's view; null: what it was built for (SAM: 1024)", 1
+        None, "side of the mask encoder's view; null: what it was built for (SAM: 1024, which cannot be another)", 1
     )
     out_dim: int | None = setting(None, "width of the mask prompt; null: what the mask head takes (SAM: 256)", 1)
     precision: Literal["fp32", "bf16", "fp16"] = setting("bf16", "number format of weights and activations")
@@ -123,7 +135,9 @@ class ModelConfig:
     pack_length: int = setting(
         0, "with pack_rows: several images share a sequence of up to this many positions; 0: one sequence per image", 0
     )
-    use_mm_start_end: bool = setting(True, "wrap the image in <im_start> and <im_end>")
+    use_mm_start_end: bool = setting(
+        True, "wrap the image in <im_start> and <im_end> (Qwen always has a wrap of its own)"
+    )
     train_mask_decoder: bool = setting(True, "train the mask decoder")
     train_language: bool = setting(
         True, "without LoRA (lora.r = 0): train the language model in full, not only its vocabulary"

@@ -43,7 +43,8 @@ def _check_section(section: str, values: dict[str, Any], keys: SizeKeys, widest:
             most = weights
         else:
             continue
-        if not (_is_whole(value) and 1 <= value <= most):
+        numbers = value if isinstance(value, list) else [value]
+        if not all(_is_whole(number) and 1 <= number <= most for number in numbers) or len(numbers) > weights:
             raise ValueError(
                 f"{where}: {section}.{key} is {_shortened(value)}; the weights there have sizes of 1 to {most}"
             )

@@ -35,9 +35,8 @@ class Report:
 
 
 def reading_table(vlm: Iterable[Pair], head: Iterable[Pair]) -> NameTable:
-    """Every layout that can be read. vlm, head: `WEIGHT_NAMES` of the backbone and of the mask head, the latter below
-    `model.` on disk."""
-    return NameTable([*vlm, *under(head, "model.", "head."), _TEXT_MLP, *_SAME])
+    """Every layout that can be read. vlm, head: `WEIGHT_NAMES` of the backbone and of the mask head."""
+    return NameTable([*vlm, *under(head, "", "head."), _TEXT_MLP, *_SAME])
 
 
 def folder_table(vlm: Iterable[Pair]) -> NameTable:
@@ -47,18 +46,23 @@ def folder_table(vlm: Iterable[Pair]) -> NameTable:
 
 def published_table(vlm: Iterable[Pair], head: Iterable[Pair]) -> NameTable:
     """The layout of released checkpoints. vlm: the backbone's `published_names`."""
-    return NameTable([*vlm, *under(head, "model.", "head."), _TEXT_MLP])
+    return NameTable([*vlm, *under(head, "", "head."), _TEXT_MLP])
 
 
-def to_model_names(tensors: dict[str, Tensor], table: NameTable, report: Report) -> dict[str, Tensor]:
-    """Renames; what has no place goes to the report."""
+def to_model_names(
+    tensors: dict[str, Tensor], table: NameTable, report: Report, ignored: Iterable[str] = ()
+) -> dict[str, Tensor]:
+    """Renames; what has no place goes to the report. ignored: patterns of names that a model has no use for."""
     renamed = {}
+    unused = NameTable((pattern, pattern) for pattern in ignored)
     for name, tensor in tensors.items():
         plain = name.removeprefix(LORA_WRAPPER)
         if IGNORED.fullmatch(plain):
             report.ignored.append(name)
         elif ours := table.to_model(plain):
             renamed[ours] = tensor
+        elif unused.to_model(plain):
+            report.ignored.append(name)
         else:
             report.unexpected.append(name)
     return renamed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.tokens import TokenSpec, token_id
+from data.tokens import TokenSpec, added_tokens, token_id
 from data.views import LanguageView, Views
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.bounds import check_sizes, naming_size_errors
@@ -26,11 +26,12 @@ from model.checkpoints.files import read_tensors
 from model.checkpoints.hub import fetch
 from model.checkpoints.layouts import LORA_WRAPPER, Report, reading_table, to_model_names
 from model.checkpoints.lora_file import merge_factors
-from model.checkpoints.name_table import NameTable, under
+from model.checkpoints.name_table import NameTable
 from model.checkpoints.weight_source import WeightSource
 from model.heads import HEADS, HeadContext, MaskHead
 from model.seg_model import SegModel, text_mlp
 from model.vlm import VLMS, VisionLanguageModel
+from model.vlm.base import BackboneSizes
 from utils.config import ModelConfig
 from utils.log import log
 from utils.registry import unknown
@@ -64,26 +65,31 @@ def build_model(
         backbone = vlm_class(values, where)
         head = choose_head(values, config, head)
         head_class = _head_class(head, where)
+        _check_head(folder, saved_head(values), head)
+        head_class.check_options(dict(config.head_options), config.image_size)
+        check_parts(backbone, head_class, head, config)
         table = reading_table(backbone.WEIGHT_NAMES, head_class.WEIGHT_NAMES)
-        source = _read(folder, values, table, backbone)
-        _check_head(source, head, config.allow_missing)
+        source = _read(folder, values, table, backbone, head_class)
+        if not source.finished and not config.allow_missing:
+            _check_head(folder, _published_head(source.report.unexpected), head)
         options = _add_head(source, config, head_class)
         if config.checkpoint_file:
-            _add_weight(source, fetch(config.checkpoint_file), table, config.lora.alpha)
+            _add_weight(source, fetch(config.checkpoint_file), table, head_class, config.lora.alpha)
         _check_language(source, backbone)
-        vlm_config, view = backbone.config_for(source, config, tokenizer)
         _fit_vocabulary(source, backbone, spec, tokenizer, generator, config.allow_missing)
-        head_config = _head_config(source, backbone, vlm_config, head_class, options, len(spec.mask))
+        vlm_config, view = backbone.config_for(source, config, tokenizer)
+        context = _head_context(source, backbone.sizes(vlm_config), backbone.EMBEDDING, len(spec.mask), config)
+        head_config = head_class.config_for(_head_tensors(source), options, context)
         architecture = Architecture(backbone.NAME, vlm_config, head, head_config)
     check_sizes(architecture, source.tensors, where)
     attention = resolve_attention(config.attn_implementation, config.precision)
-    added_ids = [token_id(tokenizer, token) for token in spec.all_added]
+    added_ids = [token_id(tokenizer, token) for token in added_tokens(tokenizer.family, spec)]
     # on the meta device: no memory for values that the file's tensors replace
     with torch.device("meta"), naming_size_errors(where):
         model = assemble(architecture, attention, view, added_ids)
     model.report = source.report
     _check_recipe(model, config)
-    _init_head(source, model, seed)
+    _init_head(source, model, options, seed)
     _fill(model, source, dtype_of(config.precision), generator, config.allow_missing)
     return model
 
@@ -127,9 +133,31 @@ def assemble(
 def vlm_class(values: dict[str, Any], where: str) -> type[VisionLanguageModel]:
     """The backbone of a `config.json`. where: the file, for messages."""
     kind = str(values.get("model_type") or DEFAULT_VLM)
-    if kind not in VLMS:
+    # A system that wraps a backbone of the library gives the whole a name of its own, e.g. sa2va_chat; its vision part
+    # still says which backbone that is.
+    inner = str(values.get("vision_config", {}).get("model_type", "")).removesuffix("_vision")
+    if kind not in VLMS and inner not in VLMS:
         raise ValueError(f"{where}: " + unknown(VLMS.kind, kind, VLMS))
-    return VLMS[kind]
+    return VLMS[kind if kind in VLMS else inner]
+
+
+def check_parts(
+    backbone: type[VisionLanguageModel], head_class: type[MaskHead], head: str, config: ModelConfig
+) -> None:
+    """Raises where a backbone and a mask head do not go together, or where a recipe sets what the backbone does not
+    have; before any weight is read."""
+    if head_class.READS_TOWER and not backbone.KEEPS_LAYERS:
+        others = [name for name in HEADS if not HEADS[name].READS_TOWER]
+        raise ValueError(
+            f"the mask head {head!r} decodes the hidden states of a vision tower that sees all images in one size, "
+            f"which the backbone {backbone.NAME!r} does not have; choose model.mask_head from {', '.join(others)}"
+        )
+    for item in fields(config.tower):
+        if getattr(config.tower, item.name) != item.default and item.name not in backbone.TOWER_FIELDS:
+            raise ValueError(
+                f"model.tower.{item.name}: the backbone {backbone.NAME!r} has no such setting; it has "
+                f"{', '.join(sorted(backbone.TOWER_FIELDS))}"
+            )
 
 
 def choose_head(values: dict[str, Any], config: ModelConfig, default: str) -> str:
@@ -162,44 +190,54 @@ def _head_class(name: str, where: str) -> type[MaskHead]:
     return HEADS[name]
 
 
-def _read(folder: Path, values: dict[str, Any], table: NameTable, backbone: type[VisionLanguageModel]) -> WeightSource:
+def _read(
+    folder: Path, values: dict[str, Any], table: NameTable, backbone: type[VisionLanguageModel], head: type[MaskHead]
+) -> WeightSource:
     report = Report()
-    tensors = to_model_names(read_tensors(folder), table, report)
+    tensors = to_model_names(read_tensors(folder), table, report, head.IGNORED)
     embedding, lm_head = backbone.EMBEDDING, backbone.LM_HEAD
-    tied = values.get("text_config", values).get("tie_word_embeddings")
+    # a Hugging Face folder of two parts may say it for the whole or for the language model
+    tied = any(part.get("tie_word_embeddings") for part in (values, values.get("text_config") or {}))
     if tied and embedding in tensors and lm_head not in tensors:
         tensors[lm_head] = tensors[embedding].clone()  # ours are separate: new rows train apart
     finished = any(name.startswith("head.") for name in tensors)
     return WeightSource(folder, values, tensors, report, finished)
 
 
-def _check_head(source: WeightSource, head: str, lenient: bool) -> None:
+def _published_head(unexpected: list[str]) -> str | None:
+    """Published files name no head: whose names are the unexpected ones?"""
+    return next((head for head in HEADS if _fits(unexpected, HEADS[head])), None)
+
+
+def _check_head(folder: Path, saved: str | None, head: str) -> None:
     """Raises where the folder holds the weights of another mask head than `head`."""
-    saved = saved_head(source.values)
-    if saved is None and not source.finished and not lenient:
-        # published files name no head: whose names are the unexpected ones?
-        saved = next((other for other in HEADS if _fits(source.report.unexpected, HEADS[other])), None)
     if saved not in (None, head):
         raise ValueError(
-            f"{source.folder} holds the weights of the mask head {saved!r}, which do not fit {head!r}: remove "
+            f"{folder} holds the weights of the mask head {saved!r}, which do not fit {head!r}: remove "
             f"model.mask_head, or set it to {saved}; another head starts from a base model"
         )
 
 
 def _fits(names: list[str], head: type[MaskHead]) -> bool:
-    table = NameTable(under(head.WEIGHT_NAMES, "model.", "head."))
+    table = NameTable(head.WEIGHT_NAMES)
     return any(table.to_model(name.removeprefix(LORA_WRAPPER)) for name in names)
 
 
 def _add_head(source: WeightSource, config: ModelConfig, head: type[MaskHead]) -> dict[str, Any]:
     """Adds the mask head's pretrained weights to those of a base. Returns the options of the head."""
     options = dict(config.head_options)
-    if config.vision_pretrained and (source.finished or not head.NEEDS_WEIGHTS):
+    random = head.starts_random(options)
+    if config.vision_pretrained and random and head.NEEDS_WEIGHTS and not source.finished:
+        raise ValueError(
+            f"model.head_options.from_scratch: the mask head starts from random weights, so {config.vision_pretrained} "
+            "would not be read; set model.vision_pretrained=null"
+        )
+    if config.vision_pretrained and (source.finished or random):
         log.info("the mask head of %s takes nothing from %s: it is not read", source.folder, config.vision_pretrained)
     if source.finished:
         return options
     source.fresh.extend(TEXT_MLP)
-    if not head.NEEDS_WEIGHTS:
+    if random:
         return options
     if config.vision_pretrained:
         tensors, options = head.read_weights(fetch(config.vision_pretrained), options)
@@ -212,13 +250,13 @@ def _add_head(source: WeightSource, config: ModelConfig, head: type[MaskHead]) -
     return options
 
 
-def _add_weight(source: WeightSource, file: Path, table: NameTable, alpha: float) -> None:
+def _add_weight(source: WeightSource, file: Path, table: NameTable, head: type[MaskHead], alpha: float) -> None:
     """A training program's file counts before everything else; what it lacks (frozen parts) stays the folder's."""
     try:
         merged = merge_factors(read_tensors(file), alpha)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    source.tensors.update(to_model_names(merged, table, source.report))
+    source.tensors.update(to_model_names(merged, table, source.report, head.IGNORED))
     source.finished = True
     source.fresh = []  # a trained file must hold the text MLP, which a base's loading would initialise
     source.weight = file
@@ -238,56 +276,67 @@ def _fit_vocabulary(
     generator: torch.Generator,
     lenient: bool,
 ) -> None:
-    """Embedding and output rows for exactly the tokenizer's ids. A base grows; a finished model must fit already."""
+    """Embedding and output rows for the tokenizer's ids. A base grows; a finished model must fit already.
+
+    Of most families, a model has exactly one row per id. A family whose matrices are padded (`TokenizerFamily.padded`,
+    Qwen: 151,936 rows for 151,669 ids) keeps its rows, as published, and they grow only where the tokenizer outgrows
+    them. What the rows beyond the tokenizer predict is left to the weights, as in every program that runs such a model:
+    the base has learned not to, and such an id decodes to nothing (`data.tokens.decode`).
+
+    A base's rows for the tokens that the system adds are initialised with NEW_ROW_STD, also where the padding has rows
+    for them: those were never trained as inputs, and as outputs all of them were only pushed down. (The releases of
+    Sa2VA and UniPixel start from them; sa2va.md 4.1, unipixel.md 2.)
+    """
     embedding, lm_head = source.tensors[backbone.EMBEDDING], source.tensors[backbone.LM_HEAD]
-    rows, size = len(embedding), len(tokenizer)
+    rows, size, padded = len(embedding), len(tokenizer), tokenizer.family.padded
     if (most := max(tokenizer.get_vocab().values())) >= size:
         raise ValueError(f"{source.folder}: the tokenizer's ids go up to {most}, but it has only {size} tokens")
-    strange = [token for token in spec.all_added if token_id(tokenizer, token) >= rows]
+    # In a padded matrix the number of rows says nothing about tokens, so the folder's own tokenizer must have them; a
+    # bare weight file has no tokenizer.
+    known = tokenizer.own_size if padded and not source.weight else rows
+    strange = [t for t in added_tokens(tokenizer.family, spec) if token_id(tokenizer, t) >= min(known, rows)]
     if source.finished and strange and not lenient:
         raise ValueError(
-            f"{source.blamed} is a checkpoint of another system: its vocabulary of {rows} rows has no "
+            f"{source.blamed} is a checkpoint of another system: its vocabulary of {min(known, rows)} rows has no "
             f"{', '.join(strange)}; choose the system it was trained with"
         )
+    wanted = max(rows, size) if padded else size
     counts = {"embedding": rows, "output": len(lm_head)}
-    wrong = [f"{count} {kind} rows" for kind, count in counts.items() if count != size]  # the first says enough
+    wrong = [f"{count} {kind} rows" for kind, count in counts.items() if count != wanted]  # the first says enough
     if source.finished and wrong and not lenient:
         raise ValueError(
             f"{source.blamed}: wrong vocabulary size, {wrong[0]} for a tokenizer of {size} tokens; "
             "its tokenizer files belong to another checkpoint"
         )
     for name, table in ((backbone.EMBEDDING, embedding), (backbone.LM_HEAD, lm_head)):
-        new = torch.randn(max(0, size - len(table)), table.shape[1], generator=generator) * NEW_ROW_STD
-        if len(table) != size:
-            source.tensors[name] = torch.cat([table[:size], new.to(table.dtype)])
+        old = min(len(table), size if source.finished or not padded else tokenizer.own_size)
+        new = torch.randn(max(0, size - old), table.shape[1], generator=generator) * NEW_ROW_STD
+        if len(new) or len(table) != wanted:
+            source.tensors[name] = torch.cat([table[:old], new.to(table.dtype), table[size:wanted]])
 
 
-def _head_config(
-    source: WeightSource,
-    backbone: type[VisionLanguageModel],
-    vlm_config: dict[str, Any],
-    head_class: type[MaskHead],
-    options: dict[str, Any],
-    tokens: int,
-) -> dict[str, Any]:
-    """The mask head's configuration: its class takes it from `config.json` where a finished folder has one, else from
-    the shapes of the weights."""
+def _head_tensors(source: WeightSource) -> dict[str, Tensor]:
+    """The mask head's weights under its own names."""
+    return {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
+
+
+def _head_context(
+    source: WeightSource, sizes: BackboneSizes, embedding: str, tokens: int, config: ModelConfig
+) -> HeadContext:
+    """What the mask head's class makes its configuration of, in addition to the shapes of the weights."""
     saved = source.values.get(SECTION, {}).get("head_config") if source.finished else None
     if saved is not None and not isinstance(saved, dict):
         raise ValueError(f"{source.where}: {SECTION}.head_config must be a mapping of sizes, got {saved!r}")
-    tensors = {name.removeprefix("head."): value for name, value in source.tensors.items() if name.startswith("head.")}
-    sizes = backbone.sizes(vlm_config)
-    width = source.tensors[backbone.EMBEDDING].shape[1]
-    context = HeadContext(sizes.tower_width, sizes.tower_layers, width, tokens, saved)
-    return head_class.config_for(tensors, options, context)
+    width = source.tensors[embedding].shape[1]
+    return HeadContext(sizes.tower_width, sizes.tower_layers, width, tokens, saved, config.image_size)
 
 
-def _init_head(source: WeightSource, model: SegModel, seed: int) -> None:
+def _init_head(source: WeightSource, model: SegModel, options: dict[str, Any], seed: int) -> None:
     """A mask head that starts from no file, or what options add to a finished one, as its class initialises it."""
     head = HEADS[model.architecture.head]
     absent = [name for name in model.state_dict() if name.startswith("head.") and name not in source.tensors]
     new = [name for name in absent if not source.finished or name.removeprefix("head.") in head.OPTIONAL_WEIGHTS]
-    if head.NEEDS_WEIGHTS or not new:
+    if not head.starts_random(options) or not new:
         return
     # on a fork: how the head is initialised must not move the random numbers of the rest of the program
     with torch.random.fork_rng(devices=[]):
@@ -331,6 +380,7 @@ def _fill(model: SegModel, source: WeightSource, dtype: torch.dtype, generator: 
     # assigned, not copied: a memory-mapped tensor of the right precision is never read before it is used
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     model.vlm.reset_buffers()
+    model.head.reset_buffers()
     log.info("%s: %s", source.folder, report)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from data.pieces import STRIP
-from data.tokens import IMAGE_START, pieces_file
 from model.checkpoints.files import write_json, write_tensors
 from model.checkpoints.layouts import folder_table, published_table, to_layout_names
 from model.seg_model import SegModel
@@ -129,21 +128,23 @@ def _write_original(model: SegModel, folder: Path, tokenizer: PreTrainedTokenize
     places = vlm.write_published_parts(config, tensors, folder)
     write_tensors(tensors, folder, safe=False)
     general = {"architectures": [class_name], "torch_dtype": str(model.dtype).removeprefix("torch.")}
-    wrap = {"mm_use_im_start_end": IMAGE_START in tokenizer.get_added_vocab()}
+    family = tokenizer.family
+    # a field of LLaVA's; other families always have their image wrap
+    wrap = {"mm_use_im_start_end": family.wrap[0] in tokenizer.get_added_vocab()} if family.adds_wrap else {}
     write_json(folder / "config.json", vlm.published_json(config) | general | places | wrap)
     _write_old_tokenizer(folder, tokenizer)
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
-    if pieces := pieces_file(tokenizer):  # the library does not copy it, and the old programs read nothing else
+    if pieces := tokenizer.pieces.file:  # the library does not copy it, and the old programs read nothing else
         _copy(pieces, folder)
 
 
 def _write_old_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """The four files of a published folder, as transformers 4.31 reads them; without a sentencepiece model, the files
     that today's library writes."""
-    pieces = pieces_file(tokenizer)
+    pieces = tokenizer.pieces.file
     if not pieces:
         tokenizer.save_pretrained(folder)
         return

@@ -43,4 +43,4 @@ def use_liger(model: SegModel) -> None:
     # by name and only now: the optional package imports triton, which needs a GPU
     patch = getattr(importlib.import_module("liger_kernel.transformers"), model.vlm.LIGER)
     kernels = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False}
-    patch(**kernels, fused_linear_cross_entropy=False, model=model.vlm.language)
+    patch(**kernels, fused_linear_cross_entropy=False, model=model.vlm.decoder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftConfig
@@ -27,6 +28,7 @@ def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> 
     """Applies a recipe's `model` section for training, in place: LoRA, what trains, kernels, checkpointing."""
     quantize_frozen(model, config)
     apply_lora(model, config.lora, seed=seed)
+    adapt_head(model, config.head_options, seed=seed)
     mark_trainable(model, config)
     speed_up(model, config)
     if config.gradient_checkpointing:
@@ -56,6 +58,19 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
     for target in config.target_modules:
         if target not in have:
             raise ValueError(unknown("linear layer of the language model", target, have))
+    _inject(language, config, seed)
+
+
+def adapt_head(model: SegModel, options: dict[str, Any], *, seed: int = 0) -> None:
+    """Adapters on the mask head's image encoder, where the head's options ask for them (lisa.md 9.3, SAM + LoRA)."""
+    adapted = model.head.adapted_encoder(options)
+    if adapted is not None:
+        # scaled as the language model's: alpha is twice the rank
+        config = LoraConfig(adapted.rank, 2 * adapted.rank, dropout=0.0, target_modules=adapted.layers)
+        _inject(adapted.module, config, seed)
+
+
+def _inject(module: nn.Module, config: LoraConfig, seed: int) -> None:
     adapters = PeftConfig(
         r=config.r,
         lora_alpha=config.alpha,
@@ -66,16 +81,16 @@ def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
     # on a fork: with other adapters, or none, a seed still gives the same order of data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(adapters, language, ADAPTER)
+        inject_adapter_in_model(adapters, module, ADAPTER)
 
 
 def mark_trainable(model: SegModel, config: ModelConfig) -> None:
     """Marks what trains and freezes everything else.
 
-    Trained: LoRA, embedding and output rows of the vocabulary (`train_vocabulary`), the text MLP, the mask decoder with
-    `train_mask_decoder`, the projector with `tower.train_projector`, the tower with `tower.train`. Without LoRA (r = 0)
-    the language model trains in full with `train_language`: one released program does so, another does not. r below 0:
-    its layers train in full.
+    Trained: all LoRA, embedding and output rows of the vocabulary (`train_vocabulary`), the text MLP, the mask decoder
+    with `train_mask_decoder`, the projector with `tower.train_projector`, the tower with `tower.train`. Without LoRA
+    (r = 0) the language model trains in full with `train_language`: one released program does so, another does not. r
+    below 0: its layers train in full.
     """
     model.requires_grad_(False)
     language = model.vlm.language
@@ -96,7 +111,7 @@ def mark_trainable(model: SegModel, config: ModelConfig) -> None:
     for part in parts:
         part.requires_grad_(True)
     # the adapters lie inside frozen layers: by name, after everything else
-    for name, parameter in language.named_parameters():
+    for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.requires_grad_(True)
 
@@ -159,9 +174,10 @@ def from_training_file(model: SegModel, tensors: Mapping[str, Tensor]) -> dict[s
     return {name: renamed[name] for name in trainable_names(model) if name in renamed}
 
 
-def load_frozen_head(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
-    """The frozen part of a mask head that started from no file: no base has it, so a full-model file must."""
-    if model.head.NEEDS_WEIGHTS:
+def load_frozen_head(model: SegModel, tensors: Mapping[str, Tensor], options: dict[str, Any]) -> None:
+    """The frozen part of a mask head that started from no file: no base has it, so a full-model file must. options: the
+    recipe's `model.head_options`."""
+    if not model.head.starts_random(options):
         return
     table = reading_table(model.vlm.WEIGHT_NAMES, model.head.WEIGHT_NAMES)
     state = model.head.state_dict(prefix="head.")

@@ -1,6 +1,6 @@
 """Mask heads by name; importing this package registers them."""
 
-from model.heads import pixel, sam  # noqa: F401
-from model.heads.base import HEADS, HeadContext, MaskHead
+from model.heads import pixel, sam, sam2, sam3  # noqa: F401
+from model.heads.base import HEADS, Decoded, HeadContext, MaskHead
 
-__all__ = ["HEADS", "HeadContext", "MaskHead"]
+__all__ = ["HEADS", "Decoded", "HeadContext", "MaskHead"]

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from data.types import Batch, Geometry
 from data.views import LanguageView, SegView
-from model.checkpoints.name_table import Pair
+from model.checkpoints.name_table import NameTable, Pair
 from model.checkpoints.size_keys import SizeKeys
 from model.vlm.base import Vision
 from utils.batching import map_batched
@@ -42,14 +42,30 @@ class HeadContext:
     language_width: int
     tokens: int  # mask tokens per mask
     saved_config: dict[str, Any] | None = None  # the head's configuration in a folder's `config.json`, if it is there
+    side: int | None = None  # of the view, where the recipe gives it (model.image_size); None: the head's usual one
+
+
+@dataclass
+class Decoded:
+    """What a head decodes, image by image.
+
+    masks: B x (N_b, H_b, W_b) float32 logits. scores: B x (N_b,) float32 in 0..1, the head's own confidence in each
+    mask, e.g. its estimate of the IoU times the probability that the object is there; None of a head without one.
+    """
+
+    masks: list[Tensor]
+    scores: list[Tensor] | None = None
 
 
 class MaskHead(nn.Module):
     """A module with these members. Its weights are named `head.*` in a SegModel."""
 
-    WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names (below `model.`) and ours (below `head.`)
+    WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names, of all layouts that are read, and ours (below `head.`)
+    IGNORED: ClassVar[tuple[str, ...]] = ()  # published names, with wildcards, of weights that the head has no use for
     SIZE_KEYS: ClassVar[SizeKeys]  # of the head's configuration
-    NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file; else from random ones
+    FILE_SIGNS: ClassVar[tuple[str, ...]] = ()  # names, with wildcards, that only files of this head's weights have
+    NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file, unless options say otherwise
+    READS_TOWER: ClassVar[bool] = False  # it decodes `Vision.layers`, which not every backbone has
     OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]] = ()  # added by options: initialised where a finished head has none
     tokens: int  # K, mask tokens per mask, where the head depends on it
     checkpoint_decoder: bool = False  # masks are decoded again in the backward pass, to save memory
@@ -66,9 +82,27 @@ class MaskHead(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def check_options(cls, options: dict[str, Any], side: int | None) -> None:
+        """Raises for options that cannot be, before any weights are read. side: model.image_size, of the view."""
+
+    @classmethod
+    def owns_file(cls, names: Iterable[str]) -> bool:
+        """Whether a weight file with these names is of this head."""
+        signs = NameTable((sign, sign) for sign in cls.FILE_SIGNS)
+        return any(signs.to_model(name) for name in names)
+
+    @classmethod
+    def starts_random(cls, options: dict[str, Any]) -> bool:
+        """Whether a new head starts from random weights, not from those of a file."""
+        return not cls.NEEDS_WEIGHTS
+
+    @classmethod
     def build(cls, config: dict[str, Any], attention: str) -> MaskHead:
         """An uninitialised head of that configuration."""
         raise NotImplementedError
+
+    def reset_buffers(self) -> None:
+        """Computes the tables that no weight file holds, on the device of the weights."""
 
     @property
     def prompt_dim(self) -> int:
@@ -77,7 +111,7 @@ class MaskHead(nn.Module):
 
     @property
     def view(self) -> SegView | None:
-        """How the head sees an image; None: it reuses the features of the language-side view."""
+        """How the head sees an image, any square view; None: it reuses the features of the language-side view."""
         raise NotImplementedError
 
     def check_view(self, language_view: LanguageView) -> None:
@@ -91,23 +125,40 @@ class MaskHead(nn.Module):
         """What trains with `train_mask_decoder`; the rest is frozen."""
         raise NotImplementedError
 
+    def adapted_encoder(self, options: dict[str, Any]) -> AdaptedEncoder | None:
+        """What gets LoRA with these options; None: nothing."""
+        return None
+
     def features(self, batch: Batch, vision: Vision) -> Features:
-        """Encodes the B images of a batch, each once."""
+        """Encodes the B images of a batch, each once. What it returns, only the head's own `decode` knows."""
         raise NotImplementedError
 
     def decode(
         self, features: Features, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
-    ) -> list[Tensor]:
-        """(Q, K, D) queries and their images (Q,), ascending -> B x (N_b, H_b, W_b) float32 logits.
+    ) -> Decoded:
+        """(Q, K, D) queries and their images (Q,), ascending -> a mask for each, and its score where the head has one.
 
         full: at the original sizes; else as the decoder gives them, without the padding."""
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class AdaptedEncoder:
+    """A part of a head with LoRA in its linear layers of these names."""
+
+    module: nn.Module
+    layers: tuple[str, ...]
+    rank: int
+
+
 def decode_in_chunks(
-    decode: Callable[[Tensor, Tensor], Tensor], queries: Tensor, query_image: Tensor, checkpointed: bool = False
-) -> Tensor:
-    """All of `decode(queries, query_image)`: in one pass with gradients, in chunks without.
+    decode: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    queries: Tensor,
+    query_image: Tensor,
+    checkpointed: bool = False,
+) -> tuple[Tensor, ...]:
+    """All of `decode(queries, query_image)`, whose results have one entry per query: in one pass with gradients, in
+    chunks without.
 
     Every query needs its own copy of its image's embedding, since SAM's decoder changes it by attention: chunks bound
     that memory. checkpointed: with gradients also in chunks, each under activation checkpointing, so that the decoder's
@@ -119,7 +170,8 @@ def decode_in_chunks(
         # Decoding is deterministic, so no RNG state is kept. The determinism check must be off: ZeRO-3 parameters are
         # gathered in one pass and sharded in the other.
         decode = partial(checkpoint, decode, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
-    return torch.cat([decode(*chunk) for chunk in zip(queries.split(size), query_image.split(size), strict=True)])
+    chunks = zip(queries.split(size), query_image.split(size), strict=True)
+    return tuple(map(torch.cat, zip(*(decode(*chunk) for chunk in chunks), strict=True)))
 
 
 def fourier_positions(embedding: nn.Module, features: Tensor) -> Tensor:
@@ -131,19 +183,25 @@ def fourier_positions(embedding: nn.Module, features: Tensor) -> Tensor:
     return embedding(centres).permute(2, 0, 1)[None].to(features.dtype)
 
 
-def to_original(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
-    """(N, h, w) logits of a padded square view of side `size` -> (N, H, W) float32 ones of the image.
+def to_original(logits: Tensor, geometry: Geometry, size: int | None) -> Tensor:
+    """(N, h, w) logits of a square view of side `size` -> (N, H, W) float32 ones of the image.
 
-    Two bilinear steps with the crop between them, in float32 to the end (lisa.md 1.6).
+    Two bilinear steps with the crop of the padding between them, in float32 to the end (lisa.md 1.6). size None: in one
+    step, of a view without padding (unipixel.md 4).
     """
-    logits = F.interpolate(logits[:, None].float(), (size, size), mode="bilinear", align_corners=False)
-    height, width = geometry.resized
-    logits = logits[..., :height, :width]
+    logits = logits[:, None].float()
+    if size is not None:
+        logits = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+        height, width = geometry.resized
+        logits = logits[..., :height, :width]
     return F.interpolate(logits, geometry.original, mode="bilinear", align_corners=False)[:, 0]
 
 
-def crop_padding(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
-    """(N, h, w) logits of a padded square view of side `size` -> float32 ones of the cells that show the image."""
+def crop_padding(logits: Tensor, geometry: Geometry, size: int | None) -> Tensor:
+    """(N, h, w) logits of a square view of side `size` -> float32 ones of the cells that show the image. size None: of
+    a view without padding."""
+    if size is None:
+        return logits.float()
     rows, columns = (
         max(1, round(side * cells / size)) for side, cells in zip(geometry.resized, logits.shape[1:], strict=True)
     )
@@ -151,10 +209,11 @@ def crop_padding(logits: Tensor, geometry: Geometry, size: int) -> Tensor:
 
 
 def split_by_image(
-    logits: Tensor, query_image: Tensor, geometry: Sequence[Geometry], sizes: Sequence[int], full: bool
+    logits: Tensor, query_image: Tensor, geometry: Sequence[Geometry], sizes: Sequence[int | None], full: bool
 ) -> list[Tensor]:
-    """(Q, h, w) logits of padded square views of these sides, in ascending order of image -> B x (N_b, H_b, W_b): at
-    the images' sizes or, unless `full`, the cells that show them. Images of one size are resized in one call."""
+    """(Q, h, w) logits of square views of these sides (None: without padding), in ascending order of image ->
+    B x (N_b, H_b, W_b): at the images' sizes or, unless `full`, the cells that show them. Images of one size are
+    resized in one call."""
     parts = logits.split(torch.bincount(query_image, minlength=len(geometry)).tolist())
     finish = to_original if full else crop_padding
     return map_batched(lambda part, key: finish(part, *key), parts, list(zip(geometry, sizes, strict=True)))

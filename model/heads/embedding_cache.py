@@ -1,8 +1,9 @@
-"""Embeddings of a frozen mask encoder on disk: an image that was encoded before costs a read of 2 MiB.
+"""Embeddings of a frozen mask encoder on disk: an image that was encoded before costs a read of 2 MiB (SAM) or 8 MiB
+(the three levels of SAM 2).
 
-<folder>/<weights>/<ab>/<image>.bin, each 16 bytes of checksum and safetensors in fp16. An image's name is a hash of the
-numbers in its view, so that other sizes, norms or augmentations have other names. Any number of processes may share a
-folder: files appear complete (`os.replace`) and may vanish at any time.
+<folder>/<weights>/<ab>/<image>.bin, each 16 bytes of checksum and safetensors in fp16, one tensor per level. An image's
+name is a hash of the numbers in its view, so that other sizes, norms or augmentations have other names. Any number of
+processes may share a folder: files appear complete (`os.replace`) and may vanish at any time.
 """
 
 from __future__ import annotations
@@ -56,24 +57,25 @@ class EmbeddingCache:
             )
         return cls(settings.folder, settings.max_gib, fingerprint(encoder))
 
-    def __call__(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """(B, 3, S, S) to `encode(images)` (B, C, h, w), rounded to fp16 whether it was in the cache or not: a run's
-        numbers must not depend on what is in the cache."""
+    def __call__(self, images: Tensor, encode: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """(B, 3, S, S) to `encode(images)`, levels of (B, C, h, w) each, rounded to fp16 whether they were in the cache
+        or not: a run's numbers must not depend on what is in the cache."""
         names = [self._name(image) for image in images]
         embeddings = {index: self._read(name) for index, name in enumerate(names)}
         missing = [index for index, embedding in embeddings.items() if embedding is None]
         self.hits += len(names) - len(missing)
         self.misses += len(missing)
         if missing:
-            for index, embedding in zip(missing, encode(images[missing]), strict=True):
-                rounded = embedding.to(torch.float16)
-                if bool(rounded.isfinite().all()):
+            for index, embedding in zip(missing, zip(*encode(images[missing]), strict=True), strict=True):
+                rounded = tuple(level.to(torch.float16) for level in embedding)
+                if all(bool(level.isfinite().all()) for level in rounded):
                     self._write(names[index], rounded)
                     embeddings[index] = rounded
                 else:
                     embeddings[index] = embedding  # too large for fp16: never written
         complete = [embedding for embedding in embeddings.values() if embedding is not None]  # all of them by now
-        return torch.stack([embedding.to(images.device, images.dtype) for embedding in complete])
+        levels = zip(*complete, strict=True)
+        return tuple(torch.stack([part.to(images.device, images.dtype) for part in level]) for level in levels)
 
     def _name(self, image: Tensor) -> str:
         numbers = image.detach().contiguous().cpu().view(torch.uint8).numpy()
@@ -82,14 +84,15 @@ class EmbeddingCache:
     def _place(self, name: str) -> Path:
         return self.folder / self.weights / name[:2] / f"{name}.bin"
 
-    def _read(self, name: str) -> Tensor | None:
+    def _read(self, name: str) -> tuple[Tensor, ...] | None:
         path = self._place(name)
         try:
             content = path.read_bytes()
             os.utime(path)  # the time of the last use, by which room is made
             if _checksum(content[CHECKSUM:]) != content[:CHECKSUM]:
                 raise ValueError("its checksum is wrong")
-            return load(content[CHECKSUM:])["embedding"]
+            tensors = load(content[CHECKSUM:])
+            return tuple(tensors[_level(index)] for index in range(len(tensors)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -97,9 +100,10 @@ class EmbeddingCache:
             log.warning("%s cannot be read (%s): the image is encoded again", path, error)
             return None
 
-    def _write(self, name: str, embedding: Tensor) -> None:
+    def _write(self, name: str, embedding: tuple[Tensor, ...]) -> None:
         """A cache that cannot be written to (no room on the disk) costs a warning, not the run."""
-        content, path = save({"embedding": embedding.cpu().contiguous()}), self._place(name)
+        levels = {_level(index): level.cpu().contiguous() for index, level in enumerate(embedding)}
+        content, path = save(levels), self._place(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
@@ -144,6 +148,11 @@ def fingerprint(model: nn.Module) -> str:
         sample = bits[:: max(1, len(bits) // SAMPLED)].tolist()
         digest.update(f"{name} {tuple(tensor.shape)} {int(bits.sum(dtype=torch.int64))} {sample}".encode())
     return digest.hexdigest()[:16]
+
+
+def _level(index: int) -> str:
+    """A level's name in a file; the first is that of the files of earlier versions, which held one."""
+    return f"embedding_{index}" if index else "embedding"
 
 
 def _checksum(content: bytes) -> bytes:

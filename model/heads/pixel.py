@@ -20,7 +20,7 @@ from data.types import Batch, Geometry
 from data.views import LanguageView
 from model.checkpoints.name_table import Pair, under
 from model.checkpoints.size_keys import SizeKeys
-from model.heads.base import HEADS, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
+from model.heads.base import HEADS, Decoded, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
 from model.heads.pixel_decoder import PixelDecoder
 from model.heads.sam_weights import MLP_NAMES, SAM_NAMES
 from model.vlm.base import Vision
@@ -65,13 +65,14 @@ class PixelHead(MaskHead):
     take part; the rest is there because weight files have it.
     """
 
-    WEIGHT_NAMES = NAMES
+    WEIGHT_NAMES = under(NAMES, "model.", "")
     SIZE_KEYS = SizeKeys(
         widths=frozenset({"width", "mlp_dim", "heads", "tower_width", "language_width", "projector_width"}),
         counts=frozenset({"tokens"}),
         others=frozenset({"levels", "trained_fusion"}),
     )
     NEEDS_WEIGHTS = False
+    READS_TOWER = True
     OPTIONAL_WEIGHTS = ("fusion", "balance")
     view = None
     fusion: nn.Parameter | None  # (L, T) weights of tokens
@@ -165,11 +166,11 @@ class PixelHead(MaskHead):
 
     def decode(
         self, features: list[Tensor], queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
-    ) -> list[Tensor]:
-        """(Q, L * T, D) -> B x (N_b, H_b, W_b) float32 logits."""
+    ) -> Decoded:
+        """(Q, L * T, D) -> B x (N_b, H_b, W_b) float32 logits, without scores."""
         logits = self._low_resolution(features, queries, query_image)
         # a padded view's side is the longer side of the image in it
-        return split_by_image(logits, query_image, geometry, [max(place.resized) for place in geometry], full)
+        return Decoded(split_by_image(logits, query_image, geometry, [max(place.resized) for place in geometry], full))
 
     def _low_resolution(self, features: list[Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
         """(Q, L * T, D) -> (Q, 4h, 4w) float32 logits."""
@@ -181,7 +182,7 @@ class PixelHead(MaskHead):
         if balance is None:
             balance = queries.new_full((len(features),), 1 / len(features))
         decode = partial(self._decode, features, positions, dense, balance.float())
-        return decode_in_chunks(decode, self.fuse_levels(queries), query_image, self.checkpoint_decoder)
+        return decode_in_chunks(decode, self.fuse_levels(queries), query_image, self.checkpoint_decoder)[0]
 
     def _decode(
         self,
@@ -191,7 +192,7 @@ class PixelHead(MaskHead):
         balance: Tensor,
         prompts: Tensor,
         query_image: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor]:
         """(Q, L, D) -> (Q, 4h, 4w) float32 logits: the weighted sum of all levels', resized to the largest. Coarse to
         fine: each level's logits weigh the features of the next."""
         levels: list[Tensor] = []
@@ -201,7 +202,7 @@ class PixelHead(MaskHead):
         size = levels[-1].shape[-2:]
         resized = [F.interpolate(part[:, None].float(), size, mode="bilinear", align_corners=False) for part in levels]
         first, *others = [weight * part for weight, part in zip(balance, resized, strict=True)]
-        return sum(others, start=first)[:, 0]
+        return (sum(others, start=first)[:, 0],)
 
     def fuse_levels(self, queries: Tensor) -> Tensor:
         """(Q, L * T, D) -> (Q, L, D): the weighted sum of the tokens of each level.

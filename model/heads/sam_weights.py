@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from model.checkpoints.name_table import NameTable, Pair, under
+from model.checkpoints.name_table import Pair, under
 from model.checkpoints.size_keys import SizeKeys
+from model.heads.promptable import rename
 from utils.plain import read_mapping
 
 SAM_SIZE_KEYS = SizeKeys(
@@ -35,6 +36,24 @@ SAM_SIZE_KEYS = SizeKeys(
     others=frozenset({"image_size", "global_attn_indexes", "layer_norm_eps"}),
     parts=("vision_config", "prompt_encoder_config", "mask_decoder_config"),
 )
+
+_RELEASED = {  # width, layers, heads, layers with global attention
+    "vit_h": (1280, 32, 16, (7, 15, 23, 31)),
+    "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
+    "vit_b": (768, 12, 12, (2, 5, 8, 11)),
+}
+SAM_RELEASED: dict[str, dict[str, Any]] = {
+    name: {
+        "vision_config": {
+            "hidden_size": width,
+            "mlp_dim": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "global_attn_indexes": list(global_layers),
+        }
+    }
+    for name, (width, layers, heads, global_layers) in _RELEASED.items()
+}
 
 MLP_NAMES: list[Pair] = [("layers.0.*", "proj_in.*"), ("layers.1.*", "layers.0.*"), ("layers.2.*", "proj_out.*")]
 
@@ -76,17 +95,16 @@ _HUGGING_FACE = [
 def rename_sam(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a SAM file or folder under our names; a name that is neither layout's raises."""
     hugging_face = any(name.startswith("vision_encoder.") for name in tensors)
-    table = NameTable(_HUGGING_FACE if hugging_face else SAM_NAMES)
-    names = {name: table.to_model(name) for name in tensors}
-    if strange := [name for name, ours in names.items() if ours is None]:
-        raise ValueError(f"not SAM weights: unexpected names {', '.join(strange[:5])}{' ...' if strange[5:] else ''}")
-    return {ours: tensors[name] for name, ours in names.items() if ours is not None}
+    return rename(tensors, _HUGGING_FACE if hugging_face else SAM_NAMES, "sam")
 
 
 def sam_sizes(tensors: dict[str, Tensor], decoder_heads: int) -> dict[str, dict[str, Any]]:
     """`SamConfig`'s three parts for weights under our names, from their shapes; only `decoder_heads` is in none."""
     try:
-        vision, prompts, decoder = _vision(tensors), _prompts(tensors), _decoder(tensors, decoder_heads)
+        vision, prompts = _vision(tensors), _prompts(tensors)
+        mlp = tensors["decoder.transformer.layers.0.mlp.lin1.weight"].shape[0]
+        # upstream's epsilon; transformers' default is 1e-6
+        decoder = mask_decoder_sizes(tensors, decoder_heads, mlp) | {"layer_norm_eps": 1e-5}
     except KeyError as error:
         raise ValueError(f"SAM weights are incomplete: there is no {error.args[0]!r}") from None
     prompts |= {"image_size": vision["image_size"], "patch_size": vision["patch_size"]}
@@ -130,7 +148,8 @@ def _prompts(tensors: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _decoder(tensors: dict[str, Tensor], heads: int) -> dict[str, Any]:
+def mask_decoder_sizes(tensors: dict[str, Tensor], heads: int, mlp: int) -> dict[str, Any]:
+    """Of the mask decoder of SAM 1 to 3. heads, mlp: of its attention, the width of its MLP."""
     tokens = tensors["decoder.mask_tokens.weight"]
     # SAM's cross attention runs at a fraction of the width (2 at ViT-H): the ratio is in the shapes, the heads are not
     narrow = tensors["decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight"].shape[0]
@@ -141,11 +160,10 @@ def _decoder(tensors: dict[str, Tensor], heads: int) -> dict[str, Any]:
     layers = {number for name in tensors for number in re.findall(r"^decoder\.transformer\.layers\.(\d+)\.", name)}
     return {
         "hidden_size": tokens.shape[1],
-        "mlp_dim": tensors["decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+        "mlp_dim": mlp,
         "num_hidden_layers": len(layers),
         "num_attention_heads": heads,
         "attention_downsample_rate": tokens.shape[1] // narrow,
         "num_multimask_outputs": tokens.shape[0] - 1,
         "iou_head_hidden_dim": tensors["decoder.iou_prediction_head.proj_in.weight"].shape[0],
-        "layer_norm_eps": 1e-5,  # upstream's; transformers' default is 1e-6
     }

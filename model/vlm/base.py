@@ -89,10 +89,15 @@ class VisionLanguageModel(nn.Module):
     EMBEDDING: ClassVar[str]  # our name of the embedding, one row per token
     LM_HEAD: ClassVar[str]  # and of the output layer, if its rows are separate
     SIZE_KEYS: ClassVar[SizeKeys]  # of `size_sections`
+    TOWER_FIELDS: ClassVar[frozenset[str]]  # fields of `model.tower` in a recipe that it reads; others are refused
+    KEEPS_LAYERS: ClassVar[bool] = True  # `Vision.layers` is there, for mask heads that have no encoder of their own
     LIGER: ClassVar[str | None] = None  # Liger's function that replaces kernels of `language`, if it has one
 
     language: PreTrainedModel  # a causal language model: get_input_embeddings(), lm_head
     view: LanguageView  # makes the pixels that `encode_images` takes
+    # Whether a mask alone decides which earlier positions a token sees, so that rows can share a sequence or a prefix.
+    # Not so with linear attention or sliding windows.
+    packs: bool = True
 
     @classmethod
     def config_for(

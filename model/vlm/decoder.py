@@ -54,7 +54,7 @@ class DecoderVLM(VisionLanguageModel):
         return self.language.model.layers
 
     def set_packing(self, rows: bool, length: int) -> None:
-        self.pack_rows, self.pack_length = rows, length
+        self.pack_rows, self.pack_length = rows and self.packs, length
 
     def logits(self, states: Tensor) -> Tensor:
         return self.language.lm_head(states)
@@ -129,7 +129,7 @@ class DecoderVLM(VisionLanguageModel):
         fed = _Stretch(self.embed(ids, vision, token), rotary_positions(attention, vision, token), token)
         fed, reading = fed.of(slice(None), slice(known, None)), ids[:, known:]
         visible = _without_padding(attention, vision, token)
-        split, prefix = split_prefix(ids, attention, row_image), None
+        split, prefix = split_prefix(ids, attention, row_image) if self.packs else None, None
         if split is not None:
             prefix, fed, visible = self._prefill_prefix(split, fed, visible, vision)
         tokens = ids.new_full((len(ids), max_new_tokens), eos)
@@ -206,7 +206,7 @@ class _Stretch:
     """Positions that are fed to the decoder: R rows of L."""
 
     embeds: Tensor  # (R, L, H)
-    positions: Tensor  # (R, L) or (A, R, L), rotary
+    positions: Tensor  # of `rotary_positions`
     token: Tensor  # (R, L) of `Vision.index`
 
     def of(self, rows: Tensor | slice, columns: Tensor | slice = slice(None)) -> _Stretch:
@@ -216,19 +216,21 @@ class _Stretch:
 def rotary_positions(attention: Tensor, vision: Vision, token: Tensor) -> Tensor:
     """(R, L) rotary positions: 0, 1, ... over the real tokens of each row, whichever side is padded.
 
-    Where images have `offsets` of their own, (A, R, L): a text token counts on from what stands before it, equally on
-    all axes; an image's token stands at its offset from where the image begins, and the text goes on behind its
-    farthest token, on whichever axis that is (M-RoPE). token: (R, L) of `Vision.index`; one image per row.
+    Where images have `offsets` of their own, (1 + A, R, L): these, and then A axes on which a text token counts on from
+    what stands before it, equally on all; an image's token stands at its offset from where the image begins, and the
+    text goes on behind its farthest token, on whichever axis that is (M-RoPE). From the first, transformers' models see
+    where rows begin that lie end to end. token: (R, L) of `Vision.index`; one image per row.
     """
+    plain = (attention.long().cumsum(1) - 1).clamp(min=0)
     if vision.offsets is None:
-        return (attention.long().cumsum(1) - 1).clamp(min=0)
+        return plain
     is_image = token >= 0
     offset = vision.offsets[:, token.clamp(min=0)].masked_fill(~is_image, 0)  # (A, R, L)
     span = (offset.amax(dim=(0, 2)) + 1) * is_image.any(1)  # (R,) positions that a row's image takes
     text_before = (attention & ~is_image).long().cumsum(1)
     behind = (is_image.flip(1).cumsum(1).flip(1) == 0) & is_image.any(1, keepdim=True)
     start = text_before - (~is_image).long() + behind * span[:, None]
-    return (start + offset).clamp(min=0)
+    return torch.cat([plain[None], (start + offset).clamp(min=0)])
 
 
 def _without_padding(attention: Tensor, vision: Vision, token: Tensor) -> Tensor:

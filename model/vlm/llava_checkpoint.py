@@ -97,6 +97,19 @@ class LlavaFiles(VisionLanguageModel):
     EMBEDDING = "vlm.language.model.embed_tokens.weight"
     LM_HEAD = "vlm.language.lm_head.weight"
     LIGER = "apply_liger_kernel_to_llama"
+    TOWER_FIELDS = frozenset(
+        {
+            "size",
+            "pad",
+            "stats",
+            "pool",
+            "position_resize",
+            "preprocessor",
+            "new_projector",
+            "train_projector",
+            "train",
+        }
+    )
     SIZE_KEYS = SizeKeys(
         widths=frozenset(
             {

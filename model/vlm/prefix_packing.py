@@ -106,15 +106,21 @@ def pack(ids: Tensor, attention: Tensor, row_image: Tensor, *, most: int = 0, sh
     return Packing(source, place, visible.tril())
 
 
-def can_pack(wanted: bool, kind: str) -> bool:
-    """Whether rows are packed: as the recipe says, though an attention that takes no mask lets them share nothing."""
-    if wanted and kind not in MASKED:
+def can_pack(wanted: bool, kind: str, able: bool = True) -> bool:
+    """Whether rows are packed: as the recipe says, but not by a backbone that is not able to (its `packs`); and an
+    attention (kind) that takes no mask lets them share nothing."""
+    if wanted and not able:
+        log.warning(
+            "model.pack_rows: this language model's layers do not let a mask hide dialogues from one another (linear "
+            "attention or a sliding window); every dialogue gets a row of its own"
+        )
+    elif wanted and kind not in MASKED:
         log.warning(
             "model.pack_rows: %s takes no mask between dialogues; rows are laid end to end without their padding, "
             "but each repeats what the dialogues of its image share (model.attn_implementation=sdpa shares it)",
             kind,
         )
-    return wanted
+    return wanted and able
 
 
 def common_prefix(ids: Tensor, comparable: Tensor, group: Tensor, first_row: Tensor) -> Tensor:

@@ -11,8 +11,10 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from data.collate import SampleBuilder
 from data.encode import Encoder
+from data.llama_tokenizer import LLAMA
 from data.pieces import Pieces
-from data.tokens import TokenSpec, load_tokenizer
+from data.templates import template
+from data.tokens import TokenSpec, added_tokens, family_for, load_tokenizer
 from data.types import Record
 from data.views import ClipView, LanguageView, SamView, Views
 from model.checkpoints.config_file import read_config
@@ -42,13 +44,16 @@ class NoWords:
 class OnlyTokens:
     """Stands in for a tokenizer that is not on this machine: knows the tokens that a system adds.
 
-    A text becomes a single id, so that rows have their tokens and their masks, though not their length.
+    A text becomes a single id, so that rows have their tokens and their masks, though not their length. layout: the
+    recipe's conversation template, which says of which family the tokenizer is; None: of the published systems'.
     """
 
-    bos_token_id = 0
+    bos_token_id = None
 
-    def __init__(self, spec: TokenSpec):
-        names = ("<s>", "</s>", "<unk>", *spec.all_added)
+    def __init__(self, spec: TokenSpec, layout: str | None):
+        self.family = family_for(template(layout or LLAMA.template))
+        self.eos_token = self.family.stop
+        names = (*sorted(self.family.control), *added_tokens(self.family, spec))
         self.added_tokens_decoder = {index: AddedToken(name) for index, name in enumerate(names)}
         self.pieces = Pieces(NoWords(len(names)))
 
@@ -107,7 +112,7 @@ def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encod
         limit = config.model_max_length
         unchecked = ""
     except (OSError, ValueError, KeyError) as error:
-        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec))  # it has what Encoder calls
+        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec, config.conv_type))  # it has what Encoder calls
         limit = 0
         unchecked = f"the length of rows: the tokenizer of model.version is not on this machine ({error})"
     encoder = Encoder(

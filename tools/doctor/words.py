@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from data.templates import Template
-from data.tokens import IMAGE_END, IMAGE_START, TokenSpec
+from data.tokens import TokenSpec, family_for, image_wrap
 from data.types import IMAGE_PLACEHOLDER, Dialogue, Mask, Refuse, Script
 
 
 def row_text(dialogue: Dialogue, tokens: TokenSpec, template: Template) -> str:
     """A training row as text: what the encoder turns into ids."""
-    rounds = []
-    for index, turn in enumerate(dialogue):
-        question = turn.question
-        if tokens.wrap_image:
-            question = question.replace(IMAGE_PLACEHOLDER, IMAGE_START + IMAGE_PLACEHOLDER + IMAGE_END)
-        prefix = template.prefix(question, first=index == 0)
-        rounds.append(f"{prefix} {answer_text(turn.answer, tokens)}{template.close}")
-    return "".join(rounds)
+    rounds = [(turn.question, answer_text(turn.answer, tokens)) for turn in dialogue]
+    text = "".join(part.text for part in template.parts(rounds))
+    return text.replace(IMAGE_PLACEHOLDER, IMAGE_PLACEHOLDER.join(image_wrap(family_for(template), tokens)))
 
 
 def answer_text(answer: Script, tokens: TokenSpec) -> str:

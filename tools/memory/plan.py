@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from data.collate import join_pixels
+from data.llama_tokenizer import LLAMA
+from data.tokens import added_tokens
 from data.types import IGNORE_ID, IMAGE_ID, Batch
 from model.checkpoints.load import assemble, dtype_of
 from model.finetune.trainable import prepare_training
@@ -136,7 +138,7 @@ def measure_step(recipe: Recipe, load: Workload) -> StepMemory:
 def meta_model(recipe: Recipe) -> SegModel:
     """The recipe's model prepared for training, on the meta device, with gradients as after the first step."""
     system = build_system(recipe.system, recipe.options)
-    added = len(system.tokens.all_added)
+    added = len(added_tokens(LLAMA, system.tokens))  # the sizes known by name are of LLaVA
     architecture = released_architecture(recipe.model, system.head, len(system.tokens.mask), added)
     attention = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
     rows = VLMS[architecture.vlm].sizes(architecture.vlm_config).vocabulary
@@ -145,7 +147,7 @@ def meta_model(recipe: Recipe) -> SegModel:
         model = model.to(dtype_of(recipe.model.precision))
         # A 4-bit layer keeps the same activations as a plain one; its weights are counted in `count_parameters`.
         prepare_training(model, replace(recipe.model, load_in_4bit=False))
-    model.configure(training_options(recipe, pack_rows=can_pack(recipe.model.pack_rows, attention)))
+    model.configure(training_options(recipe, pack_rows=can_pack(recipe.model.pack_rows, attention, model.vlm.packs)))
     for weight in model.parameters():
         if weight.requires_grad:
             weight.grad = torch.empty_like(weight)

@@ -10,6 +10,7 @@ from model.checkpoints.architecture import Architecture
 from model.checkpoints.config_file import SECTION, read_config
 from model.checkpoints.load import choose_head
 from model.heads import HEADS, HeadContext
+from model.heads.promptable import PromptableHead
 from model.vlm.llava_checkpoint import NEW_DEPTH, NEW_GROWTH, LlavaSizes, tower_sizes
 from model.vlm.tower import fit_tower, tower_input
 from utils.config import ModelConfig
@@ -20,11 +21,6 @@ _LANGUAGE = {
 }
 _TOWER = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 _TOWER |= {"patch_size": 14, "image_size": 224, "projection_dim": 768}
-_SAM = {  # width, layers, heads, layers with global attention
-    "vit_h": (1280, 32, 16, (7, 15, 23, 31)),
-    "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
-    "vit_b": (768, 12, 12, (2, 5, 8, 11)),
-}
 VOCABULARY = 32000  # of LLaMA, without added tokens
 LINEAR_PROJECTOR = 1  # layers, in LLaVA v1.0 and v1.1
 MLP_PROJECTOR = 2  # layers, in LLaVA v1.5
@@ -34,8 +30,8 @@ _LANGUAGE_KEYS = (*_LANGUAGE["7b"], "num_key_value_heads", "vocab_size")
 def released_architecture(config: ModelConfig, head: str, mask_tokens: int, added: int) -> Architecture:
     """The architecture of a recipe's model: from `config.json` where `version` is a local folder, else from its name.
 
-    head: the system's, in HEADS. mask_tokens: per mask. added: tokens beyond the base's vocabulary. A SAM file that is
-    not named vit_b, vit_l or vit_h is read where it is at hand.
+    head: the system's, in HEADS. mask_tokens: per mask. added: tokens beyond the base's vocabulary. A mask
+    head's file that is not named after a released size is read where it is at hand.
     """
     folder = Path(config.version)
     values = read_config(folder) if (folder / "config.json").is_file() else {}
@@ -46,10 +42,14 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
     language["vocab_size"] += added
     view = tower_input(values, config.tower)
     tower = fit_tower(_tower(values, config), {}, view)
-    context = HeadContext(tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], tokens=mask_tokens)
+    context = HeadContext(
+        tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], mask_tokens, side=config.image_size
+    )
     saved_config = values.get(SECTION, {}).get("head_config")
-    if not saved_config and head == "sam":
-        saved_config = _sam(config.vision_pretrained, context)
+    options = dict(config.head_options)
+    head_class = HEADS[head]
+    if not saved_config and issubclass(head_class, PromptableHead) and not head_class.starts_random(options):
+        saved_config = _promptable(head_class, config.vision_pretrained, options, context)
     context = replace(context, saved_config=saved_config)
     if config.tower.new_projector:
         projector_depth = NEW_DEPTH
@@ -62,7 +62,7 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
         projector_width=NEW_GROWTH * language["hidden_size"] if config.tower.new_projector else None,
         tower_input=asdict(view),
     )
-    return Architecture("llava", asdict(sizes), head, HEADS[head].config_for({}, dict(config.head_options), context))
+    return Architecture("llava", asdict(sizes), head, head_class.config_for({}, options, context))
 
 
 def _tower(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -75,12 +75,13 @@ def _tower(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     return {**_TOWER, "image_size": 336 if "336" in (config.vision_tower or config.version) else 224}
 
 
-def _sam(name: str | None, context: HeadContext) -> dict[str, Any]:
-    """The configuration of a SAM file: by its name, else from its weights, else that of ViT-H."""
-    kind = next((kind for kind in _SAM if kind in str(name)), None)
+def _promptable(
+    head: type[PromptableHead], name: str | None, options: dict[str, Any], context: HeadContext
+) -> dict[str, Any]:
+    """The configuration of a mask head's file: by its name, else from its weights, else that of the largest size."""
+    plain = str(name).lower().replace("-", "_").replace("b+", "base_plus")
+    kind = next((kind for kind in head.RELEASED if kind in plain), None)
     if kind is None and name and Path(name).exists():
-        tensors, options = HEADS["sam"].read_weights(name, {})
-        return HEADS["sam"].config_for(tensors, options, context)
-    width, layers, heads, global_layers = _SAM[kind or "vit_h"]
-    encoder = {"hidden_size": width, "mlp_dim": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return {"vision_config": {**encoder, "global_attn_indexes": list(global_layers)}}
+        tensors, options = head.read_weights(name, options)
+        return head.config_for(tensors, options, context)
+    return head.released(kind or next(iter(head.RELEASED)), options.get("sizes"))
