@@ -31,7 +31,7 @@ class Console:
     def __init__(self, commands: Sequence[Command]):
         self.commands = commands
         if sys.stdin.isatty():
-            with suppress(ImportError):  # Python for Windows has none; lines can be typed all the same
+            with suppress(ImportError):  # Python for Windows has none; lines can be typed without it
                 import readline  # noqa: F401  input() then has arrow keys and a history
 
     def read(self, prompt: str) -> str | None:

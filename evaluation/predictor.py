@@ -198,7 +198,7 @@ class Conversation:
     ) -> ChatAnswer:
         """Asks a question in free words, or for a list of phrases, or for the classes of a list.
 
-        A system that has a question per phrase or class asks them one after another, each a round. Segments are those
+        A system that has a question per phrase or class asks them one after another, as rounds. Segments are those
         of `Predictor.ask`, of a call, and of `Predictor.classes`. on_text: called with the text so far as it grows.
         """
         if (question is None) == (classes is None):

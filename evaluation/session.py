@@ -65,7 +65,7 @@ class Session:
         self._memory = Memory()
 
     def ask(self, queries: Sequence[Query], on_text: OnText | None = None) -> Exchange:
-        """Asks one question after another, each a round.
+        """Asks one question after another, as rounds.
 
         on_text: called with the text of all answers so far, at each new piece of it; it must not ask itself. ValueError
         for a question that cannot be asked. Whatever is raised, also by `on_text` or Ctrl-C, leaves the conversation as

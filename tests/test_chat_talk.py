@@ -181,6 +181,7 @@ def test_keys_at_a_terminal(tmp_path):
         terminal.wait_for("saved .*image0_overlay.png\r?\n(.*\n)*.*> ")
         terminal.type("half a line")
         terminal.wait_for("half a line")
+        time.sleep(0.5)  # Python notices a signal at a prompt only once it waits for the next key
         terminal.type("\x03")
         terminal.wait_for("/quit or Ctrl-D leaves.*\n.*> ")
         terminal.type("\x04")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import weakref
 from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from evaluation.protocols import answer_prompts
 from model.vlm.base import Vision
 from model.vlm.past import Past
 from systems.base import SYSTEMS, build_system
-from tests.records import OWN
+from tests.records import OWN, ROOT
 from tests.tiny_assistant import tiny
 from tests.tiny_model import EOS, tiny_batch, tiny_model
 from tests.tiny_qwen import FAMILIES, load_backbone, stock_model
@@ -391,9 +393,19 @@ def _talk(predictor: Predictor, image, questions: list[str]) -> list[str]:
     return [conversation.ask(question).text for question in questions]
 
 
+def test_the_example_of_the_documents_runs(predictors, tmp_path, monkeypatch):
+    monkeypatch.setattr(Predictor, "from_pretrained", lambda path: predictors())
+    monkeypatch.chdir(tmp_path)
+    Image.open(IMAGE).convert("RGB").save("street.jpg")
+    page = (ROOT / "docs" / "conversation.md").read_text(encoding="utf-8")
+    found: dict[str, Any] = {}
+    exec(re.search("```python\n(.*?)```", page, re.DOTALL)[1], found)
+    assert len(found["answer"].segments) == 3 and found["conversation"].session.rounds == []
+
+
 @pytest.mark.parametrize("system", sorted(SYSTEMS))
 def test_no_system_trains_on_several_rounds_with_masks(system):
-    """What README says of conversations."""
+    """What docs/conversation.md says of them."""
 
     def mask():
         return np.ones((4, 4), bool)
