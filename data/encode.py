@@ -31,6 +31,7 @@ Positions count the image as one id here. `data.collate` expands it to the image
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -177,6 +178,38 @@ class Encoder:
         PROMPT.check(len(question) + sum(len(turn.question) for turn in history), f"the prompt {_quote(question, 60)}")
         return self._encode(self.prompt_template.parts(self._rounds(history), self._question(question)))[0]
 
+    def continued(self, rounds: Sequence[tuple[str, Sequence[int]]], question: str) -> list[int]:
+        """Ids of an open prompt after rounds of (question, ids of its answer as they were generated).
+
+        Equal to `prompt` where these ids are those of the answers' texts. A model may write a text in other ids than
+        the tokenizer; it has read its own. An answer without its end token, which was cut, is closed. Each question
+        holds the image placeholder, as if it were the first; in later ones it is left out. ValueError as of `prompt`.
+        """
+        questions = [*(asked for asked, _ in rounds), question]
+        ids = self.prompt(questions[0])
+        for (_, answer), following in zip(rounds, questions[1:], strict=True):
+            ids += answer
+            if not answer or answer[-1] != self.tokenizer.eos_token_id:
+                ids += self._close
+            ids += self._after_answer(following)
+        return ids
+
+    @property
+    def _close(self) -> list[int]:
+        """Ids of the close of an answer, after a text."""
+        _, labels = self._encode([Part("a", False), Part(self.prompt_template.close, True)])
+        return [label for label in labels if label != IGNORE_ID]
+
+    def _after_answer(self, question: str) -> list[int]:
+        """Ids of what stands between a closed answer and the next: a later question in the words of the template.
+
+        Found in the ids of a whole dialogue, because what a text becomes depends on what stands before it."""
+        _check_placeholder([question])
+        PROMPT.check(len(question), f"the prompt {_quote(question, 60)}")
+        ids, labels = self._encode(self.prompt_template.parts([("", "a")], self._question(without_image(question))))
+        end = max(index for index, label in enumerate(labels) if label != IGNORE_ID)
+        return ids[end + 1 :]
+
     def check_text(self, text: str) -> None:
         """ValueError if a dataset's own text holds a reserved token or the image placeholder."""
         self._check_plain(text)
@@ -295,6 +328,11 @@ class _Piece(NamedTuple):
 
     ids: list[int]
     supervised: bool
+
+
+def without_image(question: str) -> str:
+    """A question in its own words."""
+    return question.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
 def _check_placeholder(questions: list[str]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -15,6 +15,7 @@ from model.checkpoints.layouts import Report
 from model.heads.base import Decoded, Features, MaskHead
 from model.runtime import RuntimeOptions
 from model.vlm.base import Vision, VisionLanguageModel
+from model.vlm.past import Past
 
 
 @dataclass
@@ -36,6 +37,16 @@ class Answer:
     ids: list[int]  # new ids, the end token included
     masks: Tensor  # (N, H, W) float32 logits
     scores: Tensor | None = None  # (N,) float32 in 0..1, the mask head's own confidence in each, where it has one
+
+
+@dataclass
+class Memory:
+    """What the model keeps between the rounds of a conversation about one image: its encodings, each made when it is
+    first needed, and what the language model has read (None: nothing is continued)."""
+
+    past: Past | None = field(default_factory=Past)
+    vision: Vision | None = None
+    features: Features | None = None
 
 
 class SegModel(nn.Module):
@@ -100,18 +111,42 @@ class SegModel(nn.Module):
         )
 
     @torch.no_grad()
-    def generate(self, batch: Batch, *, max_new_tokens: int, mask_ids: Sequence[int], eos: int) -> list[Answer]:
-        """Greedy answers to left-padded prompts, one per row; each image is encoded once, whatever its rows."""
+    def generate(
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        mask_ids: Sequence[int],
+        eos: int,
+        memory: Memory | None = None,
+        on_token: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """Greedy answers to left-padded prompts, one per row; each image is encoded once, whatever its rows.
+
+        memory: of the conversation that a batch of one row continues; its ids are those of all rounds. on_token: called
+        with each new token of a batch of one row.
+        """
         if self.training:
             raise RuntimeError("generate needs model.eval(): gradient checkpointing would drop the cache")
-        vision = self.vlm.encode_images(batch.pixels, batch.geometry)
+        memory = memory or Memory(past=None)
+        if memory.vision is None:
+            memory.vision = self.vlm.encode_images(batch.pixels, batch.geometry)
         written = self.vlm.generate(
-            batch.ids, batch.attention, vision, batch.row_image, max_new_tokens=max_new_tokens, eos=eos
+            batch.ids,
+            batch.attention,
+            memory.vision,
+            batch.row_image,
+            max_new_tokens=max_new_tokens,
+            eos=eos,
+            past=memory.past,
+            on_token=on_token,
         )
         groups = [find_groups(ids, mask_ids) for ids in written.ids]  # per row: where its mask tokens begin
         if not any(groups):
             return [Answer(ids, self._no_mask(batch, row)) for row, ids in enumerate(written.ids)]
-        decoded = self._generated_masks(batch, vision, written.states, groups, len(mask_ids))
+        if memory.features is None:
+            memory.features = self.head.features(batch, memory.vision)
+        decoded = self._generated_masks(batch, memory.features, written.states, groups, len(mask_ids))
         # masks come per image, in the order of its rows: deal them back to the rows
         counts = list(map(len, groups))
         masks = _deal(decoded.masks, batch.row_image, counts)
@@ -119,7 +154,7 @@ class SegModel(nn.Module):
         return [Answer(*answer) for answer in zip(written.ids, masks, scores, strict=True)]
 
     def _generated_masks(
-        self, batch: Batch, vision: Vision, states: Tensor, groups: list[list[int]], tokens: int
+        self, batch: Batch, features: Features, states: Tensor, groups: list[list[int]], tokens: int
     ) -> Decoded:
         """Masks of generated answers, B x (N_b, H_b, W_b). `states[row, t]` is the state that predicted new token t, so
         the K mask tokens that begin at t are prompted by the states t ... t + K - 1."""
@@ -128,7 +163,7 @@ class SegModel(nn.Module):
         )  # (Q, K, H)
         counts = torch.tensor([len(starts) for starts in groups], device=states.device)
         query_image = batch.row_image.repeat_interleave(counts)
-        return self._decode(self.head.features(batch, vision), queries, query_image, batch)
+        return self._decode(features, queries, query_image, batch)
 
     def _teacher_forced_masks(self, batch: Batch, features: Features, hidden: Tensor) -> Decoded:
         """Masks at all mask positions of the batch, B x (N_b, H_b, W_b)."""

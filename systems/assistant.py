@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -44,7 +45,11 @@ UNLIMITED = 10**9  # tokenizers warn beyond their own length; only the encoder l
 @dataclass
 class Assistant:
     """Everything that answering takes: words (`system`), ids (`tokenizer`, `encoder`), images (`views`), weights
-    (`model`)."""
+    (`model`).
+
+    lock: held by who answers where several threads ask. The model is not reentrant: rows that share a prefix switch
+    its attention while they are decoded (model/vlm/prefix_cache.py).
+    """
 
     system: System
     tokenizer: PreTrainedTokenizerBase
@@ -52,6 +57,7 @@ class Assistant:
     views: Views
     encoder: Encoder
     recipe: Recipe
+    lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
 
 def build(recipe: Recipe, device: torch.device | str | None = None, trainable: bool = True) -> Assistant:

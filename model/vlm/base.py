@@ -8,7 +8,7 @@ needs another. Everything outside `model/vlm` goes through the members below and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from data.views import LanguageView
 from model.checkpoints.name_table import Pair
 from model.checkpoints.size_keys import SizeKeys
 from model.checkpoints.weight_source import WeightSource
+from model.vlm.past import Past
 from utils.config import ModelConfig
 from utils.registry import Registry
 
@@ -216,9 +217,28 @@ class VisionLanguageModel(nn.Module):
         raise NotImplementedError
 
     def generate(
-        self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor, *, max_new_tokens: int, eos: int
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        vision: Vision,
+        row_image: Tensor,
+        *,
+        max_new_tokens: int,
+        eos: int,
+        past: Past | None = None,
+        on_token: Callable[[int], None] | None = None,
     ) -> Generated:
-        """Greedy continuations of left-padded prompts; each row stops at its own `eos`."""
+        """Greedy continuations of left-padded prompts; each row stops at its own `eos`.
+
+        past: of a single row, which resumes from it and adds to it what it reads: the prompt, and all new tokens but
+        the last. It stays valid whatever interrupts the generation. on_token: called with each new token of a single
+        row as soon as it is there.
+        """
+        raise NotImplementedError
+
+    @property
+    def most_positions(self) -> int:
+        """Positions, those of the image included, that the language model was made for."""
         raise NotImplementedError
 
     def set_packing(self, rows: bool, length: int) -> None:

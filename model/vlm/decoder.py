@@ -6,6 +6,7 @@ Everything here holds for any decoder-only transformer of transformers whose att
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from model.vlm.base import Generated, Vision, VisionLanguageModel
+from model.vlm.past import Past
 from model.vlm.prefix_cache import PrefixCache, PrefixSplit, shared_attention, split_prefix
 from model.vlm.prefix_packing import MASKED, Packing, pack
 
@@ -34,6 +36,10 @@ class DecoderVLM(VisionLanguageModel):
     @property
     def hidden_size(self) -> int:
         return self.language.config.hidden_size
+
+    @property
+    def most_positions(self) -> int:
+        return self.language.config.max_position_embeddings
 
     @property
     def attention_implementation(self) -> str:
@@ -99,15 +105,29 @@ class DecoderVLM(VisionLanguageModel):
 
     @torch.no_grad()
     def generate(
-        self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor, *, max_new_tokens: int, eos: int
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        vision: Vision,
+        row_image: Tensor,
+        *,
+        max_new_tokens: int,
+        eos: int,
+        past: Past | None = None,
+        on_token: Callable[[int], None] | None = None,
     ) -> Generated:
         """Greedy decoding with a KV cache. The common prefix of an image's prompts, above all the image itself, is
         prefilled once; rows that have finished leave the batch."""
         if not bool(attention[:, -1].all()):
             raise ValueError("prompts must be padded on the left: the last position of every row must be a token")
-        cache = DynamicCache(config=self.language.config)
+        if (past or on_token) and not bool(attention.all() and len(ids) == 1):
+            raise ValueError(f"a conversation is one row without padding, not {len(ids)} rows")
+        cache, known = DynamicCache(config=self.language.config), 0
+        if past is not None:
+            cache, known = past.resume(ids[0].tolist(), cache)
         token = vision.index(ids, row_image)
         fed = _Stretch(self.embed(ids, vision, token), rotary_positions(attention, vision, token), token)
+        fed, reading = fed.of(slice(None), slice(known, None)), ids[:, known:]
         visible = _without_padding(attention, vision, token)
         split, prefix = split_prefix(ids, attention, row_image) if self.packs else None, None
         if split is not None:
@@ -124,12 +144,17 @@ class DecoderVLM(VisionLanguageModel):
                 prefix = None if prefix is None else prefix[running]
                 rows, done, fed, visible = rows[running], done[running], fed.of(running), visible[running]
             state = self._extend(fed, visible, vision, cache, prefix)[:, -1]
+            if past is not None:
+                past.ids += reading[0].tolist()
             new = self.logits(state).argmax(-1).masked_fill(done, eos)
             # the state that predicts token k is the state of step k: no second pass is needed to read mask prompts
             states[rows, step], tokens[rows, step] = state, new
             done = done | (new == eos)
-            embeds = self.language.get_input_embeddings()(new)[:, None]
-            fed = _Stretch(embeds, fed.positions[..., -1:] + 1, torch.full_like(new, -1)[:, None])
+            if on_token is not None:
+                on_token(int(new[0]))
+            reading = new[:, None]
+            embeds = self.language.get_input_embeddings()(reading)
+            fed = _Stretch(embeds, fed.positions[..., -1:] + 1, torch.full_like(reading, -1))
             visible = torch.cat([visible, visible.new_ones(len(rows), 1)], dim=1)
             step += 1
         return Generated([_until(row, eos) for row in tokens[:, :step].tolist()], states[:, :step])
