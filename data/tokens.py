@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from tokenizers import normalizers
 from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerBase
@@ -24,12 +24,17 @@ class TokenSpec:
     mask: the K tokens that stand for one mask, e.g. ("[SEG]",) or ("[SEG0]", ..., "[SEG5]").
     refuse: the token that says that a target is absent; None where the system refuses in plain words.
     wrap_image: put <im_start> and <im_end> around the image, as all published LISA-family weights do.
+    read: which state of the language model prompts a mask: the one "before" a mask token, which predicts it (LISA and
+        its family, UniPixel), or the one "at" it (Sa2VA).
+    norm: whether that state is read "after" the language model's final norm or "before" it.
     """
 
     added: tuple[str, ...]
     mask: tuple[str, ...]
     refuse: str | None = None
     wrap_image: bool = True
+    read: Literal["before", "at"] = "before"
+    norm: Literal["after", "before"] = "after"
 
     def __post_init__(self) -> None:
         used = (*self.mask, self.refuse) if self.refuse else self.mask

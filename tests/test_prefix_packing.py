@@ -107,11 +107,11 @@ def test_image_tokens_that_show_nothing_stay_hidden():
     for packed in (False, True):
         model.vlm.set_packing(packed, 0)
         results.append(
-            model.vlm(batch.ids, batch.attention, Vision(states, (), shown), batch.row_image)[batch.attention]
+            model.vlm(batch.ids, batch.attention, Vision(states, (), shown), batch.row_image).final[batch.attention]
         )
     torch.testing.assert_close(*results)
     assert not torch.allclose(
-        results[1], model.vlm(batch.ids, batch.attention, Vision(states, ()), batch.row_image)[batch.attention]
+        results[1], model.vlm(batch.ids, batch.attention, Vision(states, ()), batch.row_image).final[batch.attention]
     )
 
 

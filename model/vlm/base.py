@@ -8,7 +8,7 @@ needs another. Everything outside `model/vlm` goes through the members below and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,11 +47,24 @@ class Vision:
 
 
 @dataclass
+class States:
+    """(..., H) states of the language model: those after its final norm, which logits are made of, and those that mask
+    prompts are read from, which are the same unless `read_unnormed`."""
+
+    final: Tensor
+    read: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> States:
+        final = change(self.final)
+        return States(final, final if self.read is self.final else change(self.read))
+
+
+@dataclass
 class Generated:
     """Greedy continuations of R rows."""
 
     ids: list[list[int]]  # new ids per row, up to and including the end token
-    states: Tensor  # (R, T, H): the state that predicted each new token
+    states: Tensor  # (R, T, H): the state (`States.read`) that predicted each new token
 
 
 class VisionLanguageModel(nn.Module):
@@ -71,6 +84,7 @@ class VisionLanguageModel(nn.Module):
 
     language: PreTrainedModel  # a causal language model: get_input_embeddings(), lm_head
     view: LanguageView  # makes the pixels that `encode_images` takes
+    read_unnormed: bool = False  # mask prompts are read from the states before the final norm (TokenSpec.norm)
 
     @classmethod
     def config_for(
@@ -173,8 +187,8 @@ class VisionLanguageModel(nn.Module):
         """(B, 3, h, w) pixels of `view` -> Vision; each image once, whatever the number of its rows."""
         raise NotImplementedError
 
-    def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> Tensor:
-        """(R, L) ids, (R, L) bool attention, (R,) image of each row -> (R, L, H) states after the final norm."""
+    def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> States:
+        """(R, L) ids, (R, L) bool attention, (R,) image of each row -> (R, L, H) states."""
         raise NotImplementedError
 
     def logits(self, states: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ Everything here holds for any decoder-only transformer of transformers whose att
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from data.types import IMAGE_ID
-from model.vlm.base import Generated, Vision, VisionLanguageModel
+from model.vlm.base import Generated, States, Vision, VisionLanguageModel
 from model.vlm.prefix_cache import PrefixCache, PrefixSplit, shared_attention, split_prefix
 from model.vlm.prefix_packing import MASKED, Packing, pack
 
@@ -65,7 +67,7 @@ class DecoderVLM(VisionLanguageModel):
         image_tokens = vision.states[row_image[per_row > 0]].to(embeds.dtype)
         return embeds.masked_scatter(is_image[..., None], image_tokens)
 
-    def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> States:
         embeds, positions = self.embed(ids, vision, row_image), self.positions(ids, attention)
         visible = _without_padding(attention, ids, vision.attention, row_image)
         packing = self._packing(ids, attention, row_image, image_padding=vision.attention is not None)
@@ -76,10 +78,21 @@ class DecoderVLM(VisionLanguageModel):
             kind = self.attention_implementation
             # flash attention takes no mask: it infers the boundaries between rows from positions that start at 0 again
             mask = packing.mask(visible, kind, embeds.dtype) if kind in MASKED else None
-        states = self.decoder(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return states if packing is None else packing.scatter(states)
+        states = self._states(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+        return states if packing is None else states.map(packing.scatter)
+
+    def _states(self, **inputs: Any) -> States:
+        """One pass of the decoder. What its final norm is given is seen by a hook, so that no part of it runs twice;
+        `hidden_states` of the library would not do: what the last of them is differs between families and releases
+        (sa2va.md 2.3)."""
+        if not self.read_unnormed:
+            final = self.decoder(**inputs).last_hidden_state
+            return States(final, final)
+        given: list[Tensor] = []
+        with cast(nn.Module, self.decoder.norm).register_forward_pre_hook(lambda _, args: given.append(args[0])):
+            final = self.decoder(**inputs).last_hidden_state
+        (read,) = given
+        return States(final, read)
 
     def _packing(self, ids: Tensor, attention: Tensor, row_image: Tensor, *, image_padding: bool) -> Packing | None:
         """Packing with shared prefixes where the attention takes a mask. Flash attention does not: rows are laid end to
@@ -116,10 +129,10 @@ class DecoderVLM(VisionLanguageModel):
                 prefix = None if prefix is None else prefix[running]
                 rows, done, embeds = rows[running], done[running], embeds[running]
                 visible, positions = visible[running], positions[running]
-            state = self._extend(embeds, visible, positions, cache, prefix)[:, -1]
-            token = self.logits(state).argmax(-1).masked_fill(done, eos)
+            state = self._extend(embeds, visible, positions, cache, prefix).map(lambda states: states[:, -1])
+            token = self.logits(state.final).argmax(-1).masked_fill(done, eos)
             # the state that predicts token k is the state of step k: no second pass is needed to read mask prompts
-            states[rows, step], tokens[rows, step] = state, token
+            states[rows, step], tokens[rows, step] = state.read, token
             done = done | (token == eos)
             embeds = self.language.get_input_embeddings()(token)[:, None]
             visible = torch.cat([visible, visible.new_ones(len(rows), 1)], dim=1)
@@ -143,16 +156,16 @@ class DecoderVLM(VisionLanguageModel):
 
     def _extend(
         self, embeds: Tensor, visible: Tensor, positions: Tensor, cache: DynamicCache, prefix: PrefixCache | None = None
-    ) -> Tensor:
+    ) -> States:
         """(R, L, H) states of the next L positions; `visible` (R, prefix + cached + L): positions that are keys."""
         inputs = {"inputs_embeds": embeds, "position_ids": positions, "past_key_values": cache, "use_cache": True}
         if prefix is None:
-            return self.decoder(attention_mask=visible.long(), **inputs).last_hidden_state
+            return self._states(attention_mask=visible.long(), **inputs)
         length, keys = embeds.shape[1], visible.shape[1]
         causal = visible.new_ones(length, keys).tril(keys - length)
         with shared_attention(self.language.config):
             mask = (visible[:, None] & causal)[:, None]
-            return self.decoder(attention_mask=mask, prefix=prefix, **inputs).last_hidden_state
+            return self._states(attention_mask=mask, prefix=prefix, **inputs)
 
     def checkpoint_gradients(self) -> None:
         """Recomputes layers in the backward pass; inputs need gradients for it when the embeddings are frozen."""

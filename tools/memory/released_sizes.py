@@ -8,7 +8,7 @@ from typing import Any
 
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.config_file import SECTION, read_config
-from model.checkpoints.load import choose_head
+from model.checkpoints.load import choose_head, projection_of
 from model.heads import HEADS, HeadContext
 from model.vlm.llava_checkpoint import NEW_DEPTH, NEW_GROWTH, LlavaSizes, tower_sizes
 from model.vlm.tower import fit_tower, tower_input
@@ -46,7 +46,9 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
     language["vocab_size"] += added
     view = tower_input(values, config.tower)
     tower = fit_tower(_tower(values, config), {}, view)
-    context = HeadContext(tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], tokens=mask_tokens)
+    projection = projection_of(config)
+    prompts = mask_tokens * projection.prompts
+    context = HeadContext(tower["hidden_size"], tower["num_hidden_layers"], language["hidden_size"], tokens=prompts)
     saved_config = values.get(SECTION, {}).get("head_config")
     if not saved_config and head == "sam":
         saved_config = _sam(config.vision_pretrained, context)
@@ -62,7 +64,8 @@ def released_architecture(config: ModelConfig, head: str, mask_tokens: int, adde
         projector_width=NEW_GROWTH * language["hidden_size"] if config.tower.new_projector else None,
         tower_input=asdict(view),
     )
-    return Architecture("llava", asdict(sizes), head, HEADS[head].config_for({}, dict(config.head_options), context))
+    head_config = HEADS[head].config_for({}, dict(config.head_options), context)
+    return Architecture("llava", asdict(sizes), head, head_config, projection)
 
 
 def _tower(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
