@@ -267,6 +267,11 @@ class TrainConfig:
     beta2: float = setting(0.95, "AdamW", 0, 1, below=True)
     weight_decay: float = setting(0.0, "AdamW", 0)
     warmup_steps: int = setting(100, "steps of linear warm-up", 0)
+    warmup_share: float = setting(0.0, "above 0: the warm-up as a share of the run's steps, not warmup_steps", 0, 1)
+    schedule: Literal["linear", "cosine"] = setting(
+        "linear",
+        "how the learning rate falls to 0 after the warm-up: linearly (published by LISA's family) or as a cosine",
+    )
     grad_clip: float = setting(1.0, "largest norm of the gradient; 0: not clipped", 0)
     zero_stage: Literal[0, 1, 2, 3] = setting(2, "what DeepSpeed shards over the processes (in half precision 0 is 1)")
     offload: Literal["none", "optimizer", "all"] = setting(
@@ -314,6 +319,11 @@ class TrainConfig:
         if self.steps is not None:
             return self.steps
         return (self.epochs or EPOCHS) * self.known_steps_per_epoch
+
+    @property
+    def total_warmup_steps(self) -> int:
+        """Optimizer steps of the warm-up."""
+        return round(self.warmup_share * self.total_steps) if self.warmup_share else self.warmup_steps
 
 
 @dataclass(frozen=True)
