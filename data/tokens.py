@@ -24,7 +24,7 @@ class TokenSpec:
     mask: the K tokens that stand for one mask, e.g. ("[SEG]",) or ("[SEG0]", ..., "[SEG5]").
     refuse: the token that says that a target is absent; None where the system refuses in plain words.
     wrap_image: put <im_start> and <im_end> around the image, as all published LISA-family weights do.
-    read: which state of the language model prompts a mask: the one "before" a mask token, which predicts it (LISA and
+    read: which state of the language model prompts masks: the one "before" a mask token, which predicts it (LISA and
         its family, UniPixel), or the one "at" it (Sa2VA).
     norm: whether that state is read "after" the language model's final norm or "before" it.
     """

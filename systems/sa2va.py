@@ -1,4 +1,4 @@
-"""Sa2VA (arXiv 2501.04001): a Qwen-VL that writes `[SEG]`, whose own state prompts SAM 2; several objects a dialogue.
+"""Sa2VA (arXiv 2501.04001): a Qwen-VL that writes `[SEG]`, whose own state prompts SAM 2; several objects per dialogue.
 
 What differs from LISA: the state is read at the mask token, not before it; referring questions about an image are turns
 of one dialogue; the caption format `<p> a boy </p> [SEG]` names a mask.
@@ -30,7 +30,7 @@ MASK = re.compile(r"(?:<p>(?P<phrase>(?:(?!<p>).)*?)</p>\s*)?\[SEG\]", re.DOTALL
 
 @dataclass(frozen=True)
 class Options:
-    num_classes_per_sample: int = 5  # questions about an image, turns of one dialogue; expressions are drawn anew each
+    num_classes_per_sample: int = 5  # questions about an image, turns of one dialogue; expressions may repeat
     norm: str = "after"  # the state is read after (Qwen2.5-VL) or before (Qwen3-VL) the final norm, see sa2va.md 2.3
     questions_per_picture: int = 0  # of datasets that ship their questions, at most; 0: all
     explanatory: float = 0.1  # share of explained images answered in text only; below 0: no explanations

@@ -1,4 +1,4 @@
-"""Sa2VA's mask losses (sa2va.md 5.2): points, their sampling, five masks an image, smoothing, nearest truth."""
+"""Sa2VA's mask losses (sa2va.md 5.2): points, their sampling, five masks per image, smoothing, nearest truth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SA2VA = LossConfig(mask_size="decoder", truth_resize="nearest", points=64, dice_
 
 
 def case(*counts: int, size: int = 12, seed: int = 0):
-    """Images of different sizes with so many masks each, and predictions of the decoder's size."""
+    """Images of different sizes with this many masks each, and predictions of the decoder's size."""
     generator, batch = torch.Generator().manual_seed(seed), tiny_batch()
     batch.masks = [
         (torch.rand(count, 20 + index, 31, generator=generator) > 0.5).float() for index, count in enumerate(counts)

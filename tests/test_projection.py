@@ -1,4 +1,4 @@
-"""The text projection: its kinds, several prompts a token, published names, new weights, finished folders."""
+"""The text projection: its kinds, several prompts per token, published names, new weights, finished folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which state prompts a mask: before or at the mask token, after or before the final norm (TokenSpec.read, .norm)."""
+"""Which states prompt masks: before or at the mask token, after or before the final norm (TokenSpec.read, .norm)."""
 
 from __future__ import annotations
 
