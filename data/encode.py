@@ -25,7 +25,8 @@ state at 50, and that of the mask at 55 is the state at 54:
 
     Encoded(holes=(1, 0), mask_positions=((50,), (54,)), refused=1)
 
-Positions count the image as one id here. `data.collate` expands it to the image's tokens and shifts them.
+A system that reads the state at the mask token itself (TokenSpec.read) has ((51,), (55,)) instead. Positions count the
+image as one id here. `data.collate` expands it to the image's tokens and shifts them.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Encoded:
 
     ids, labels: L token ids, and the same ids where they are supervised, IGNORE_ID elsewhere.
     holes: the target of each mask, in answer order.
-    mask_positions: for each mask, the K indices of the tokens *before* its K mask tokens, i.e. of the states that
-        predict them (lisa.md 1.5).
+    mask_positions: for each mask, the K indices of the states that prompt it: those of the tokens *before* its K mask
+        tokens, which predict them (lisa.md 1.5), or of these tokens themselves, as `TokenSpec.read` says.
     refused: number of refusals in the answers.
     cut: number of ids at the end of the dialogue that the row leaves out.
     """
@@ -314,13 +315,14 @@ class Encoder:
         return self._split.split(self._text.plain(wrapped))
 
     def _mask_positions(self, ids: list[int], count: int) -> tuple[tuple[int, ...], ...]:
-        """For each of `count` masks, the K positions whose states predict its K mask tokens."""
+        """For each of `count` masks, the K positions whose states prompt it."""
         width = len(self._mask_ids)
         # The state at t - 1 predicts the token at t, and it is also the state at hand in generation when the mask token
         # has just been sampled: the same query in training and in generation, without a second forward pass.
-        before = [index - 1 for index, token in enumerate(ids) if token in self._mask_ids]
-        assert len(before) == count * width, "typed mask tokens are refused, so every one comes from a hole"
-        return tuple(tuple(before[start : start + width]) for start in range(0, len(before), width))
+        shift = 1 if self.spec.read == "before" else 0
+        places = [index - shift for index, token in enumerate(ids) if token in self._mask_ids]
+        assert len(places) == count * width, "typed mask tokens are refused, so every one comes from a hole"
+        return tuple(tuple(places[start : start + width]) for start in range(0, len(places), width))
 
 
 class _Piece(NamedTuple):

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from data.encode import Encoder
 from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
-from model.checkpoints.config_file import read_config
+from model.checkpoints.config_file import class_names, read_config
 from model.checkpoints.files import read_tensors
 from model.checkpoints.hub import fetch
 from model.checkpoints.load import build_model, load_folder, views_for
@@ -172,7 +172,7 @@ def _inferred(folder: Path, wanted: str | None, *, bare: bool) -> Recipe:
     values = read_config(folder)
     wrap = bool(values.get("mm_use_im_start_end", True))
     model = ModelConfig(version=str(folder), vision_tower=None, use_mm_start_end=wrap, tokenizer_legacy=None)
-    names = _by_architecture(values.get("architectures") or ())
+    names = _by_architecture(class_names(values))
     if len(names) != 1:
         names = [name for name in _by_tokens(folder) if not names or name in names]
     if wanted is not None:
@@ -183,7 +183,12 @@ def _inferred(folder: Path, wanted: str | None, *, bare: bool) -> Recipe:
         name = wanted or names[0]
         released = build_system(name).released
         tokenization = released.tokenization if bare else None
-        return Recipe(system=name, model=replace(model, vision_tower=released.vision_tower, tokenization=tokenization))
+        model = replace(model, vision_tower=released.vision_tower, tokenization=tokenization)
+        settings = released.settings(values)
+        try:
+            return from_dict(Recipe, merge(to_dict(Recipe(system=name, model=model)), settings))
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
     if names:
         raise ValueError(f"{folder} could hold any of {', '.join(names)}: say which system it is")
     raise ValueError(

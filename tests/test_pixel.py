@@ -160,7 +160,7 @@ def test_padding_reaches_no_word(assistant):
             hidden.append(
                 (
                     vision.layers[-2],
-                    model.vlm(batch.ids, batch.attention, vision, batch.row_image),
+                    model.vlm(batch.ids, batch.attention, vision, batch.row_image).final,
                 )
             )
     (patches, words), (patches_changed, words_changed) = hidden

@@ -69,11 +69,24 @@ class Vision:
 
 
 @dataclass
+class States:
+    """(..., H) states of the language model: those after its final norm, which logits are made of, and those that mask
+    prompts are read from, which are the same unless `read_unnormed`."""
+
+    final: Tensor
+    read: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> States:
+        final = change(self.final)
+        return States(final, final if self.read is self.final else change(self.read))
+
+
+@dataclass
 class Generated:
     """Greedy continuations of R rows."""
 
     ids: list[list[int]]  # new ids per row, up to and including the end token
-    states: Tensor  # (R, T, H): the state that predicted each new token
+    states: Tensor  # (R, T, H): the state (`States.read`) that predicted each new token
 
 
 class VisionLanguageModel(nn.Module):
@@ -99,6 +112,7 @@ class VisionLanguageModel(nn.Module):
     # Whether a mask alone decides which earlier positions are visible to a token, so that rows can share a sequence or
     # a prefix; not so with linear attention or sliding windows
     packs: bool = True
+    read_unnormed: bool = False  # mask prompts are read from the states before the final norm (TokenSpec.norm)
 
     @classmethod
     def config_for(
@@ -208,8 +222,8 @@ class VisionLanguageModel(nn.Module):
         geometry: of the B images; their original sizes say how `view` shows them."""
         raise NotImplementedError
 
-    def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> Tensor:
-        """(R, L) ids, (R, L) bool attention, (R,) image of each row -> (R, L, H) states after the final norm."""
+    def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> States:
+        """(R, L) ids, (R, L) bool attention, (R,) image of each row -> (R, L, H) states."""
         raise NotImplementedError
 
     def logits(self, states: Tensor) -> Tensor:
