@@ -404,7 +404,7 @@ def test_the_example_of_the_documents_runs(predictors, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("system", sorted(SYSTEMS))
-def test_no_system_trains_on_several_rounds_with_masks(system):
+def test_which_systems_train_on_several_rounds_with_masks(system):
     """What docs/conversation.md says of them."""
 
     def mask():
@@ -420,9 +420,11 @@ def test_no_system_trains_on_several_rounds_with_masks(system):
         Record(IMAGE, "multi", targets, dialogues=asked),
     ]
     task = build_system(system).task
+    rounds = set()
     for record, seed in product(records, range(3)):
         try:
             dialogues = task.converse(record, np.random.default_rng(seed))
         except (ValueError, KeyError):  # a system without this kind of data
             continue
-        assert all(len(dialogue) == 1 for dialogue in dialogues)
+        rounds.update(map(len, dialogues))
+    assert (max(rounds) > 1) == (system == "sa2va")

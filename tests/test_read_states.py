@@ -59,7 +59,7 @@ def test_masks_are_prompted_by_that_state(spec):
     queries = prompts_of(model.project(states), model.head.prompt_dim)
     vision = model.vlm.encode_images(batch.pixels, batch.geometry)
     features = model.head.features(batch, vision)
-    expected = model.head.decode(features, queries, batch.row_image[rows], batch.geometry)
+    expected = model.head.decode(features, queries, batch.row_image[rows], batch.geometry).masks
     torch.testing.assert_close(output.masks, expected)
     logits = model.vlm.logits(seen["after"][:, :-1][batch.labels[:, 1:] != -100])
     torch.testing.assert_close(output.token_logits, logits)

@@ -53,7 +53,7 @@ def holes(dialogue) -> list[int]:
 
 def test_tokens_stand_in_the_order_of_their_published_ids():
     tokens = build_system("sa2va").tokens
-    assert tokens.all_added == ("[SEG]", "<p>", "</p>", "<vp>", "</vp>")
+    assert tokens.added == ("[SEG]", "<p>", "</p>", "<vp>", "</vp>")
     assert (tokens.mask, tokens.refuse, tokens.read, tokens.norm) == (("[SEG]",), None, "at", "after")
     assert build_system("sa2va", {"norm": "before"}).tokens.norm == "before"
     with pytest.raises(ValueError, match=r"options.norm: 'both' is not a choice; have: after, before"):
@@ -159,7 +159,7 @@ def test_unipixel_puts_no_break_after_the_image():
 
 def test_unipixels_tokens_and_reading():
     system = build_system("unipixel")
-    assert system.tokens.all_added == ("<|ref|>", "<|seg|>", "<|mem|>")
+    assert system.tokens.added == ("<|ref|>", "<|seg|>", "<|mem|>")
     assert (system.tokens.read, system.tokens.norm) == ("before", "before")
     claims = system.read("A pizza <|seg|> and a glass <|seg|>.")
     assert [(claim.phrase, claim.mask) for claim in claims] == [("", 0), ("", 1)]
