@@ -6,7 +6,8 @@
     python chat.py --version CHECKPOINT --image street.jpg --classes "road,car,sky"  # a class list
 
 In a conversation a question knows the earlier ones, words are printed as they are written, and Ctrl-C stops an answer.
-Each answer writes one PNG per mask, an overlay, and a JSON file with text, names, scores and areas to --vis_save_path.
+Each answer writes one PNG per mask, an overlay, and a JSON file with text, names, scores and areas to
+--vis_save_path; --export adds COCO results, and for class lists semantic and panoptic PNG files.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,19 @@ from data.types import Query
 from data.views import read_image
 from evaluation.cli import Parser, add_model_flags, load_assistant
 from evaluation.console import Command, Console, Typist
-from evaluation.predictor import Conversation, Predictor, free_query, mask_score
+from evaluation.export.coco import coco_results
+from evaluation.export.label_maps import panoptic_image, save_png, semantic_image
+from evaluation.export.suites import COCO, FORMS, PANOPTIC, SEMANTIC
+from evaluation.metrics.matching import Names
+from evaluation.metrics.semantic import read_masks, standard_map
+from evaluation.predictor import Conversation, Predictor, free_query, mask_score, segments_of
 from evaluation.protocols import Reply
 from evaluation.report.draw import Layer, colour_of, with_legend
+from utils.files import write_atomically
 from utils.flags import at_least
 from utils.log import setup_logging
+
+ENDINGS = {COCO: "_coco.json", SEMANTIC: "_semantic.png", PANOPTIC: "_panoptic.png"}  # of exported files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +71,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     chat.add_argument(
         "--vis_save_path", type=Path, default=Path("./vis_output"), metavar="FOLDER", help="for answers [./vis_output]"
     )
+    chat.add_argument(
+        "--export",
+        nargs="+",
+        default=[],
+        choices=FORMS,
+        metavar="FORM",
+        help="also write coco (results JSON), semantic or panoptic (PNG; of --classes); see docs/judge.md",
+    )
     args = parser.parse(argv)
+    if set(args.export) - {COCO} and args.prompt:
+        parser.error("--export semantic and panoptic are of a class list: give --classes")
     if not args.version:
         parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")
     if (args.prompt or args.classes) and not args.image:
@@ -150,10 +169,10 @@ class Talk:
             return
         print()
         try:
-            report = save(subject.image, exchange.queries, exchange.replies, self.args.vis_save_path)
+            report = save(subject.image, exchange.queries, exchange.replies, self.args.vis_save_path, self.args.export)
         except KeyboardInterrupt:
             print("\nStopped: the files of this answer are incomplete.")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             print(f"Cannot save the answer: {error}")
         else:
             print_found(report)
@@ -214,7 +233,7 @@ def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: ar
     try:
         queries = make_queries(predictor, prompt, classes)
         (replies,) = predictor.replies([image], [queries])
-        report = save(Path(image), queries, replies, args.vis_save_path)
+        report = save(Path(image), queries, replies, args.vis_save_path, args.export)
     except (OSError, ValueError) as error:
         print(f"Cannot answer: {error}")
         return False
@@ -245,10 +264,13 @@ def make_queries(predictor: Predictor, prompt: str, classes: str) -> list[Query]
     return predictor.class_queries([name.strip() for name in classes.split(",") if name.strip()])
 
 
-def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder: Path) -> dict[str, Any]:
-    """Writes masks, overlay and JSON under names that are still free; returns the content of the JSON."""
+def save(
+    image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder: Path, forms: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Writes masks, overlay, JSON and exports under names that are still free; returns the content of the JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = free_name(folder, image.stem)
+    exported = export_answers(folder / stem, queries, replies, forms)
     pixels = read_image(image)
     report: dict[str, Any] = {"image": str(image), "answers": [], "masks": [], "absent": []}
     layers = []
@@ -277,8 +299,43 @@ def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder
             layers.append(Layer(mask, name, colour))
     report["overlay"] = str(folder / f"{stem}_overlay.png")
     Image.fromarray(with_legend(pixels, layers)).save(report["overlay"])
+    if exported:
+        report["exports"] = [str(path) for path in exported]
     _write_json(folder / f"{stem}.json", report)
     return report
+
+
+def export_answers(stem: Path, queries: Sequence[Query], replies: Sequence[Reply], forms: Sequence[str]) -> list[Path]:
+    """Writes the answers in these forms to files that begin with `stem`; returns the files.
+
+    Semantic and panoptic images are of class lists: the classes are numbered as they were asked.
+    """
+    written = []
+    names = list(dict.fromkeys(name for query in queries for name in query.phrases))
+    if COCO in forms:
+        segments = [
+            replace(segment, phrase=segment.phrase or (query.phrases[0] if len(query.phrases) == 1 else ""))
+            for query, reply in zip(queries, replies, strict=True)
+            for segment in segments_of(reply)
+        ]
+        written.append(stem.with_name(f"{stem.name}{ENDINGS[COCO]}"))
+        write_atomically(written[-1], json.dumps(coco_results(segments, names=names)) + "\n", errors="backslashreplace")
+    if not names or not set(forms) - {COCO}:
+        return written
+    masks, _ = read_masks(replies, queries, Names(names), fuzzy=False)
+    class_map = standard_map(masks, replies[0].size, none=len(names), device=replies[0].masks.device).cpu().numpy()
+    class_map[class_map == len(names)] = -1
+    categories = [{"id": place, "name": name} for place, name in enumerate(names)]
+    if SEMANTIC in forms:
+        written.append(stem.with_name(f"{stem.name}{ENDINGS[SEMANTIC]}"))
+        save_png(semantic_image(class_map, len(names)), written[-1])
+    if PANOPTIC in forms:
+        written.append(stem.with_name(f"{stem.name}{ENDINGS[PANOPTIC]}"))
+        shown, info = panoptic_image(class_map)
+        save_png(shown, written[-1])
+        content = {"file_name": written[-1].name, "segments_info": info, "categories": categories}
+        write_atomically(written[-1].with_suffix(".json"), json.dumps(content) + "\n")
+    return written
 
 
 def save_conversation(image: Path, reports: Sequence[dict[str, Any]], folder: Path) -> Path:
@@ -293,7 +350,10 @@ def save_conversation(image: Path, reports: Sequence[dict[str, Any]], folder: Pa
     rounds = []
     for report in reports:
         masks = [{**mask, "file": copied(mask["file"])} for mask in report["masks"]]
-        rounds.append({**report, "masks": masks, "overlay": copied(report["overlay"])})
+        files = {"masks": masks, "overlay": copied(report["overlay"])}
+        if "exports" in report:
+            files["exports"] = [copied(file) for file in report["exports"]]
+        rounds.append({**report, **files})
     _write_json(place / "conversation.json", {"image": str(image), "rounds": rounds})
     return place
 
@@ -305,9 +365,10 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def free_name(folder: Path, stem: str) -> str:
-    """`dog`, or `dog_2`, `dog_3` where the folder holds earlier answers about that image."""
+    """`dog`, or `dog_2`, `dog_3` where the folder holds earlier answers about that image, or files of that name."""
     names = chain([stem], (f"{stem}_{number}" for number in count(2)))
-    return next(name for name in names if not (folder / f"{name}.json").exists() and not (folder / name).exists())
+    endings = ("", ".json", *ENDINGS.values(), "_panoptic.json")
+    return next(name for name in names if not any((folder / f"{name}{ending}").exists() for ending in endings))
 
 
 if __name__ == "__main__":
