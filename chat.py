@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="also write coco (results JSON), semantic or panoptic (PNG; of --classes); see docs/judge.md",
     )
     args = parser.parse(argv)
-    if set(args.export) - {COCO} and not args.classes:
+    if set(args.export) - {COCO} and args.prompt:
         parser.error("--export semantic and panoptic are of a class list: give --classes")
     if not args.version:
         parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")
@@ -172,7 +172,7 @@ class Talk:
             report = save(subject.image, exchange.queries, exchange.replies, self.args.vis_save_path, self.args.export)
         except KeyboardInterrupt:
             print("\nStopped: the files of this answer are incomplete.")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             print(f"Cannot save the answer: {error}")
         else:
             print_found(report)
@@ -350,8 +350,10 @@ def save_conversation(image: Path, reports: Sequence[dict[str, Any]], folder: Pa
     rounds = []
     for report in reports:
         masks = [{**mask, "file": copied(mask["file"])} for mask in report["masks"]]
-        exports = {"exports": [copied(file) for file in report["exports"]]} if "exports" in report else {}
-        rounds.append({**report, "masks": masks, "overlay": copied(report["overlay"]), **exports})
+        files = {"masks": masks, "overlay": copied(report["overlay"])}
+        if "exports" in report:
+            files["exports"] = [copied(file) for file in report["exports"]]
+        rounds.append({**report, **files})
     _write_json(place / "conversation.json", {"image": str(image), "rounds": rounds})
     return place
 
