@@ -4,7 +4,8 @@
     python chat.py --version CHECKPOINT --image dog.jpg --prompt "Where is the dog?"
     python chat.py --version CHECKPOINT --image street.jpg --classes "road,car,sky"  # a class list
 
-Each answer writes one PNG per mask, an overlay, and a JSON file with text, names, scores and areas to --vis_save_path.
+Each answer writes one PNG per mask, an overlay, and a JSON file with text, names, scores and areas to
+--vis_save_path; --export adds COCO results, and for class lists semantic and panoptic PNG files.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,19 @@ from PIL import Image
 from data.types import Query
 from data.views import read_image
 from evaluation.cli import Parser, add_model_flags, load_assistant
-from evaluation.predictor import Predictor, free_query, mask_score
+from evaluation.export.coco import coco_results
+from evaluation.export.label_maps import panoptic_image, save_png, semantic_image
+from evaluation.export.suites import COCO, FORMS, PANOPTIC, SEMANTIC
+from evaluation.metrics.matching import Names
+from evaluation.metrics.semantic import read_masks, standard_map
+from evaluation.predictor import Predictor, free_query, mask_score, segments_of
 from evaluation.protocols import Reply
 from evaluation.report.draw import Layer, colour_of, with_legend
+from utils.files import write_atomically
 from utils.flags import at_least
 from utils.log import setup_logging
+
+ENDINGS = {COCO: "_coco.json", SEMANTIC: "_semantic.png", PANOPTIC: "_panoptic.png"}  # of exported files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +62,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     chat.add_argument(
         "--vis_save_path", type=Path, default=Path("./vis_output"), metavar="FOLDER", help="for answers [./vis_output]"
     )
+    chat.add_argument(
+        "--export",
+        nargs="+",
+        default=[],
+        choices=FORMS,
+        metavar="FORM",
+        help="also write coco (results JSON), semantic or panoptic (PNG; of --classes); see docs/judge.md",
+    )
     args = parser.parse(argv)
+    if set(args.export) - {COCO} and not args.classes:
+        parser.error("--export semantic and panoptic are of a class list: give --classes")
     if not args.version:
         parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")
     if (args.prompt or args.classes) and not args.image:
@@ -84,7 +104,7 @@ def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: ar
     try:
         queries = make_queries(predictor, prompt, classes)
         (replies,) = predictor.replies([image], [queries])
-        report = save(Path(image), queries, replies, args.vis_save_path)
+        report = save(Path(image), queries, replies, args.vis_save_path, args.export)
     except (OSError, ValueError) as error:
         print(f"Cannot answer: {error}")
         return False
@@ -110,10 +130,13 @@ def make_queries(predictor: Predictor, prompt: str, classes: str) -> list[Query]
     return predictor.class_queries([name.strip() for name in classes.split(",") if name.strip()])
 
 
-def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder: Path) -> dict[str, Any]:
-    """Writes masks, overlay and JSON under names that are still free; returns the content of the JSON."""
+def save(
+    image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder: Path, forms: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Writes masks, overlay, JSON and exports under names that are still free; returns the content of the JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = free_name(folder, image.stem)
+    exported = export_answers(folder / stem, queries, replies, forms)
     pixels = read_image(image)
     report: dict[str, Any] = {"image": str(image), "answers": [], "masks": [], "absent": []}
     layers = []
@@ -142,16 +165,52 @@ def save(image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder
             layers.append(Layer(mask, name, colour))
     report["overlay"] = str(folder / f"{stem}_overlay.png")
     Image.fromarray(with_legend(pixels, layers)).save(report["overlay"])
+    if exported:
+        report["exports"] = [str(path) for path in exported]
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     # A tokenizer can produce half a surrogate pair, which is no UTF-8; a backslash escape is what JSON has for it.
     (folder / f"{stem}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     return report
 
 
+def export_answers(stem: Path, queries: Sequence[Query], replies: Sequence[Reply], forms: Sequence[str]) -> list[Path]:
+    """Writes the answers in these forms to files that begin with `stem`; returns the files.
+
+    Semantic and panoptic images are of class lists: the classes are numbered as they were asked.
+    """
+    written = []
+    names = list(dict.fromkeys(name for query in queries for name in query.phrases))
+    if COCO in forms:
+        segments = [
+            replace(segment, phrase=segment.phrase or (query.phrases[0] if len(query.phrases) == 1 else ""))
+            for query, reply in zip(queries, replies, strict=True)
+            for segment in segments_of(reply)
+        ]
+        written.append(stem.with_name(f"{stem.name}{ENDINGS[COCO]}"))
+        write_atomically(written[-1], json.dumps(coco_results(segments, names=names)) + "\n", errors="backslashreplace")
+    if not names or not set(forms) - {COCO}:
+        return written
+    masks, _ = read_masks(replies, queries, Names(names), fuzzy=False)
+    class_map = standard_map(masks, replies[0].size, none=len(names), device=replies[0].masks.device).cpu().numpy()
+    class_map[class_map == len(names)] = -1
+    categories = [{"id": place, "name": name} for place, name in enumerate(names)]
+    if SEMANTIC in forms:
+        written.append(stem.with_name(f"{stem.name}{ENDINGS[SEMANTIC]}"))
+        save_png(semantic_image(class_map, len(names)), written[-1])
+    if PANOPTIC in forms:
+        written.append(stem.with_name(f"{stem.name}{ENDINGS[PANOPTIC]}"))
+        shown, info = panoptic_image(class_map)
+        save_png(shown, written[-1])
+        content = {"file_name": written[-1].name, "segments_info": info, "categories": categories}
+        write_atomically(written[-1].with_suffix(".json"), json.dumps(content) + "\n")
+    return written
+
+
 def free_name(folder: Path, stem: str) -> str:
-    """`dog`, or `dog_2`, `dog_3` where the folder holds earlier answers about that image."""
+    """`dog`, or `dog_2`, `dog_3` where the folder holds earlier answers about that image, or files of that name."""
     names = chain([stem], (f"{stem}_{number}" for number in count(2)))
-    return next(name for name in names if not (folder / f"{name}.json").exists())
+    endings = (".json", *ENDINGS.values(), "_panoptic.json")
+    return next(name for name in names if not any((folder / f"{name}{ending}").exists() for ending in endings))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,12 @@ class Answer(TypedDict):
     """One question about an image and its answer.
 
     asked: the phrases or class names of the question. targets: indices into `Record.targets`; missing in files of early
-    versions. claims: [phrase, index into `masks` or None]. masks: COCO run-length encodings. scores: of each mask, the
-    mask head's own confidence, 0 to 1; missing of a head without one.
+    versions. claims: [phrase, index into `masks` or None]. masks: COCO run-length encodings.
+
+    The other fields are there where they say something. scores: the confidence in each mask, of the mask head or of the
+    program that predicted it. substitutes: the claims about what the answer offers instead. released: [phrase, mask,
+    withheld mask] of the claims by the published rule. won: of a class list, the pixels that each mask takes in the map
+    of classes, where these are not all of its pixels.
     """
 
     question: str
@@ -25,9 +29,12 @@ class Answer(TypedDict):
     text: str
     claims: list[tuple[str, int | None]]
     masks: list[dict[str, Any]]
-    scores: NotRequired[list[float]]
     finished: bool
     unread: int
+    scores: NotRequired[list[float]]
+    substitutes: NotRequired[list[int]]
+    released: NotRequired[list[tuple[str, int | None, int | None]]]
+    won: NotRequired[list[dict[str, Any] | None]]
 
 
 class Prediction(TypedDict):
@@ -52,14 +59,25 @@ def check_line(line: Any, where: str) -> Prediction:
     for number, answer in enumerate(line["answers"]):
         place = f"{where}: answers[{number}]"
         _fields(answer, ANSWER, place)
-        if len(answer.get("scores", answer["masks"])) != len(answer["masks"]):
-            raise ValueError(f"{place}: {len(answer['scores'])} scores of {len(answer['masks'])} masks")
+        masks = len(answer["masks"])
         for claim in answer["claims"]:
             if not isinstance(claim, list) or len(claim) != 2 or not isinstance(claim[0], str):
                 raise ValueError(f"{place}: a claim is [phrase, mask], got {_shortened(claim)}")
-            if claim[1] is not None and not (_count(claim[1]) and claim[1] < len(answer["masks"])):
-                raise ValueError(f"{place}: claims mask {_shortened(claim[1])} of {len(answer['masks'])}")
+            _mask_number(claim[1], masks, place)
+        for claim in answer.get("released", ()):
+            if not isinstance(claim, list) or len(claim) != 3 or not isinstance(claim[0], str):
+                raise ValueError(f"{place}: a released claim is [phrase, mask, withheld], got {_shortened(claim)}")
+            for number in claim[1:]:
+                _mask_number(number, masks, place)
+        for name in ("scores", "won"):
+            if name in answer and len(answer[name]) != masks:
+                raise ValueError(f"{place}: {len(answer[name])} {name} of {masks} masks")
     return line
+
+
+def _mask_number(value: Any, masks: int, place: str) -> None:
+    if value is not None and not (_count(value) and value < masks):
+        raise ValueError(f"{place}: claims mask {_shortened(value)} of {masks}")
 
 
 @contextmanager
@@ -107,9 +125,9 @@ def _list_of(kind: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
-def _shares(value: Any) -> bool:
-    """A list of numbers from 0 to 1."""
-    return isinstance(value, list) and all(_duration(item) and item <= 1 for item in value)
+def is_score(value: Any) -> bool:
+    """Whether a value is a finite number, and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _duration(value: Any) -> bool:
@@ -140,7 +158,14 @@ ANSWER = {
     "finished": (lambda value: isinstance(value, bool), "true or false", True),
     "unread": (_count, COUNT, True),
     "targets": (_list_of(int), "a list of whole numbers", False),
-    "scores": (_shares, "a list of numbers from 0 to 1", False),
+    "scores": (lambda value: isinstance(value, list) and all(map(is_score, value)), "a list of numbers", False),
+    "substitutes": (_list_of(int), "a list of whole numbers", False),
+    "released": (lambda value: isinstance(value, list), "a list", False),
+    "won": (
+        lambda value: isinstance(value, list) and all(part is None or isinstance(part, dict) for part in value),
+        "a list of RLEs",
+        False,
+    ),
 }
 
 

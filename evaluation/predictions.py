@@ -18,14 +18,18 @@ from typing import Any, TextIO
 
 import torch
 
-from data.types import Query
+from data.types import Claim, Query, Record
+from evaluation.metrics.matching import Names
+from evaluation.metrics.semantic import pixels_taken
 from evaluation.prediction_schema import LEFT_OUT, Answer, Prediction, check_line
 from evaluation.protocols import Reply
 from utils import dist
 from utils.files import write_atomically
+from utils.limits import MASK_PIXELS, MASKS
 from utils.log import log
-from utils.masks import encode_rle
+from utils.masks import encode_rle, rle_to_mask
 from utils.plain import parse_json, read_mapping
+from utils.text import preview
 
 MAY_DIFFER = ("data", "batch_size")  # settings that shards of one evaluation may differ in
 
@@ -174,8 +178,17 @@ def predictions(paths: Iterable[str | Path]) -> dict[str, list[Prediction]]:
     return {suite: list(lines.values()) for suite, lines in lines_of.items()}
 
 
-def prediction(query: Query, reply: Reply) -> Answer:
-    """One answer as it is written to a line."""
+def answers_of(record: Record, queries: Sequence[Query], replies: Sequence[Reply]) -> list[Answer]:
+    """The answers about an image as they are written to its line."""
+    answers = [_answer(query, reply) for query, reply in zip(queries, replies, strict=True)]
+    if record.kind == "classes":
+        for (number, mask), pixels in pixels_taken(replies, queries, Names(record.vocabulary)).items():
+            won = answers[number].setdefault("won", [None] * len(answers[number]["masks"]))
+            won[mask] = encode_rle(pixels.cpu().numpy())
+    return answers
+
+
+def _answer(query: Query, reply: Reply) -> Answer:
     masks = (reply.masks > 0).to(torch.uint8).cpu().numpy()
     answer: Answer = {
         "question": query.question,
@@ -189,7 +202,51 @@ def prediction(query: Query, reply: Reply) -> Answer:
     }
     if reply.scores is not None:
         answer["scores"] = [round(score, 6) for score in reply.scores.tolist()]
+    if substitutes := [number for number, claim in enumerate(reply.claims) if claim.is_substitute]:
+        answer["substitutes"] = substitutes
+    if reply.released is not None:
+        answer["released"] = [(claim.phrase, claim.mask, claim.withheld_mask) for claim in reply.released]
     return answer
+
+
+def left_out_line(suite: str, metric: str, protocol: str, notes: Sequence[str], index: int, reason: str) -> Prediction:
+    """The line of an image that is not scored."""
+    return {
+        "suite": suite,
+        "metric": metric,
+        "index": index,
+        "image": "",
+        "protocol": protocol,
+        "notes": list(notes),
+        "seconds": 0.0,
+        "counts": {LEFT_OUT: reason, "unmatched": 0},
+        "answers": [],
+    }
+
+
+def reply_of(answer: Answer, size: tuple[int, int]) -> Reply:
+    """The answer of a line again, with binary masks: the logit is 1 inside and -1 outside.
+
+    Where masks of a class list overlap, the pixels that a mask does not take in the map of classes have 0.5. size:
+    (H, W) of the image; a mask of another size, or one that is damaged, raises ValueError.
+    """
+    MASKS.check(len(answer["masks"]), f"the answer to {preview(answer['question'])}")
+    MASK_PIXELS.check(len(answer["masks"]) * size[0] * size[1], f"the answer to {preview(answer['question'])}")
+    masks = torch.full((len(answer["masks"]), *size), -1.0)
+    won = answer.get("won") or [None] * len(masks)
+    for number, (rle, part) in enumerate(zip(answer["masks"], won, strict=True)):
+        inside = torch.from_numpy(rle_to_mask(rle, size))
+        masks[number][inside] = 1.0 if part is None else 0.5
+        if part is not None:
+            masks[number][torch.from_numpy(rle_to_mask(part, size)) & inside] = 1.0
+    substitutes = set(answer.get("substitutes", ()))
+    claims = tuple(
+        Claim(phrase, mask, is_substitute=number in substitutes)
+        for number, (phrase, mask) in enumerate(answer["claims"])
+    )
+    released = tuple(Claim(*claim) for claim in answer["released"]) if "released" in answer else None
+    scores = torch.tensor(answer["scores"]) if "scores" in answer else None
+    return Reply(answer["text"], claims, masks, answer["finished"], answer["unread"], released, scores)
 
 
 def settings_of(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,8 @@
     first, second = predictor.batch(["a.jpg", "b.jpg"], [["the dog"], ["the cat", "the mouse"]])  # in one batch
 
 An image is a path, a PIL image (any mode with 8 or 16 bits per channel) or an (H, W, 3) uint8 RGB array. The words
-around phrases are the system's own.
+around phrases are the system's own. `evaluation.export.coco.coco_results(segments)` makes COCO results of an answer;
+`predictor.label_map(image, names)` gives a map of classes, which `evaluation.export.label_maps` writes as PNG files.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor
 from data.collate import Sample, make_views
 from data.types import IMAGE_PLACEHOLDER, Query, Record, Target
 from data.views import read_image
+from evaluation.metrics.counts import class_map
 from evaluation.metrics.matching import Names, assign_claims, read_list
 from evaluation.protocols import Reply, generate
 from systems.assistant import Assistant, load
@@ -116,6 +118,29 @@ class Predictor:
     def classes(self, image: ImageLike, names: Sequence[str]) -> list[Segment]:
         """One segment per class of the list, in their order; of several masks of a class the highest logits count,
         and the highest score."""
+        logits, scores, texts = self._class_logits(image, names)
+        return [
+            _segment(name, logits.get(index), texts.get(index, ""), scores.get(index))
+            for index, name in enumerate(names)
+        ]
+
+    def label_map(self, image: ImageLike, names: Sequence[str]) -> np.ndarray:
+        """(H, W) int64: the place in `names` of each pixel's class, -1 where the model marks none of them.
+
+        `evaluation.export.label_maps` makes semantic and panoptic PNG files of it.
+        """
+        logits, _, _ = self._class_logits(image, names)
+        if not logits:
+            return np.full(self._sample(image).geometry.original, -1)
+        first = next(iter(logits.values()))
+        classes = class_map(logits, (first.shape[0], first.shape[1]), none=-1, device=first.device)
+        return classes.cpu().numpy()
+
+    def _class_logits(
+        self, image: ImageLike, names: Sequence[str]
+    ) -> tuple[dict[int, Tensor], dict[int, float], dict[int | None, str]]:
+        """Of the classes that have a mask, (H, W) logits and the mask head's own score, if it has one; and the answer
+        about each class, all by the place of the class."""
         if not names or any(not name.strip() for name in names):
             raise ValueError(f"classes need at least one name and no empty one, not {list(names)}")
         queries = self.class_queries(names)
@@ -132,16 +157,12 @@ class Predictor:
                 logits[index] = torch.maximum(logits[index], new) if index in logits else new
                 if reply.scores is not None:
                     scores[index] = max(scores.get(index, 0.0), float(reply.scores[mask]))
-        return [
-            _segment(name, logits.get(index), texts.get(index, ""), scores.get(index))
-            for index, name in enumerate(names)
-        ]
+        return logits, scores, texts
 
     def ask(self, image: ImageLike, question: str) -> ChatAnswer:
         """Asks a question in the user's own words, which follow the image as they are."""
         ((reply,),) = self.replies([image], [[free_query(question)]])
-        segments = [_segment_of(claim.phrase, claim.mask, reply) for claim in reply.claims]
-        return ChatAnswer(reply.text, segments, reply.finished)
+        return ChatAnswer(reply.text, segments_of(reply), reply.finished)
 
     def replies(self, images: Sequence[ImageLike], queries: Sequence[Sequence[Query]]) -> list[list[Reply]]:
         """The answers to `queries[b]` about `images[b]` with claims and mask logits; each image is encoded once."""
@@ -170,6 +191,11 @@ class Predictor:
             raise ValueError(f"an image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
         PIXELS.check(image.shape[0] * image.shape[1], f"an image of shape {image.shape}")
         return make_views(image, self.assistant.views, str(NO_FILE))
+
+
+def segments_of(reply: Reply) -> list[Segment]:
+    """What an answer marks or refuses, one segment per claim, in its order."""
+    return [_segment_of(claim.phrase, claim.mask, reply) for claim in reply.claims]
 
 
 def as_rgb(image: Image.Image) -> np.ndarray:

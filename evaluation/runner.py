@@ -21,8 +21,8 @@ from evaluation.catalog import Suite
 from evaluation.identity import NotNumbers
 from evaluation.metrics import SCORERS
 from evaluation.metrics.truth import is_present
-from evaluation.prediction_schema import LEFT_OUT, Prediction
-from evaluation.predictions import PredictionFile, prediction
+from evaluation.prediction_schema import Prediction
+from evaluation.predictions import PredictionFile, answers_of, left_out_line
 from evaluation.prefetch import prefetch, run_in_background
 from evaluation.protocols import FORCED, GENERATED, Protocol, Reply, protocol_named
 from evaluation.questions import protocol_notes, questions
@@ -218,7 +218,7 @@ class SuiteEvaluation:
                 self.score.add(line)
 
             def finish(result: Answered | LeftOut) -> None:
-                line = self._left_out_line(result) if isinstance(result, LeftOut) else self._line(result)
+                line = self._line(result)
                 self.score.add(line)
                 file.write(line)
                 if isinstance(result, LeftOut) and len(self.score.left_out) <= LOGGED_SKIPS:
@@ -294,7 +294,11 @@ class SuiteEvaluation:
                 raise BrokenSuite(f"{reason} (on_bad_sample: skip leaves it out and counts it)") from error
             return LeftOut(index, reason)
 
-    def _line(self, answered: Answered) -> Prediction:
+    def _line(self, answered: Answered | LeftOut) -> Prediction:
+        if isinstance(answered, LeftOut):
+            return left_out_line(
+                self.suite.name, self.suite.metric, self.protocol, self.notes, answered.index, answered.reason
+            )
         item = answered.item
         self._check_masks(item, answered.replies)
         counts = SCORERS[self.suite.metric].count(
@@ -309,20 +313,7 @@ class SuiteEvaluation:
             "notes": self.notes,
             "seconds": round(answered.seconds, 4),
             "counts": counts,
-            "answers": [prediction(query, reply) for query, reply in zip(item.queries, answered.replies, strict=True)],
-        }
-
-    def _left_out_line(self, item: LeftOut) -> Prediction:
-        return {
-            "suite": self.suite.name,
-            "metric": self.suite.metric,
-            "index": item.index,
-            "image": "",
-            "protocol": self.protocol,
-            "notes": self.notes,
-            "seconds": 0.0,
-            "counts": {LEFT_OUT: item.reason, "unmatched": 0},
-            "answers": [],
+            "answers": answers_of(item.record, item.queries, answered.replies),
         }
 
     def _check_masks(self, item: EvalItem, replies: Sequence[Reply]) -> None:

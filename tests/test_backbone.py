@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,9 +17,12 @@ from model.checkpoints.files import read_tensors
 from model.checkpoints.load import assemble, load_folder
 from model.checkpoints.name_table import under
 from model.checkpoints.save import save_folder
+from model.runtime import RuntimeOptions
 from model.vlm import VLMS
 from model.vlm.llava import Llava
+from model.vlm.prefix_packing import can_pack
 from tests.tiny_base import GOLDEN
+from tests.tiny_model import EOS, LLAVA, SAM, SEG, tiny_batch, tiny_model
 from utils.config import ModelConfig
 
 SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
@@ -58,3 +64,29 @@ def test_an_unknown_model_type_names_the_file_and_the_choices(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "owlet"}))
     with pytest.raises(ValueError, match=r"config\.json: no vision-language model 'owlet'.*did you mean 'owl'.*llava"):
         load_folder(tmp_path, SPEC, load_tokenizer(GOLDEN, SPEC), config=CONFIG)
+
+
+class Linear(Llava):
+    """LLaVA as if its layers had no attention that a mask could cut."""
+
+    NAME = "linear"
+    packs = False
+
+
+def test_a_backbone_that_cannot_pack_says_so(monkeypatch, caplog):
+    VLMS.register("linear")(Linear)
+    try:
+        model = assemble(Architecture("linear", LLAVA, "sam", SAM)).eval()
+    finally:
+        del VLMS._factories["linear"]
+    model.load_state_dict(tiny_model().state_dict())
+    monkeypatch.setattr(logging.getLogger("assistant"), "propagate", True)
+    assert not can_pack(True, "sdpa", model.vlm.packs) and "model.pack_rows" in caplog.text
+    model.configure(RuntimeOptions(pack_rows=True))
+    refuse = Mock(side_effect=AssertionError)
+    monkeypatch.setattr("model.vlm.decoder.pack", refuse)
+    monkeypatch.setattr("model.vlm.decoder.split_prefix", refuse)
+    batch, prompts = tiny_batch(), tiny_batch(masks=False)
+    assert torch.equal(model(batch).token_logits, tiny_model()(batch).token_logits)
+    prompts = replace(prompts, ids=prompts.ids[:, :7], attention=prompts.attention[:, :7])
+    assert len(model.generate(prompts, max_new_tokens=2, mask_ids=[SEG], eos=EOS)) == 3

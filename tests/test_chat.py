@@ -51,6 +51,7 @@ def test_one_question_saves_every_mask_an_overlay_and_a_json(use, tmp_path, caps
         mask = np.asarray(Image.open(entry["file"]))
         assert mask.shape == (height, width) and set(np.unique(mask)) <= {0, 255}
         assert int((mask == 255).sum()) == entry["area"]
+        assert 0.5 < entry["score"] <= 1 if mask.any() else entry["score"] == 0
     assert np.asarray(Image.open(report["overlay"])).shape[1] == width
     (answer,) = report["answers"]
     assert answer["text"].count("[SEG]") == len(report["masks"]) and answer["text"] in capsys.readouterr().out

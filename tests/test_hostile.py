@@ -205,6 +205,9 @@ def test_a_damaged_answer_is_an_error_or_not_shown(change, says, photo, tmp_path
             report(file, tmp_path / "out")
 
 
+ANSWERED = {"question": "q", "asked": [], "text": "t", "claims": [], "masks": [], "finished": True, "unread": 0}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -239,6 +242,9 @@ def test_a_damaged_answer_is_an_error_or_not_shown(change, says, photo, tmp_path
             "6000 names, more than the limit of 5000",
         ),
         ({"answers": {}}, "answers must be a list"),
+        ({"answers": [{**ANSWERED, "scores": [2]}]}, "scores must be a list of numbers from 0 to 1"),
+        ({"answers": [{**ANSWERED, "scores": ["1"]}]}, "scores must be a list of numbers from 0 to 1"),
+        ({"answers": [{**ANSWERED, "scores": [0.5, 0.5]}]}, "2 scores of 0 masks"),
     ],
 )
 def test_a_damaged_line_is_an_error_with_its_place(changes, says, photo, tmp_path):

@@ -119,3 +119,14 @@ def test_bad_input_is_refused_with_what_is_wrong(lisa):
         lisa.batch([IMAGE, IMAGE], [PHRASES])
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         lisa("none.png", PHRASES)
+
+
+def test_the_mask_head_s_own_score_counts_where_it_has_one(lasagna, size, monkeypatch):
+    """Of several masks of a class the highest; an empty mask has 0 whatever the head says."""
+    masks = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
+    masks[2] = -1
+    claims = (Claim("sky", 1), Claim("dog", None), Claim("sky", 0), Claim("cat", 2))
+    reply = module.Reply("said", claims, masks, scores=torch.tensor([0.25, 0.75, 0.9]))
+    monkeypatch.setattr(module, "generate", lambda *_: [[reply]])
+    assert [segment.score for segment in lasagna.classes(IMAGE, ["sky", "dog", "cat"])] == [0.75, None, 0.0]
+    assert [segment.score for segment in lasagna.ask(IMAGE, "What is here?").segments] == [0.75, None, 0.25, 0.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer
 from data.encode import Encoder
 from data.templates import TEMPLATES, template
 from data.tokens import TokenSpec, added_tokens, decode, load_tokenizer, mask_ids, token_id
-from data.types import IGNORE_ID, IMAGE_ID, Mask, Refuse, Turn
+from data.types import IGNORE_ID, IMAGE_ID, Mask, Record, Refuse, Target, Turn
 from model.checkpoints.layouts import Report
 from model.checkpoints.load import NEW_ROW_STD, _fit_vocabulary
 from model.checkpoints.save import _write_old_tokenizer, _write_tokenizer
@@ -280,6 +281,41 @@ def test_structural_tokens_of_a_system_may_be_typed(folder):
     encoder = Encoder(load_tokenizer(folder, LASAGNA), LASAGNA)
     ids = encoder.prompt("<image>\n<semantic>Segment.<cat_start> sky, dog <cat_end>")
     assert [token_id(encoder.tokenizer, token) in ids for token in LASAGNA.added] == [True, True, True, False, False]
+
+
+# --- answers
+
+
+FACTS = (
+    Record(Path("a.jpg"), "refer", (Target("the red car", lambda: np.ones((2, 2), bool)), Target("a dog", None))),
+    Record(
+        Path("b.jpg"),
+        "classes",
+        (Target("sky", lambda: np.ones((2, 2), bool)), Target("traffic light", lambda: np.ones((2, 2), bool))),
+        vocabulary=("sky", "traffic light", "road", "boat"),
+    ),
+)
+
+
+@pytest.mark.parametrize("name", sorted(SYSTEMS))
+def test_an_answer_reads_the_same_with_each_tokenizer(folder, name):
+    """LLaMA's decoding leaves no blanks around tokens, Qwen's leaves them where they were."""
+    system, claims = build_system(name), 0
+    encoders = [Encoder(load_tokenizer(place, system.tokens), system.tokens) for place in (folder, OWN / "lisa")]
+    for record, seed in product(FACTS, range(8)):
+        answers = [dialogue[0] for dialogue in system.task.converse(record, np.random.default_rng(seed))]
+        answers += [Turn(query.question, query.reference_answer) for query in system.task.queries(record)]
+        for turn in answers:
+            rows = [encoder.encode((turn,)) for encoder in encoders]
+            texts = [
+                decode([label for label in row.labels if label != IGNORE_ID], encoder.tokenizer)
+                for row, encoder in zip(rows, encoders, strict=True)
+            ]
+            qwen, llama = map(system.read, texts)
+            assert qwen == llama and texts[0] == written(turn.answer, system.tokens).strip()
+            assert sum(claim.mask is not None for claim in qwen) == len(rows[0].holes) or name == "sesame"
+            claims += len(qwen)
+    assert claims > 20
 
 
 # --- templates

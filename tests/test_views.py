@@ -23,6 +23,7 @@ from data.views import (
     SAM_STD,
     ClipView,
     SamView,
+    SquareView,
     StretchedView,
     load_view,
     read_image,
@@ -74,6 +75,37 @@ def test_normalisation_is_per_channel():
         torch.testing.assert_close(clip[channel], torch.full((8, 8), expected), atol=1e-5, rtol=1e-5)
         expected = (value - SAM_MEAN[channel]) / SAM_STD[channel]
         torch.testing.assert_close(sam[channel], torch.full((16, 16), expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "pil_bicubic"])
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (7, 300), (1, 1)])
+def test_a_square_view_squeezes_the_whole_image(shape, resample):
+    image = scene(*shape)
+    pixels, geometry = SquareView(32, resample=resample)(image)
+    assert pixels.shape == (3, 32, 32) and pixels.dtype == torch.float32
+    assert (geometry.original, geometry.resized) == (shape, (32, 32))
+    mirrored, _ = SquareView(32, resample=resample)(image[::-1, ::-1])  # strides below zero
+    torch.testing.assert_close(mirrored.flip(1, 2), pixels, atol=0.05, rtol=0)  # bytes may round by one
+
+
+def test_a_square_view_has_the_statistics_of_its_head():
+    image = np.full((20, 30, 3), (10, 100, 200), np.uint8)
+    for mean, std in ((IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3)):
+        pixels, _ = SquareView(16, mean, std)(image)
+        for channel, value in enumerate((10, 100, 200)):
+            expected = (value / 255 - mean[channel]) / std[channel]
+            torch.testing.assert_close(pixels[channel], torch.full((16, 16), expected), atol=1e-5, rtol=1e-5)
+
+
+def test_the_two_ways_of_resampling_are_what_their_names_say():
+    image = np.random.default_rng(0).integers(0, 256, (90, 200, 3), dtype=np.uint8)
+    bilinear, bicubic = SquareView(64).resize(image), SquareView(64, resample="pil_bicubic").resize(image)
+    floats = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    expected = torch.nn.functional.interpolate(floats, (64, 64), mode="bilinear", antialias=True)[0]
+    assert torch.equal(bilinear, expected)
+    pil = np.asarray(Image.fromarray(image).resize((64, 64)))  # PIL's default filter is bicubic
+    assert torch.equal(bicubic, torch.from_numpy(pil.copy()).permute(2, 0, 1) / 255)
+    assert (bilinear - bicubic).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48), (7, 300), (5, 5)])

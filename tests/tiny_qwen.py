@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -15,12 +16,17 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from data.patch_view import PatchView
+from model.checkpoints.architecture import Architecture
 from model.checkpoints.config_file import read_config
 from model.checkpoints.files import read_tensors
 from model.checkpoints.layouts import Report, reading_table, to_model_names
-from model.checkpoints.load import vlm_class
+from model.checkpoints.load import assemble, vlm_class
 from model.checkpoints.weight_source import WeightSource
+from model.seg_model import SegModel
+from model.vlm import VLMS
 from model.vlm.qwen_vl import QwenVL
+from tests.tiny_model import SAM
 from utils.config import ModelConfig, TowerConfig
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -67,7 +73,7 @@ PIXELS = TowerConfig(min_pixels=8 * 8 * 6, max_pixels=8 * 8 * 20)
 RECIPE = ModelConfig(precision="fp32", tower=PIXELS)
 
 
-def stock_model(family: str, seed: int = 0, **text: Any) -> PreTrainedModel:
+def stock_model(family: str, seed: int = 0, *, tied: bool = False, **text: Any) -> PreTrainedModel:
     """The library's model, in evaluation mode, with weights of a size that lets every part matter."""
     config, kind = {
         "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
@@ -76,7 +82,8 @@ def stock_model(family: str, seed: int = 0, **text: Any) -> PreTrainedModel:
     own_text, own_vision = PARTS[family]
     # copies, because the configuration classes complete what they are given in place
     rope = {"rope_parameters": dict(own_text["rope_parameters"])}
-    model = kind(config(text_config=TEXT | own_text | rope | text, vision_config=VISION | own_vision, **TOKENS)).eval()
+    parts = {"text_config": TEXT | own_text | rope | text, "vision_config": VISION | own_vision}
+    model = kind(config(**parts, **TOKENS, tie_word_embeddings=tied)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -95,15 +102,34 @@ class Words:
         return self.count
 
 
-def load_backbone(folder: Path, config: ModelConfig = RECIPE, attention: str = "sdpa", words: int = 55) -> QwenVL:
-    """The backbone in a folder, as `build_model` reads it, in evaluation mode."""
+def read_backbone(folder: Path, config: ModelConfig = RECIPE) -> tuple[Architecture, PatchView, dict[str, Tensor]]:
+    """What `build_model` makes of a folder: its architecture with a tiny SAM, its view, its weights under our names."""
     values = read_config(folder)
     kind = vlm_class(values, str(folder))
     report = Report()
     tensors = to_model_names(read_tensors(folder), reading_table(kind.WEIGHT_NAMES, []), report)
     source = WeightSource(folder, values, tensors, report, finished=False)
-    sizes, view = kind.config_for(source, config, cast(PreTrainedTokenizerBase, Words(words)))
-    vlm = kind.build(sizes, attention, view)
+    sizes, view = kind.config_for(source, config, cast(PreTrainedTokenizerBase, range(VOCABULARY - 5)))
     own = {name: tensor for name, tensor in source.tensors.items() if name.startswith("vlm.")}
-    vlm.load_state_dict({name.removeprefix("vlm."): tensor for name, tensor in own.items()})
+    return Architecture(kind.NAME, sizes, "sam", SAM), cast(PatchView, view), own
+
+
+def load_backbone(folder: Path, config: ModelConfig = RECIPE, attention: str = "sdpa") -> QwenVL:
+    """The backbone in a folder, in evaluation mode."""
+    plan, view, tensors = read_backbone(folder, config)
+    vlm = VLMS[plan.vlm].build(plan.vlm_config, attention, view)
+    vlm.load_state_dict({name.removeprefix("vlm."): tensor for name, tensor in tensors.items()})
     return cast(QwenVL, vlm.float().eval())
+
+
+def segmenter(folder: Path, attention: str = "sdpa") -> SegModel:
+    """That backbone with a random SAM and text MLP, in evaluation mode."""
+    plan, view, tensors = read_backbone(folder)
+    model = assemble(plan, attention, view, [SEG])
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1 or "norm" not in name:
+                weight.normal_(0, 0.2 if weight.dim() > 1 else 0.02, generator=generator)
+    model.load_state_dict(tensors, strict=False)
+    return model.float().eval()

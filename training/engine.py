@@ -132,7 +132,7 @@ def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[
     train = recipe.train
     precision = recipe.model.precision
     check_settings(train)
-    bucket = min(PUBLISHED_BUCKET, trained)
+    bucket = min(PUBLISHED_BUCKET, trained + trained % 2)  # even, as DeepSpeed demands
     on_gpu = device.type == "cuda"
     place = {"device": "cpu", "pin_memory": on_gpu}
     return {

@@ -8,29 +8,40 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 DRAFT = ".unfinished_"  # prefix of what is being written or removed; anything with it may be deleted
 
 
 def write_atomically(path: str | Path, text: str, errors: str = "strict") -> None:
-    """Replaces a file by `text`. At every moment, also after a crash, it has either its old or its new content.
+    """Replaces a file by `text`; see `open_atomically`."""
+    with open_atomically(path, errors) as file:
+        file.write(text)
 
-    errors: what to do with characters that UTF-8 cannot encode, as in `open`. OSError with the file and the reason.
+
+@contextmanager
+def open_atomically(path: str | Path, errors: str = "strict") -> Generator[TextIO]:
+    """A text file to write, which replaces `path` when the block ends. If the block raises, `path` stays as it was.
+
+    At every moment, also after a crash, the file has either its old or its new content. errors: what to do with
+    characters that UTF-8 cannot encode, as in `open`. OSError with the file and the reason.
     """
     path = Path(path)
     draft = path.with_name(f"{DRAFT}{path.name}.{os.getpid()}")  # several processes may write the same file
     try:
         with draft.open("w", encoding="utf-8", errors=errors) as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
         flush(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-        raise describe_write_error(error, path) from None
+        if isinstance(error, OSError):
+            raise describe_write_error(error, path) from None
+        raise
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     Syntax errors are json.JSONDecodeError, a ValueError that knows the place.
     """
     try:
-        return json.loads(text, parse_constant=_not_finite) if finite else json.loads(text)
+        return json.loads(text, parse_constant=not_finite) if finite else json.loads(text)
     except RecursionError:
         raise ValueError("its lists and mappings are nested too deeply") from None
 
@@ -106,5 +106,6 @@ def _weigh(node: yaml.Node, weights: dict[int, tuple[int, int] | None]) -> tuple
     return weight, depth
 
 
-def _not_finite(name: str) -> None:
+def not_finite(name: str) -> None:
+    """For `parse_constant`: refuses NaN and Infinity."""
     raise ValueError(f"{name} is not a JSON number")

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from utils.limits import Limit
+from utils.plain import not_finite, parse_json
+
 CHUNK = 1 << 22  # characters read at once
 SPACE = " \t\n\r"
 AFTER = frozenset(SPACE + ",:]}")  # what may follow a value
@@ -21,17 +24,56 @@ def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
         yield from _Reader(file, path).entries()
 
 
-class _Reader:
-    """A window over the file that moves forward: `text` is the window, `at` the next character in it."""
+def read_list(path: Path, limit: Limit) -> Iterator[Any]:
+    """The entries of a JSON file that is one list, with finite numbers only; an entry longer than `limit` is refused.
 
-    def __init__(self, file: Any, path: Path):
+    A damaged or truncated file raises ValueError with its name and the place.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        reader = _Reader(file, path, limit)
+        yield from reader.items()
+        if reader.peek():
+            raise reader.error("text after the end")
+
+
+def read_json_lines(path: Path, limit: Limit) -> Iterator[tuple[int, Any]]:
+    """(number, value) of the lines of a file that hold anything, with finite numbers only.
+
+    A line that is no JSON, or longer than `limit`, raises ValueError with file and line.
+    """
+    with path.open(encoding="utf-8-sig", errors="strict") as file:
+        number = 0
+        while True:
+            number += 1
+            try:
+                text = file.readline(limit.value + 1)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number} or later: not utf-8 text: {error.reason}") from None
+            if not text:
+                return
+            limit.check(len(text), f"{path}, line {number}")
+            if text.strip():
+                try:
+                    yield number, parse_json(text, finite=True)
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+
+
+class _Reader:
+    """A window over the file that moves forward: `text` is the window, `at` the next character in it.
+
+    limit: on a single value, which is the most that the window has to hold; finite numbers only if there is one.
+    """
+
+    def __init__(self, file: Any, path: Path, limit: Limit | None = None):
         self.file = file
         self.path = path
         self.text = ""
         self.at = 0
         self.before = 0  # characters of the file before the window
         self.at_end = False  # of the file
-        self.decode = json.JSONDecoder().raw_decode
+        self.limit = limit
+        self.decode = json.JSONDecoder(parse_constant=not_finite if limit else None).raw_decode
 
     def entries(self) -> Iterator[tuple[str, Any]]:
         self.take("{")
@@ -95,6 +137,8 @@ class _Reader:
                 raise ValueError(f"{self.path}: its lists and mappings are nested too deeply") from None
             except ValueError as error:  # a whole number with thousands of digits
                 raise ValueError(f"{self.path}: {error}") from None
+            if self.limit:
+                self.limit.check(end - self.at, f"{self.path}: the entry at character {self.before + self.at}")
             if self.text[end : end + 1] in AFTER or not self.more():
                 self.at = end
                 return value
@@ -107,6 +151,8 @@ class _Reader:
         """
         if self.at_end:
             return False
+        if self.limit and self.at < len(self.text):
+            self.limit.check(len(self.text) - self.at, f"{self.path}: the entry at character {self.before + self.at}")
         try:
             chunk = self.file.read(max(CHUNK, len(self.text) - self.at))
         except UnicodeDecodeError as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from data.types import Query, Record
 from evaluation.protocols import Reply
 from systems.base import ReleasedTruth
 from utils.registry import Registry
+
+if TYPE_CHECKING:  # intervals.py needs the type of an interval
+    from evaluation.metrics.intervals import Statistics
 
 STANDARD, RELEASED = "standard", "as_released"  # variants of a figure
 AS_LISA = ReleasedTruth()
@@ -51,6 +54,9 @@ class Scorer(Protocol):
     kinds: ClassVar[tuple[str, ...]]
     """The kinds of records (`Record.kind`) that it can score; `Suite.open` refuses others."""
 
+    by_phrase: ClassVar[bool]
+    """Whether each phrase of a question has one mask; else all masks of an answer count."""
+
     @staticmethod
     def count(
         record: Record,
@@ -67,6 +73,14 @@ class Scorer(Protocol):
         """
         ...
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        """Whether the as-released counts of these answers depend on logits, which binary masks do not have.
+
+        The judge of predictions then sets `by_logits` in the counts, and the as-released figures are None.
+        """
+        ...
+
     def add(self, counts: Counts) -> None:
         """Takes over the counts of one image."""
         ...
@@ -79,6 +93,10 @@ class Scorer(Protocol):
         """Every figure of what was added; the first is the suite's main one. The same names also without any image."""
         ...
 
+    def statistics(self) -> list[Statistics]:
+        """Every figure of the standard variant as a function of sums over the images, in the order of `add`."""
+        ...
+
     def details(self) -> dict[str, Any]:
         """What results.json holds in addition, as JSON: IoU per class, numbers of misses and extras, and the like."""
         ...
@@ -87,8 +105,11 @@ class Scorer(Protocol):
 SCORERS: Registry[type[Scorer]] = Registry("metric kind")
 
 
-def with_intervals(figures: Sequence[Figure], intervals: Mapping[str, Interval | None]) -> list[Figure]:
-    """The figures, those of the standard variant with their intervals by name of the metric."""
+def with_intervals(figures: Sequence[Figure], statistics: Sequence[Statistics]) -> list[Figure]:
+    """The figures, those of the standard variant with their intervals."""
+    intervals: Mapping[str, Interval | None] = {
+        name: interval for statistic in statistics for name, interval in statistic.intervals().items()
+    }
     return [
         replace(figure, interval=intervals.get(figure.metric))
         if figure.variant == STANDARD and figure.value is not None

@@ -11,10 +11,10 @@ import numpy as np
 from data.types import Query, Record
 from evaluation.metrics.base import AS_LISA, SCORERS, STANDARD, Counts, Figure, with_intervals
 from evaluation.metrics.counts import ratio
-from evaluation.metrics.intervals import ratio_intervals
+from evaluation.metrics.intervals import Statistics, of_ratios
 from evaluation.metrics.matching import without_tokens
 from evaluation.metrics.ratios import stack_ratios, sum_ratios
-from evaluation.protocols import GENERATED, Reply
+from evaluation.protocols import FORCED, TWO_PASS, Reply
 from systems.base import ReleasedTruth
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -30,6 +30,7 @@ class ExactScorer:
     """
 
     kinds = ("vqa",)
+    by_phrase = False
 
     def __init__(self) -> None:
         self.images: list[list[list[int]]] = []  # `answers` of each
@@ -49,7 +50,11 @@ class ExactScorer:
         for accepted, reply in zip(record.accepted, replies, strict=True):
             right = plain(without_tokens(reply.text)) in {plain(answer) for answer in accepted}
             rows.append([int(right), len(reply.masks)])
-        return {"answers": rows, "forced": protocol != GENERATED, "unmatched": 0}
+        return {"answers": rows, "forced": protocol in (FORCED, TWO_PASS), "unmatched": 0}
+
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        return False
 
     def add(self, counts: Counts) -> None:
         self.images.append(counts["answers"])
@@ -63,10 +68,13 @@ class ExactScorer:
         """A teacher-forced answer is the true one and says nothing about the model, so its figure is None."""
         if self.forced:
             return [Figure("exact_match", STANDARD, None)]
-        rows, image = stack_ratios(self.images, 2)
-        right = sum_ratios(image, rows[:, 0], np.ones(len(rows)), len(self.images))
+        rows, _ = stack_ratios(self.images, 2)
         figure = Figure("exact_match", STANDARD, ratio(int(rows[:, 0].sum()), len(rows)))
-        return with_intervals([figure], ratio_intervals({"exact_match": right}))
+        return with_intervals([figure], self.statistics())
+
+    def statistics(self) -> list[Statistics]:
+        rows, image = stack_ratios(self.images, 2)
+        return [of_ratios({"exact_match": sum_ratios(image, rows[:, 0], np.ones(len(rows)), len(self.images))})]
 
     def details(self) -> dict[str, Any]:
         """The number of answers with a mask, which no question asks for."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +13,45 @@ RESAMPLES = 1000
 BLOCK = 50  # resamples per block; a block holds (BLOCK, images) numbers
 LEVEL = 0.95
 Ratio = tuple[np.ndarray, np.ndarray]  # (N,) numerator and (N,) denominator per image
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Figures as functions of sums over images, which is all that resampling needs.
+
+    names: of F figures, "" of one that is not given. columns: (N, M) numbers per image, in the order in which the
+    images were added. read: (B, M) sums to (B, F) figures, NaN where there is nothing to count.
+    """
+
+    names: tuple[str, ...]
+    columns: np.ndarray
+    read: Callable[[np.ndarray], np.ndarray]
+
+    def intervals(self) -> dict[str, Interval | None]:
+        """The interval of each figure."""
+        return {name: found for name, found in zip(self.names, intervals(self.columns, self.read), strict=True) if name}
+
+    def only(self, names: Collection[str], ending: str = "") -> Statistics:
+        """The figures of these names, with an ending; the resamples stay the same."""
+        return replace(self, names=tuple(f"{name}{ending}" if name in names else "" for name in self.names))
+
+    def differences(self, other: Statistics) -> dict[str, Interval | None]:
+        """Intervals of `other` minus this one for every figure of both; row n of both is about the same image.
+
+        Both are read from the same resamples, so what makes an image hard for both of them cancels out.
+        """
+        if len(self.columns) != len(other.columns):
+            raise ValueError(f"{len(self.columns)} images against {len(other.columns)}: nothing to pair")
+        names = [name for name in self.names if name and name in other.names]
+        own, others = ([side.names.index(name) for name in names] for side in (self, other))
+        width = self.columns.shape[1]
+
+        def read(sums: np.ndarray) -> np.ndarray:
+            return other.read(sums[:, width:])[:, others] - self.read(sums[:, :width])[:, own]
+
+        if not names:
+            return {}
+        return dict(zip(names, intervals(np.concatenate([self.columns, other.columns], axis=1), read), strict=True))
 
 
 def intervals(columns: np.ndarray, read: Callable[[np.ndarray], np.ndarray], *, seed: int = 0) -> list[Interval | None]:
@@ -43,12 +83,15 @@ def intervals(columns: np.ndarray, read: Callable[[np.ndarray], np.ndarray], *, 
     return [_percentiles(column) for column in np.concatenate(values).T]
 
 
+def of_ratios(ratios: Mapping[str, Ratio]) -> Statistics:
+    """sum(numerators) / sum(denominators) by name; at least one ratio."""
+    columns = np.stack([column for ratio in ratios.values() for column in ratio], axis=1)
+    return Statistics(tuple(ratios), columns, lambda sums: quotient(sums[:, ::2], sums[:, 1::2]))
+
+
 def ratio_intervals(ratios: Mapping[str, Ratio]) -> dict[str, Interval | None]:
     """Intervals of sum(numerators) / sum(denominators) by name."""
-    if not ratios:
-        return {}
-    columns = np.stack([column for ratio in ratios.values() for column in ratio], axis=1)
-    return dict(zip(ratios, intervals(columns, lambda sums: quotient(sums[:, ::2], sums[:, 1::2])), strict=True))
+    return of_ratios(ratios).intervals() if ratios else {}
 
 
 def quotient(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:

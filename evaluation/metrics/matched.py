@@ -14,7 +14,7 @@ from torch import Tensor
 from data.types import Query, Record
 from evaluation.metrics.base import AS_LISA, RELEASED, SCORERS, STANDARD, Counts, Figure, with_intervals
 from evaluation.metrics.counts import CIOU_EPS, LISA_EPS, Overlap, mean, overlap, ratio
-from evaluation.metrics.intervals import Ratio, ratio_intervals
+from evaluation.metrics.intervals import Ratio, Statistics, of_ratios
 from evaluation.metrics.ratios import overlap_ratios
 from evaluation.metrics.truth import ignored_pixels, is_present, true_mask
 from evaluation.protocols import FORCED, Reply
@@ -38,11 +38,13 @@ class MatchedScorer:
     """
 
     kinds = ("multi", "refer", "reason", "phrase")
+    by_phrase = False
 
     def __init__(self) -> None:
         self.pairs: list[list[tuple[str, Overlap, int]]] = []  # per image: kind, counts, logits seen of an extra mask
         self.unions: list[list[Overlap]] = []  # per image
         self.larger = 0
+        self.by_logits = 0  # images whose as-released counts depend on logits that were not there
 
     @staticmethod
     def count(
@@ -71,7 +73,13 @@ class MatchedScorer:
             targets_total += len(truth)
         return {"pairs": pairs, "unions": unions, "larger": max(masks_total, targets_total), "unmatched": 0}
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        """The release counts the logits of an extra mask."""
+        return any(kind == EXTRA for kind, _, _ in counts["pairs"])
+
     def add(self, counts: Counts) -> None:
+        self.by_logits += counts.get("by_logits", False)
         self.pairs.append([(kind, Overlap(*row), seen) for kind, row, seen in counts["pairs"]])
         self.unions.append([Overlap(*row) for row in counts["unions"]])
         self.larger += counts["larger"]
@@ -80,6 +88,7 @@ class MatchedScorer:
         self.pairs += other.pairs
         self.unions += other.unions
         self.larger += other.larger
+        self.by_logits += other.by_logits
 
     def figures(self) -> list[Figure]:
         pairs = list(chain.from_iterable(self.pairs))
@@ -91,7 +100,7 @@ class MatchedScorer:
             Figure("cIoU", STANDARD, ratio(hits, union)),
             Figure("union_gIoU", STANDARD, mean([_iou(row) for row in unions])),
         ]
-        figures = with_intervals(figures, ratio_intervals(self._ratios()))
+        figures = with_intervals(figures, self.statistics())
         if not pairs:
             return figures
         seen_unions = [seen if kind == EXTRA else row.union for kind, row, seen in pairs]
@@ -99,16 +108,23 @@ class MatchedScorer:
             row.intersection / (union + LISA_EPS) + (union == 0)
             for (_, row, _), union in zip(pairs, seen_unions, strict=True)
         ]
+        released = {
+            "gIoU": sum(terms) / (self.larger + LISA_EPS),
+            "cIoU": hits / (sum(seen_unions) + CIOU_EPS),
+        }
         return [
             *figures,
-            Figure("gIoU", RELEASED, sum(terms) / (self.larger + LISA_EPS)),
-            Figure("cIoU", RELEASED, hits / (sum(seen_unions) + CIOU_EPS)),
+            *(Figure(name, RELEASED, None if self.by_logits else value) for name, value in released.items()),
         ]
 
+    def statistics(self) -> list[Statistics]:
+        return [of_ratios(self._ratios())]
+
     def details(self) -> dict[str, Any]:
-        """The number of pairs of each kind."""
+        """The number of pairs of each kind, and of images without the logits that as-released figures need."""
         kinds = [kind for kind, _, _ in chain.from_iterable(self.pairs)]
-        return {f"masks_{kind}": kinds.count(kind) for kind in (BOTH, MISSED, EXTRA)}
+        numbers = {f"masks_{kind}": kinds.count(kind) for kind in (BOTH, MISSED, EXTRA)}
+        return {**numbers, "released_needs_logits": self.by_logits} if self.by_logits else numbers
 
     def _ratios(self) -> dict[str, Ratio]:
         """Numerators and denominators per image of the standard figures."""

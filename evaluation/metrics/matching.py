@@ -11,7 +11,7 @@ from rapidfuzz import fuzz, process, utils
 from data.types import Claim
 
 MARKS = " ,.;:"  # what the reading of an answer strips from the words before a mask
-TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>")  # the forms of the tokens that systems add: [SEG0], <ins>, </p>
+TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>|<\|[a-z_]+\|>")  # tokens that systems add: [SEG0], <ins>, </p>, <|seg|>
 
 
 def compact(name: str) -> str:

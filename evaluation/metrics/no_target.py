@@ -15,7 +15,7 @@ from torch import Tensor
 from data.types import Claim, Query, Record
 from evaluation.metrics.base import AS_LISA, RELEASED, SCORERS, STANDARD, Counts, Figure, with_intervals
 from evaluation.metrics.counts import Overlap, Overlaps, mean, overlap, ratio
-from evaluation.metrics.intervals import ratio_intervals
+from evaluation.metrics.intervals import Ratio, Statistics, of_ratios
 from evaluation.metrics.matching import assign_claims, without_tokens
 from evaluation.metrics.ratios import overlap_ratios, stack_ratios, sum_ratios
 from evaluation.metrics.truth import ignored_pixels, is_present, true_mask
@@ -38,6 +38,7 @@ class NoTargetBase:
     """
 
     kinds = ("refer", "reason", "phrase")
+    by_phrase = True
 
     def __init__(self) -> None:
         self.rows = {STANDARD: Overlaps(), RELEASED: Overlaps()}
@@ -71,6 +72,10 @@ class NoTargetBase:
                 rows[RELEASED].append(_row(reply, released_claim, mask, truth, ignore))
         return {"rows": rows, "forced": protocol == FORCED, "unmatched": 0}
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        return False
+
     def add(self, counts: Counts) -> None:
         self.forced |= counts["forced"]
         self.images.append(counts["rows"][STANDARD])
@@ -86,7 +91,10 @@ class NoTargetBase:
 
     def figures(self) -> list[Figure]:
         """The figures of the suite, those of the standard variant with intervals."""
-        return with_intervals(self._figures(), ratio_intervals(overlap_ratios(self.images)))
+        return with_intervals(self._figures(), self.statistics())
+
+    def statistics(self) -> list[Statistics]:
+        return [of_ratios(overlap_ratios(self.images))]
 
     def _figures(self) -> list[Figure]:
         raise NotImplementedError
@@ -197,21 +205,33 @@ class PremiseScorer(NoTargetBase):
     def figures(self) -> list[Figure]:
         """See, then Segment, then Say where there are false premises. Forced answers decide nothing: See is None."""
         values = {} if self.forced else see(Overlaps(list(chain.from_iterable(self.see_rows))))
-        see_figures = [Figure(name, STANDARD, values.get(name)) for name in SEE]
-        see_figures = with_intervals(see_figures, ratio_intervals(overlap_ratios(self.see_rows)))
-        if self.forced or not any(self.say_rows):
-            return [*see_figures, *super().figures()]
-        return [*see_figures, *super().figures(), *self._say_figures()]
+        figures = [Figure(name, STANDARD, values.get(name)) for name in SEE]
+        figures += self._figures()
+        if self._has_said():
+            sums = {name: (math.fsum(part), math.fsum(whole)) for name, (part, whole) in self._said()[0].items()}
+            figures += [Figure(name, STANDARD, ratio(*parts)) for name, parts in sums.items()]
+        return with_intervals(figures, self.statistics())
 
-    def _say_figures(self) -> list[Figure]:
+    def statistics(self) -> list[Statistics]:
+        """See from flags, the overlaps from pixels, Say from texts."""
+        see_ratios = of_ratios(overlap_ratios(self.see_rows)).only(SEE)
+        (pixels,) = super().statistics()
+        statistics = [see_ratios, pixels.only([name for name in pixels.names if name not in SEE])]
+        if self._has_said():
+            parts, image = self._said()
+            images = len(self.say_rows)
+            ratios = {name: sum_ratios(image, part, whole, images) for name, (part, whole) in parts.items()}
+            statistics.append(of_ratios(ratios))
+        return statistics
+
+    def _has_said(self) -> bool:
+        return not self.forced and any(self.say_rows)
+
+    def _said(self) -> tuple[dict[str, Ratio], np.ndarray]:
+        """Numerators and denominators per false premise by name, and the image of each."""
         rows, image = stack_ratios(self.say_rows, 2)
         chrf, refused = rows.T
-        parts = {"Say": (chrf, np.ones(len(rows))), "Say_refused": (chrf * refused, refused)}
-        figures = [
-            Figure(name, STANDARD, ratio(math.fsum(part), math.fsum(whole))) for name, (part, whole) in parts.items()
-        ]
-        ratios = {name: sum_ratios(image, part, whole, len(self.say_rows)) for name, (part, whole) in parts.items()}
-        return with_intervals(figures, ratio_intervals(ratios))
+        return {"Say": (chrf, np.ones(len(rows))), "Say_refused": (chrf * refused, refused)}, image
 
     def _figures(self) -> list[Figure]:
         rows, released = self.rows[STANDARD], self.rows[RELEASED]

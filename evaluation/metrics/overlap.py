@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from data.types import Query, Record
-from evaluation.metrics.base import AS_LISA, SCORERS, STANDARD, Counts, Figure, Interval, with_intervals
+from evaluation.metrics.base import AS_LISA, SCORERS, STANDARD, Counts, Figure, with_intervals
 from evaluation.metrics.counts import Overlaps, overlap
-from evaluation.metrics.intervals import ratio_intervals
+from evaluation.metrics.intervals import Statistics, of_ratios
 from evaluation.metrics.matching import Names, assign
 from evaluation.metrics.ratios import overlap_ratios
 from evaluation.metrics.truth import ignored_pixels, is_present, targets_by_class, true_mask
@@ -35,6 +34,7 @@ class OverlapScorer:
     """
 
     kinds = ("refer", "reason", "phrase", "multi", "classes")
+    by_phrase = True
 
     def __init__(self) -> None:
         self.by_kind: dict[str, Overlaps] = {}
@@ -74,6 +74,10 @@ class OverlapScorer:
                 released_rows.append(list(overlap(predicted, *pixels, rejected=mask is None)))
         return {"kind": record.kind, "overlaps": rows, "released": released_rows, "unseen": unseen, "unmatched": 0}
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        return False
+
     def add(self, counts: Counts) -> None:
         self.images.append((counts["kind"], counts["overlaps"]))
         scores = self.by_kind.setdefault(counts["kind"], Overlaps())
@@ -96,14 +100,17 @@ class OverlapScorer:
         total = Overlaps()
         for scores in self.by_kind.values():
             total.merge(scores)
-        figures = with_intervals(total.figures(self.released), self._intervals(tuple(self.by_kind)))
-        if self.by_kind.keys() >= LENGTHS.keys():
-            for kind, length in LENGTHS.items():
-                scores = self.by_kind[kind]
-                part = [Figure("gIoU", STANDARD, scores.giou()), Figure("cIoU", STANDARD, scores.ciou())]
-                part = with_intervals(part, self._intervals((kind,)))
-                figures += [replace(figure, metric=f"{figure.metric}_{length}") for figure in part]
-        return figures
+        figures = total.figures(self.released)
+        for kind, length in self._lengths():
+            scores = self.by_kind[kind]
+            figures.append(Figure(f"gIoU_{length}", STANDARD, scores.giou()))
+            figures.append(Figure(f"cIoU_{length}", STANDARD, scores.ciou()))
+        return with_intervals(figures, self.statistics())
+
+    def statistics(self) -> list[Statistics]:
+        """Of all images, then of those of each kind that has figures of its own."""
+        parts = [self._ratios((kind,)).only(("gIoU", "cIoU"), ending=f"_{length}") for kind, length in self._lengths()]
+        return [self._ratios(tuple(self.by_kind)), *parts]
 
     def details(self) -> dict[str, Any]:
         """The standard figures per kind, where there are several; the number of completely ignored targets, if any."""
@@ -116,8 +123,12 @@ class OverlapScorer:
         }
         return {"by_kind": parts, **details}
 
-    def _intervals(self, kinds: Sequence[str]) -> dict[str, Interval | None]:
-        return ratio_intervals(overlap_ratios([rows for kind, rows in self.images if kind in kinds]))
+    def _lengths(self) -> list[tuple[str, str]]:
+        """(kind, word for its figures), where the set has queries of both lengths."""
+        return list(LENGTHS.items()) if self.by_kind.keys() >= LENGTHS.keys() else []
+
+    def _ratios(self, kinds: Sequence[str]) -> Statistics:
+        return of_ratios(overlap_ratios([rows for kind, rows in self.images if kind in kinds]))
 
 
 def asked_targets(record: Record, query: Query) -> Sequence[int | None]:

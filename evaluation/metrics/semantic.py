@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -20,11 +21,10 @@ from evaluation.metrics.base import (
     STANDARD,
     Counts,
     Figure,
-    Interval,
     with_intervals,
 )
 from evaluation.metrics.counts import IGNORE, Confusion, Presence, class_map, confusion_cells, presence_cells
-from evaluation.metrics.intervals import intervals, quotient, ratio_intervals
+from evaluation.metrics.intervals import Statistics, of_ratios, quotient
 from evaluation.metrics.matching import Names, read_list
 from evaluation.metrics.truth import targets_by_class, true_mask
 from evaluation.protocols import FORCED, Reply
@@ -47,6 +47,7 @@ class SemanticScorer:
     """
 
     kinds = ("classes",)
+    by_phrase = False
 
     def __init__(self) -> None:
         # Class lists may differ between images (open vocabularies), so cells are kept in the numbering of `names`,
@@ -55,6 +56,7 @@ class SemanticScorer:
         self.cells: dict[str, list[np.ndarray]] = {STANDARD: [], RELEASED: []}  # variant -> (n, 3) per image
         self.presence: list[Sequence[int]] = []
         self.forced = False
+        self.by_logits = 0  # images whose as-released counts depend on logits that were not there
 
     @staticmethod
     def count(
@@ -85,7 +87,15 @@ class SemanticScorer:
             counts["presence"] = presence_cells(asked, present, {index for index, _ in exact})
         return counts
 
+    @staticmethod
+    def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
+        """The release takes a class's last mask, and a class for every name: then other masks overlap."""
+        names = Names(counts["classes"])
+        classes = [index for index, _ in read_masks(replies, queries, names, fuzzy=False)[0]]
+        return counts["unmatched"] > 0 or len(set(classes)) < len(classes)
+
     def add(self, counts: Counts) -> None:
+        self.by_logits += counts.get("by_logits", False)
         places = self._places(counts["classes"])
         for variant, images in self.cells.items():
             images.append(_renumber(np.array(counts[variant], dtype=np.int64).reshape(-1, 3), places))
@@ -100,6 +110,7 @@ class SemanticScorer:
             self.cells[variant] += [_renumber(cells, places) for cells in images]
         self.presence += other.presence
         self.forced |= other.forced
+        self.by_logits += other.by_logits
 
     def figures(self) -> list[Figure]:
         """Present/absent accuracy is a figure of generated answers only: a forced one names the classes itself."""
@@ -111,13 +122,17 @@ class SemanticScorer:
                 Figure("pixel_accuracy", variant, confusion.pixel_accuracy()),
                 Figure("fwIoU", variant, confusion.weighted_iou()),
             ]
-        figures = with_intervals(figures, self._intervals())
+        if self.by_logits:
+            figures = [replace(figure, value=None) if figure.variant == RELEASED else figure for figure in figures]
+        figures = with_intervals(figures, self.statistics())
         return sorted(figures, key=lambda figure: (figure.variant == RELEASED, figure.metric != "mIoU"))
 
     def details(self) -> dict[str, Any]:
-        """IoU per class (standard), None of a class that occurs nowhere."""
+        """IoU per class (standard), None of a class that occurs nowhere; the number of images without the logits that
+        as-released figures need."""
         values = [None if math.isnan(value) else value for value in self._confusion(STANDARD).iou().tolist()]
-        return {"class_iou": dict(zip(self.names, values, strict=True))}
+        details: dict[str, Any] = {"class_iou": dict(zip(self.names, values, strict=True))}
+        return {**details, "released_needs_logits": self.by_logits} if self.by_logits else details
 
     def _places(self, names: Sequence[str]) -> np.ndarray:
         """(K + 1,) the places in `self.names` of the K names of a list, then NONE; names that are new are appended.
@@ -143,12 +158,12 @@ class SemanticScorer:
         presence.add(np.array(self.presence, dtype=np.int64).reshape(-1, 4).sum(axis=0))
         return presence
 
-    def _intervals(self) -> dict[str, Interval | None]:
-        """Of the standard figures. All are functions of right, true and predicted pixels per class, summed over images;
-        so an image is one row of 3 K numbers, and images are resampled as rows."""
+    def statistics(self) -> list[Statistics]:
+        """All are functions of right, true and predicted pixels per class, summed over images; so an image is one row
+        of 3 K numbers, and images are resampled as rows."""
         size, images = len(self.names), self.cells[STANDARD]
         if not images:
-            return {}
+            return []
         cells = np.concatenate(images)
         image = np.repeat(np.arange(len(images)), [len(cells) for cells in images])  # (n,) the image of each cell
         columns = np.zeros((3, len(images), size + 1))
@@ -156,13 +171,14 @@ class SemanticScorer:
         np.add.at(columns[0], (image[right], cells[right, 0]), cells[right, 2])
         np.add.at(columns[1], (image, cells[:, 0]), cells[:, 2])
         np.add.at(columns[2], (image, cells[:, 1]), cells[:, 2])  # NONE goes to the last column, which is cut off below
-        estimates = intervals(np.concatenate(columns[:, :, :size], axis=1), partial(_class_figures, classes=size))
-        by_name = dict(zip(("mIoU", "pixel_accuracy", "fwIoU"), estimates, strict=True))
+        names = ("mIoU", "pixel_accuracy", "fwIoU")
+        numbers = np.concatenate(columns[:, :, :size], axis=1)
+        statistics = [Statistics(names, numbers, partial(_class_figures, classes=size))]
         if self.forced:
-            return by_name
+            return statistics
         present_right, present, absent_right, absent = np.array(self.presence).reshape(-1, 4).T
         ratios = {"present_accuracy": (present_right, present), "absent_accuracy": (absent_right, absent)}
-        return {**by_name, **ratio_intervals(ratios)}
+        return [*statistics, of_ratios(ratios)]
 
 
 def true_map(record: Record, names: Names, shape: tuple[int, int]) -> Tensor:
@@ -196,6 +212,26 @@ def released_map(
 def released_truth(truth: Tensor) -> Tensor:
     """As released, unlabelled pixels are class 0."""
     return truth.clamp(min=0)
+
+
+def pixels_taken(replies: Sequence[Reply], queries: Sequence[Query], names: Names) -> dict[tuple[int, int], Tensor]:
+    """(reply, mask) -> (H, W) bool: the pixels that a mask takes in the standard map, where others take some of them.
+
+    Binary masks with these pixels give the same map as the logits.
+    """
+    claimed = []  # class, reply, mask
+    for number, (query, reply) in enumerate(zip(queries, replies, strict=True)):
+        claimed += [(index, number, mask) for index, mask in read_list(reply.claims, query.phrases, names).masks]
+    claimed = sorted(set(claimed))  # of equal logits the lower class wins
+    logits = {place: replies[number].masks[mask] for place, (_, number, mask) in enumerate(claimed)}
+    if not logits:
+        return {}
+    winner = class_map(logits, replies[0].size, none=-1, device=replies[0].masks.device)
+    return {
+        (number, mask): winner == place
+        for place, (_, number, mask) in enumerate(claimed)
+        if ((logits[place] > 0) & (winner != place)).any()
+    }
 
 
 def read_masks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,26 @@ def write_report(
             best, worst = choose_examples(lines, settings.get(name), custom, image_folders)
             sections.append(section(name, suite, lines, best, worst))
     missing = "".join(f"<p>{esc(name)}: not evaluated. {esc(why)}</p>" for name, why in results.missing.items())
-    page = (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Results</title>'
-        f'<meta HTTP-EQUIV="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{(PAGE / 'style.css').read_text(encoding='utf-8')}</style></head><body>"
-        f"<h1>Results</h1>{origin(results, list(settings.values()))}{choices(suites)}{overview(suites)}{missing}"
-        f"{''.join(sections)}<script>{(PAGE / 'script.js').read_text(encoding='utf-8')}</script></body></html>\n"
+    page = page_of(
+        "Results",
+        f"{origin(results, list(settings.values()))}{choices(suites)}{overview(suites)}{missing}{''.join(sections)}",
     )
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "index.html"
     write_atomically(file, page, errors="xmlcharrefreplace")  # half a surrogate pair, which JSON can hold, is no UTF-8
     return file
+
+
+def page_of(title: str, content: str) -> str:
+    """A page that needs no other file."""
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta HTTP-EQUIV="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{(PAGE / 'style.css').read_text(encoding='utf-8')}</style></head><body>"
+        f"<h1>{title}</h1>{content}"
+        f"<script>{(PAGE / 'script.js').read_text(encoding='utf-8')}</script></body></html>\n"
+    )
 
 
 def origin(results: EvaluationResults, settings: Sequence[dict[str, Any]]) -> str:
@@ -90,7 +98,7 @@ def origin(results: EvaluationResults, settings: Sequence[dict[str, Any]]) -> st
     return "".join(parts)
 
 
-def choices(suites: dict[str, SuiteResult]) -> str:
+def choices(suites: Mapping[str, Any]) -> str:
     """The filter: a suite, a group, or all."""
     groups = dict.fromkeys(filter(None, map(group_of, suites)))
     options = [

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from data.types import IMAGE_PLACEHOLDER, Claim, Query, Record
+from data.sources.base import image_size
+from data.types import IMAGE_PLACEHOLDER, Query, Record
 from data.views import read_image
 from evaluation.metrics.counts import IGNORE
 from evaluation.metrics.matched import match
@@ -15,9 +16,9 @@ from evaluation.metrics.matching import Names, assign
 from evaluation.metrics.semantic import read_masks, standard_map, true_map
 from evaluation.metrics.truth import true_mask
 from evaluation.prediction_schema import Answer
+from evaluation.predictions import reply_of
 from evaluation.protocols import Reply
 from evaluation.report.draw import Colour, Layer, Panel, colour_of
-from utils.masks import rle_to_mask
 
 Layers = list[Layer]
 EXTRA_COLOUR = (120, 120, 120)  # of a mask that matches nothing asked for
@@ -33,17 +34,10 @@ def panel(record: Record, queries: Sequence[Query], replies: Sequence[Reply]) ->
 
 
 def replay(record: Record, answers: Sequence[Answer]) -> Panel:
-    """The panel of answers from a file of predictions, whose masks are binary: their logits become 0.5 and -0.5."""
-    height, width = read_image(record.image).shape[:2]
-    queries = []
-    replies = []
-    for answer in answers:
-        queries.append(Query(answer["question"], (), tuple(answer["targets"]), tuple(answer["asked"])))
-        masks = [rle_to_mask(rle, (height, width)) for rle in answer["masks"]]
-        inside = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, height, width)
-        claims = tuple(Claim(phrase, mask) for phrase, mask in answer["claims"])
-        replies.append(Reply(answer["text"], claims, inside.float() - 0.5, answer["finished"], answer["unread"]))
-    return panel(record, queries, replies)
+    """The panel of answers from a file of predictions."""
+    size = image_size(record.image)
+    queries = [Query(answer["question"], (), tuple(answer["targets"]), tuple(answer["asked"])) for answer in answers]
+    return panel(record, queries, [reply_of(answer, size) for answer in answers])
 
 
 def class_layers(record: Record, queries: Sequence[Query], replies: Sequence[Reply]) -> tuple[Layers, Layers, str]:

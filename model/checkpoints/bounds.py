@@ -30,9 +30,15 @@ def check_sizes(architecture: Architecture, tensors: Mapping[str, Tensor], where
     for section, values in vlm.size_sections(architecture.vlm_config).items():
         _check_section(section, values, vlm.SIZE_KEYS, widest, len(tensors), where)
     if any(name.startswith("head.") for name in tensors):  # else it is a new one, of the recipe's sizes
-        for section, values in _head_sections(architecture.head_config, head.SIZE_KEYS, where).items():
-            _check_section(section, values, head.SIZE_KEYS, widest, len(tensors), where)
+        check_head(architecture.head_config, head.SIZE_KEYS, tensors, where)
     vlm.check_config(architecture.vlm_config, where)
+
+
+def check_head(config: dict[str, Any], keys: SizeKeys, tensors: Mapping[str, Tensor], where: str) -> None:
+    """The same for a mask head's configuration alone."""
+    widest = max((side for tensor in tensors.values() for side in tensor.shape), default=0)
+    for section, values in _head_sections(config, keys, where).items():
+        _check_section(section, values, keys, widest, len(tensors), where)
 
 
 def _check_section(section: str, values: dict[str, Any], keys: SizeKeys, widest: int, weights: int, where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -70,7 +70,7 @@ class PromptableHead(MaskHead):
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Levels:
-        """(B, 3, S, S) pixels -> what the decoder takes of the images; without gradients it can be kept on disk."""
+        """(B, 3, S, S) pixels -> what the decoder takes of the images; the encoder runs within `encoding`."""
 
     @abstractmethod
     def chunk_decoder(self, levels: Levels) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
@@ -138,12 +138,14 @@ class PromptableHead(MaskHead):
         return AdaptedEncoder(self.encoder, self.LORA_LAYERS, rank) if rank else None
 
     def features(self, batch: Batch, vision: Vision) -> Levels:
-        """Encodes the images; a frozen encoder keeps no graph."""
         if batch.seg_pixels is None:
             raise ValueError("this mask head needs the mask-side view: the batch has no seg_pixels")
+        return self.encode(batch.seg_pixels) if self.cache is None else self.cache(batch.seg_pixels, self.encode)
+
+    def encoding(self) -> AbstractContextManager[Any]:
+        """A frozen encoder keeps no graph."""
         trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        with nullcontext() if trains else torch.no_grad():
-            return self.encode(batch.seg_pixels) if self.cache is None else self.cache(batch.seg_pixels, self.encode)
+        return nullcontext() if trains else torch.no_grad()
 
     def decode(
         self, features: Levels, queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True

@@ -76,7 +76,8 @@ class SamHead(PromptableHead):
         return self.view.size
 
     def encode(self, pixels: Tensor) -> Levels:
-        return (self.encoder(pixels).last_hidden_state,)
+        with self.encoding():
+            return (self.encoder(pixels).last_hidden_state,)
 
     def chunk_decoder(self, levels: Levels) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
         (features,) = levels

@@ -41,6 +41,7 @@ from model.heads.sam2_weights import (
     split_points,
     without,
 )
+from model.heads.sam_attention import use_folded_attention
 from utils.config import CacheConfig, from_dict, merge
 from utils.log import log
 from utils.plain import read_mapping
@@ -143,8 +144,9 @@ class Sam2Head(PromptableHead):
         # one tensor each, as upstream's files have them; a text prompt uses none
         width = prompts.hidden_size
         prompts.point_embed = nn.ModuleList(nn.Embedding(1, width) for _ in range(prompt_config.num_point_embeddings))
-        encoder = cls.build_encoder(config, side, attention)
-        return cls(encoder, prompts, cls.DECODER_PARTS[1](decoder_config), side, decoding)
+        decoder = cls.DECODER_PARTS[1](decoder_config)
+        use_folded_attention(decoder.transformer)
+        return cls(cls.build_encoder(config, side, attention), prompts, decoder, side, decoding)
 
     @classmethod
     def build_encoder(cls, config: dict[str, Any], side: int, attention: str) -> nn.Module:
@@ -204,7 +206,8 @@ class Sam2Head(PromptableHead):
 
     def encode(self, pixels: Tensor) -> Levels:
         """Strides 4 and 8, narrowed by the decoder's convolutions, and 16."""
-        fine, middle, coarse = self.encoder(pixels).fpn_hidden_states[:3]
+        with self.encoding():
+            fine, middle, coarse = self.encoder(pixels).fpn_hidden_states[:3]
         return self.decoder.conv_s0(fine), self.decoder.conv_s1(middle), coarse
 
     def chunk_decoder(self, levels: Levels) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:

@@ -61,6 +61,9 @@ _FOLDER: list[Pair] = [  # facebook/sam3, the detector and the tracker in one
     *under(_ENCODER, "detector_model.vision_encoder.", ""),
     ("tracker_neck.fpn_layers.*", "encoder.neck.fpn_layers.*"),
     *under(SHARED_HUGGING_FACE, "tracker_model.", ""),
+    # as `Sam3TrackerModel.save_pretrained` of transformers 5.17 writes them
+    *under(_ENCODER, "tracker_model.detector_model.vision_encoder.", ""),
+    ("tracker_model.tracker_neck.fpn_layers.*", "encoder.neck.fpn_layers.*"),
 ]
 _TRACKER: list[Pair] = [  # the tracker alone
     *under(_ENCODER, "vision_encoder.", ""),

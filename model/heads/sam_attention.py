@@ -1,8 +1,8 @@
-"""SAM's two expensive attentions, computed differently with the same weights and results.
+"""The two expensive attentions of SAM 1 to 3, computed differently with the same weights and results.
 
-`ChunkedGlobalAttention`: the image encoder's attention over the whole image. Its relative-position bias is as large as
-all scores, 4096 x 4096 per head at 1024 pixels. In chunks of query rows it never exists in full and, on a CPU, stays in
-the cache.
+`ChunkedGlobalAttention`: the attention of SAM's image encoder over the whole image. Its relative-position bias is as
+large as all scores, 4096 x 4096 per head at 1024 pixels. In chunks of query rows it never exists in full and, on a CPU,
+stays in the cache.
 
 `FoldedCrossAttention`: the mask decoder's attention between an image of N = 4096 cells and T = 6 prompt tokens, without
 projecting the image: less than half of SAM's decoding time. Since (W_q q) . (W_k k) = (W_k^T W_q q) . k, the projection
@@ -12,17 +12,14 @@ rounding. Training computes it as released.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.sam.modeling_sam import (
-    SamAttention,
-    SamTwoWayTransformer,
-    SamVisionEncoder,
-    SamVisionSdpaAttention,
-)
+from transformers.models.sam.modeling_sam import SamAttention, SamVisionEncoder, SamVisionSdpaAttention
+from transformers.models.sam2.modeling_sam2 import Sam2Attention
+from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerAttention
 
 CPU_CHUNK, GPU_CHUNK = 2**21, 2**26  # elements of the bias at once
 
@@ -64,14 +61,22 @@ def use_chunked_attention(encoder: SamVisionEncoder) -> SamVisionEncoder:
     return encoder
 
 
-class FoldedCrossAttention(SamAttention):
-    """With the weights and the interface of SamAttention: (Q, 1, T or N, C) query, (Q, 1, N or T, C) key and value."""
+class Folded(nn.Module):
+    """With the weights and the interface of the class it is mixed into, a `SamAttention` or its like in SAM 2 and 3:
+    (Q, 1, T or N, C) query, (Q, 1, N or T, C) key and value."""
 
-    def forward(  # ty: ignore[incompatible-method-override]  (the parent declares a Tensor and returns this tuple)
+    OUTPUT: ClassVar[str]  # the name of the last projection
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    num_attention_heads: int
+    scaling: float
+
+    def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_similarity: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Any:
         if torch.is_grad_enabled() or attention_similarity is not None:
-            return cast(tuple, super().forward(query, key, value, attention_similarity, **kwargs))
+            return super().forward(query, key, value, attention_similarity, **kwargs)
         attend = self._prompts_to_image if query.shape[2] < key.shape[2] else self._image_to_prompts
         return attend(query[:, 0], key[:, 0], value[:, 0])[:, None], None
 
@@ -81,7 +86,7 @@ class FoldedCrossAttention(SamAttention):
         folded = self._heads(self.q_proj(query) * self.scaling) @ self._rows(self.k_proj)  # (Q, H, T, C)
         weights = (folded.flatten(1, 2) @ key.mT).float().softmax(-1).to(value.dtype)  # (Q, H * T, N)
         output = (weights @ value).view(folded.shape) @ self._rows(self.v_proj).mT  # (Q, H, T, D)
-        return self.out_proj(output.transpose(1, 2).flatten(2) + self.v_proj.bias)
+        return self.output(output.transpose(1, 2).flatten(2) + self.v_proj.bias)
 
     def _image_to_prompts(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """N cells attend to T prompts. Here the bias of the queries does count: it differs between keys."""
@@ -90,8 +95,12 @@ class FoldedCrossAttention(SamAttention):
         offset = key @ self.q_proj.bias.view(self.num_attention_heads, -1, 1)  # (Q, H, T, 1)
         scores = torch.baddbmm(offset.flatten(1, 2), folded.flatten(1, 2), query.mT)  # (Q, H * T, N)
         weights = scores.float().unflatten(1, folded.shape[1:3]).softmax(2).to(value.dtype).flatten(1, 2)
-        projected = value @ self.out_proj.weight.T.unflatten(0, (self.num_attention_heads, -1))  # (Q, H, T, C)
-        return torch.baddbmm(self.out_proj.bias, weights.mT, projected.flatten(1, 2))
+        projected = value @ self.output.weight.T.unflatten(0, (self.num_attention_heads, -1))  # (Q, H, T, C)
+        return torch.baddbmm(self.output.bias, weights.mT, projected.flatten(1, 2))
+
+    @property
+    def output(self) -> nn.Linear:
+        return cast(nn.Linear, self.get_submodule(self.OUTPUT))
 
     def _rows(self, linear: nn.Linear) -> Tensor:
         """A projection's (H * D, C) weight as (H, D, C)."""
@@ -102,10 +111,31 @@ class FoldedCrossAttention(SamAttention):
         return values.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
 
 
-def use_folded_attention(transformer: SamTwoWayTransformer) -> SamTwoWayTransformer:
-    """Replaces the attention between image and prompts; to be called before weights are loaded."""
+class FoldedCrossAttention(Folded, SamAttention):
+    OUTPUT = "out_proj"
+
+
+class FoldedSam2Attention(Folded, Sam2Attention):
+    OUTPUT = "o_proj"
+
+
+class FoldedSam3Attention(Folded, Sam3TrackerAttention):
+    OUTPUT = "o_proj"
+
+
+FOLDED: dict[type, Any] = {
+    SamAttention: FoldedCrossAttention,
+    Sam2Attention: FoldedSam2Attention,
+    Sam3TrackerAttention: FoldedSam3Attention,
+}
+
+
+def use_folded_attention(transformer: Any) -> Any:
+    """Replaces the attention between image and prompts in the mask decoder's transformer of SAM 1, 2 or 3; to be called
+    before weights are loaded."""
+    folded = FOLDED[type(transformer.final_attn_token_to_image)]
     for layer in transformer.layers:
-        layer.cross_attn_token_to_image = FoldedCrossAttention(transformer.config)
-        layer.cross_attn_image_to_token = FoldedCrossAttention(transformer.config)
-    transformer.final_attn_token_to_image = FoldedCrossAttention(transformer.config)
+        layer.cross_attn_token_to_image = folded(transformer.config)
+        layer.cross_attn_image_to_token = folded(transformer.config)
+    transformer.final_attn_token_to_image = folded(transformer.config)
     return transformer

@@ -94,8 +94,8 @@ class VisionLanguageModel(nn.Module):
 
     language: PreTrainedModel  # a causal language model: get_input_embeddings(), lm_head
     view: LanguageView  # makes the pixels that `encode_images` takes
-    # Whether a mask alone decides which earlier positions a token sees, so that rows can share a sequence or a prefix.
-    # Not so with linear attention or sliding windows.
+    # Whether a mask alone decides which earlier positions per token sees, so that rows can share a sequence or a prefix;
+    # not so with linear attention or sliding windows
     packs: bool = True
 
     @classmethod

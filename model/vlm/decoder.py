@@ -193,8 +193,8 @@ def rotary_positions(attention: Tensor, vision: Vision, token: Tensor) -> Tensor
 
     Where images have `offsets` of their own, (1 + A, R, L): these, and then A axes on which a text token counts on from
     what stands before it, equally on all; an image's token stands at its offset from where the image begins, and the
-    text goes on behind its farthest token, on whichever axis that is (M-RoPE). From the first, transformers' models see
-    where rows begin that lie end to end. token: (R, L) of `Vision.index`; one image per row.
+    text continues after its farthest token, on whichever axis that is (M-RoPE). From the first, transformers' models
+    see where rows begin that lie end to end. token: (R, L) of `Vision.index`; one image per row.
     """
     plain = (attention.long().cumsum(1) - 1).clamp(min=0)
     if vision.offsets is None:

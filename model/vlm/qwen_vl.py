@@ -65,7 +65,7 @@ class QwenVL(QwenVLFiles, DecoderVLM):
         self.language = language
         self.view = view
         # a window hides far positions from a token, wherever a prefix is kept
-        self.packs = "sliding_attention" not in (getattr(language.config, "layer_types", None) or ())
+        self.packs = self.packs and "sliding_attention" not in (getattr(language.config, "layer_types", None) or ())
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str = "sdpa", view: LanguageView | None = None) -> QwenVL:

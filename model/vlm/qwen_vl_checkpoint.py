@@ -92,9 +92,8 @@ class QwenVLFiles(VisionLanguageModel):
     def config_for(
         cls, source: WeightSource, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[dict[str, Any], PatchView]:
-        # a padded vocabulary matrix has more rows than the tokenizer has tokens
-        rows = max(len(source.tensors[cls.EMBEDDING]), len(tokenizer))
-        sizes = cls._sizes(source.values, config, rows)
+        # the matrix may be padded: it has more rows than the tokenizer has tokens
+        sizes = cls._sizes(source.values, config, rows=len(source.tensors[cls.EMBEDDING]))
         return asdict(sizes), cls._view(source.folder, sizes, config)
 
     @classmethod
