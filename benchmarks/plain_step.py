@@ -47,7 +47,7 @@ def plain_loss(model: SegModel, batch: Batch, config: LossConfig, on: Collection
     once = "vision_once" in on
     vision = model.vlm.encode_images(batch.pixels if once else batch.pixels[batch.row_image])
     row_image = batch.row_image if once else torch.arange(len(batch.ids), device=batch.ids.device)
-    hidden = model.vlm(batch.ids, batch.attention, vision, row_image)
+    hidden = model.vlm(batch.ids, batch.attention, vision, row_image).final
     ce = _text_loss(model, batch, hidden, on)
     states = hidden[batch.mask_rows[:, None], batch.mask_positions]
     query_image = batch.row_image[batch.mask_rows]

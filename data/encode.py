@@ -25,12 +25,14 @@ state at 50, and that of the mask at 55 is the state at 54:
 
     Encoded(holes=(1, 0), mask_positions=((50,), (54,)), refused=1)
 
-Positions count the image as one id here. `data.collate` expands it to the image's tokens and shifts them.
+A system that reads the state at the mask token itself (TokenSpec.read) has ((51,), (55,)) instead. Positions count the
+image as one id here. `data.collate` expands it to the image's tokens and shifts them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -64,8 +66,8 @@ class Encoded:
 
     ids, labels: L token ids, and the same ids where they are supervised, IGNORE_ID elsewhere.
     holes: the target of each mask, in answer order.
-    mask_positions: for each mask, the K indices of the tokens *before* its K mask tokens, i.e. of the states that
-        predict them (lisa.md 1.5).
+    mask_positions: for each mask, the K indices of the states that prompt it: those of the tokens *before* its K mask
+        tokens, which predict them (lisa.md 1.5), or of these tokens themselves, as `TokenSpec.read` says.
     refused: number of refusals in the answers.
     cut: number of ids at the end of the dialogue that the row leaves out.
     """
@@ -177,6 +179,38 @@ class Encoder:
         PROMPT.check(len(question) + sum(len(turn.question) for turn in history), f"the prompt {_quote(question, 60)}")
         return self._encode(self.prompt_template.parts(self._rounds(history), self._question(question)))[0]
 
+    def continued(self, rounds: Sequence[tuple[str, Sequence[int]]], question: str) -> list[int]:
+        """Ids of an open prompt after rounds of (question, ids of its answer as they were generated).
+
+        Equal to `prompt` where these ids are those of the answers' texts. A model may write a text in other ids than
+        the tokenizer; it has read its own. An answer without its end token, which was cut, is closed. Each question
+        holds the image placeholder, as if it were the first; in later ones it is left out. ValueError as of `prompt`.
+        """
+        questions = [*(asked for asked, _ in rounds), question]
+        ids = self.prompt(questions[0])
+        for (_, answer), following in zip(rounds, questions[1:], strict=True):
+            ids += answer
+            if not answer or answer[-1] != self.tokenizer.eos_token_id:
+                ids += self._close
+            ids += self._after_answer(following)
+        return ids
+
+    @property
+    def _close(self) -> list[int]:
+        """Ids of the close of an answer, after a text."""
+        _, labels = self._encode([Part("a", False), Part(self.prompt_template.close, True)])
+        return [label for label in labels if label != IGNORE_ID]
+
+    def _after_answer(self, question: str) -> list[int]:
+        """Ids of what stands between a closed answer and the next: a later question in the words of the template.
+
+        Found in the ids of a whole dialogue, because what a text becomes depends on what stands before it."""
+        _check_placeholder([question])
+        PROMPT.check(len(question), f"the prompt {_quote(question, 60)}")
+        ids, labels = self._encode(self.prompt_template.parts([("", "a")], self._question(without_image(question))))
+        end = max(index for index, label in enumerate(labels) if label != IGNORE_ID)
+        return ids[end + 1 :]
+
     def check_text(self, text: str) -> None:
         """ValueError if a dataset's own text holds a reserved token or the image placeholder."""
         self._check_plain(text)
@@ -281,13 +315,14 @@ class Encoder:
         return self._split.split(self._text.plain(wrapped))
 
     def _mask_positions(self, ids: list[int], count: int) -> tuple[tuple[int, ...], ...]:
-        """For each of `count` masks, the K positions whose states predict its K mask tokens."""
+        """For each of `count` masks, the K positions whose states prompt it."""
         width = len(self._mask_ids)
         # The state at t - 1 predicts the token at t, and it is also the state at hand in generation when the mask token
         # has just been sampled: the same query in training and in generation, without a second forward pass.
-        before = [index - 1 for index, token in enumerate(ids) if token in self._mask_ids]
-        assert len(before) == count * width, "typed mask tokens are refused, so every one comes from a hole"
-        return tuple(tuple(before[start : start + width]) for start in range(0, len(before), width))
+        shift = 1 if self.spec.read == "before" else 0
+        places = [index - shift for index, token in enumerate(ids) if token in self._mask_ids]
+        assert len(places) == count * width, "typed mask tokens are refused, so every one comes from a hole"
+        return tuple(tuple(places[start : start + width]) for start in range(0, len(places), width))
 
 
 class _Piece(NamedTuple):
@@ -295,6 +330,11 @@ class _Piece(NamedTuple):
 
     ids: list[int]
     supervised: bool
+
+
+def without_image(question: str) -> str:
+    """A question in its own words."""
+    return question.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
 def _check_placeholder(questions: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
@@ -26,12 +26,17 @@ class TokenSpec:
     refuse: the token that says that a target is absent; None where the system refuses in plain words.
     wrap_image: add <im_start> and <im_end> and put them around the image, as all published LISA-family weights do. A
         family that has such tokens of its own (Qwen) always uses these and adds none.
+    read: which state of the language model prompts masks: the one "before" a mask token, which predicts it (LISA and
+        its family, UniPixel), or the one "at" it (Sa2VA).
+    norm: whether that state is read "after" the language model's final norm or "before" it.
     """
 
     added: tuple[str, ...]
     mask: tuple[str, ...]
     refuse: str | None = None
     wrap_image: bool = True
+    read: Literal["before", "at"] = "before"
+    norm: Literal["after", "before"] = "after"
 
     def __post_init__(self) -> None:
         used = (*self.mask, self.refuse) if self.refuse else self.mask

@@ -123,9 +123,9 @@ class Geometry:
 class Batch:
     """B images with R rows (dialogues) of L positions each after image expansion, and Q masks of K tokens each.
 
-    Rows about one image are consecutive. `mask_rows` and `mask_positions` point at the states that *predict* the mask
-    tokens, in row order and within a row in answer order; `masks[b]` holds the ground truth of image b in the same
-    order (empty in generation).
+    Rows about one image are consecutive. `mask_rows` and `mask_positions` point at the states that prompt the masks (of
+    most systems those that *predict* the mask tokens), in row order and within a row in answer order; `masks[b]` holds
+    the ground truth of image b in the same order (empty in generation).
     """
 
     # Language-side view, one per image, however many rows ask about it: (B, 3, h, w), or the patches of all images one

@@ -47,33 +47,17 @@ def read_image(path: str | Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ClipView:
-    """Shortest edge to `size` (PIL bicubic), centre crop, normalised: (3, size, size) float32."""
+    """Shortest edge to `edge` (PIL bicubic), centre crop of `size`, normalised: (3, size, size) float32.
+
+    edge: None is `size`, so that only the longer side is cut.
+    """
 
     shows_all: ClassVar[bool] = False  # the centre crop cuts the longer side
     size: int = 224
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    edge: int | None = None
     cell: int = field(default=14, compare=False)  # pixels per side of an image token; the backbone sets it
-
-    @classmethod
-    def load(cls, folder: str | Path, size: int = 224) -> ClipView:
-        """The view that a tower's `preprocessor_config.json` describes; without that file, CLIP's usual one at `size`.
-
-        folder: the folder of the tower, or the file itself. ValueError names the file if it describes another view.
-        """
-        file = Path(folder) if Path(folder).is_file() else Path(folder) / "preprocessor_config.json"
-        if not file.is_file():
-            return cls(size)
-        values = read_mapping(file)
-        if "size" not in values:
-            raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
-        resize = _edge(values["size"], file)
-        crop = _edge(values.get("crop_size", values["size"]), file)
-        if resize != crop:
-            raise ValueError(f"{file}: size {resize} and crop_size {crop} differ, which is not supported")
-        stats = (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD))
-        mean, std = (_channels(values, key, usual, file) for key, usual in stats)
-        return cls(crop, mean, std)
 
     @property
     def most_tokens(self) -> int:
@@ -88,10 +72,11 @@ class ClipView:
 
     def __call__(self, image: np.ndarray) -> Tensor:
         height, width = image.shape[:2]
-        scaled = int(self.size * max(height, width) / min(height, width))
-        height, width = (self.size, scaled) if height <= width else (scaled, self.size)  # of the resized image
+        edge = self.edge or self.size
+        scaled = int(edge * max(height, width) / min(height, width))
+        height, width = (edge, scaled) if height <= width else (scaled, edge)  # of the resized image
         top, left = (height - self.size) // 2, (width - self.size) // 2
-        if scaled > CROP_FIRST * self.size:  # a strip of a few pixels, which would become gigabytes at this height
+        if scaled > CROP_FIRST * edge:  # a strip of a few pixels, which would become gigabytes at this height
             crop = _resize_crop(image, (height, width), (top, left), self.size)
         else:
             resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
@@ -175,8 +160,62 @@ class SquareView:
         return F.interpolate(pixels, side, mode="bilinear", antialias=True)[0]
 
 
+@dataclass(frozen=True)
+class StretchedView:
+    """A tower's own `SquareView`: the full image with its sides scaled apart, (3, size, size) float32."""
+
+    shows_all: ClassVar[bool] = True
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: Resample = "pil_bicubic"
+    cell: int = field(default=14, compare=False)  # as in ClipView
+
+    @property
+    def most_tokens(self) -> int:
+        return (self.size // self.cell) ** 2
+
+    def tokens(self, height: int, width: int) -> int:
+        return self.most_tokens
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        return Geometry((height, width), (self.size, self.size))
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        return SquareView(self.size, self.mean, self.std, self.resample)(image)[0]
+
+
+def load_view(folder: str | Path, usual: ClipView | StretchedView | None = None) -> ClipView | StretchedView:
+    """The view that a tower's `preprocessor_config.json` describes: a square where `size` has height and width, else a
+    centre crop. Without that file: `usual`, by default CLIP's, which also gives a mean and deviation that it lacks.
+
+    folder: the folder of the tower, or the file itself. ValueError names the file if it describes another view.
+    """
+    file = Path(folder) if Path(folder).is_file() else Path(folder) / "preprocessor_config.json"
+    usual = usual or ClipView()
+    if not file.is_file():
+        return usual
+    values = read_mapping(file)
+    if "size" not in values:
+        raise ValueError(f"{file}: no size; it has {', '.join(values) or 'no keys'}")
+    size, crops = values["size"], values.get("do_center_crop")
+    edge = _edge(size, file)
+    # a file may name a crop size that it does not use: configuration classes write their defaults
+    crop = edge if crops is False else _edge(values.get("crop_size") or size, file)
+    stats = [_channels(values, f"image_{key}", getattr(usual, key), file) for key in ("mean", "std")]
+    if isinstance(size, dict) and {"height", "width"} <= size.keys():
+        if size["height"] != size["width"] or crop != edge:
+            raise ValueError(f"{file}: one square is supported, got size {size} and crop_size {crop}")
+        bilinear = values.get("resample") == Image.Resampling.BILINEAR
+        return StretchedView(edge, *stats, resample="bilinear" if bilinear else "pil_bicubic")
+    if crop > edge:
+        raise ValueError(f"{file}: crop_size {crop} is larger than size {edge}, which is not supported")
+    return ClipView(crop, *stats, edge=None if edge == crop else edge)
+
+
 class LanguageView(Protocol):
-    """How a backbone sees an image. Its class chooses the view; `ClipView` and `PaddedView` are LLaVA's."""
+    """How a backbone sees an image. Its class chooses the view; `ClipView`, `StretchedView` and `PaddedView` are
+    LLaVA's."""
 
     @property
     def shows_all(self) -> bool:

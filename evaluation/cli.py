@@ -53,7 +53,7 @@ def add_model_flags(parser: Parser) -> None:
     parser.add_argument("--checkpoint", default="best", help="of a run folder: best, last, or a name like step_500")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: as trained; fp32 on a CPU")
     parser.add_argument("--weight", help="training's bare .bin file, loaded over the weights of --version, a base")
-    parser.add_argument("--vision_tower", help="CLIP folder or hub name, for checkpoints without one")
+    parser.add_argument("--vision_tower", help="folder or hub name of the tower, for checkpoints without one")
     parser.add_argument("--conv_type", help="conversation template; default: as trained")
     parser.add_argument("--load_in_8bit", action="store_true", help="8-bit language model (bitsandbytes, GPU)")
     parser.add_argument("--load_in_4bit", action="store_true", help="4-bit language model (bitsandbytes, GPU)")

@@ -10,6 +10,8 @@
     answer = predictor.ask("street.jpg", "Where could I park?")
     print(answer.text, [segment.mask.shape for segment in answer.segments if segment.present])
     first, second = predictor.batch(["a.jpg", "b.jpg"], [["the dog"], ["the cat", "the mouse"]])  # in one batch
+    conversation = predictor.chat("street.jpg")  # each question knows the earlier ones
+    print(conversation.ask("Where could I park?").text, conversation.ask("And a bicycle?").text)
 
 An image is a path, a PIL image (any mode with 8 or 16 bits per channel) or an (H, W, 3) uint8 RGB array. The words
 around phrases are the system's own. `evaluation.export.coco.coco_results(segments)` makes COCO results of an answer;
@@ -34,6 +36,7 @@ from data.views import read_image
 from evaluation.metrics.counts import class_map
 from evaluation.metrics.matching import Names, assign_claims, read_list
 from evaluation.protocols import Reply, generate
+from evaluation.session import Exchange, OnText, Session
 from systems.assistant import Assistant, load
 from utils.limits import PIXELS
 
@@ -67,19 +70,21 @@ class ChatAnswer:
     """The answer to a question in free words.
 
     text: as generated, with mask tokens. segments: one per object that the answer marks or refuses, in its order.
-    finished: the text ended by itself, not at the token limit.
+    finished: the text ended by itself, not at the token limit. notes: of a conversation, sentences about what was
+    dropped or cut.
     """
 
     text: str
     segments: list[Segment] = field(default_factory=list)
     finished: bool = True
+    notes: list[str] = field(default_factory=list)
 
 
 class Predictor:
     """Asks an assistant about images. Answers are generated greedily, each of at most `max_new_tokens` tokens.
 
     Every method raises ValueError for an image or a question that cannot be used, OSError for a file that cannot be
-    read, and PIL's errors for a damaged one.
+    read, and PIL's errors for a damaged one. Several threads may ask: they are answered one after another.
     """
 
     def __init__(self, assistant: Assistant, *, max_new_tokens: int = 512):
@@ -164,12 +169,17 @@ class Predictor:
         ((reply,),) = self.replies([image], [[free_query(question)]])
         return ChatAnswer(reply.text, segments_of(reply), reply.finished)
 
+    def chat(self, image: ImageLike, *, most_positions: int | None = None) -> Conversation:
+        """A conversation about an image. most_positions: see `Session`."""
+        return Conversation(Session(self.assistant, self._sample(image), self.max_new_tokens, most_positions))
+
     def replies(self, images: Sequence[ImageLike], queries: Sequence[Sequence[Query]]) -> list[list[Reply]]:
         """The answers to `queries[b]` about `images[b]` with claims and mask logits; each image is encoded once."""
         if len(images) != len(queries):
             raise ValueError(f"{len(images)} images, but questions about {len(queries)}")
         samples = [self._sample(image) for image in images]
-        return generate(self.assistant, samples, queries, self.max_new_tokens)
+        with self.assistant.lock:
+            return generate(self.assistant, samples, queries, self.max_new_tokens)
 
     def class_queries(self, names: Sequence[str]) -> list[Query]:
         """The system's own questions about a class list."""
@@ -196,6 +206,58 @@ class Predictor:
 def segments_of(reply: Reply) -> list[Segment]:
     """What an answer marks or refuses, one segment per claim, in its order."""
     return [_segment_of(claim.phrase, claim.mask, reply) for claim in reply.claims]
+
+
+class Conversation:
+    """Questions about one image, each answered with the earlier rounds before it; see `Session` for what is kept, what
+    is dropped and what is raised. Its memory is freed with it."""
+
+    def __init__(self, session: Session):
+        self.session = session
+
+    def ask(
+        self,
+        question: str | Sequence[str] | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        on_text: OnText | None = None,
+    ) -> ChatAnswer:
+        """Asks a question in free words, or for a list of phrases, or for the classes of a list.
+
+        A system that has a question per phrase or class asks them one after another, as rounds. Segments are those
+        of `Predictor.ask`, of a call, and of `Predictor.classes`. on_text: called with the text so far as it grows.
+        """
+        if (question is None) == (classes is None):
+            raise ValueError(
+                "a conversation asks a question, a list of phrases, or a list of classes: one of the three"
+            )
+        asker = _Asker(self.session, on_text)
+        if classes is not None:
+            segments = asker.classes(NO_FILE, classes)
+        elif isinstance(question, str):
+            segments = asker.ask(NO_FILE, question).segments
+        else:
+            segments = asker(NO_FILE, question or ())
+        (exchange,) = asker.exchanges
+        finished = all(reply.finished for reply in exchange.replies)
+        return ChatAnswer(exchange.text, segments, finished, exchange.notes)
+
+    def forget(self) -> None:
+        """Drops all rounds; the image stays read."""
+        self.session.forget()
+
+
+class _Asker(Predictor):
+    """Asks in a session, whatever the image: what is asked and how answers are read is the same."""
+
+    def __init__(self, session: Session, on_text: OnText | None):
+        super().__init__(session.assistant, max_new_tokens=session.max_new_tokens)
+        self.session, self.on_text = session, on_text
+        self.exchanges: list[Exchange] = []
+
+    def replies(self, images: Sequence[ImageLike], queries: Sequence[Sequence[Query]]) -> list[list[Reply]]:
+        self.exchanges += [self.session.ask(group, self.on_text) for group in queries]
+        return [exchange.replies for exchange in self.exchanges]
 
 
 def as_rgb(image: Image.Image) -> np.ndarray:

@@ -12,7 +12,7 @@ from data.collate import Sample, collate, collate_prompts
 from data.encode import Encoded
 from data.tokens import decode, mask_ids, token_id
 from data.types import IGNORE_ID, Batch, Claim, Mask, Query, Refuse, Script, Turn
-from model.seg_model import SegOutput
+from model.seg_model import Memory, SegOutput
 from systems.assistant import Assistant
 from utils.registry import unknown
 
@@ -79,8 +79,23 @@ def generate(
 def _generate_batch(
     assistant: Assistant, samples: Sequence[Sample], queries: Sequence[Sequence[Query]], max_new_tokens: int
 ) -> list[list[Reply]]:
-    tokenizer, model = assistant.tokenizer, assistant.model
     prompts = [_prompts(assistant, sample, group) for sample, group in zip(samples, queries, strict=True)]
+    replies = iter(answer_prompts(assistant, samples, prompts, max_new_tokens))
+    return [[next(replies) for _ in group] for group in queries]
+
+
+@torch.no_grad()
+def answer_prompts(
+    assistant: Assistant,
+    samples: Sequence[Sample],
+    prompts: Sequence[Sequence[list[int]]],
+    max_new_tokens: int,
+    memory: Memory | None = None,
+    on_token: Callable[[int], None] | None = None,
+) -> list[Reply]:
+    """The replies to open prompts (ids); `prompts[b]` are about `samples[b]`. memory, on_token: see
+    `SegModel.generate`."""
+    tokenizer, model = assistant.tokenizer, assistant.model
     batch = _place(collate_prompts(samples, prompts, tokenizer.pad_token_id), assistant)
     if assistant.system.released.visible_padding:
         batch.attention[:] = True  # as released, padding is attended to
@@ -89,8 +104,10 @@ def _generate_batch(
         max_new_tokens=max_new_tokens,
         mask_ids=mask_ids(tokenizer, assistant.system.tokens),
         eos=tokenizer.eos_token_id,
+        memory=memory,
+        on_token=on_token,
     )
-    replies = (
+    return [
         _read_reply(
             assistant,
             answer.ids,
@@ -99,8 +116,7 @@ def _generate_batch(
             finished=answer.ids[-1:] == [tokenizer.eos_token_id],
         )
         for answer in answers
-    )
-    return [[next(replies) for _ in group] for group in queries]
+    ]
 
 
 @torch.no_grad()

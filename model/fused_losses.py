@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK_ELEMENTS = 2**24  # of a float32 temporary
-DICE_SCALE, DICE_EPS = 1000.0, 1e-6  # as released
+DICE_SCALE = 1000.0  # as released by LISA: sums are divided by it
+DICE_SMOOTH = 1e-3  # as released by LISA, which adds 1e-6 after the division
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -27,24 +28,28 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return _CrossEntropy.apply(logits, targets)
 
 
-def bce_and_dice(logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(N, H, W) logits and truth -> BCE and Dice loss per mask, (N,). ignore: (N, H, W) bool; weights: of BCE.
+def bce_and_dice(
+    logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None, smooth: float = DICE_SMOOTH
+) -> tuple[Tensor, Tensor]:
+    """(N, H, W) logits and truth -> BCE and Dice loss per mask, (N,). ignore: (N, H, W) bool; weights: of BCE; smooth:
+    what Dice adds to twice the overlap and to the areas, in pixels.
 
     Equals `plain_bce_and_dice`.
     """
-    return _BceAndDice.apply(logits, truth, ignore, weights)
+    return _BceAndDice.apply(logits, truth, ignore, weights, smooth / DICE_SCALE)
 
 
 def plain_bce_and_dice(
-    logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None
+    logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None, smooth: float = DICE_SMOOTH
 ) -> tuple[Tensor, Tensor]:
     """The same by the formulas of lisa.md 5.3, differentiated by autograd: the reference of `bce_and_dice`.
 
     Over the pixels of a mask that are not ignored, with p = sigmoid(x) and n their number:
 
         bce  = 1/n sum w * (softplus(x) - x t)
-        dice = 1 - (2 sum p t / s + e) / ((sum p + sum t) / s + e)        s = 1000, e = 1e-6 as released
+        dice = 1 - (2 sum p t / s + e) / ((sum p + sum t) / s + e)        s = 1000, e = smooth / s
     """
+    eps = smooth / DICE_SCALE
     pixels = F.binary_cross_entropy_with_logits(logits, truth, weights, reduction="none")
     probs, number = logits.sigmoid() / DICE_SCALE, logits[0].numel()
     if ignore is not None:
@@ -52,7 +57,7 @@ def plain_bce_and_dice(
         number = (~ignore).sum((1, 2)).clamp(min=1)
     overlap = 2 * (probs * truth).sum((1, 2))
     area = probs.sum((1, 2)) + (truth / DICE_SCALE).sum((1, 2))
-    return pixels.sum((1, 2)) / number, 1 - (overlap + DICE_EPS) / (area + DICE_EPS)
+    return pixels.sum((1, 2)) / number, 1 - (overlap + eps) / (area + eps)
 
 
 class _CrossEntropy(Function):
@@ -88,19 +93,19 @@ class _BceAndDice(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None
+        ctx: Any, logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
         sums = [_sums(*chunk) for chunk in zip(*_chunk_together(logits, truth, ignore, weights), strict=True)]
         bce, overlap, area = (torch.cat(values) for values in zip(*sums, strict=True))
         number = (~ignore).sum((1, 2)).clamp(min=1) if ignore is not None else max(1, logits[0:1].numel())
         number = torch.as_tensor(number, device=logits.device).expand(len(logits))
-        overlap, area = overlap / DICE_SCALE + DICE_EPS, area / DICE_SCALE + DICE_EPS
+        overlap, area = overlap / DICE_SCALE + eps, area / DICE_SCALE + eps
         ctx.save_for_backward(logits, truth, ignore, weights, overlap, area, number)
         return bce / number, 1 - overlap / area
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_bce: Tensor, grad_dice: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_bce: Tensor, grad_dice: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits, truth, ignore, weights, overlap, area, number = ctx.saved_tensors
         grad = torch.empty_like(logits)
         dprob_inside = grad_dice * (overlap - 2 * area) / area**2 / DICE_SCALE  # where t = 1
@@ -118,7 +123,7 @@ class _BceAndDice(Function):
             torch.add(probs, dlogit, out=out)
             if ignored is not None:
                 out.masked_fill_(ignored, 0)
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 def _sums(logits: Tensor, truth: Tensor, ignore: Tensor | None, weights: Tensor | None) -> tuple[Tensor, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from data.encode import Encoder
 from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
-from model.checkpoints.config_file import read_config
+from model.checkpoints.config_file import class_names, read_config
 from model.checkpoints.files import read_tensors
 from model.checkpoints.hub import fetch
 from model.checkpoints.load import build_model, load_folder, views_for
@@ -44,7 +45,11 @@ UNLIMITED = 10**9  # tokenizers warn beyond their own length; only the encoder l
 @dataclass
 class Assistant:
     """Everything that answering takes: words (`system`), ids (`tokenizer`, `encoder`), images (`views`), weights
-    (`model`)."""
+    (`model`).
+
+    lock: held by who answers where several threads ask. The model is not reentrant: rows that share a prefix switch
+    its attention while they are decoded (model/vlm/prefix_cache.py).
+    """
 
     system: System
     tokenizer: PreTrainedTokenizerBase
@@ -52,6 +57,7 @@ class Assistant:
     views: Views
     encoder: Encoder
     recipe: Recipe
+    lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
 
 def build(recipe: Recipe, device: torch.device | str | None = None, trainable: bool = True) -> Assistant:
@@ -166,7 +172,7 @@ def _inferred(folder: Path, wanted: str | None, *, bare: bool) -> Recipe:
     values = read_config(folder)
     wrap = bool(values.get("mm_use_im_start_end", True))
     model = ModelConfig(version=str(folder), vision_tower=None, use_mm_start_end=wrap, tokenizer_legacy=None)
-    names = _by_architecture(values.get("architectures") or ())
+    names = _by_architecture(class_names(values))
     if len(names) != 1:
         names = [name for name in _by_tokens(folder) if not names or name in names]
     if wanted is not None:
@@ -177,7 +183,12 @@ def _inferred(folder: Path, wanted: str | None, *, bare: bool) -> Recipe:
         name = wanted or names[0]
         released = build_system(name).released
         tokenization = released.tokenization if bare else None
-        return Recipe(system=name, model=replace(model, vision_tower=released.vision_tower, tokenization=tokenization))
+        model = replace(model, vision_tower=released.vision_tower, tokenization=tokenization)
+        settings = released.settings(values)
+        try:
+            return from_dict(Recipe, merge(to_dict(Recipe(system=name, model=model)), settings))
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
     if names:
         raise ValueError(f"{folder} could hold any of {', '.join(names)}: say which system it is")
     raise ValueError(

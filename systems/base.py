@@ -43,11 +43,18 @@ class ReleasedTruth:
     ignored: str = "leave out"
 
 
+def no_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """See `Released.settings`."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Released:
     """What a paper's published code and checkpoints do and no other's; the defaults say: nothing of the kind.
 
     architectures: in the `config.json` of the published checkpoints, which are recognised by it.
+    settings: the `config.json` of a published checkpoint -> what it means as fields of a recipe, nested by section;
+        other fields keep what a folder without a recipe is taken for. The values may come from a stranger.
     vision_tower: the tower of the published checkpoints, where their `config.json` names a wrong one.
     tokenization: the transformers release whose token ids the published figures of a bare weight file were made with;
         None: 4.31.
@@ -59,6 +66,7 @@ class Released:
     """
 
     architectures: tuple[str, ...] = ()
+    settings: Callable[[dict[str, Any]], dict[str, Any]] = no_settings
     vision_tower: str | None = None
     tokenization: str | None = None
     prompt_template: str | None = None

@@ -148,13 +148,15 @@ class PixelTask:
 class DatasetQuestions:
     """Questions that come with the dataset, each about several targets (pixellm.md 3.4).
 
-    at_most: questions per image, 0: all. questions: the list of the wording. prompt: the evaluation question.
+    at_most: questions per image, 0: all. questions: the list of the wording. prompt: the evaluation question;
+    phrase_prompt: that of questions which the dataset leaves to the system.
     """
 
     wording: Wording
     at_most: int
     questions: str = "sentence"
     prompt: str = SENTENCE_PROMPT.lstrip(" ")
+    phrase_prompt: str = PHRASE_PROMPT
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         dialogues = sample_items(record.dialogues, self.at_most or len(record.dialogues), rng)
@@ -181,20 +183,20 @@ class DatasetQuestions:
     def _query(self, record: Record, turn: Turn) -> Query:
         targets = tuple(part.target for part in turn.answer if isinstance(part, Mask))
         if not turn.question:
-            return multi_target_query(record, targets)
+            return multi_target_query(record, targets, self.phrase_prompt)
         has_text = any(isinstance(part, str) for part in turn.answer)
         answer = turn.answer if has_text else merge_text([*enumerate_with_and(turn.answer), "."])
         phrases = tuple(record.targets[index].phrase for index in targets)
         return Query(about_image(self.prompt.format(turn.question)), answer, targets, phrases)
 
 
-def multi_target_query(record: Record, targets: Sequence[int]) -> Query:
+def multi_target_query(record: Record, targets: Sequence[int], prompt: str = PHRASE_PROMPT) -> Query:
     """The phrase prompt about one or several targets by their names; several masks are followed by a full stop."""
     names = tuple(evaluation_phrase(record, record.targets[index].phrase) for index in targets)
     answer = enumerate_with_and([Mask(index) for index in targets])
     if len(targets) > 1:  # as released
         answer = merge_text([*answer, "."])
-    return Query(about_image(PHRASE_PROMPT.format(list_words(names))), answer, tuple(targets), names)
+    return Query(about_image(prompt.format(list_words(names))), answer, tuple(targets), names)
 
 
 def one_by_one(template: str, names: Sequence[str], holes: Sequence[Mask | Refuse]) -> Script:

@@ -98,7 +98,7 @@ def single_query(prompt: str, record: Record, index: int) -> Query:
     return Query(about_image(prompt.format(phrase)), answer, (index,), (phrase,))
 
 
-def class_queries(record: Record) -> list[Query]:
+def class_queries(record: Record, prompt: str = PHRASE_PROMPT) -> list[Query]:
     """No protocol for semantic sets was released: each class of the vocabulary is asked for by the phrase prompt.
 
     The reference answer for an absent class is a mask as well: its hole points at no target, its truth is empty.
@@ -108,5 +108,5 @@ def class_queries(record: Record) -> list[Query]:
     for name in names:
         targets = (present[name],) if name in present else ()
         answer: Script = (Mask(targets[0] if targets else ABSENT.target), ".")
-        queries.append(Query(about_image(PHRASE_PROMPT.format(name)), answer, targets, (name,)))
+        queries.append(Query(about_image(prompt.format(name)), answer, targets, (name,)))
     return queries

@@ -18,6 +18,7 @@ RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
 MEANING = (  # fields of `model`
     *("conv_type", "model_max_length", "image_size", "out_dim", "precision", "attn_implementation", "pack_rows"),
     *("use_mm_start_end", "head_options", "mask_head", "lora", "tokenization", "tokenizer_legacy"),
+    *("text_projection", "prompts_per_token"),
 )
 
 

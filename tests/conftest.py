@@ -1,5 +1,6 @@
 """One thread for every test and every program a test starts: sums then come out bit for bit the same."""
 
+import logging
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
@@ -13,3 +14,13 @@ def plain_linears(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
+
+
+@pytest.fixture(autouse=True)
+def project_log():
+    """A program sets up the project's log for its process; after the test it is as it was, whatever runs next."""
+    log = logging.getLogger("assistant")
+    before = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers, log.propagate = before[0], before[1]
+    log.setLevel(before[2])

@@ -18,6 +18,7 @@ import pytest
 from data.templates import Template, template
 from data.tokens import WRAPS, TokenSpec
 from data.types import Dialogue, Mask, Refuse, Script, Turn
+from model.checkpoints.config_file import class_names
 from systems.base import SYSTEMS, build_system
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,18 +40,23 @@ def system_of(name: str) -> str | None:
     file = GOLDEN / name / "config.json"
     if not file.is_file():
         return None
-    known = set(json.loads(file.read_text(encoding="utf-8")).get("architectures") or ())
+    known = class_names(json.loads(file.read_text(encoding="utf-8")))
     return next((system for system in SYSTEMS if known & set(build_system(system).released.architectures)), None)
 
 
-def record_folder(name: str) -> Path:
-    """The folder of a record; skips the test where it is missing or of a system that is not here."""
+def record_folder(name: str, *, several_runs: bool = False) -> Path:
+    """The folder of a record; skips the test where it is missing, of a system that is not here, or of another form.
+
+    several_runs: the form of Sa2VA's and UniPixel's records, whose `golden.json` lists training runs under "train".
+    """
     folder = GOLDEN / name
     if not (folder / "golden.json").is_file():
         pytest.skip(f"no record {name} in {GOLDEN}")
     if system_of(name) is None:
         architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
         pytest.skip(f"{folder} is of a system that is not here: {architectures}")
+    if ("train" in json.loads((folder / "golden.json").read_text(encoding="utf-8"))) != several_runs:
+        pytest.skip(f"{folder} is of another form")
     return folder
 
 

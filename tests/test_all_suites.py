@@ -35,7 +35,7 @@ def assistant_of(system: str) -> Assistant:
     """Random weights in the published format, or an untrained toy where no paper published any."""
     if (OWN / system).is_dir():
         return tiny(system, eager=6)
-    return build(load_recipe(CONFIGS / f"toy_{system}.yaml"), device="cpu", trainable=False)
+    return build(load_recipe(CONFIGS / "toy" / f"{system}.yaml"), device="cpu", trainable=False)
 
 
 def run(

@@ -1,6 +1,7 @@
 """Engine and checkpoints: a run resumes exactly, half-written folders are never picked, few are kept."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -158,6 +159,20 @@ def test_schedule_and_frozen_weights():
     assert rates[2:] == pytest.approx([1e-2 * (10 - step) / 8 for step in range(2, 10)])
     assert torch.equal(net(first).frozen.weight, before)
     assert first.grad_norm is not None and first.grad_norm > 0
+
+
+def test_a_cosine_after_a_warmup_that_is_a_share_of_the_run():
+    """sa2va.md 5.1: linear over 5 % of the epoch, then a cosine to 0."""
+    first = engine(recipe(2, schedule="cosine", warmup_share=0.2))
+    rates = []
+    for step in range(10):
+        run(first, range(step, step + 1))
+        rates.append(first.lr)
+    assert rates[:3] == pytest.approx([0.0, 0.5e-2, rates[2]])
+    assert rates[2:] == pytest.approx(
+        [1e-2 * (1 + math.cos(math.pi * min(1, (step - 1) / 8))) / 2 for step in range(2, 10)]
+    )
+    assert rates[-1] == pytest.approx(0)
 
 
 def test_settings_say_what_the_specification_says():

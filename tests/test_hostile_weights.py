@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import chat
 import test_sem
 from data.types import IMAGE_PLACEHOLDER
-from data.views import ClipView
+from data.views import load_view
 from evaluation.predictor import Predictor, free_query
 from model.checkpoints.load import load_folder
 from model.checkpoints.save import save_folder
@@ -234,7 +234,7 @@ def test_a_tower_that_config_json_names_lies_in_the_folder_or_on_the_hub(name, f
 def test_picture_settings_are_checked(values, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"preprocessor_config\.json"):
-        ClipView.load(tmp_path)
+        load_view(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def test_hugging_face_llava(hugging_face, sam, tmp_path, layout):
         expected = theirs(input_ids=ids, pixel_values=pixels).logits
         vision = model.vlm.encode_images(pixels)
         ours = ids.masked_fill(ids == 607, -200)
-        hidden = model.vlm(ours, torch.ones_like(ids, dtype=torch.bool), vision, torch.arange(2))
+        hidden = model.vlm(ours, torch.ones_like(ids, dtype=torch.bool), vision, torch.arange(2)).final
     rows = len(load_tokenizer(folder, SPEC))
     assert model.vlm.logits(hidden).shape[-1] == rows
     torch.testing.assert_close(model.vlm.logits(hidden)[..., :PIECES], expected[..., :PIECES], atol=1e-5, rtol=1e-4)
@@ -431,8 +431,8 @@ def test_precision_and_attention_are_choices(golden):
     attention, row_image = torch.ones_like(ids, dtype=torch.bool), torch.tensor([0])
     with torch.no_grad():
         torch.testing.assert_close(
-            eager.vlm(ids, attention, states, row_image),
-            golden.vlm(ids, attention, states, row_image),
+            eager.vlm(ids, attention, states, row_image).final,
+            golden.vlm(ids, attention, states, row_image).final,
             atol=1e-4,
             rtol=1e-4,
         )
@@ -453,7 +453,7 @@ def test_quantised_loading_shrinks_only_the_language_layers(golden):
     ids = torch.arange(5, 25)[None]
     inputs = (ids, torch.ones_like(ids, dtype=torch.bool), Vision(torch.zeros(256, 48), [256]), torch.tensor([0]))
     with torch.no_grad():
-        likeness = torch.nn.functional.cosine_similarity(model.vlm(*inputs), golden.vlm(*inputs), dim=-1)
+        likeness = torch.nn.functional.cosine_similarity(model.vlm(*inputs).final, golden.vlm(*inputs).final, dim=-1)
     assert likeness.min() > 0.95
 
 

@@ -24,7 +24,7 @@ from model.finetune.trainable import from_training_file, load_frozen_head, mark_
 from model.heads import HEADS, HeadContext
 from model.heads.pixel import PixelHead
 from model.seg_model import SegModel
-from model.vlm.tower import resize_positions
+from model.vlm.towers.clip import ClipTower
 from systems.assistant import load
 from tests.records import OWN
 from utils.config import ModelConfig, TowerConfig
@@ -160,7 +160,7 @@ def test_padding_reaches_no_word(assistant):
             hidden.append(
                 (
                     vision.layers[-2],
-                    model.vlm(batch.ids, batch.attention, vision, batch.row_image),
+                    model.vlm(batch.ids, batch.attention, vision, batch.row_image).final,
                 )
             )
     (patches, words), (patches_changed, words_changed) = hidden
@@ -175,10 +175,12 @@ def test_a_new_head_needs_no_file(base):
     model = build(base)
     tower = read_tensors(base / "clip")
     (name,) = [name for name in tower if name.endswith(POSITIONS)]
-    expected = resize_positions(tower[name], 32, "released")
+    expected = ClipTower.resize_positions(tower[name], 32, "released")
     assert torch.equal(model.vlm.tower.state_dict()[POSITIONS], expected)
     correct = build(base, tower=replace(PUBLISHED_TOWER, position_resize="correct"))
-    assert torch.equal(correct.vlm.tower.state_dict()[POSITIONS], resize_positions(tower[name], 32, "correct"))
+    assert torch.equal(
+        correct.vlm.tower.state_dict()[POSITIONS], ClipTower.resize_positions(tower[name], 32, "correct")
+    )
     fresh = {name.split(".")[0] if not name.startswith("vlm") else "vlm.projector" for name in model.report.fresh}
     assert fresh == {"head", "project", "vlm.projector"} and not model.report.missing
     assert model.vlm.projector[0].weight.shape == (96, 32) and model.head.projector[0].weight.shape == (96, 32)

@@ -95,7 +95,7 @@ def test_the_example_of_the_module_runs_with_the_toy_base(tmp_path, monkeypatch,
     exec(textwrap.dedent(example), {})
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in shown[:2]] == [["the", "cup"], ["the", "unicorn"]]
-    assert [line.split()[0] for line in shown[2:5]] == ["road", "car", "zebra"] and len(shown) == 6
+    assert [line.split()[0] for line in shown[2:5]] == ["road", "car", "zebra"] and len(shown) == 7
 
 
 def test_published_checkpoints_load():

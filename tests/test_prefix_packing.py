@@ -109,10 +109,10 @@ def test_image_tokens_that_show_nothing_stay_hidden():
     results = []
     for packed in (False, True):
         model.vlm.set_packing(packed, 0)
-        results.append(model.vlm(batch.ids, batch.attention, seen, batch.row_image)[batch.attention])
+        results.append(model.vlm(batch.ids, batch.attention, seen, batch.row_image).final[batch.attention])
     torch.testing.assert_close(*results)
     all_shown = replace(seen, attention=None)
-    plain = model.vlm(batch.ids, batch.attention, all_shown, batch.row_image)[batch.attention]
+    plain = model.vlm(batch.ids, batch.attention, all_shown, batch.row_image).final[batch.attention]
     assert not torch.allclose(results[1], plain)
 
 

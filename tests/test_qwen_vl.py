@@ -120,7 +120,7 @@ def test_states_and_logits_are_those_of_the_library(folder, attention):
     ids, real, row_image = expand(ROWS, counts)
     with torch.no_grad():
         vision = vlm.encode_images(pixels, geometry)
-        states = vlm(ids, real, vision, row_image)
+        states = vlm(ids, real, vision, row_image).final
         inputs = stock_inputs(vlm, ids, real, row_image)
         expected = stock(**inputs)
         features = stock.model.get_image_features(pixels, inputs["image_grid_thw"][1:])
@@ -138,11 +138,11 @@ def test_packed_rows_have_the_states_of_rows(vlm, most):
     ids, real, row_image = expand(ROWS, counts)
     vision = vlm.encode_images(pixels, geometry)
     vlm.set_packing(False, 0)
-    apart = vlm(ids, real, vision, row_image)[real]
+    apart = vlm(ids, real, vision, row_image).final[real]
     shapes = []
     hook = vlm.decoder_layers[0].register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape[:2]))
     vlm.set_packing(True, most)
-    packed = vlm(ids, real, vision, row_image)[real]
+    packed = vlm(ids, real, vision, row_image).final[real]
     hook.remove()
     vlm.set_packing(False, 0)
     assert shapes[0][0] == (1 if most else 3) and shapes[0].numel() < ids.numel()
@@ -156,12 +156,12 @@ def test_rows_end_to_end_keep_their_boundaries_without_a_mask(vlm, monkeypatch):
     ids, real, row_image = expand(ROWS, counts)
     vision = vlm.encode_images(pixels, geometry)
     vlm.set_packing(False, 0)
-    apart = vlm(ids, real, vision, row_image)[real]
+    apart = vlm(ids, real, vision, row_image).final[real]
     monkeypatch.setattr("model.vlm.decoder.MASKED", ("eager",))
     vlm.set_packing(True, 0)
     calls: list[dict[str, Any]] = []
     hook = vlm.decoder.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
-    packed = vlm(ids, real, vision, row_image)[real]
+    packed = vlm(ids, real, vision, row_image).final[real]
     hook.remove()
     vlm.set_packing(False, 0)
     positions = calls[0]["position_ids"]
@@ -195,7 +195,7 @@ def test_the_states_of_an_answer_are_those_of_teacher_forcing(vlm):
     written = vlm.generate(ids, real, vision, row_image, max_new_tokens=6, eos=EOS)
     for row, new in enumerate(written.ids):
         whole = torch.cat([ids[row, real[row]], torch.tensor(new)])[None]
-        states = vlm(whole, torch.ones_like(whole, dtype=torch.bool), vision, row_image[row : row + 1])[0]
+        states = vlm(whole, torch.ones_like(whole, dtype=torch.bool), vision, row_image[row : row + 1]).final[0]
         torch.testing.assert_close(written.states[row, : len(new)], states[-len(new) - 1 : -1], atol=1e-5, rtol=1e-4)
 
 
@@ -321,9 +321,9 @@ def test_compiled_layers_have_the_states_of_plain_ones(folder, vlm):
     ids, real, row_image = expand(ROWS, counts)
     model = segmenter(folder)
     vision = model.vlm.encode_images(pixels, geometry)
-    plain = model.vlm(ids, real, vision, row_image)
+    plain = model.vlm(ids, real, vision, row_image).final
     prepare_training(model, ModelConfig(precision="fp32", lora=LoraConfig(r=0), compile="eager"))
-    torch.testing.assert_close(model.vlm(ids, real, vision, row_image), plain, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(model.vlm(ids, real, vision, row_image).final, plain, atol=1e-6, rtol=1e-6)
 
 
 def test_rotary_frequencies_stay_float32_whatever_the_weights_are(folder):
@@ -336,7 +336,7 @@ def test_rotary_frequencies_stay_float32_whatever_the_weights_are(folder):
     pixels, geometry, counts = seen_by(vlm)
     ids, real, row_image = expand(ROWS, counts)
     with torch.no_grad():
-        states = vlm(ids, real, vlm.encode_images(pixels.bfloat16(), geometry), row_image)
+        states = vlm(ids, real, vlm.encode_images(pixels.bfloat16(), geometry), row_image).final
     assert states.dtype == torch.bfloat16 and bool(states.isfinite().all())
 
 
@@ -399,7 +399,7 @@ def test_our_folder_is_the_librarys_too(base, finished):
     pixels, geometry, counts = seen_by(vlm)
     ids, real, row_image = expand(ROWS, counts)
     with torch.no_grad():
-        mine = vlm(ids, real, vlm.encode_images(pixels, geometry), row_image)
+        mine = vlm(ids, real, vlm.encode_images(pixels, geometry), row_image).final
         theirs = ours(**stock_inputs(vlm, ids, real, row_image)).logits
     assert torch.equal(vlm.logits(mine)[real], theirs[real])
 
@@ -455,11 +455,11 @@ def test_older_names_and_flat_sizes_are_read(folder, vlm, tmp_path):
     ]
     pixels, geometry, counts = seen_by(vlm)
     ids, real, row_image = expand(ROWS, counts)
-    expected = vlm(ids, real, vlm.encode_images(pixels, geometry), row_image)
+    expected = vlm(ids, real, vlm.encode_images(pixels, geometry), row_image).final
     for other in folders:
         again = load_backbone(other).requires_grad_(False)
         assert type(again) is type(vlm)
-        assert torch.equal(again(ids, real, again.encode_images(pixels, geometry), row_image), expected)
+        assert torch.equal(again(ids, real, again.encode_images(pixels, geometry), row_image).final, expected)
 
 
 def test_rotations_are_scaled_as_the_file_says(folder, tmp_path):
@@ -471,9 +471,9 @@ def test_rotations_are_scaled_as_the_file_says(folder, tmp_path):
     pixels, geometry, counts = seen_by(vlm)
     ids, real, row_image = expand(ROWS, counts)
     with torch.no_grad():
-        states = vlm(ids, real, vlm.encode_images(pixels, geometry), row_image)
+        states = vlm(ids, real, vlm.encode_images(pixels, geometry), row_image).final
         expected = stock.model(**stock_inputs(vlm, ids, real, row_image)).last_hidden_state
-        plain = load_backbone(folder)(ids, real, vlm.encode_images(pixels, geometry), row_image)
+        plain = load_backbone(folder)(ids, real, vlm.encode_images(pixels, geometry), row_image).final
     assert torch.equal(states[real], expected[real]) and not torch.equal(states, plain)
 
 
@@ -491,7 +491,7 @@ def test_a_sliding_window_switches_packing_off(tmp_path, caplog, monkeypatch):
     vision = vlm.encode_images(pixels, geometry)
     with torch.no_grad():
         expected = stock.model(**stock_inputs(vlm, ids, real, row_image)).last_hidden_state
-    assert torch.equal(vlm(ids, real, vision, row_image)[real], expected[real])
+    assert torch.equal(vlm(ids, real, vision, row_image).final[real], expected[real])
     prompts, seen, images = expand([(row[:-2], image) for row, image in ROWS[:2]], counts, left=True)
     written = vlm.generate(prompts, seen, vision, images, max_new_tokens=5, eos=EOS)
     inputs = stock_inputs(vlm, prompts, seen, images)
@@ -633,5 +633,5 @@ def test_the_vision_side_of_published_assistants(name):
         real, row_image = torch.ones_like(ids, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
         positions = rotary_positions(real, vision, vision.index(ids, row_image))
         assert np.array_equal(positions[1:, 0].numpy(), record[f"conv{index}_position_ids"])
-        logits = vlm.logits(vlm(ids, real, vision, row_image))[0, -1]
+        logits = vlm.logits(vlm(ids, real, vision, row_image).final)[0, -1]
         np.testing.assert_allclose(logits.numpy(), record[f"conv{index}_logits_last"], atol=2e-4)

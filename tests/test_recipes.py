@@ -32,7 +32,7 @@ from utils.flags import resolve
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
-SCRIPTS = [ROOT / "scripts" / f"train_{name}.sh" for name in SYSTEMS]
+SCRIPTS = [ROOT / "scripts" / f"train_{name}.sh" for name in SYSTEMS if (ROOT / f"configs/{name}_13b.yaml").is_file()]
 LAYOUTS = ("ade20k", "cocostuff", "refcoco", "refcoco+", "refcocog", "refclef", "reason_seg", "llava_instruct")
 LAYOUTS += ("grefcoco", "refzom", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog")
 LAYOUTS += ("pascal_part", "paco_lvis", "mapillary", "cityscapes", "openimage", "muse", "coco")
@@ -40,6 +40,7 @@ TOY_BASE = {
     "version": "assets/toy/llava",
     "vision_tower": None,
     "vision_pretrained": "assets/toy/sam_vit_toy.safetensors",
+    "mask_head": "sam",
 }
 TOY_CLASSES = {"ade20k", "cocostuff", "mapillary", "cityscapes"}  # sets of which the toy world has a part
 

@@ -1,6 +1,7 @@
 """The helper that reads golden records: conversations of several rounds, numbered holes, folders of other families."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_groups_of_mask_tokens_with_and_without_blanks():
 
 
 def test_folders_of_other_families_are_skipped_with_their_architecture(record):
-    for name, architecture in (("sa2va", "Sa2VAChatModelQwen"), ("bare", None)):
+    for name, architecture in (("video", "VideoLISAForCausalLM"), ("bare", None)):
         (record.parent / name).mkdir()
         (record.parent / name / "golden.json").write_text("{}")
         (record.parent / name / "config.json").write_text(json.dumps({"architectures": [architecture]}))
@@ -148,4 +149,14 @@ def test_folders_of_other_families_are_skipped_with_their_architecture(record):
             record_folder(name)
     with pytest.raises(pytest.skip.Exception, match="no record lisa in"):
         record_folder("lisa")
-    assert {"sa2va", "lisa", "gsva_rounds"} <= {*names()}
+    assert {"video", "lisa", "gsva_rounds"} <= {*names()}
+
+
+def test_records_of_another_form_are_skipped(record):
+    shutil.copytree(record, record.parent / "modern")
+    (record.parent / "modern" / "golden.json").write_text(json.dumps({"train": []}))
+    with pytest.raises(pytest.skip.Exception, match="modern is of another form"):
+        record_folder("modern")
+    assert record_folder("modern", several_runs=True).name == "modern"
+    with pytest.raises(pytest.skip.Exception, match="gsva_rounds is of another form"):
+        record_folder(record.name, several_runs=True)

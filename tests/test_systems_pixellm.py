@@ -210,7 +210,16 @@ def test_the_published_command_line():
     found = resolve(shlex.split(README), systems_accepting, say=said.append)
     assert found.system == "pixellm" and found.options["use_expand_question_list"] is True
     assert found.model.vision_tower == "CLIP" and found.model.vision_pretrained is None
-    tower = TowerConfig(448, True, "sam", 2, "released", f"{CONFIGS}/preprocessor_448.json", True, True)
+    tower = TowerConfig(
+        size=448,
+        pad=True,
+        stats="sam",
+        pool=2,
+        position_resize="released",
+        preprocessor=f"{CONFIGS}/preprocessor_448.json",
+        train_projector=True,
+        new_projector=True,
+    )
     assert found.model.tower == tower
     rates = {task.task: task.rate for task in found.data.mixture}
     assert rates == {"sem_seg": 2, "refer_seg": 9, "vqa": 2, "multi_reason_seg": 4}

@@ -10,6 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from data.views import (
     CLIP_MEAN,
@@ -21,6 +24,8 @@ from data.views import (
     ClipView,
     SamView,
     SquareView,
+    StretchedView,
+    load_view,
     read_image,
 )
 from tests.records import names, record_folder
@@ -37,7 +42,7 @@ def test_golden_inputs(name, index):
     folder = record_folder(name)
     record = np.load(folder / "golden.npz")
     image = read_image(folder / f"image{index}.png")
-    pixels = ClipView.load(folder / "clip")(image)
+    pixels = load_view(folder / "clip")(image)
     np.testing.assert_allclose(pixels.numpy(), record[f"clip{index}"], atol=1e-6, rtol=0)
     seg_pixels, geometry = SamView()(image)
     assert np.array_equal(seg_pixels[:, :8, :8].numpy(), record[f"sam_corner{index}"])
@@ -113,18 +118,65 @@ def test_clip_view_crops_the_centre(shape):
         torch.testing.assert_close(pixels, flipped.flip(1, 2), atol=0.04, rtol=0)  # resampling may round by one
 
 
-@pytest.mark.parametrize("size", [224, {"shortest_edge": 224}, {"height": 224, "width": 224}])
+@pytest.mark.parametrize("size", [224, {"shortest_edge": 224}])
 def test_image_processor_files_old_and_new(tmp_path, size):
     values = {"size": size, "crop_size": 224, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-    assert ClipView.load(tmp_path) == ClipView(224, (0.5,) * 3, (0.25,) * 3)
+    assert load_view(tmp_path) == ClipView(224, (0.5,) * 3, (0.25,) * 3)
 
 
 def test_without_an_image_processor_file_clip_defaults_hold(tmp_path):
-    assert ClipView.load(tmp_path, 336) == ClipView(336, CLIP_MEAN, CLIP_STD)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 256, "crop_size": 224}))
-    with pytest.raises(ValueError, match=r"preprocessor_config.json: size 256 and crop_size 224"):
-        ClipView.load(tmp_path)
+    assert load_view(tmp_path, ClipView(336)) == ClipView(336, CLIP_MEAN, CLIP_STD)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 224, "crop_size": 256}))
+    with pytest.raises(ValueError, match=r"preprocessor_config.json: crop_size 256 is larger than size 224"):
+        load_view(tmp_path)
+
+
+PROCESSORS = {  # as released: the class, and its settings where they are not its defaults
+    "openai/clip-vit-large-patch14-336": (CLIPImageProcessorPil, {"size": {"shortest_edge": 336}, "crop_size": 336}),
+    "google/siglip-so400m-patch14-384": (SiglipImageProcessorPil, {"size": {"height": 384, "width": 384}}),
+    "facebook/dinov2-small": (
+        BitImageProcessorPil,
+        {"size": {"shortest_edge": 256}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (401, 300), (64, 517), (9, 7)])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_views_equal_the_image_processors(tmp_path, name, shape):
+    kind, settings = PROCESSORS[name]
+    processor = kind(**settings)
+    processor.save_pretrained(tmp_path)
+    image = scene(*shape)
+    expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    view = load_view(tmp_path)
+    assert expected.shape == (3, view.size, view.size)
+    torch.testing.assert_close(view(image), expected, atol=1e-6, rtol=0)  # before normalisation every byte is equal
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (401, 300), (64, 517)])
+def test_a_bilinear_square_is_resized_in_floating_point(tmp_path, shape):
+    """As DINOv3's processor does it, whose class needs torchvision: equal to one of bytes but for their rounding."""
+    processor = SiglipImageProcessorPil(resample=2, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
+    processor.save_pretrained(tmp_path)
+    image = scene(*shape)
+    view = load_view(tmp_path)
+    assert view == StretchedView(224, IMAGENET_MEAN, IMAGENET_STD, "bilinear")
+    expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(view(image), expected, atol=1.5 / 255 / min(IMAGENET_STD), rtol=0)
+
+
+def test_a_square_view_shows_the_full_image(tmp_path):
+    view = StretchedView(32, (0.5,) * 3, (0.5,) * 3)
+    assert view.shows_all and view.geometry(10, 50).resized == (32, 32)
+    image = np.zeros((10, 50, 3), np.uint8)
+    image[:, 25:] = 255
+    pixels = view(image)
+    assert bool((pixels[:, :, :12] == -1).all() and (pixels[:, :, 20:] == 1).all())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 32, "width": 16}}))
+    with pytest.raises(ValueError, match=r"preprocessor_config.json: one square is supported"):
+        load_view(tmp_path)
 
 
 # --- reading

@@ -154,7 +154,7 @@ def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[
             **train.zero_options,
         },
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW needs no compiler
-        "scheduler": {"type": "WarmupDecayLR", "params": _schedule(train)},
+        "scheduler": _schedule(train),
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
@@ -168,17 +168,14 @@ def check_settings(train: TrainConfig) -> None:
 
 
 def _schedule(train: TrainConfig) -> dict[str, Any]:
-    """Linear from 0 to `train.lr` over the warm-up, then linearly to 0 at the last step."""
-    total = train.total_steps
-    if train.warmup_steps >= total:
-        log.warning("warm-up of %d steps in a run of %d: train.lr is never reached", train.warmup_steps, total)
-    return {
-        "warmup_min_lr": 0.0,
-        "warmup_max_lr": train.lr,
-        "warmup_num_steps": max(1, train.warmup_steps),
-        "warmup_type": "linear",
-        "total_num_steps": total,
-    }
+    """Linear from 0 to `train.lr` over the warm-up, then to 0 at the last step as `train.schedule` says."""
+    total, warmup = train.total_steps, train.total_warmup_steps
+    if warmup >= total:
+        log.warning("warm-up of %d steps in a run of %d: train.lr is never reached", warmup, total)
+    params = {"warmup_num_steps": max(1, warmup), "warmup_type": "linear", "total_num_steps": total}
+    if train.schedule == "cosine":
+        return {"type": "WarmupCosineLR", "params": {**params, "warmup_min_ratio": 0.0, "cos_min_ratio": 0.0}}
+    return {"type": "WarmupDecayLR", "params": {**params, "warmup_min_lr": 0.0, "warmup_max_lr": train.lr}}
 
 
 def _import_deepspeed() -> Any:

@@ -42,7 +42,7 @@ FLAGS = (
     Flag("version", "model.version", "base LLaVA, or a finished checkpoint to continue from"),
     Flag("mllm_model_path", "model.version", "the same, as another paper calls it"),
     Flag("weight", "model.checkpoint_file", "training file over version's weights, e.g. a bare .bin of zero_to_fp32"),
-    Flag("vision_tower", "model.vision_tower", "CLIP folder or hub name"),
+    Flag("vision_tower", "model.vision_tower", "folder or hub name of CLIP, SigLIP, DINOv2 or DINOv3"),
     Flag("resize_vision_tower_size", "model.tower.size", "side of the vision tower's view"),
     Flag("pad_train_clip_images", "model.tower.pad", "show the tower the full image, padded, not its centre"),
     Flag("preprocessor_config", "model.tower.preprocessor", "image-processor file that says the size of the view"),

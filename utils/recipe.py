@@ -73,10 +73,13 @@ class TowerConfig:
         None, "image-processor file: the size of the view, and mean and deviation where nothing is padded"
     )
     new_projector: bool = setting(
-        False, "replace the projector of a base by a new one: two layers, twice as wide between"
+        False, "a new projector, two layers, twice as wide between: in place of a base's, or for a plain language model"
     )
     train_projector: bool = setting(False, "train the projector")
     train: bool = setting(False, "train the tower itself, which all published systems keep frozen")
+    feature_layer: int | None = setting(
+        None, "its hidden state that is projected: -2 is the last but one layer's output; null: the family's usual one"
+    )
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,13 @@ class CacheConfig:
 class ModelConfig:
     """The model: its weights, how it sees images, what trains and how it is computed."""
 
-    version: str = setting("", "base LLaVA or finished checkpoint: a folder, or a name on the hub")
+    version: str = setting(
+        "",
+        "base LLaVA, plain LLaMA (`tower.new_projector`) or finished checkpoint: a folder, or a name on the hub",
+    )
     vision_tower: str | None = setting(
-        "openai/clip-vit-large-patch14", "CLIP folder or hub name; null: the one inside or named by `version`"
+        "openai/clip-vit-large-patch14",
+        "folder or hub name of CLIP, SigLIP, DINOv2 or DINOv3; null: the one inside or named by `version`",
     )
     checkpoint_file: str | None = setting(
         None,
@@ -123,6 +130,13 @@ class ModelConfig:
     )
     image_size: int | None = setting(
         None, "side of the mask encoder's view; null: what it was built for (SAM: 1024, which cannot be another)", 1
+    )
+    text_projection: Literal["mlp", "linear", "norm_mlp"] = setting(
+        "mlp",
+        "layers from a state to mask prompts: mlp (published by most), linear (LISA's ablation), norm_mlp (UniPixel)",
+    )
+    prompts_per_token: int = setting(
+        1, "mask prompts that the state of a mask token gives; published by UniPixel: 2", 1
     )
     out_dim: int | None = setting(None, "width of the mask prompt; null: what the mask head takes (SAM: 256)", 1)
     precision: Literal["fp32", "bf16", "fp16"] = setting("bf16", "number format of weights and activations")
@@ -228,6 +242,20 @@ class LossConfig:
     mask_size: Literal["full", "decoder"] = setting(
         "full", "where masks are compared: in the image's pixels (published) or in the decoder's cells"
     )
+    truth_resize: Literal["area", "nearest"] = setting(
+        "area", "with mask_size decoder: a cell's truth is the share of it that is covered, or one pixel of it (Sa2VA)"
+    )
+    points: int = setting(
+        0,
+        "points per mask that the mask losses compare, most of them at uncertain places (Sa2VA: 12544); 0: all pixels",
+        0,
+    )
+    dice_smooth: float = setting(
+        1e-3, "pixels that the Dice loss adds to twice the overlap and to the areas (Sa2VA: 1)", 0, above=True
+    )
+    masks_per_image: int = setting(
+        0, "masks of an image that count, by random choice or by repetition (published by Sa2VA: 5); 0: each once", 0
+    )
     ignore_region: bool = setting(
         False, "leave ignored pixels out of the mask losses; published: they are background in training"
     )
@@ -260,6 +288,11 @@ class TrainConfig:
     beta2: float = setting(0.95, "AdamW", 0, 1, below=True)
     weight_decay: float = setting(0.0, "AdamW", 0)
     warmup_steps: int = setting(100, "steps of linear warm-up", 0)
+    warmup_share: float = setting(0.0, "above 0: the warm-up as a share of the run's steps, not warmup_steps", 0, 1)
+    schedule: Literal["linear", "cosine"] = setting(
+        "linear",
+        "how the learning rate falls to 0 after the warm-up: linearly (published by LISA's family) or as a cosine",
+    )
     grad_clip: float = setting(1.0, "largest norm of the gradient; 0: not clipped", 0)
     zero_stage: Literal[0, 1, 2, 3] = setting(2, "what DeepSpeed shards over the processes (in half precision 0 is 1)")
     offload: Literal["none", "optimizer", "all"] = setting(
@@ -307,6 +340,11 @@ class TrainConfig:
         if self.steps is not None:
             return self.steps
         return (self.epochs or EPOCHS) * self.known_steps_per_epoch
+
+    @property
+    def total_warmup_steps(self) -> int:
+        """Optimizer steps of the warm-up."""
+        return round(self.warmup_share * self.total_steps) if self.warmup_share else self.warmup_steps
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.checkpoints.config_file import SECTION
+from model.projection import Projection
 from model.vlm import VLMS
 
 
@@ -18,6 +19,7 @@ class Architecture:
     vlm_config: dict[str, Any]
     head: str  # in HEADS
     head_config: dict[str, Any]
+    projection: Projection = Projection()
 
     def to_json(self) -> dict[str, Any]:
         """Our `config.json`: the fields of the backbone's Hugging Face class, which can therefore read the folder, and

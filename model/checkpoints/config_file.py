@@ -31,3 +31,13 @@ def saved_head(values: dict[str, Any]) -> str | None:
     if name is not None and not isinstance(name, str):
         raise ValueError(f"config.json: {SECTION}.head must be the name of a mask head, got {name!r}")
     return name
+
+
+def class_names(values: dict[str, Any]) -> set[str]:
+    """The classes that a `config.json` names for its weights, of some releases in `text_config` or in `auto_map` alone.
+    They are names: no code of a folder is ever run."""
+    places = [values.get("architectures"), values.get("text_config", {}).get("architectures")]
+    mapped = values.get("auto_map")
+    if isinstance(mapped, dict):
+        places.append([str(name).rpartition(".")[2] for name in mapped.values()])
+    return {name for names in places if isinstance(names, list) for name in names if isinstance(name, str)}

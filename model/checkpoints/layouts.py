@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from model.checkpoints.name_table import NameTable, Pair, under
+from model.projection import PUBLISHED, WEIGHT_NAMES
 
 LORA_WRAPPER = "base_model.model."  # in files of the original programs before merging
-IGNORED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|position_ids)")  # tables that are computed
+IGNORED = re.compile(
+    r"(.*\.)?(rotary_emb\.inv_freq|position_ids)"  # tables that are computed
+    r"|(ref_encoder|ref_proj|ref_proj_single|ref_proj_double|msk_proj|tem_pe|tem_emb|tem_proj)\..*"  # UniPixel's region
+    # prompts and frames, which no question about an image uses (unipixel.md 1)
+)
 OURS = ("vlm", "head", "project")
 
-_TEXT_MLP: Pair = ("model.text_hidden_fcs.0.#.*", "project.#.*")
 _SAME: list[Pair] = [(f"{part}.*", f"{part}.*") for part in OURS]
 
 
@@ -26,7 +30,7 @@ class Report:
     ignored: list[str] = field(default_factory=list)  # names on disk that no model holds
     unexpected: list[str] = field(default_factory=list)  # names on disk without a place
     missing: list[str] = field(default_factory=list)  # weights of the model that no file gave
-    fresh: list[str] = field(default_factory=list)  # initialised, as the recipe expects (a base has no text MLP)
+    fresh: list[str] = field(default_factory=list)  # initialised, as the recipe expects (a base has no text projection)
 
     def __str__(self) -> str:
         counts = {"loaded": self.mapped, "new": len(self.fresh), "ignored": len(self.ignored)}
@@ -36,7 +40,7 @@ class Report:
 
 def reading_table(vlm: Iterable[Pair], head: Iterable[Pair]) -> NameTable:
     """Every layout that can be read. vlm, head: `WEIGHT_NAMES` of the backbone and of the mask head."""
-    return NameTable([*vlm, *under(head, "", "head."), _TEXT_MLP, *_SAME])
+    return NameTable([*vlm, *under(head, "", "head."), *WEIGHT_NAMES, *_SAME])
 
 
 def folder_table(vlm: Iterable[Pair]) -> NameTable:
@@ -46,7 +50,7 @@ def folder_table(vlm: Iterable[Pair]) -> NameTable:
 
 def published_table(vlm: Iterable[Pair], head: Iterable[Pair]) -> NameTable:
     """The layout of released checkpoints. vlm: the backbone's `published_names`."""
-    return NameTable([*vlm, *under(head, "", "head."), _TEXT_MLP])
+    return NameTable([*vlm, *under(head, "", "head."), PUBLISHED])
 
 
 def to_model_names(

@@ -7,7 +7,6 @@ model/heads/base.py).
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -29,7 +28,8 @@ from model.checkpoints.lora_file import merge_factors
 from model.checkpoints.name_table import NameTable
 from model.checkpoints.weight_source import WeightSource
 from model.heads import HEADS, HeadContext, MaskHead
-from model.seg_model import SegModel, text_mlp
+from model.projection import Projection, new_weight
+from model.seg_model import SegModel
 from model.vlm import VLMS, VisionLanguageModel
 from model.vlm.base import BackboneSizes
 from utils.config import ModelConfig
@@ -39,7 +39,6 @@ from utils.registry import unknown
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NEW_ROW_STD = 0.02  # of new vocabulary rows (lisa.md 2.3)
 DEFAULT_VLM = "llava"  # of a config.json without model_type, as some old LLaVA files are
-TEXT_MLP = ("project.0.weight", "project.0.bias", "project.2.weight", "project.2.bias")
 
 
 def build_model(
@@ -47,8 +46,8 @@ def build_model(
 ) -> SegModel:
     """The model that `config` names, on the CPU in its precision, with a row for every token of `tokenizer`.
 
-    `config.version` is a base, which takes the mask head from `vision_pretrained` and gets a new text MLP, or a
-    finished assistant (published or our own), whose weights all count. `config.checkpoint_file`, a training program's
+    `config.version` is a base, which takes the mask head from `vision_pretrained` and gets a new text projection, or
+    a finished assistant (published or our own), whose weights all count. `config.checkpoint_file`, a training program's
     full-model file, makes any base a finished assistant. A needed weight that is missing, or one without a place, is
     an error unless `allow_missing`.
 
@@ -78,17 +77,22 @@ def build_model(
         _check_language(source, backbone)
         _fit_vocabulary(source, backbone, spec, tokenizer, generator, config.allow_missing)
         vlm_config, view = backbone.config_for(source, config, tokenizer)
-        context = _head_context(source, backbone.sizes(vlm_config), backbone.EMBEDDING, len(spec.mask), config)
+        projection = projection_of(config)
+        prompts = len(spec.mask) * projection.prompts
+        context = _head_context(source, backbone.sizes(vlm_config), backbone.EMBEDDING, prompts, config)
         head_config = head_class.config_for(_head_tensors(source), options, context)
-        architecture = Architecture(backbone.NAME, vlm_config, head, head_config)
+        architecture = Architecture(backbone.NAME, vlm_config, head, head_config, projection)
     check_sizes(architecture, source.tensors, where)
     attention = resolve_attention(config.attn_implementation, config.precision)
     added_ids = [token_id(tokenizer, token) for token in added_tokens(tokenizer.family, spec)]
     # on the meta device: no memory for values that the file's tensors replace
     with torch.device("meta"), naming_size_errors(where):
         model = assemble(architecture, attention, view, added_ids)
+    model.read_states(spec)
     model.report = source.report
     _check_recipe(model, config)
+    if not source.finished:
+        source.fresh.extend(f"project.{name}" for name in model.project.state_dict())
     _init_head(source, model, options, seed)
     _fill(model, source, dtype_of(config.precision), generator, config.allow_missing)
     return model
@@ -126,7 +130,7 @@ def assemble(
     head_attention = "eager" if attention == "eager" else "sdpa"
     head = HEADS[architecture.head].build(architecture.head_config, head_attention)
     vlm = VLMS[architecture.vlm].build(architecture.vlm_config, attention, view)
-    project = text_mlp(vlm.hidden_size, head.prompt_dim)
+    project = architecture.projection.build(vlm.hidden_size, head.prompt_dim)
     return SegModel(vlm, head, project, architecture=architecture, added_ids=added_ids)
 
 
@@ -158,6 +162,11 @@ def check_parts(
                 f"model.tower.{item.name}: the backbone {backbone.NAME!r} has no such setting; it has "
                 f"{', '.join(sorted(backbone.TOWER_FIELDS))}"
             )
+
+
+def projection_of(config: ModelConfig) -> Projection:
+    """The recipe's text projection."""
+    return Projection(config.text_projection, config.prompts_per_token)
 
 
 def choose_head(values: dict[str, Any], config: ModelConfig, default: str) -> str:
@@ -234,10 +243,7 @@ def _add_head(source: WeightSource, config: ModelConfig, head: type[MaskHead]) -
         )
     if config.vision_pretrained and (source.finished or random):
         log.info("the mask head of %s takes nothing from %s: it is not read", source.folder, config.vision_pretrained)
-    if source.finished:
-        return options
-    source.fresh.extend(TEXT_MLP)
-    if random:
+    if source.finished or random:
         return options
     if config.vision_pretrained:
         tensors, options = head.read_weights(fetch(config.vision_pretrained), options)
@@ -258,7 +264,6 @@ def _add_weight(source: WeightSource, file: Path, table: NameTable, head: type[M
         raise ValueError(f"{file}: {error}") from None
     source.tensors.update(to_model_names(merged, table, source.report, head.IGNORED))
     source.finished = True
-    source.fresh = []  # a trained file must hold the text MLP, which a base's loading would initialise
     source.weight = file
 
 
@@ -374,9 +379,9 @@ def _fill(model: SegModel, source: WeightSource, dtype: torch.dtype, generator: 
     ]
     if wrong:
         raise ValueError(f"{source.blamed}: shapes differ from the sizes in config.json: {'; '.join(wrong[:8])}")
-    bound = 1 / math.sqrt(model.vlm.hidden_size)
+    width = model.vlm.hidden_size
     # in the order of the state dict, so that a seed keeps its meaning whatever the file's own order is
-    state |= {name: _init_weight(name, tuple(wanted[name].shape), bound, generator) for name in absent}
+    state |= {name: _init_weight(name, tuple(wanted[name].shape), width, generator) for name in absent}
     # assigned, not copied: a memory-mapped tensor of the right precision is never read before it is used
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     model.vlm.reset_buffers()
@@ -384,11 +389,11 @@ def _fill(model: SegModel, source: WeightSource, dtype: torch.dtype, generator: 
     log.info("%s: %s", source.folder, report)
 
 
-def _init_weight(name: str, shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
-    """A new weight: the text MLP uniform within `bound`, torch's own distribution of a linear layer; normalisation as
-    the identity; others small."""
+def _init_weight(name: str, shape: tuple[int, ...], width: int, generator: torch.Generator) -> Tensor:
+    """A new weight: the text projection's, for states of this width, as it says itself; normalisation as the identity;
+    others small."""
     if name.startswith("project."):
-        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        return new_weight(name, shape, width, generator)
     if len(shape) == 1:
         return torch.ones(shape) if "norm" in name and name.endswith("weight") else torch.zeros(shape)
     return torch.randn(shape, generator=generator) * NEW_ROW_STD

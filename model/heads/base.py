@@ -40,7 +40,7 @@ class HeadContext:
     tower_width: int
     tower_layers: int
     language_width: int
-    tokens: int  # mask tokens per mask
+    tokens: int  # prompts per mask: of each mask token one or, by the text projection, more
     saved_config: dict[str, Any] | None = None  # the head's configuration in a folder's `config.json`, if it is there
     side: int | None = None  # of the view, where the recipe gives it (model.image_size); None: the head's usual one
 
@@ -67,7 +67,7 @@ class MaskHead(nn.Module):
     NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file, unless options say otherwise
     READS_TOWER: ClassVar[bool] = False  # it decodes `Vision.layers`, which not every backbone has
     OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]] = ()  # added by options: initialised where a finished head has none
-    tokens: int  # K, mask tokens per mask, where the head depends on it
+    tokens: int  # K, prompts per mask, where the head depends on it
     checkpoint_decoder: bool = False  # masks are decoded again in the backward pass, to save memory
 
     @classmethod

@@ -145,7 +145,7 @@ class PixelHead(MaskHead):
         if not language_view.shows_all:
             raise ValueError(
                 "this mask head decodes in the vision tower's view, which must show the whole image: set "
-                "model.tower.pad=true (--pad_train_clip_images)"
+                "model.tower.pad=true (--pad_train_clip_images), or a square by model.tower.preprocessor"
             )
 
     def trainable_parts(self, options: dict[str, Any]) -> Iterable[nn.Module | nn.Parameter]:

@@ -8,7 +8,7 @@ needs another. Everything outside `model/vlm` goes through the members below and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from data.views import LanguageView
 from model.checkpoints.name_table import Pair
 from model.checkpoints.size_keys import SizeKeys
 from model.checkpoints.weight_source import WeightSource
+from model.vlm.past import Past
 from utils.config import ModelConfig
 from utils.registry import Registry
 
@@ -68,11 +69,24 @@ class Vision:
 
 
 @dataclass
+class States:
+    """(..., H) states of the language model: those after its final norm, which logits are made of, and those that mask
+    prompts are read from, which are the same unless `read_unnormed`."""
+
+    final: Tensor
+    read: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> States:
+        final = change(self.final)
+        return States(final, final if self.read is self.final else change(self.read))
+
+
+@dataclass
 class Generated:
     """Greedy continuations of R rows."""
 
     ids: list[list[int]]  # new ids per row, up to and including the end token
-    states: Tensor  # (R, T, H): the state that predicted each new token
+    states: Tensor  # (R, T, H): the state (`States.read`) that predicted each new token
 
 
 class VisionLanguageModel(nn.Module):
@@ -95,9 +109,10 @@ class VisionLanguageModel(nn.Module):
 
     language: PreTrainedModel  # a causal language model: get_input_embeddings(), lm_head
     view: LanguageView  # makes the pixels that `encode_images` takes
-    # whether a mask alone hides earlier positions from later ones, so that rows can share a sequence or a prefix: not
-    # with linear attention or sliding windows
+    # Whether a mask alone decides which earlier positions are visible to a token, so that rows can share a sequence or
+    # a prefix; not so with linear attention or sliding windows
     packs: bool = True
+    read_unnormed: bool = False  # mask prompts are read from the states before the final norm (TokenSpec.norm)
 
     @classmethod
     def config_for(
@@ -207,8 +222,8 @@ class VisionLanguageModel(nn.Module):
         geometry: of the B images; their original sizes say how `view` shows them."""
         raise NotImplementedError
 
-    def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> Tensor:
-        """(R, L) ids, (R, L) bool attention, (R,) image of each row -> (R, L, H) states after the final norm."""
+    def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> States:
+        """(R, L) ids, (R, L) bool attention, (R,) image of each row -> (R, L, H) states."""
         raise NotImplementedError
 
     def logits(self, states: Tensor) -> Tensor:
@@ -216,9 +231,28 @@ class VisionLanguageModel(nn.Module):
         raise NotImplementedError
 
     def generate(
-        self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor, *, max_new_tokens: int, eos: int
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        vision: Vision,
+        row_image: Tensor,
+        *,
+        max_new_tokens: int,
+        eos: int,
+        past: Past | None = None,
+        on_token: Callable[[int], None] | None = None,
     ) -> Generated:
-        """Greedy continuations of left-padded prompts; each row stops at its own `eos`."""
+        """Greedy continuations of left-padded prompts; each row stops at its own `eos`.
+
+        past: of a single row, which resumes from it and adds to it what it reads: the prompt, and all new tokens but
+        the last. It stays valid whatever interrupts the generation. on_token: called with each new token of a single
+        row as soon as it is there.
+        """
+        raise NotImplementedError
+
+    @property
+    def most_positions(self) -> int:
+        """Positions, those of the image included, that the language model was made for."""
         raise NotImplementedError
 
     def set_packing(self, rows: bool, length: int) -> None:

@@ -6,15 +6,17 @@ Everything here holds for any decoder-only transformer of transformers whose att
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from model.vlm.base import Generated, Vision, VisionLanguageModel
+from model.vlm.base import Generated, States, Vision, VisionLanguageModel
+from model.vlm.past import Past
 from model.vlm.prefix_cache import PrefixCache, PrefixSplit, shared_attention, split_prefix
 from model.vlm.prefix_packing import MASKED, Packing, pack
 
@@ -34,6 +36,10 @@ class DecoderVLM(VisionLanguageModel):
     @property
     def hidden_size(self) -> int:
         return self.language.config.hidden_size
+
+    @property
+    def most_positions(self) -> int:
+        return self.language.config.max_position_embeddings
 
     @property
     def attention_implementation(self) -> str:
@@ -66,7 +72,7 @@ class DecoderVLM(VisionLanguageModel):
         """What else the decoder takes of the images at these positions: `token` (R, L) of `Vision.index`."""
         return {}
 
-    def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor) -> States:
         token = vision.index(ids, row_image)
         embeds, positions = self.embed(ids, vision, token), rotary_positions(attention, vision, token)
         visible = _without_padding(attention, vision, token)
@@ -79,14 +85,27 @@ class DecoderVLM(VisionLanguageModel):
             kind = self.attention_implementation
             # flash attention takes no mask: it infers the boundaries between rows from positions that start at 0 again
             mask = packing.mask(visible, kind, embeds.dtype) if kind in MASKED else None
-        states = self.decoder(
+        states = self._states(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions,
             use_cache=False,
             **self.image_inputs(vision, token),
-        ).last_hidden_state
-        return states if packing is None else packing.scatter(states)
+        )
+        return states if packing is None else states.map(packing.scatter)
+
+    def _states(self, **inputs: Any) -> States:
+        """One pass of the decoder. What its final norm is given is seen by a hook, so that no part of it runs twice;
+        `hidden_states` of the library would not do: what the last of them is differs between families and releases
+        (sa2va.md 2.3)."""
+        if not self.read_unnormed:
+            final = self.decoder(**inputs).last_hidden_state
+            return States(final, final)
+        given: list[Tensor] = []
+        with cast(nn.Module, self.decoder.norm).register_forward_pre_hook(lambda _, args: given.append(args[0])):
+            final = self.decoder(**inputs).last_hidden_state
+        (read,) = given
+        return States(final, read)
 
     def _packing(self, ids: Tensor, attention: Tensor, row_image: Tensor, *, image_padding: bool) -> Packing | None:
         """Packing with shared prefixes where the attention takes a mask. Flash attention does not: rows are laid end to
@@ -99,15 +118,29 @@ class DecoderVLM(VisionLanguageModel):
 
     @torch.no_grad()
     def generate(
-        self, ids: Tensor, attention: Tensor, vision: Vision, row_image: Tensor, *, max_new_tokens: int, eos: int
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        vision: Vision,
+        row_image: Tensor,
+        *,
+        max_new_tokens: int,
+        eos: int,
+        past: Past | None = None,
+        on_token: Callable[[int], None] | None = None,
     ) -> Generated:
         """Greedy decoding with a KV cache. The common prefix of an image's prompts, above all the image itself, is
         prefilled once; rows that have finished leave the batch."""
         if not bool(attention[:, -1].all()):
             raise ValueError("prompts must be padded on the left: the last position of every row must be a token")
-        cache = DynamicCache(config=self.language.config)
+        if (past or on_token) and not bool(attention.all() and len(ids) == 1):
+            raise ValueError(f"a conversation is one row without padding, not {len(ids)} rows")
+        cache, known = DynamicCache(config=self.language.config), 0
+        if past is not None:
+            cache, known = past.resume(ids[0].tolist(), cache)
         token = vision.index(ids, row_image)
         fed = _Stretch(self.embed(ids, vision, token), rotary_positions(attention, vision, token), token)
+        fed, reading = fed.of(slice(None), slice(known, None)), ids[:, known:]
         visible = _without_padding(attention, vision, token)
         split, prefix = split_prefix(ids, attention, row_image) if self.packs else None, None
         if split is not None:
@@ -123,13 +156,18 @@ class DecoderVLM(VisionLanguageModel):
                 cache.batch_select_indices(running)
                 prefix = None if prefix is None else prefix[running]
                 rows, done, fed, visible = rows[running], done[running], fed.of(running), visible[running]
-            state = self._extend(fed, visible, vision, cache, prefix)[:, -1]
-            new = self.logits(state).argmax(-1).masked_fill(done, eos)
+            state = self._extend(fed, visible, vision, cache, prefix).map(lambda states: states[:, -1])
+            if past is not None:
+                past.ids += reading[0].tolist()
+            new = self.logits(state.final).argmax(-1).masked_fill(done, eos)
             # the state that predicts token k is the state of step k: no second pass is needed to read mask prompts
-            states[rows, step], tokens[rows, step] = state, new
+            states[rows, step], tokens[rows, step] = state.read, new
             done = done | (new == eos)
-            embeds = self.language.get_input_embeddings()(new)[:, None]
-            fed = _Stretch(embeds, fed.positions[..., -1:] + 1, torch.full_like(new, -1)[:, None])
+            if on_token is not None:
+                on_token(int(new[0]))
+            reading = new[:, None]
+            embeds = self.language.get_input_embeddings()(reading)
+            fed = _Stretch(embeds, fed.positions[..., -1:] + 1, torch.full_like(reading, -1))
             visible = torch.cat([visible, visible.new_ones(len(rows), 1)], dim=1)
             step += 1
         return Generated([_until(row, eos) for row in tokens[:, :step].tolist()], states[:, :step])
@@ -150,17 +188,17 @@ class DecoderVLM(VisionLanguageModel):
 
     def _extend(
         self, fed: _Stretch, visible: Tensor, vision: Vision, cache: DynamicCache, prefix: PrefixCache | None = None
-    ) -> Tensor:
+    ) -> States:
         """(R, L, H) states of the next L positions; `visible` (R, prefix + cached + L): positions that are keys."""
         inputs: dict[str, Any] = {"inputs_embeds": fed.embeds, "position_ids": fed.positions, "past_key_values": cache}
         inputs |= {"use_cache": True, **self.image_inputs(vision, fed.token)}
         if prefix is None:
-            return self.decoder(attention_mask=visible.long(), **inputs).last_hidden_state
+            return self._states(attention_mask=visible.long(), **inputs)
         length, keys = fed.embeds.shape[1], visible.shape[1]
         causal = visible.new_ones(length, keys).tril(keys - length)
         with shared_attention(self.language.config):
             mask = (visible[:, None] & causal)[:, None]
-            return self.decoder(attention_mask=mask, prefix=prefix, **inputs).last_hidden_state
+            return self._states(attention_mask=mask, prefix=prefix, **inputs)
 
     def checkpoint_gradients(self) -> None:
         """Recomputes layers in the backward pass; inputs need gradients for it when the embeddings are frozen."""

@@ -12,16 +12,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from data.types import Geometry
-from data.views import ClipView, LanguageView, PaddedView
+from data.views import LanguageView, PaddedView
 from model.vlm.base import VLMS, Vision
 from model.vlm.decoder import DecoderVLM
-from model.vlm.llava_checkpoint import LlavaFiles, LlavaSizes
+from model.vlm.llava_checkpoint import LlavaFiles, LlavaSizes, family_of
 from model.vlm.llava_released import released_sizes
-from model.vlm.tower import TowerInput
+from model.vlm.tower import OwnView, TowerInput
+from model.vlm.towers import TOWERS
 from utils.config import ModelConfig
 
 
@@ -36,7 +37,7 @@ def mlp_projector(width: int, out: int, depth: int, between: int | None = None) 
 
 @VLMS.register("llava", "llava_llama", "llama")
 class Llava(LlavaFiles, DecoderVLM):
-    """CLIP tower -> projector -> LLaMA.
+    """Vision tower -> projector -> LLaMA.
 
     feature_layer: which of the tower's hidden states is projected. pool: pool x pool patches are averaged to one image
     token. Patches that show only the padding of `view` are no keys in the tower, nor are their tokens in the language
@@ -45,7 +46,7 @@ class Llava(LlavaFiles, DecoderVLM):
 
     def __init__(
         self,
-        tower: CLIPVisionModel,
+        tower: PreTrainedModel,
         projector: nn.Module,
         language: LlamaForCausalLM,
         *,
@@ -59,7 +60,8 @@ class Llava(LlavaFiles, DecoderVLM):
         self.language = language
         self.feature_layer = feature_layer
         self.pool = pool
-        shown = cast(ClipView | PaddedView, view or ClipView(self.side))  # no other is ever given to a LLaVA
+        self.family = TOWERS[tower.config.model_type]
+        shown = cast(OwnView | PaddedView, view or self.family.usual_view(self.side))  # no other is ever given to it
         self.view = replace(shown, cell=self.patch * pool)
 
     @classmethod
@@ -67,17 +69,17 @@ class Llava(LlavaFiles, DecoderVLM):
         """An uninitialised model of LlavaSizes. `attention` is the language model's; the tower's is never flash."""
         sizes = LlavaSizes(**config)
         shown = TowerInput(**sizes.tower_input)
-        tower, language = CLIPVisionConfig(**sizes.tower), LlamaConfig(**sizes.language)
-        tower._attn_implementation = "eager" if attention == "eager" else "sdpa"
+        tower = family_of(config).build(sizes.tower, "eager" if attention == "eager" else "sdpa")
+        language = LlamaConfig(**sizes.language)
         language._attn_implementation = attention
         width, depth = language.hidden_size, sizes.projector_depth
         return cls(
-            CLIPVisionModel(tower),
-            mlp_projector(tower.hidden_size, width, depth, sizes.projector_width),
+            tower,
+            mlp_projector(tower.config.hidden_size, width, depth, sizes.projector_width),
             LlamaForCausalLM(language),
             feature_layer=sizes.feature_layer,
             pool=shown.pool,
-            view=view or (PaddedView(sizes.tower["image_size"]) if shown.pad else None),
+            view=view or (PaddedView(tower.config.image_size) if shown.pad else None),
         )
 
     @classmethod
@@ -102,12 +104,8 @@ class Llava(LlavaFiles, DecoderVLM):
         return self.side // self.patch
 
     def vision_parts(self) -> dict[str, list[nn.Module]]:
-        """The projector, and of the tower what its features come from: layers above `feature_layer` get no gradient."""
-        layers = self.tower.encoder.layers
-        # hidden state 0 is the embedding, k the output of layer k: of N layers, state -2 is state N - 1
-        count = self.feature_layer if self.feature_layer >= 0 else len(layers) + 1 + self.feature_layer
-        used = layers[:count]
-        return {"projector": [self.projector], "tower": [self.tower.embeddings, self.tower.pre_layrnorm, used]}
+        """The projector, and of the tower what its features come from."""
+        return {"projector": [self.projector], "tower": self.family.used_parts(self.tower, self.feature_layer)}
 
     def encode_images(self, pixels: Tensor, geometry: Sequence[Geometry] = ()) -> Vision:
         """(B, 3, h, w) -> Vision. A frozen tower keeps no graph.
@@ -117,12 +115,12 @@ class Llava(LlavaFiles, DecoderVLM):
         visible = self._visible_patches(geometry, pixels.device)
         mask = None
         if visible is not None:
-            keys = F.pad(visible.flatten(1), (1, 0), value=True)  # the class token comes first and always counts
+            first = self.family.prefix(self.tower.config)
+            keys = F.pad(visible.flatten(1), (first, 0), value=True)  # tokens before the patches always count
             mask = _key_mask(keys, pixels.dtype)
         trains = any(parameter.requires_grad for parameter in self.tower.parameters())
         with nullcontext() if trains else torch.no_grad():
-            states = self.tower(pixels, output_hidden_states=True, attention_mask=mask).hidden_states
-        layers = tuple(state[:, 1:] for state in states)  # without the class token
+            layers = self.family.layers(self.tower, pixels, mask)
         patches = self._pooled(layers[self.feature_layer])
         # a token counts as visible by its first patch (as released), so its others may be padding
         attention = None if visible is None else visible[:, :: self.pool, :: self.pool].flatten(1)
@@ -151,12 +149,10 @@ class Llava(LlavaFiles, DecoderVLM):
         return F.avg_pool2d(square, self.pool).flatten(2).transpose(1, 2).to(patches.dtype)
 
     def reset_buffers(self) -> None:
-        """Rotary frequencies and the tower's position ids."""
+        """Rotary frequencies, and the tables of the tower."""
         device = self.language.lm_head.weight.device
         self.language.model.rotary_emb = LlamaRotaryEmbedding(self.language.config).to(device)
-        embeddings = self.tower.embeddings
-        positions = torch.arange(embeddings.num_positions, device=device)[None]
-        embeddings.register_buffer("position_ids", positions, persistent=False)
+        self.family.reset_buffers(self.tower)
 
 
 def _key_mask(attend: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,24 +6,35 @@ nested ones and silently takes defaults (lisa.md 7.4).
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
+from transformers import LlamaConfig, PreTrainedTokenizerBase
 
-from data.views import ClipView, PaddedView
+from data.views import LanguageView, PaddedView
 from model.checkpoints.config_file import SECTION, read_config
 from model.checkpoints.files import read_tensors, write_json, write_tensors
 from model.checkpoints.hub import fetch
 from model.checkpoints.layouts import to_model_names
-from model.checkpoints.name_table import NameTable, Pair
+from model.checkpoints.name_table import NameTable, Pair, under
 from model.checkpoints.size_keys import SizeKeys
 from model.checkpoints.weight_source import WeightSource
 from model.vlm.base import BackboneSizes, VisionLanguageModel
-from model.vlm.tower import TowerInput, fit_tower, published_fields, representable, tower_input, tower_view, write_view
+from model.vlm.tower import (
+    OwnView,
+    TowerInput,
+    fit_tower,
+    own_view,
+    published_fields,
+    representable,
+    tower_input,
+    tower_side,
+    tower_view,
+    write_view,
+)
+from model.vlm.towers import TOWERS, TowerFamily, tower_family
 from utils.config import ModelConfig
 from utils.log import log
 from utils.plain import leaves
@@ -35,12 +46,15 @@ HUB_TOWER = "model.vision_tower.vision_tower."  # what the published layout puts
 TOWER = "vlm.tower.*"
 LANGUAGE_MODELS = ("llama", "llava", "llava_llama")  # model_type of the language model; the latter two in flat files
 
-_TOWER_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels")
-_TOWER_KEYS += ("image_size", "patch_size", "hidden_act", "layer_norm_eps", "projection_dim")
 _LANGUAGE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
 _LANGUAGE_KEYS += ("num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range")
 _LANGUAGE_KEYS += ("rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias", "pretraining_tp")
 
+# of every family in a LLaVA's folder; wider patterns go last
+_TOWER_NAMES = sorted(
+    {pair for name in TOWERS for pair in under(TOWERS[name].LLAVA_FILES, "vision_tower.", "vlm.tower.")},
+    key=lambda pair: (pair[1] == TOWER, pair),
+)
 _PROJECTOR_LINEARS = 4  # as many as the Hugging Face names are listed for
 _LANGUAGE: list[Pair] = [
     (f"model.{part}.*", f"vlm.language.model.{part}.*") for part in ("embed_tokens", "layers", "norm")
@@ -49,7 +63,7 @@ _LANGUAGE += [("lm_head.*", "vlm.language.lm_head.*")]
 _HUGGING_FACE: list[Pair] = [
     ("language_model.model.*", "vlm.language.model.*"),
     ("language_model.lm_head.*", "vlm.language.lm_head.*"),
-    ("vision_tower.vision_model.*", TOWER),
+    *_TOWER_NAMES,
     # Hugging Face numbers the linears 1, 2, ...; in our nn.Sequential an activation stands between two of them
     *((f"multi_modal_projector.linear_{i + 1}.*", f"vlm.projector.{2 * i}.*") for i in range(_PROJECTOR_LINEARS)),
 ]
@@ -59,7 +73,7 @@ _MLP_PROJECTOR: Pair = ("model.mm_projector.#.*", "vlm.projector.#.*")
 _VARIANTS: list[Pair] = [  # read, never written by save_folder: towers in old LLaVA files, newer Hugging Face layouts
     _PUBLISHED_TOWER,
     (f"{HUB_TOWER}*", TOWER),
-    ("model.vision_tower.vision_model.*", TOWER),
+    *under(_TOWER_NAMES, "model.", ""),
     ("model.vision_tower.*", TOWER),
     ("vision_tower.*", TOWER),
     *((f"model.multi_modal_projector.linear_{i + 1}.*", f"vlm.projector.{2 * i}.*") for i in range(_PROJECTOR_LINEARS)),
@@ -67,12 +81,6 @@ _VARIANTS: list[Pair] = [  # read, never written by save_folder: towers in old L
     _LINEAR_PROJECTOR,
     ("model.language_model.*", "vlm.language.model.*"),
 ]
-_TOWER_FILES: list[Pair] = [
-    ("vision_model.*", TOWER),
-    *((f"{part}.*", f"vlm.tower.{part}.*") for part in ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")),
-]
-# a CLIP folder also holds the text model and the projections to the space that both share
-_TOWER_REST = re.compile(r"text_model\..*|text_projection\..*|visual_projection\..*|logit_scale|.*position_ids")
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class LlavaSizes:
     """The configuration of a LLaVA, as `Architecture.vlm_config` holds it."""
 
     language: dict[str, Any]  # of LlamaConfig
-    tower: dict[str, Any]  # of CLIPVisionConfig
+    tower: dict[str, Any]  # of its family in TOWERS, which `model_type` names; none: CLIP
     projector_depth: int = 2
     feature_layer: int = -2  # the hidden state of the tower that is projected
     projector_width: int | None = None  # between the projector's layers; None: the language model's
@@ -104,6 +112,7 @@ class LlavaFiles(VisionLanguageModel):
             "stats",
             "pool",
             "position_resize",
+            "feature_layer",
             "preprocessor",
             "new_projector",
             "train_projector",
@@ -120,6 +129,8 @@ class LlavaFiles(VisionLanguageModel):
                 "head_dim",
                 "patch_size",
                 "num_channels",
+                "mlp_ratio",
+                "num_register_tokens",
             }
         ),
         counts=frozenset({"num_hidden_layers"}),
@@ -128,30 +139,37 @@ class LlavaFiles(VisionLanguageModel):
     @classmethod
     def config_for(
         cls, source: WeightSource, config: ModelConfig, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[dict[str, Any], ClipView | PaddedView]:
+    ) -> tuple[dict[str, Any], LanguageView]:
         """The tower inside the folder counts; one outside gives what is lacking (sizes, weights, image settings)."""
-        shown = tower_input(source.values, config.tower)
         inside = any(name.startswith("vlm.tower.") for name in source.tensors)
         name = tower_name(source.values)
         if "vision_config" in source.values and inside:
             folder = source.folder
+            if config.vision_tower not in (None, name, ModelConfig.vision_tower):
+                log.warning("%s holds its own vision tower: %s is not read", folder, config.vision_tower)
         else:
             folder, name = _find_tower(source, name, config)
-        if not inside:
-            source.tensors.update(_read_tower(folder, source))
         values = source.values if folder == source.folder else read_config(folder)
-        tower = fit_tower(tower_sizes(values), source.tensors, shown)
-        view = tower_view(folder, tower["image_size"], shown, config.tower.preprocessor)
+        family = tower_family(values, str(folder / "config.json"))
+        if not inside:
+            source.tensors.update(_read_tower(folder, source, family))
+        _drop_unused(source, family)
+        shown = tower_input(source.values, config.tower, family)
+        built = family.sizes(values)
+        own = own_view(folder, built, config.tower.preprocessor)
+        tower = fit_tower(built, source.tensors, shown, own)
+        view = tower_view(own, tower["image_size"], shown)
 
         width = source.tensors[cls.EMBEDDING].shape[1]
         new_projector = config.tower.new_projector and not source.finished
         if new_projector:
             _drop_projector(source)
+        layer = config.tower.feature_layer
         sizes = LlavaSizes(
             language=language_sizes(source.values, tokenizer, source.where),
             tower=tower,
             projector_depth=NEW_DEPTH if new_projector else _projector_depth(source.tensors, source.where),
-            feature_layer=_feature_layer(source.values, source.where),
+            feature_layer=_feature_layer(source.values, source.where, family) if layer is None else layer,
             projector_width=NEW_GROWTH * width if new_projector else len(source.tensors["vlm.projector.0.weight"]),
             tower_input=asdict(shown),
             tower_name=name,
@@ -178,13 +196,14 @@ class LlavaFiles(VisionLanguageModel):
     @classmethod
     def config_json(cls, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         sizes = LlavaSizes(**config)
+        family = family_of(config)
         fields = {
             "architectures": ["LlavaForConditionalGeneration"],
             "model_type": cls.NAME,
             "text_config": {"model_type": "llama", **sizes.language},
-            "vision_config": {"model_type": "clip_vision_model", **sizes.tower},
+            "vision_config": {"model_type": family.NAME, **sizes.tower},
             "vision_feature_layer": sizes.feature_layer,
-            "vision_feature_select_strategy": "default",
+            "vision_feature_select_strategy": family.SELECT[0],
             "projector_hidden_act": "gelu",
             "tie_word_embeddings": False,
         }
@@ -196,11 +215,14 @@ class LlavaFiles(VisionLanguageModel):
         return fields, own
 
     @classmethod
-    def view_of(cls, values: dict[str, Any], config: ModelConfig) -> ClipView | PaddedView:
-        shown = tower_input(values, config.tower)
-        sizes = tower_sizes(values if "vision_config" in values else read_config(Path(config.vision_tower or "")))
-        view = PaddedView if shown.pad else ClipView
-        return view(shown.size or sizes["image_size"], cell=sizes["patch_size"] * shown.pool)
+    def view_of(cls, values: dict[str, Any], config: ModelConfig) -> OwnView | PaddedView:
+        folder = Path(config.version if "vision_config" in values else config.vision_tower or "")
+        tower = values if "vision_config" in values else read_config(folder)
+        family = tower_family(tower, str(folder / "config.json"))
+        shown, sizes = tower_input(values, config.tower, family), family.sizes(tower)
+        own = own_view(folder, sizes, config.tower.preprocessor)
+        view = tower_view(own, tower_side(sizes, shown, own), shown)
+        return replace(view, cell=sizes["patch_size"] * shown.pool)
 
     @classmethod
     def published_names(cls, config: dict[str, Any]) -> list[Pair]:
@@ -210,9 +232,11 @@ class LlavaFiles(VisionLanguageModel):
 
     @classmethod
     def check_published(cls, config: dict[str, Any]) -> None:
-        saved = LlavaSizes(**config).tower_input
+        saved, family = LlavaSizes(**config).tower_input, family_of(config)
+        if not family.PUBLISHED:
+            raise ValueError(f"the published layout knows towers of CLIP only, this model's is of {family.NAME}")
         # how the position table was resized needs no field: a tower with another table than the hub's is written out
-        if not representable(replace(TowerInput(**saved), positions="released")):
+        if not representable(replace(TowerInput(**saved), positions="released"), family):
             raise ValueError(f"the published layout has no fields for this model's tower input: {saved}")
 
     @classmethod
@@ -253,12 +277,12 @@ class LlavaFiles(VisionLanguageModel):
         if not name or not _is_hub_name(name) or TowerInput(**sizes.tower_input).positions != "released":
             name = OWN_TOWER
             write_tensors({key.removeprefix(HUB_TOWER): value for key, value in tower.items()}, folder / name)
-            write_json(folder / name / "config.json", {"model_type": "clip_vision_model", **sizes.tower})
+            write_json(folder / name / "config.json", {"model_type": family_of(config).NAME, **sizes.tower})
             self.write_view(folder / name)
         return {"mm_vision_tower": name, "vision_tower": name}
 
     def write_view(self, folder: Path) -> None:
-        write_view(folder, cast(ClipView | PaddedView, self.view))  # no other is ever given to a LLaVA
+        write_view(folder, cast(OwnView | PaddedView, self.view))  # no other is ever given to a LLaVA
 
 
 def language_sizes(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
@@ -273,14 +297,15 @@ def language_sizes(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, w
     sizes["eos_token_id"] = tokenizer.eos_token_id
     sizes["pad_token_id"] = tokenizer.pad_token_id
     sizes["vocab_size"] = len(tokenizer)
-    return _complete(LlamaConfig(**sizes), (*_LANGUAGE_KEYS, *sizes), drop=("rope_theta", "rope_scaling"))
+    # the library's defaults are written out, because the next release may have other ones
+    complete, drop = LlamaConfig(**sizes).to_dict(), ("rope_theta", "rope_scaling")
+    keys = dict.fromkeys((*_LANGUAGE_KEYS, *sizes))
+    return {key: complete[key] for key in keys if key not in drop and complete.get(key) is not None}
 
 
-def tower_sizes(values: dict[str, Any]) -> dict[str, Any]:
-    """CLIPVisionConfig values from a CLIP `config.json` (all of it or its vision side) or a LLaVA `vision_config`."""
-    vision = values.get("vision_config", values)
-    sizes = {key: vision[key] for key in _TOWER_KEYS if vision.get(key) is not None}
-    return _complete(CLIPVisionConfig(**sizes), _TOWER_KEYS)
+def family_of(config: dict[str, Any]) -> type[TowerFamily]:
+    """The tower's family in a configuration of LlavaSizes."""
+    return tower_family(config["tower"], "the vision tower")
 
 
 def tower_name(values: dict[str, Any]) -> str | None:
@@ -292,18 +317,12 @@ def tower_name(values: dict[str, Any]) -> str | None:
     return name
 
 
-def _complete(config: Any, keys: tuple[str, ...], drop: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The values of `keys` with the library's defaults written out, because the next release may have other ones."""
-    values = config.to_dict()
-    return {key: values[key] for key in dict.fromkeys(keys) if key not in drop and values.get(key) is not None}
-
-
-def _feature_layer(values: dict[str, Any], where: str) -> int:
+def _feature_layer(values: dict[str, Any], where: str, family: type[TowerFamily]) -> int:
     """Which hidden state of the tower is projected; only patch features (no class token) are supported."""
-    strategy = values.get("vision_feature_select_strategy") or values.get("mm_vision_select_feature") or "patch"
-    if strategy not in ("patch", "default"):
-        raise ValueError(f"{where}: " + unknown("vision feature selection", strategy, ["patch", "default"]))
-    layer = values.get("vision_feature_layer", values.get("mm_vision_select_layer", -2))
+    select = values.get("vision_feature_select_strategy") or values.get("mm_vision_select_feature") or "patch"
+    if select not in family.SELECT:
+        raise ValueError(f"{where}: " + unknown("vision feature selection", select, family.SELECT))
+    layer = values.get("vision_feature_layer", values.get("mm_vision_select_layer", family.FEATURE_LAYER))
     if not isinstance(layer, int):
         raise ValueError(f"{where}: one vision feature layer is supported, got {layer!r}")
     return layer
@@ -313,7 +332,10 @@ def _projector_depth(tensors: dict[str, Tensor], where: str) -> int:
     """1 for a linear projector, N for mlpNx_gelu; counted in the weights, because old files lack the field."""
     depth = sum(name.startswith("vlm.projector.") and name.endswith(".weight") for name in tensors)
     if not depth:
-        raise ValueError(f"{where} has no projector (model.mm_projector.* or multi_modal_projector.*): not a LLaVA")
+        raise ValueError(
+            f"{where} has no projector (model.mm_projector.* or multi_modal_projector.*): not a LLaVA; "
+            "model.tower.new_projector=true puts a new one between a language model and a tower"
+        )
     return depth
 
 
@@ -358,13 +380,22 @@ def _find_tower(source: WeightSource, named: str | None, config: ModelConfig) ->
         ) from None
 
 
-def _read_tower(folder: Path, source: WeightSource) -> dict[str, Tensor]:
-    """Weights of a CLIP folder; its text side has no place in a LLaVA."""
+def _read_tower(folder: Path, source: WeightSource, family: type[TowerFamily]) -> dict[str, Tensor]:
+    """Weights of a tower's folder; what else its model has, e.g. a text side, has no place in a LLaVA."""
     tensors = read_tensors(folder)
-    rest = {name for name in tensors if _TOWER_REST.fullmatch(name)}
+    rest = {name for name in tensors if family.UNUSED.fullmatch(name)}
     source.report.ignored.extend(sorted(rest))
     vision = {name: value for name, value in tensors.items() if name not in rest}
-    return to_model_names(vision, NameTable(_TOWER_FILES), source.report)
+    return to_model_names(vision, NameTable(under(family.FILES, "", "vlm.tower.")), source.report)
+
+
+def _drop_unused(source: WeightSource, family: type[TowerFamily]) -> None:
+    """Weights of a tower inside the folder that no feature needs."""
+    own = [name for name in source.tensors if name.startswith("vlm.tower.")]
+    rest = [name for name in own if family.UNUSED.fullmatch(name.removeprefix("vlm.tower."))]
+    source.report.ignored.extend(rest)
+    for name in rest:
+        del source.tensors[name]
 
 
 def _is_hub_name(name: str) -> bool:

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoints.config_file import read_config
-from model.vlm.llava_checkpoint import NEW_DEPTH, NEW_GROWTH, LlavaSizes, tower_sizes
-from model.vlm.tower import fit_tower, tower_input
+from model.vlm.llava_checkpoint import NEW_DEPTH, NEW_GROWTH, LlavaSizes
+from model.vlm.tower import fit_tower, own_view, tower_input
+from model.vlm.towers import TOWERS, tower_family
 from utils.config import ModelConfig
 
 _LANGUAGE = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
 }
-_TOWER = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-_TOWER |= {"patch_size": 14, "image_size": 224, "projection_dim": 768}
+_TOWER: dict[str, Any] = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096}
+_TOWER |= {"num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "projection_dim": 768}
 VOCABULARY = 32000  # of LLaMA, without added tokens
 LINEAR_PROJECTOR = 1  # layers, in LLaVA v1.0 and v1.1
 MLP_PROJECTOR = 2  # layers, in LLaVA v1.5
@@ -32,8 +33,9 @@ def released_sizes(values: dict[str, Any], config: ModelConfig, added: int) -> L
     language = {key: text[key] for key in _LANGUAGE_KEYS if text.get(key) is not None}
     language = language or {**_LANGUAGE["13b" if "13b" in config.version.lower() else "7b"], "vocab_size": VOCABULARY}
     language["vocab_size"] += added
-    view = tower_input(values, config.tower)
-    tower = fit_tower(_tower(values, config), {}, view)
+    place, built = _tower(values, config)
+    view = tower_input(values, config.tower, TOWERS[built["model_type"]])
+    tower = fit_tower(built, {}, view, own_view(place, built, config.tower.preprocessor))
     if config.tower.new_projector:
         projector_depth = NEW_DEPTH
     else:
@@ -47,11 +49,10 @@ def released_sizes(values: dict[str, Any], config: ModelConfig, added: int) -> L
     )
 
 
-def _tower(values: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """Sizes from the folder itself, from a CLIP folder, or of CLIP ViT-L/14 at the resolution in its name."""
-    if "vision_config" in values:
-        return tower_sizes(values)
-    folder = Path(config.vision_tower or "")
-    if (folder / "config.json").is_file():
-        return tower_sizes(read_config(folder))
-    return {**_TOWER, "image_size": 336 if "336" in (config.vision_tower or config.version) else 224}
+def _tower(values: dict[str, Any], config: ModelConfig) -> tuple[Path, dict[str, Any]]:
+    """The folder, and sizes from it or of CLIP ViT-L/14 at the resolution in its name: the base's, or the tower's."""
+    folder = Path(config.version if "vision_config" in values else config.vision_tower or "")
+    if "vision_config" in values or (folder / "config.json").is_file():
+        tower = values if "vision_config" in values else read_config(folder)
+        return folder, tower_family(tower, str(folder / "config.json")).sizes(tower)
+    return folder, {**_TOWER, "image_size": 336 if "336" in (config.vision_tower or config.version) else 224}

@@ -9,7 +9,7 @@ from typing import Any
 from data.views import LanguageView
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.config_file import SECTION, read_config
-from model.checkpoints.load import check_parts, choose_head, vlm_class
+from model.checkpoints.load import check_parts, choose_head, projection_of, vlm_class
 from model.heads import HEADS, HeadContext
 from model.heads.promptable import PromptableHead
 from model.vlm import VLMS
@@ -33,15 +33,20 @@ def released_architecture(
     check_parts(backbone, head_class, head, config)
     vlm_config, view = backbone.planned(values, config, added)
     sizes = backbone.sizes(vlm_config)
+    projection = projection_of(config)
     context = HeadContext(
-        sizes.tower_width, sizes.tower_layers, sizes.language_width, mask_tokens, side=config.image_size
+        sizes.tower_width,
+        sizes.tower_layers,
+        sizes.language_width,
+        mask_tokens * projection.prompts,
+        side=config.image_size,
     )
     saved_config = values.get(SECTION, {}).get("head_config")
     options = dict(config.head_options)
     if not saved_config and issubclass(head_class, PromptableHead) and not head_class.starts_random(options):
         saved_config = _promptable(head_class, config.vision_pretrained, options, context)
     head_config = head_class.config_for({}, options, replace(context, saved_config=saved_config))
-    return Architecture(backbone.NAME, vlm_config, head, head_config), view
+    return Architecture(backbone.NAME, vlm_config, head, head_config, projection), view
 
 
 def _released(name: str) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Lines typed at a terminal: arrow keys and history, commands that begin with a slash, text printed as it comes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from utils.registry import unknown
+
+SLASH = "/"
+
+
+@dataclass(frozen=True)
+class Command:
+    """usage: its name and what follows it, as in `/image PATH`. run: called with what was typed after the name."""
+
+    usage: str
+    help: str
+    run: Callable[[str], object]
+
+    @property
+    def name(self) -> str:
+        return self.usage.split()[0]
+
+
+class Console:
+    """Reads lines and runs the commands among them."""
+
+    def __init__(self, commands: Sequence[Command]):
+        self.commands = commands
+        if sys.stdin.isatty():
+            with suppress(ImportError):  # Python for Windows has none; lines can be typed without it
+                import readline  # noqa: F401  input() then has arrow keys and a history
+
+    def read(self, prompt: str) -> str | None:
+        """The next line without outer blanks; None at the end of input. Ctrl-C drops the line and asks again."""
+        while True:
+            try:
+                return input(prompt).strip()
+            except EOFError:
+                print()
+                return None
+            except KeyboardInterrupt:
+                print(f"\n{SLASH}quit or Ctrl-D leaves.")
+
+    def run(self, line: str) -> bool:
+        """Runs a command; an unknown one is answered with the list of all. Returns False where the line is none."""
+        if not line.startswith(SLASH):
+            return False
+        name, _, rest = line.partition(" ")
+        command = next((command for command in self.commands if command.name == name), None)
+        if command is None:
+            print(f"{unknown('command', name, [command.name for command in self.commands])}\n{self.help()}")
+        else:
+            command.run(rest.strip())
+        return True
+
+    def help(self) -> str:
+        """The commands, one per line."""
+        width = max(len(command.usage) for command in self.commands)
+        return "\n".join(f"  {command.usage:<{width}}  {command.help}" for command in self.commands)
+
+
+class Typist:
+    """Prints a growing text: each call the part that is new."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def __call__(self, text: str) -> None:
+        print(text[len(self.text) :], end="", flush=True)
+        self.text = text
+
+    @property
+    def line_end(self) -> str:
+        """What ends the line in which the text stands."""
+        return "\n" if self.text else ""
