@@ -17,20 +17,17 @@ from typing import Any, Literal
 import yaml
 
 from utils.files import write_atomically
+from utils.model_recipe import CacheConfig, LoraConfig, ModelConfig, TowerConfig
 from utils.plain import leaves, parse_yaml, read_yaml
 from utils.recipe import (
-    CacheConfig,
     DataConfig,
     DatasetConfig,
     EvalConfig,
-    LoraConfig,
     LossConfig,
-    ModelConfig,
     Recipe,
     RunConfig,
     SuiteConfig,
     TaskConfig,
-    TowerConfig,
     TrainConfig,
 )
 from utils.registry import unknown
