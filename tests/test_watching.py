@@ -19,7 +19,7 @@ from PIL import Image
 from data.mixture import Part
 from data.sources.base import Source
 from data.types import Batch, Claim, Mask, Query, Record, Target
-from evaluation.predictions import prediction
+from evaluation.predictions import answers_of
 from evaluation.protocols import Reply
 from evaluation.report.draw import Layer
 from evaluation.report.panels import panel, replay
@@ -287,7 +287,7 @@ class TestPictures:
 
     def test_read_back_from_a_file_they_are_the_same(self, tmp_path):
         record, (queries, replies) = self.record(tmp_path), self.replies()
-        answers = json.loads(json.dumps([prediction(q, r) for q, r in zip(queries, replies, strict=True)]))
+        answers = json.loads(json.dumps(answers_of(record, queries, replies)))
         before, after = panel(record, queries, replies), replay(record, answers)
         assert (after.question, after.answer, after.note) == (before.question, before.answer, before.note)
         assert same(after.predicted, before.predicted) and same(after.true, before.true)
