@@ -242,8 +242,8 @@ ANSWERED = {"question": "q", "asked": [], "text": "t", "claims": [], "masks": []
             "6000 names, more than the limit of 5000",
         ),
         ({"answers": {}}, "answers must be a list"),
-        ({"answers": [{**ANSWERED, "scores": [2]}]}, "scores must be a list of numbers from 0 to 1"),
-        ({"answers": [{**ANSWERED, "scores": ["1"]}]}, "scores must be a list of numbers from 0 to 1"),
+        ({"answers": [{**ANSWERED, "scores": ["1"]}]}, "scores must be a list of numbers"),
+        ({"answers": [{**ANSWERED, "scores": [True]}]}, "scores must be a list of numbers"),
         ({"answers": [{**ANSWERED, "scores": [0.5, 0.5]}]}, "2 scores of 0 masks"),
     ],
 )

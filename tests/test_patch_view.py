@@ -64,6 +64,7 @@ def test_a_strip_is_squeezed_where_the_library_refuses_it(caplog, monkeypatch):
         processor_of(view)(images=[Image.fromarray(image)], return_tensors="pt")
     logger = logging.getLogger("assistant")
     monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("assistant"), "handlers", [])  # whatever ran before
     module._tell_once.cache_clear()
     pixels = view(image)
     assert len(pixels) == 4 * view.tokens(2, 1000) and view.geometry(2, 1000).resized == view.geometry(2, 400).resized
@@ -74,6 +75,7 @@ def test_a_strip_is_squeezed_where_the_library_refuses_it(caplog, monkeypatch):
 def test_an_image_beyond_the_limit_is_shown_smaller_with_a_word(caplog, monkeypatch):
     view = VIEWS["qwen2_5_vl"]
     monkeypatch.setattr(logging.getLogger("assistant"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("assistant"), "handlers", [])  # whatever ran before
     module._tell_once.cache_clear()
     view(image_of(100, 100))
     assert not caplog.records

@@ -68,6 +68,7 @@ class ClipTower(TowerFamily):
 def number_positions(tower: PreTrainedModel) -> None:
     """The row of the position table for each token: 0, 1, ..."""
     embeddings = cast(nn.Module, tower.embeddings)
-    table = cast(nn.Embedding, embeddings.position_embedding).weight
-    positions = torch.arange(len(table), device=table.device)[None]
+    table = cast(nn.Embedding, embeddings.position_embedding)
+    # not the length of the weight: ZeRO-3 divides it between processes
+    positions = torch.arange(table.num_embeddings, device=table.weight.device)[None]
     embeddings.register_buffer("position_ids", positions, persistent=False)
