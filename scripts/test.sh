@@ -8,5 +8,6 @@ source "$(dirname "$0")/setup.sh" requirements-dev.txt
 ruff check .
 ruff format --check .
 ty check
-if [ $# -eq 0 ]; then set -- -m "not slow"; fi
+# Two processes, each with one thread (tests/conftest.py): small enough for any machine. A file stays in one of them.
+if [ $# -eq 0 ]; then set -- -m "not slow" -n 2 --dist loadfile; fi
 python -m pytest "$@"

@@ -36,8 +36,6 @@ WIDE = replace(  # so that activations outweigh the workspaces of kernels
     head_config=SAM | {"vision_config": SAM["vision_config"] | {"hidden_size": 64, "mlp_dim": 256}},
 )
 
-pytestmark = pytest.mark.usefixtures("plain_linears")
-
 
 def prepared(
     attention: str,

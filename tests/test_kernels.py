@@ -14,7 +14,6 @@ from tests.tiny_model import tiny_batch, tiny_model
 from utils.config import LoraConfig, LossConfig, ModelConfig
 
 CONFIG = ModelConfig(lora=LoraConfig(r=2, alpha=4, dropout=0.0), gradient_checkpointing=False)
-pytestmark = pytest.mark.usefixtures("plain_linears")
 LIGER = importlib.util.find_spec("liger_kernel") is not None and torch.cuda.is_available()
 
 
