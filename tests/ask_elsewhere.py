@@ -3,12 +3,14 @@
     python -I ask_elsewhere.py SETTINGS.json
 
 Settings: names of packages that are to count as not installed (without), folders, images, a question (asked), tokens
-of an answer (tokens), and the project's root, from which no module may come. Writes <folder>.npz and heard.json.
+of an answer (tokens), scripts to run (snippets), and the project's root, from which no module may come. Writes
+<folder>.npz and heard.json.
 """
 
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ def main(settings: dict[str, Any]) -> None:
         asked = (model.predict, model.segment, model.classes, model.chat)
         heard[folder], masks = answers(*asked, settings["image"], settings["question"])
         np.savez(f"{folder}.npz", *masks)
+    for snippet in settings["snippets"]:
+        runpy.run_path(snippet)
     files = [str(getattr(module, "__file__", "")) for module in list(sys.modules.values())]
     own = [file for file in files if file.startswith(settings["project"]) and "site-packages" not in file]
     assert not own, f"modules of the project were imported: {own}"

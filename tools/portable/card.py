@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
+import torch
+import transformers
 from torch import nn
 
 from evaluation.report.markdown import as_markdown
@@ -57,7 +60,8 @@ def model_card(
         _front_matter(assistant, licence),
         f"# {name.rpartition('/')[2]}",
         "A segmentation assistant: an image and a question in, text and masks out.",
-        f"## Use\n\nThis folder is all it takes: `pip install {packages}`.",
+        f"## Use\n\nThis folder is all it takes, and Python 3.11 or newer with `pip install {packages}`. It was "
+        f"written with {_version(torch)} and {_version(transformers)}.",
         f"```python\n{USE.format(name=name)}```",
         "`trust_remote_code` runs the Python files next to the weights, copies of the modules of the project that "
         "trained them; look at them first. `segment(image, phrases)` looks for phrases, and `model.predictor` has "
@@ -112,6 +116,10 @@ def _public(place: str) -> str:
     """A hub name as it is; of a path on this machine, the last part."""
     path = Path(place)
     return place if len(path.parts) == 2 and not path.is_absolute() and not path.exists() else path.name
+
+
+def _version(package: ModuleType) -> str:
+    return f"{package.__name__} {package.__version__.partition('+')[0]}"
 
 
 def _millions(part: nn.Module) -> str:

@@ -20,6 +20,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +84,7 @@ def _needed(module: str, roots: Collection[str]) -> set[str]:
     return wanted
 
 
+@cache
 def _parse(module: str) -> ast.Module:
     file = source_of(module)
     if file is None:
@@ -139,7 +141,7 @@ def _copy(module: str, modules: Collection[str], roots: Collection[str]) -> str:
     assert file is not None
     lines = file.read_text(encoding="utf-8").splitlines()
     changes: list[tuple[ast.stmt, list[str]]] = [
-        (node, ["pass  # imports for type checkers"])
+        (node, ["# (imports for type checkers)"])
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and _for_type_checkers(node)
     ]
