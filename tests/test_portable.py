@@ -92,7 +92,7 @@ def snippet_of(folder: Path, file: Path) -> str:
 
 
 def same_elsewhere(place: Path, *folders: str, without: tuple[str, ...] = WITHOUT) -> None:
-    """Asserts that AutoModel elsewhere and `Predictor` here answer alike, to the last bit of every mask, and that the
+    """Asserts that AutoModel elsewhere and `Predictor` here give equal answers, to the last bit of every mask, and that the
     program in the first folder's card runs there."""
     # without loss, so that OpenCV and Pillow read the same
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(place / "photo.png")
