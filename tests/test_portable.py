@@ -91,9 +91,9 @@ def snippet_of(folder: Path, file: Path) -> str:
     return file.name
 
 
-def same_elsewhere(place: Path, *folders: str, without: tuple[str, ...] = WITHOUT) -> None:
-    """Asserts that AutoModel elsewhere and `Predictor` here give equal answers, to the last bit of every mask, and that the
-    program in the first folder's card runs there."""
+def same_elsewhere(place: Path, *folders: str, without: tuple[str, ...] = WITHOUT, least: int = 4) -> None:
+    """Asserts that AutoModel elsewhere and `Predictor` here give equal answers, to the last bit of every mask, and that
+    the program in the first folder's card runs there. least: masks of a folder's answers."""
     # without loss, so that OpenCV and Pillow read the same
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(place / "photo.png")
     settings = {"without": without, "folders": folders, "image": "photo.png", "question": QUESTION, "tokens": TOKENS}
@@ -108,9 +108,9 @@ def same_elsewhere(place: Path, *folders: str, without: tuple[str, ...] = WITHOU
         told, masks = ask_elsewhere.answers(own.ask, own, own.classes, own.chat, place / "photo.png", QUESTION)
         assert heard[name] == told
         with np.load(place / f"{name}.npz") as found:
-            assert len(found.files) == len(masks) > 3
+            assert len(found.files) == len(masks) >= least
             assert all(np.array_equal(mask, found[key]) for key, mask in zip(found.files, masks, strict=True))
-        assert any(mask.any() and not mask.all() for mask in masks)
+        assert not least or any(mask.any() and not mask.all() for mask in masks)
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +252,15 @@ def test_a_qwen_base_with_sam2(family, tmp_path):
     write(made(tmp_path, **model), tmp_path / "qwen")
     same_elsewhere(tmp_path, "qwen", without=(*WITHOUT, "sentencepiece", "google.protobuf"))
     assert not {"model_vlm_llava.py", "model_heads_sam3.py"} & {file.name for file in (tmp_path / "qwen").iterdir()}
+
+
+@pytest.mark.slow
+def test_every_published_system(tmp_path):
+    """Random weights seldom write a mask in the words of these systems; their texts are compared all the same."""
+    names = ("lasagna", "gsva", "sesame", "pixellm")
+    for name in names:
+        write(tiny(name, eager=8), tmp_path / name)
+    same_elsewhere(tmp_path, *names, least=0)
 
 
 @pytest.mark.slow
