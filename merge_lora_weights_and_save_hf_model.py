@@ -1,11 +1,15 @@
-"""Merges a training run into one folder that the other entry points and Hugging Face load.
+"""Merges a training run into one folder that the other entry points and Hugging Face load, also without this project.
 
     python merge_lora_weights_and_save_hf_model.py --run runs/mine --save_path mine
+    python merge_lora_weights_and_save_hf_model.py --run runs/mine --save_path mine --push_to_hub me/mine
     python merge_lora_weights_and_save_hf_model.py --run runs/mine --save_path mine --format original
     python merge_lora_weights_and_save_hf_model.py --version=LLAVA --weight=pytorch_model.bin --save_path=mine
 
 The last form takes the single file that `zero_to_fp32.py` writes from a DeepSpeed checkpoint, of this project or of the
 original programs, and the flags (or the --config) of its training.
+
+The folder has a model card, and the code that `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)` needs where
+this project is not installed (docs/share.md). Nothing is uploaded without --push_to_hub and a yes.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from model.checkpoints.files import read_tensors
 from model.checkpoints.load import dtype_of
@@ -20,6 +26,9 @@ from model.checkpoints.save import check_target, read_from, save_folder, save_or
 from model.finetune.trainable import from_training_file, load_frozen_head, load_trainable, merge_lora
 from systems.assistant import Assistant, build, load
 from systems.base import systems_accepting
+from tools.portable.card import read_results, results_of_run
+from tools.portable.folder import complete
+from tools.portable.push import check_name, push
 from utils.config import Recipe, load_recipe
 from utils.flags import resolve
 from utils.log import log, setup_logging
@@ -43,8 +52,21 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of the weights written [as trained]")
     parser.add_argument("--overwrite", action="store_true", help="replace a --save_path that this did not write")
+    share = parser.add_argument_group("model card and upload", "of the project's format")
+    share.add_argument(
+        "--results", nargs="+", default=[], metavar="FOLDER", help="of test_sem.py, whose figures the card shows"
+    )
+    share.add_argument("--license", default="other", metavar="ID", help="of the weights, as the hub names it [other]")
+    share.add_argument("--push_to_hub", metavar="OWNER/NAME", help="upload the folder, after a question")
+    share.add_argument("--public", action="store_true", help="if the repository is new [private]")
+    share.add_argument("--yes", action="store_true", help="upload without the question")
     args, flags = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     setup_logging()
+    if args.format == "original" and (args.results or args.push_to_hub):
+        parser.error("--results and --push_to_hub are for the project's format, which has a model card")
+    if args.push_to_hub:
+        check_name(args.push_to_hub, yes=args.yes)
+    results = {folder: read_results(Path(folder)) for folder in args.results}
     log.info("reading %s", args.run or args.weight)
     if args.run and flags:
         parser.error(f"a run folder has its own recipe, so flags of training are not taken: {' '.join(flags)}")
@@ -58,8 +80,15 @@ def main(argv: list[str] | None = None) -> None:
         architecture = architectures[0] if architectures else "LlavaLlamaForCausalLM"
         save_original(assistant.model, args.save_path, assistant.tokenizer, architecture, overwrite=args.overwrite)
     else:
-        save_folder(assistant.model, args.save_path, assistant.tokenizer, assistant.recipe, overwrite=args.overwrite)
+        if args.run:
+            results |= results_of_run(Path(args.run), args.tag)
+        name = args.push_to_hub or Path(args.save_path).resolve().name
+        more = partial(complete, assistant=assistant, name=name, results=results, licence=args.license)
+        parts = (assistant.model, args.save_path, assistant.tokenizer, assistant.recipe)
+        save_folder(*parts, more=more, overwrite=args.overwrite)
     log.info("wrote %s (%s, %s)", args.save_path, args.format, precision)
+    if args.push_to_hub:
+        push(Path(args.save_path), args.push_to_hub, public=args.public, yes=args.yes)
 
 
 def load_run(run: str, tag: str) -> Assistant:

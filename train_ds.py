@@ -30,7 +30,8 @@ from training.validation import check_suites, evaluation_splits, score_final, sc
 from utils import dist
 from utils.config import Recipe
 from utils.flags import resolve
-from utils.log import RunLog, import_wandb, log, setup_logging
+from utils.log import log, setup_logging
+from utils.run_log import RunLog, import_wandb
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from data.encode import Encoded, Encoder, SequenceTooLong
-from data.sources.base import size_mismatch
-from data.types import IGNORE_ID, IMAGE_ID, Batch, Dialogue, Geometry, MaskFn, Record
+from data.types import IGNORE_ID, IMAGE_ID, Batch, Dialogue, EmptyMask, Geometry, MaskFn, Record
 from data.views import Views, read_image
-from utils.masks import EmptyMask
+from utils.images import size_mismatch
 
 
 class NothingToAsk(ValueError):

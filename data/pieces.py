@@ -7,14 +7,16 @@ model may order them differently: transformers 5 merges runs of blanks first, Se
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Model
 from transformers.tokenization_utils_base import generate_merges
 
 from data.tokenizer_family import check_characters
+
+if TYPE_CHECKING:  # the package is needed where there is a SentencePiece model, and imported there
+    from sentencepiece import SentencePieceProcessor
 
 BLANK = "▁"  # how a vocabulary writes a blank
 STRIP, KEEP = "transformers-4.31", "transformers-4.44"
@@ -39,7 +41,7 @@ class SentencePieces:
 
     def __init__(self, file: Path):
         try:
-            self._pieces = SentencePieceProcessor(model_file=str(file))
+            self._pieces = _processor()(model_file=str(file))
         except (RuntimeError, OSError) as error:
             raise ValueError(
                 f"{file} ({file.stat().st_size} bytes) is no SentencePiece model (a pointer, or half a download?); "
@@ -152,10 +154,18 @@ class Pieces:
         return [first, *ids[1:]]
 
 
+def _processor() -> type[SentencePieceProcessor]:
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise ImportError("a tokenizer.model is read with SentencePiece: pip install sentencepiece protobuf") from None
+    return SentencePieceProcessor
+
+
 def _without_blank(pieces: SentencePieceProcessor) -> SentencePieceProcessor:
     """The same model without SentencePiece's own blank in front of a text."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # ty: ignore[missing-module-member]  (made at import)
 
     proto = ModelProto.FromString(pieces.serialized_model_proto())
     proto.normalizer_spec.add_dummy_prefix = False
-    return SentencePieceProcessor(model_proto=proto.SerializeToString())
+    return _processor()(model_proto=proto.SerializeToString())

@@ -18,6 +18,10 @@ from torch import Tensor
 MaskFn = Callable[[], np.ndarray]  # lazy: rasterizes a (H, W) bool mask when it is called, not before
 
 
+class EmptyMask(ValueError):
+    """The mask of a thing that the data call present has no pixel: a fault of the data, not an absent thing."""
+
+
 @dataclass(frozen=True)
 class Target:
     """One thing that the text may talk about.

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -32,6 +31,8 @@ def read_image(path: str | Path) -> np.ndarray:
     Of an animation, the first frame. A missing, unreadable or truncated file, or one of more pixels than
     ASSISTANT_MAX_PIXELS, raises an OSError that names it; OpenCV alone would return a truncated JPEG with a grey end.
     """
+    import cv2  # reading files needs it, answering about an image that is in memory does not
+
     path = Path(path)
     check_file(path)
     data = path.read_bytes()

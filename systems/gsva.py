@@ -12,13 +12,12 @@ import numpy as np
 
 from data.pieces import KEEP
 from data.tokens import TokenSpec
-from data.types import Claim, Dialogue, Mask, MaskFn, Query, Record, Refuse, Script, Turn
+from data.types import Claim, Dialogue, EmptyMask, Mask, MaskFn, Query, Record, Refuse, Script, Turn
 from systems.base import SYSTEMS, Released, ReleasedTruth, System, make_options, one_of
 from systems.reading import read_claims
 from systems.single import FIELDS, SingleTarget
 from systems.targets import ABSENT, REASONING, label_set, random_name, sample_items
 from systems.wording import Wording, about_image, fill_template, load_wording, merge_text, pattern_before_mask
-from utils.masks import EmptyMask
 
 TOKENS = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
 LIST_PROMPT = " What are {list}in this image? Please output segmentation masks."  # published, blanks and all

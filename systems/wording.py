@@ -43,10 +43,7 @@ def load_wording(name: str, fields: dict[str, str]) -> Wording:
     list, or a template without the fields of its list, raises a ValueError that names the file, the list and the
     template.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else WORDING / f"{name}.yaml"
-    if not path.is_file():
-        have = ", ".join(sorted(file.stem for file in WORDING.glob("*.yaml")))
-        raise FileNotFoundError(f"no wording {name!r}; have: {have}, or the path of a YAML file")
+    path = wording_file(name)
     lists = read_yaml(path) or {}
     if not isinstance(lists, dict) or set(lists) != set(fields):
         raise ValueError(
@@ -61,6 +58,15 @@ def load_wording(name: str, fields: dict[str, str]) -> Wording:
                 wanted = [f"{{{name}}} once{'' if name in ONCE else ' or more'}" for name in needed]
                 raise ValueError(f"{path}: {key}: {template!r} must hold {' and '.join(wanted) or 'no field'}")
     return Wording(name, {key: tuple(templates) for key, templates in lists.items()})
+
+
+def wording_file(name: str) -> Path:
+    """`systems/wording/<name>.yaml`, or the file itself where `name` is the path of a YAML file."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else WORDING / f"{name}.yaml"
+    if not path.is_file():
+        have = ", ".join(sorted(file.stem for file in WORDING.glob("*.yaml")))
+        raise FileNotFoundError(f"no wording {name!r}; have: {have}, or the path of a YAML file")
+    return path
 
 
 def _has_fields(template: Any, names: str) -> bool:

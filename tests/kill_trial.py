@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from tests.tiny_run import ROOT, environment, write_reason_seg, write_recipe
 from training.checkpoint import Checkpoints, damage
-from utils.log import read_log
+from utils.run_log import read_log
 
 STEPS, EPOCHS, SAVED_EVERY, LOGGED_EVERY = 5, 3, 4, 3  # so that some lines begin in one start and end in the next
 TIMED = ("time", "images_per_second", "data_wait")  # what no two runs have in common

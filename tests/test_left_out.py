@@ -18,7 +18,7 @@ from PIL import Image
 import test_sem
 from data.collate import NothingToAsk, load_views, rasterize_masks
 from data.sources import build_source
-from data.types import Claim, Mask, Query, Record, Refuse, Target
+from data.types import Claim, EmptyMask, Mask, Query, Record, Refuse, Target
 from evaluation.metrics import SCORERS
 from evaluation.metrics.counts import Overlaps
 from evaluation.protocols import FORCED, Reply
@@ -30,7 +30,7 @@ from evaluation.score import rescore
 from systems.base import SYSTEMS, ReleasedTruth, build_system
 from tests.tiny_assistant import tiny
 from utils.config import EvalConfig, from_dict
-from utils.masks import CachedMask, EmptyMask, polygons_to_mask
+from utils.masks import CachedMask, polygons_to_mask
 
 SIDE = 16
 FIRST = [0, 0, 7, 0, 7, 7, 0, 7]  # two polygons of one object, which share a quarter of each

@@ -14,10 +14,13 @@ import merge_lora_weights_and_save_hf_model as program
 import train_ds
 from data.collate import SampleBuilder, collate
 from data.sources import build_source
+from evaluation.metrics.base import Figure
+from evaluation.results import EvaluationResults, SuiteResult, write_results
 from model.checkpoints.layouts import published_table
 from model.heads import HEADS
 from model.vlm import VLMS
 from systems.assistant import Assistant, load
+from tests.test_share import Hub
 from tests.tiny_model import LLAVA
 from tests.tiny_run import BASE, write_reason_seg, write_recipe
 from utils.config import load_recipe
@@ -144,6 +147,28 @@ def test_what_is_read_or_was_not_written_here_is_never_replaced(run, tmp_path):
     (mine / "notes.txt").write_text("added later")
     with pytest.raises(FileExistsError, match=r"notes\.txt"):
         merge("--run", run, "--save_path", mine)
+
+
+def test_upload_and_card_from_the_command_line(run, tmp_path, monkeypatch, capsys):
+    figures = [Figure("gIoU", "standard", 0.125, None)]
+    write_results(EvaluationResults({"ReasonSeg|val": SuiteResult(figures, "generate", images=1)}), tmp_path / "scores")
+    words = ("--run", run, "--save_path", tmp_path / "mine", "--results", tmp_path / "scores", "--license", "mit")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ValueError, match="no terminal"):
+        merge(*words, "--push_to_hub", "me/mine")
+    with pytest.raises(SystemExit):
+        merge(*words, "--push_to_hub", "me/mine", "--yes", "--format", "original")
+    assert not (tmp_path / "mine").exists()
+    monkeypatch.setattr("tools.portable.push.HfApi", Hub)
+    monkeypatch.setattr(Hub, "calls", [])
+    merge(*words, "--push_to_hub", "me/mine", "--yes")
+    assert [name for name, *_ in Hub.calls] == [
+        "create_repo",
+        "upload_folder",
+    ] and "MiB  in all" in capsys.readouterr().out
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "| gIoU | standard | generate | 0.1250 |" in card and 'license: "mit"' in card
+    assert 'from_pretrained("me/mine"' in card and "- reason_seg, rate 1: ReasonSeg|train (1)" in card
 
 
 @pytest.mark.parametrize("layout", ["project", "original"])

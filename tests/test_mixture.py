@@ -25,11 +25,11 @@ from data.encode import Encoder, SequenceTooLong
 from data.mixture import MAX_TRIES, Mixture, Part, Stream
 from data.sources import SOURCES, build_source
 from data.tokens import TokenSpec, load_tokenizer
-from data.types import Mask, Record, Target, Turn
+from data.types import EmptyMask, Mask, Record, Target, Turn
 from data.views import ClipView, SamView, Views
 from tests.records import OWN
 from utils.config import DataConfig, DatasetConfig, TaskConfig, from_dict
-from utils.masks import CachedMask, EmptyMask
+from utils.masks import CachedMask
 
 SPEC = TokenSpec(("[SEG]",), ("[SEG]",))
 SHAPE = (12, 16)

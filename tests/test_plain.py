@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -14,6 +15,19 @@ from utils.plain import MAX_DEPTH, MAX_NODES, parse_json, parse_yaml, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = [path for path in ROOT.rglob("*.py") if not {".venv", "tests"} & set(path.relative_to(ROOT).parts)]
+
+
+FOR_OTHERS = {
+    "merge_lora_weights_and_save_hf_model.py",
+    "evaluation/auto_assistant.py",
+    *(f"tools/portable/{name}.py" for name in ("card", "folder")),
+}
+
+
+ALLOWED_NAMES = {
+    "card": {"transformers"},  # its version
+    "auto_assistant": {"getattr"},  # of torch and of a configuration
+}
 
 
 def laughs(levels: int, width: int = 9) -> str:
@@ -108,8 +122,10 @@ def test_json_numbers():
         (r"Unpickler\b", {"utils/safe_pickle.py"}),
         (r"torch\.load\((?!.*weights_only=True)", set()),
         (r"allow_pickle=True|weights_only=False", set()),
-        (r"trust_remote_code|AutoModel|AutoTokenizer|AutoConfig\.", set()),
-        (r"auto_map", {"model/checkpoints/config_file.py"}),  # the names of classes, which are read as text
+        # words in what is written for others; the next test looks at the code
+        (r"trust_remote_code|AutoModel|AutoTokenizer|AutoConfig\.", FOR_OTHERS),
+        # the names of classes, which are read as text, and written
+        (r"auto_map", {"model/checkpoints/config_file.py", "tools/portable/folder.py"}),
         (r"(?<![\w.])(eval|exec|compile|__import__)\(", set()),
         (r"shell=True|os\.system|os\.popen", set()),
         (r"extractall|unpack_archive", set()),
@@ -118,3 +134,20 @@ def test_json_numbers():
 def test_nothing_in_the_project_runs_what_it_reads(pattern, allowed):
     found = {str(path.relative_to(ROOT)) for path in CODE if re.search(pattern, path.read_text(encoding="utf-8"))}
     assert found <= allowed, f"{pattern} in {found - allowed}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CODE if str(path.relative_to(ROOT)) in FOR_OTHERS], ids=lambda path: path.name
+)
+def test_code_written_for_others_is_never_asked_for_here(path):
+    """Outside of texts, nothing names what loads a folder's code, nor could reach it by its name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {
+        str(getattr(node, field, "")) for node in ast.walk(tree) for field in ("id", "attr", "arg", "name", "asname")
+    }
+    assert not [
+        name
+        for name in names
+        if re.match(r"Auto(Model|Config|Tokenizer|Processor)|.*remote_code|.*dynamic_module", name)
+    ]
+    assert not names & {"getattr", "import_module", "__import__", "transformers"} - ALLOWED_NAMES.get(path.stem, set())

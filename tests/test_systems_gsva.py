@@ -9,10 +9,9 @@ from typing import cast
 import numpy as np
 import pytest
 
-from data.types import Mask, Record, Refuse, Target, Turn
+from data.types import EmptyMask, Mask, Record, Refuse, Target, Turn
 from systems.base import build_system
 from systems.gsva import LIST_PART, GsvaTask
-from utils.masks import EmptyMask
 
 NAMES = ("Red Car", "a dog.", " tall tree ", "no such thing", "nobody")
 

@@ -27,7 +27,8 @@ from tools import plot_run
 from training.meters import CUT_ROWS, CUT_TOKENS, LEFT_OUT, MEMORY, SPEED, WAIT, Meters, peak_memory
 from training.provenance import describe_data, describe_start, fingerprint, starts, versions
 from utils.config import RunConfig
-from utils.log import RunLog, import_wandb, log, read_log
+from utils.log import log
+from utils.run_log import RunLog, import_wandb, read_log
 
 RED = np.full((8, 10, 3), (250, 10, 10), np.uint8)
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evaluation.cli import Parser, add_model_flags, load_assistant
 from model.checkpoints.layouts import IGNORED, LORA_WRAPPER, Report
 from model.checkpoints.save import check_target, read_from, save_folder, save_original
+from tools.portable.folder import complete
 from utils.log import setup_logging
 
 FORMATS = ("project", "original")
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         class_name = published[0] if published else "LlavaLlamaForCausalLM"
         save_original(assistant.model, folder, assistant.tokenizer, class_name, **how)
     else:
-        save_folder(assistant.model, folder, assistant.tokenizer, assistant.recipe, **how)
+        more = partial(complete, assistant=assistant, name=folder.name)
+        save_folder(assistant.model, folder, assistant.tokenizer, assistant.recipe, more=more, **how)
     print(f"{folder}: a {assistant.system.name} assistant; {assistant.model.report}")
     for name, reason in weights["ignored"].items():
         print(f"  ignored {name}: {reason}")

@@ -19,8 +19,8 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 
-from utils.log import flat, read_log
 from utils.registry import unknown
+from utils.run_log import flat, read_log
 
 matplotlib.use("Agg")
 USUAL = ("loss", "ce", "mask", "bce", "dice", "lr", "grad_norm", "images_per_second", "data_wait", "gpu_memory_gib")

@@ -26,7 +26,8 @@ from evaluation.runner import evaluate, source_options
 from evaluation.suites import find_suites
 from systems.assistant import Assistant, build, load
 from utils.config import load_recipe
-from utils.log import read_log, setup_logging
+from utils.log import setup_logging
+from utils.run_log import read_log
 
 FIGURES = {  # name in the report -> suite and metric
     "miou": ("ade20k|val", "mIoU"),

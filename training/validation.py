@@ -18,8 +18,9 @@ from training.checkpoint import Checkpoints, TrainState
 from training.engine import Engine
 from utils import dist
 from utils.config import DatasetConfig, Recipe
-from utils.log import RunLog, log
+from utils.log import log
 from utils.registry import unknown
+from utils.run_log import RunLog
 
 
 def validate(

@@ -1,4 +1,4 @@
-"""Opening image files with Pillow: known formats only, a limit on pixels, errors that name the file."""
+"""Opening image files with Pillow: known formats only, a limit on pixels, errors that name the file; orientation."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from utils.limits import PIXELS
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN", "TIFF", "WEBP")
 BYTES_PER_PIXEL = 8  # four channels of 16 bits, uncompressed
 OVERHEAD = 2**24  # bytes of what else a file may hold
+EXIF_ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)  # orientations that swap rows and columns
 
 
 @contextmanager
@@ -60,3 +62,30 @@ def check_file(path: Path, what: str = "image") -> None:
             f"cannot read {what} {path}: a file of {size} bytes, more than an image of {PIXELS.value} pixels can have "
             f"(set {PIXELS.name} to raise that)"
         )
+
+
+def orientation(path: Path) -> int:
+    """The EXIF orientation of an image, 1 where there is none or it cannot be read."""
+    try:
+        with open_image(path) as image:
+            value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except OSError:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def size_mismatch(image: Path, what: str, mask: tuple[int, ...], shape: tuple[int, int]) -> str:
+    """The message for a mask of size `mask` that belongs to an image of size `shape`, both (H, W)."""
+    hint = orientation_hint(image, mask, shape)
+    return f"{image}: the mask of {what} is {mask}, the image (H, W) {tuple(shape)}{hint}"
+
+
+def orientation_hint(image: Path, mask: tuple[int, ...], shape: tuple[int, int]) -> str:
+    """How an image's EXIF orientation explains a mask with swapped sides, and what to do; "" if it does not."""
+    if mask != tuple(shape)[::-1] or (tag := orientation(image)) not in TURNED:
+        return ""
+    return (
+        f"; the image is turned: its EXIF orientation is {tag}, and its annotations were made for the image as stored. "
+        "Rotate the annotations as well, or remove the tag so that the image is shown as it is stored "
+        "(exiftool -Orientation= FILE)"
+    )

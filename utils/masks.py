@@ -22,10 +22,6 @@ OUTLINE = 4_000_000  # longest outline of a polygon, in pixels: COCO's code allo
 DIGITS = 8  # most characters of a run in COCO's text form, 5 bits each: no mask has runs of more than 40 bits
 
 
-class EmptyMask(ValueError):
-    """The mask of a thing that the data call present has no pixel: a fault of the data, not an absent thing."""
-
-
 def segmentation_to_mask(segmentation: Any, size: Size, overlap: str = "union") -> np.ndarray:
     """(H, W) bool of any COCO `segmentation`: polygons, one RLE, a list of RLEs (RefCLEF); an empty list is empty.
 

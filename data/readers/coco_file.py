@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from data.sources.base import field, read_entries
+from data.types import EmptyMask
 from utils.limits import PIXELS
-from utils.masks import CachedMask, EmptyMask, Size, as_flat, segmentation_to_mask
+from utils.masks import CachedMask, Size, as_flat, segmentation_to_mask
 from utils.text import preview
 
 ABOUT_BOXES = ("refuse", "draw")  # choices for an annotation that has a box and no segmentation

@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from data.readers.index import Fault, Rows, attempt, indexed_rows  # noqa: F401  (re-exported for source files)
 from data.readers.json_stream import read_entries  # noqa: F401
 from data.types import Record
-from utils.images import open_image
+from utils.images import EXIF_ORIENTATION, TURNED, open_image
 from utils.plain import parse_json
 from utils.registry import Registry, unknown
 from utils.text import preview, read_text
@@ -28,8 +28,6 @@ IMAGE_SUFFIXES = (
 )
 TIFF_SIZE = (256, 257)  # tags of the width and height that a TIFF stores
 NO_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})  # what file managers leave next to data
-EXIF_ORIENTATION = 0x0112
-TURNED = (5, 6, 7, 8)  # orientations that swap rows and columns
 BOOLEANS = {"true": True, "false": False}
 
 
@@ -229,33 +227,6 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height = (image.tag_v2[tag] for tag in TIFF_SIZE)
         swapped = image.getexif().get(EXIF_ORIENTATION) in TURNED
     return (width, height) if swapped else (height, width)
-
-
-def orientation(path: Path) -> int:
-    """The EXIF orientation of an image, 1 where there is none or it cannot be read."""
-    try:
-        with open_image(path) as image:
-            value = image.getexif().get(EXIF_ORIENTATION, 1)
-    except OSError:
-        return 1
-    return value if value in range(1, 9) else 1
-
-
-def size_mismatch(image: Path, what: str, mask: tuple[int, ...], shape: tuple[int, int]) -> str:
-    """The message for a mask of size `mask` that belongs to an image of size `shape`, both (H, W)."""
-    hint = orientation_hint(image, mask, shape)
-    return f"{image}: the mask of {what} is {mask}, the image (H, W) {tuple(shape)}{hint}"
-
-
-def orientation_hint(image: Path, mask: tuple[int, ...], shape: tuple[int, int]) -> str:
-    """How an image's EXIF orientation explains a mask with swapped sides, and what to do; "" if it does not."""
-    if mask != tuple(shape)[::-1] or (tag := orientation(image)) not in TURNED:
-        return ""
-    return (
-        f"; the image is turned: its EXIF orientation is {tag}, and its annotations were made for the image as stored. "
-        "Rotate the annotations as well, or remove the tag so that the image is shown as it is stored "
-        "(exiftool -Orientation= FILE)"
-    )
 
 
 def _first_gap(root: Path, parts: Sequence[str]) -> str:

@@ -20,11 +20,11 @@ from data.sources.base import (
     file_below,
     image_size,
     indexed_rows,
-    size_mismatch,
 )
 from data.sources.semantic import read_label_map
-from data.types import Record, Target, Turn
-from utils.masks import CachedMask, EmptyMask
+from data.types import EmptyMask, Record, Target, Turn
+from utils.images import size_mismatch
+from utils.masks import CachedMask
 from utils.plain import parse_json
 from utils.text import preview, read_text
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rapidfuzz import fuzz, process, utils
-
 from data.types import Claim
 
 MARKS = " ,.;:"  # what the reading of an answer strips from the words before a mask
@@ -52,6 +50,8 @@ class Names:
         name."""
         if not compact(name):
             return None
+        from rapidfuzz import fuzz, process, utils  # of the published scoring alone: answering does without
+
         best = process.extractOne(compact(name), self.names, scorer=fuzz.WRatio, processor=utils.default_process)
         return None if best is None else best[2]
 

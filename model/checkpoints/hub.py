@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, list_repo_files, snapshot_download
 
-HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"]
+# Weights, tokenizer and settings. No code is ever fetched.
+HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "recipe.yaml", "wording.yaml"]
 
 
-def fetch(name: str | Path) -> Path:
-    """The folder or file `name`, or its copy from the hub when it reads like `owner/repository`."""
+def fetch(name: str | Path, **where: Any) -> Path:
+    """The folder or file `name`, or its copy from the hub when it reads like `owner/repository`.
+
+    where: what `snapshot_download` takes about a repository, e.g. revision, cache_dir, token.
+    """
     if not str(name):
         raise ValueError("model.version is empty: give the folder or hub name of a base or of a finished assistant")
     path = Path(name).expanduser()
@@ -19,14 +24,16 @@ def fetch(name: str | Path) -> Path:
     if len(path.parts) != 2 or path.suffix in (".pth", ".bin", ".safetensors"):
         raise FileNotFoundError(f"no file or folder {name}")
     try:
-        return _download(str(name))
+        return _download(str(name), where)
     except Exception as error:  # the hub's client raises many kinds
         raise FileNotFoundError(f"no folder {name} here, and the hub did not give it: {error}") from error
 
 
-def _download(name: str) -> Path:
+def _download(name: str, where: dict[str, Any]) -> Path:
     """A repository often holds its weights twice: pickles are fetched only where there are no safetensors. Offline the
     cache's copy is taken as it is, because the list of files cannot be asked for."""
-    files = [] if constants.HF_HUB_OFFLINE else list_repo_files(name)
+    offline = constants.HF_HUB_OFFLINE or where.get("local_files_only")
+    asked = {key: value for key, value in where.items() if key in ("revision", "token")}
+    files = [] if offline else list_repo_files(name, **asked)
     duplicates = ["*.bin"] if any(file.endswith(".safetensors") for file in files) else None
-    return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=duplicates))
+    return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=duplicates, **where))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -82,6 +82,7 @@ def save_folder(
     recipe: Recipe | None = None,
     *,
     notes: Mapping[str, Any] = MappingProxyType({}),
+    more: Callable[[Path], None] = lambda _: None,
     overwrite: bool = False,
 ) -> None:
     """Safetensors, config, tokenizer, image settings: everything `load_folder` needs, vision tower included.
@@ -90,7 +91,8 @@ def save_folder(
     `LlavaForConditionalGeneration.from_pretrained`, takes the language side (of a LLaVA with an MLP projector). The
     folder appears complete or not at all, in place of one that was written before; `check_target` says what is refused.
 
-    notes: file name -> values of further JSON files.
+    notes: file name -> values of further JSON files. more: called with the draft of the folder when all else is there,
+    to add other files.
     """
     with _writing(folder, notes, overwrite) as draft:
         write_tensors(to_layout_names(model.state_dict(), folder_table(model.vlm.FOLDER_NAMES)), draft)
@@ -100,6 +102,7 @@ def save_folder(
         _write_tokenizer(draft, tokenizer)
         if recipe is not None:
             save_recipe(recipe, draft)
+        more(draft)
 
 
 def save_original(

@@ -60,6 +60,7 @@ class Decoded:
 class MaskHead(nn.Module):
     """A module with these members. Its weights are named `head.*` in a SegModel."""
 
+    LICENCE: ClassVar[str] = "as the weights that it started from say"  # usual of the family's weights, for model cards
     WEIGHT_NAMES: ClassVar[list[Pair]]  # published weight names, of all layouts that are read, and ours (below `head.`)
     IGNORED: ClassVar[tuple[str, ...]] = ()  # published names, with wildcards, of weights that the head has no use for
     SIZE_KEYS: ClassVar[SizeKeys]  # of the head's configuration

@@ -24,6 +24,7 @@ from model.heads.sam_weights import SAM_NAMES, SAM_RELEASED, SAM_SIZE_KEYS, fold
 class SamHead(PromptableHead):
     """Segment Anything with a text prompt (lisa.md 1.6). As published only its decoder trains."""
 
+    LICENCE = "SAM: Apache-2.0"
     WEIGHT_NAMES = under(SAM_NAMES, "model.visual_model.", "")
     FILE_SIGNS = ("image_encoder.blocks.*", "vision_encoder.layers.*")
     SIZE_KEYS = SAM_SIZE_KEYS

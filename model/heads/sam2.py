@@ -87,6 +87,7 @@ class Sam2Head(PromptableHead):
     never runs it (sa2va.md 2.4). Memory parts, which videos need, are left out.
     """
 
+    LICENCE = "SAM 2: Apache-2.0"
     WEIGHT_NAMES: ClassVar[list[Pair]] = [pair for prefix in PUBLISHED for pair in under(SAM2_NAMES, prefix, "")]
     IGNORED = tuple(prefix + name for prefix in PUBLISHED for name in SAM2_MEMORY)
     FILE_SIGNS = ("image_encoder.trunk.*", "vision_encoder.backbone.blocks.*")

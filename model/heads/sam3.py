@@ -81,6 +81,7 @@ class Sam3Head(Sam2Head):
     that is one that no mask sees; here, as in the stock video model, the fourth is dropped first.
     """
 
+    LICENCE = "SAM 3: SAM License"
     WEIGHT_NAMES = _FOLDER
     IGNORED = ("detector_model.*", f"tracker_neck.{_FOURTH}", *(f"tracker_model.{name}" for name in SAM2_MEMORY))
     FILE_SIGNS = ("detector_model.*", "tracker_model.*", "vision_encoder.backbone.layers.*")

@@ -97,6 +97,7 @@ class VisionLanguageModel(nn.Module):
     """
 
     NAME: ClassVar[str]  # the class's own name in VLMS
+    LICENCE: ClassVar[str] = "as the weights that it started from say"  # usual of the family's weights, for model cards
     WEIGHT_NAMES: ClassVar[list[Pair]]  # names on disk, in every layout that can be read, and ours (`vlm.*`)
     FOLDER_NAMES: ClassVar[list[Pair]]  # the one of these layouts in which the project writes its own folders
     EMBEDDING: ClassVar[str]  # our name of the embedding, one row per token
@@ -187,6 +188,10 @@ class VisionLanguageModel(nn.Module):
         """Takes from `tensors` (published names) what a released checkpoint keeps outside its weight files, and writes
         it where the checkpoint will look for it. Returns the fields of `config.json` that say where."""
         return {}
+
+    def licences(self) -> list[str]:
+        """Of its parts, as LICENCE."""
+        return [self.LICENCE]
 
     def write_view(self, folder: Path) -> None:
         """Writes the file from which `config_for` and transformers read `view`."""

@@ -44,6 +44,8 @@ class Llava(LlavaFiles, DecoderVLM):
     model, though they keep their positions.
     """
 
+    LICENCE = "LLaVA: that of its language model (LLaMA: non-commercial; Llama 2 and its Vicuna: its community licence)"
+
     def __init__(
         self,
         tower: PreTrainedModel,
@@ -63,6 +65,9 @@ class Llava(LlavaFiles, DecoderVLM):
         self.family = TOWERS[tower.config.model_type]
         shown = cast(OwnView | PaddedView, view or self.family.usual_view(self.side))  # no other is ever given to it
         self.view = replace(shown, cell=self.patch * pool)
+
+    def licences(self) -> list[str]:
+        return [self.LICENCE, self.family.LICENCE]
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str = "sdpa", view: LanguageView | None = None) -> Llava:

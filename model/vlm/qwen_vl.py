@@ -129,6 +129,7 @@ class Qwen25VL(QwenVL):
     """Windowed attention in most layers of the tower."""
 
     NAME = "qwen2_5_vl"
+    LICENCE = "Qwen2.5-VL: Apache-2.0 (7B, 32B), Qwen Research License (3B) or Qwen License (72B)"
     STOCK = "Qwen2_5_VLForConditionalGeneration"
     LIGER = "apply_liger_kernel_to_qwen2_5_vl"
     TOWER, TEXT = Qwen2_5_VisionTransformerPretrainedModel, Qwen2_5_VLTextModel
@@ -149,6 +150,7 @@ class Qwen3VL(QwenVL):
     the image's tokens after the first layers of the text model (deepstack)."""
 
     NAME = "qwen3_vl"
+    LICENCE = "Qwen3-VL: Apache-2.0"
     STOCK = "Qwen3VLForConditionalGeneration"
     LIGER = "apply_liger_kernel_to_qwen3_vl"
     TOWER, TEXT = Qwen3VLVisionModel, Qwen3VLTextModel

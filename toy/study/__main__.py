@@ -30,7 +30,7 @@ from typing import Any
 from toy.study import page, plots, sheet
 from toy.study.rows import ABLATION, ROWS, SYSTEM, Row
 from utils.files import write_atomically
-from utils.log import read_log
+from utils.run_log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = (

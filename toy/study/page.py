@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toy.study.rows import ABLATION, SYSTEM, Row
-from utils.log import read_log
+from utils.run_log import read_log
 
 BEGIN, END = "<!-- measured: begin (scripts/miniature.py --write_doc) -->", "<!-- measured: end -->"
 SPEED = "speed"  # stands for a part of the evaluation

@@ -32,6 +32,7 @@ class TowerFamily:
     """Vision transformers of one architecture: B square images -> hidden states of their patches."""
 
     NAME: ClassVar[str]  # its own name in TOWERS, written as `model_type`
+    LICENCE: ClassVar[str] = "as the weights that it started from say"  # usual of the family's weights, for model cards
     CONFIG: ClassVar[type[PreTrainedConfig]]
     MODEL: ClassVar[type[PreTrainedModel]]
     KEYS: ClassVar[tuple[str, ...]]  # of CONFIG that are read and kept; others, e.g. dropouts, keep their defaults

@@ -18,6 +18,7 @@ from model.vlm.towers.base import TOWERS, TowerFamily
 @TOWERS.register("clip", "clip_vision_model")
 class ClipTower(TowerFamily):
     NAME = "clip_vision_model"
+    LICENCE = "CLIP: MIT"
     CONFIG, MODEL = CLIPVisionConfig, CLIPVisionModel
     KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels")
     KEYS += ("image_size", "patch_size", "hidden_act", "layer_norm_eps", "projection_dim")

@@ -27,6 +27,7 @@ class Dinov2Tower(TowerFamily):
     """
 
     NAME = "dinov2"
+    LICENCE = "DINOv2: Apache-2.0"
     CONFIG, MODEL = Dinov2Config, Dinov2Model
     KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "num_channels", "image_size")
     KEYS += ("patch_size", "hidden_act", "layer_norm_eps", "qkv_bias", "use_swiglu_ffn")

@@ -22,6 +22,7 @@ class Dinov3Tower(TowerFamily):
     augmentation of its pretraining."""
 
     NAME = "dinov3_vit"
+    LICENCE = "DINOv3: DINOv3 License"
     CONFIG, MODEL = DINOv3ViTConfig, DINOv3ViTModel
     KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels")
     KEYS += ("image_size", "patch_size", "hidden_act", "layer_norm_eps", "rope_theta", "num_register_tokens")

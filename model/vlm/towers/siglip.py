@@ -22,6 +22,7 @@ class SiglipTower(TowerFamily):
     """
 
     NAME = "siglip_vision_model"
+    LICENCE = "SigLIP: Apache-2.0"
     CONFIG, MODEL = SiglipVisionConfig, SiglipVisionModel
     KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels")
     KEYS += ("image_size", "patch_size", "hidden_act", "layer_norm_eps")
