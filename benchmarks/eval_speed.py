@@ -33,7 +33,7 @@ from benchmarks.shapes import llava, sam_head
 from data.types import IMAGE_ID, Batch, Geometry
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble
-from model.heads.embedding_cache import EmbeddingCache, fingerprint
+from model.embedding_cache import EmbeddingCache, fingerprint
 from model.seg_model import Answer, SegModel
 
 BOS, EOS, MASK, ASK, FIRST_WORD = 1, 2, 3, 4, 5

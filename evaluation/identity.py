@@ -13,7 +13,7 @@ from torch import nn
 from data.readers.digest import annotation_digest
 from data.sources import Source
 from evaluation.catalog import Suite
-from model.heads.embedding_cache import fingerprint
+from model.embedding_cache import fingerprint
 from systems.assistant import Assistant
 from systems.base import SegTask
 

@@ -20,6 +20,7 @@ from model.projection import prompts_of
 from model.runtime import RuntimeOptions
 from model.vlm.base import Vision, VisionLanguageModel
 from model.vlm.past import Past
+from utils.config import CacheConfig
 
 
 @dataclass
@@ -89,6 +90,14 @@ class SegModel(nn.Module):
         follow the latter: data/encode.py.)"""
         self.vlm.read_unnormed = spec.norm == "before"
         self.read_at_token = spec.read == "at"
+
+    def use_cache(self, settings: CacheConfig) -> None:
+        """Keeps on disk what the frozen encoder that masks are decoded from gives (model.embedding_cache). The weights
+        must be final and on their device."""
+        if self.head.READS_TOWER:
+            self.vlm.use_cache(settings, self.head.levels)
+        else:
+            self.head.use_cache(settings)
 
     @property
     def dtype(self) -> torch.dtype:

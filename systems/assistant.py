@@ -254,5 +254,5 @@ def _assemble(
     model.configure(options(recipe, pack_rows=packed))
     model.to(device if device is not None else dist.device())
     if recipe.model.embedding_cache:
-        model.head.use_cache(recipe.model.embedding_cache)
+        model.use_cache(recipe.model.embedding_cache)
     return Assistant(system, tokenizer, model, views_for(model), encoder, recipe)

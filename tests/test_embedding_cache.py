@@ -7,13 +7,16 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
+from typing import cast
 
 import pytest
 import torch
 from safetensors.torch import save
 
-from model.heads.embedding_cache import CHECKSUM, GIB, EmbeddingCache
-from model.heads.pixel import PixelHead
+from data.collate import collate_prompts, load_views
+from data.types import Geometry
+from model.embedding_cache import CHECKSUM, GIB, EmbeddingCache
+from model.vlm.llava import Llava
 from systems.assistant import build, load
 from tests.records import OWN
 from tests.tiny_model import sam_of, tiny_batch, tiny_model
@@ -53,6 +56,30 @@ def test_a_model_answers_from_cached_embeddings_as_from_its_encoder(tmp_path):
         assert torch.equal(rounded, cached)  # the same at the first time and later
         assert not torch.equal(one, cached)
         torch.testing.assert_close(cached, one, atol=2e-2, rtol=2e-2)
+
+
+def test_a_head_that_reads_the_tower_answers_from_the_states_that_it_kept(tmp_path):
+    """A padded view: the states depend on the pixels and on what is padding."""
+    settings = {"head_options": {"decoder_heads": 4}, "model_max_length": 0}
+    assistant = load(OWN / "pixellm", model=settings, device="cpu")
+    model = assistant.model
+    sample = load_views(OWN / "pixellm" / "image0.png", assistant.views)
+    batch = collate_prompts([sample], [[assistant.encoder.prompt("<image>\nWhat is it?")]])
+    tower = cast(Llava, model.vlm).tower
+    with torch.no_grad():
+        plain = model.vlm.encode_images(batch.pixels, batch.geometry)
+        model.use_cache(CacheConfig(str(tmp_path)))
+        first = model.vlm.encode_images(batch.pixels, batch.geometry)
+        calls = []
+        tower.register_forward_hook(lambda *_: calls.append(1))
+        second = model.vlm.encode_images(batch.pixels, batch.geometry)
+        assert not calls
+        model.vlm.encode_images(batch.pixels, [Geometry(original=(448, 448), resized=(448, 448))])  # none is padding
+        assert calls
+    assert torch.equal(first.states, second.states) and not torch.equal(first.states, plain.states)
+    torch.testing.assert_close(first.states, plain.states, atol=1e-2, rtol=1e-2)
+    for level in model.head.levels:
+        assert torch.equal(first.layers[level], plain.layers[level].half().float())
 
 
 def test_only_images_that_are_new_are_encoded(tmp_path):
@@ -150,8 +177,6 @@ def test_it_is_refused_where_embeddings_change(tmp_path):
     settings = CacheConfig(str(tmp_path))
     with pytest.raises(ValueError, match="the image encoder trains"):
         tiny_model().head.use_cache(settings)
-    with pytest.raises(ValueError, match="no image encoder of its own"):
-        PixelHead.__new__(PixelHead).use_cache(settings)
     with pytest.raises(ValueError, match=r"max_gib must be above 0"):
         EmbeddingCache(tmp_path, 0, WEIGHTS)
     (tmp_path / "file").write_text("")

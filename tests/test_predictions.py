@@ -15,7 +15,7 @@ from evaluation.predictions import PredictionFile
 from evaluation.protocols import FORCED
 from evaluation.runner import evaluate
 from evaluation.score import rescore
-from model.heads.embedding_cache import fingerprint
+from model.embedding_cache import fingerprint
 from tests.records import OWN
 from tests.tiny_assistant import CLASSES, tiny, toy_world
 from tests.tiny_run import environment

@@ -139,7 +139,9 @@ class ModelConfig:
     load_in_8bit: bool = setting(False, "8-bit language model (inference)")
     load_in_4bit: bool = setting(False, "4-bit language model; training adapters on it is QLoRA")
     allow_missing: bool = setting(False, "continue when a checkpoint lacks a needed weight or has unexpected ones")
-    embedding_cache: CacheConfig | None = setting(None, "keep the mask encoder's embeddings on disk; null: do not")
+    embedding_cache: CacheConfig | None = setting(
+        None, "keep what the frozen encoder that masks are decoded from gives on disk; null: do not"
+    )
     tower: TowerConfig = setting(TowerConfig(), "the vision tower's input and training")
     head_options: dict[str, Any] = setting(
         dict, "options of the mask head, among them decoder_heads: attention heads, which no tensor shape shows"

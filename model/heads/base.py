@@ -66,8 +66,9 @@ class MaskHead(nn.Module):
     SIZE_KEYS: ClassVar[SizeKeys]  # of the head's configuration
     FILE_SIGNS: ClassVar[tuple[str, ...]] = ()  # names, with wildcards, that only files of this head's weights have
     NEEDS_WEIGHTS: ClassVar[bool]  # a new head starts from the weights of a file, unless options say otherwise
-    READS_TOWER: ClassVar[bool] = False  # it decodes `Vision.layers`, which not every backbone has
+    READS_TOWER: ClassVar[bool] = False  # it decodes `levels` of `Vision.layers`, which not every backbone has
     OPTIONAL_WEIGHTS: ClassVar[tuple[str, ...]] = ()  # added by options: initialised where a finished head has none
+    levels: tuple[int, ...] = ()  # hidden states of the tower, negative ones from the last, of a head that READS_TOWER
     tokens: int  # K, prompts per mask, where the head depends on it
     checkpoint_decoder: bool = False  # masks are decoded again in the backward pass, to save memory
 
@@ -119,8 +120,9 @@ class MaskHead(nn.Module):
         """Raises where a head without a view of its own cannot decode masks from that one."""
 
     def use_cache(self, settings: CacheConfig) -> None:
-        """Keeps image embeddings on disk (model.embedding_cache); the weights must be final and on their device."""
-        raise ValueError("model.embedding_cache: this mask head has no image encoder of its own; remove the setting")
+        """Keeps image embeddings on disk (model.embedding_cache); the weights must be final and on their device. Not of
+        heads that READS_TOWER: the backbone keeps what they read."""
+        raise NotImplementedError
 
     def trainable_parts(self, options: dict[str, Any]) -> Iterable[nn.Module | nn.Parameter]:
         """What trains with `train_mask_decoder`; the rest is frozen."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data.types import Batch, Geometry
 from model.checkpoints.name_table import NameTable, Pair
+from model.embedding_cache import EmbeddingCache
 from model.heads.base import (
     HEADS,
     AdaptedEncoder,
@@ -25,7 +26,6 @@ from model.heads.base import (
     fourier_positions,
     split_by_image,
 )
-from model.heads.embedding_cache import EmbeddingCache
 from model.vlm.base import Vision
 from utils.config import CacheConfig, from_dict, merge
 from utils.registry import unknown

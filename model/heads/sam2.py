@@ -22,8 +22,8 @@ from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder, Sam2PromptEn
 from data.views import IMAGENET_MEAN, IMAGENET_STD, Resample, SquareView
 from model.checkpoints.files import read_tensors
 from model.checkpoints.name_table import Pair, under
+from model.embedding_cache import EmbeddingCache
 from model.heads.base import HEADS, HeadContext
-from model.heads.embedding_cache import EmbeddingCache
 from model.heads.promptable import Levels, Options, PromptableHead, rename
 from model.heads.sam2_weights import (
     DECODER,

@@ -8,7 +8,7 @@ needs another. Everything outside `model/vlm` goes through the members below and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from model.checkpoints.name_table import Pair
 from model.checkpoints.size_keys import SizeKeys
 from model.checkpoints.weight_source import WeightSource
 from model.vlm.past import Past
-from utils.config import ModelConfig
+from utils.config import CacheConfig, ModelConfig
 from utils.registry import Registry
 
 VLMS: Registry[type[VisionLanguageModel]] = Registry("vision-language model")  # model_type of config.json -> class
@@ -45,8 +45,9 @@ class Vision:
 
     states: Tensor  # (P, H) the tokens of all images one after another, in the language model's width
     counts: list[int]  # tokens of each image
-    # hidden states of a tower that sees every image in the same size: (B, patches, W) row by row, no class token
-    layers: tuple[Tensor, ...] = ()
+    # hidden states of a tower that sees every image in the same size: (B, patches, W) row by row, no class token; of a
+    # tower with a cache only those that are read
+    layers: Sequence[Tensor] | Mapping[int, Tensor] = ()
     attention: Tensor | None = None  # (P,) bool: tokens that show some of their image, not padding; None: all
     # (A, P) rotary positions on A axes, counted from the image's first token; None: one axis, in the order of tokens
     offsets: Tensor | None = None
@@ -258,6 +259,11 @@ class VisionLanguageModel(nn.Module):
     @property
     def most_positions(self) -> int:
         """Positions, those of the image included, that the language model was made for."""
+        raise NotImplementedError
+
+    def use_cache(self, settings: CacheConfig, levels: Sequence[int]) -> None:
+        """Keeps what is read of a frozen tower on disk: `levels` of `Vision.layers`, for the mask head, and what the
+        image tokens are made of. The weights must be final and on their device. Only where KEEPS_LAYERS."""
         raise NotImplementedError
 
     def set_packing(self, rows: bool, length: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -17,13 +17,14 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from data.types import Geometry
 from data.views import LanguageView, PaddedView
+from model.embedding_cache import EmbeddingCache
 from model.vlm.base import VLMS, Vision
 from model.vlm.decoder import DecoderVLM
 from model.vlm.llava_checkpoint import LlavaFiles, LlavaSizes, family_of
 from model.vlm.llava_released import released_sizes
 from model.vlm.tower import OwnView, TowerInput
 from model.vlm.towers import TOWERS
-from utils.config import ModelConfig
+from utils.config import CacheConfig, ModelConfig
 
 
 def mlp_projector(width: int, out: int, depth: int, between: int | None = None) -> nn.Sequential:
@@ -62,6 +63,8 @@ class Llava(LlavaFiles, DecoderVLM):
         self.language = language
         self.feature_layer = feature_layer
         self.pool = pool
+        self.cache: EmbeddingCache | None = None
+        self.cached_layers: tuple[int, ...] = ()
         self.family = TOWERS[tower.config.model_type]
         shown = cast(OwnView | PaddedView, view or self.family.usual_view(self.side))  # no other is ever given to it
         self.view = replace(shown, cell=self.patch * pool)
@@ -125,13 +128,28 @@ class Llava(LlavaFiles, DecoderVLM):
             mask = _key_mask(keys, pixels.dtype)
         trains = any(parameter.requires_grad for parameter in self.tower.parameters())
         with nullcontext() if trains else torch.no_grad():
-            layers = self.family.layers(self.tower, pixels, mask)
+            layers = self._layers(pixels, mask)
         patches = self._pooled(layers[self.feature_layer])
         # a token counts as visible by its first patch (as released), so its others may be padding
         attention = None if visible is None else visible[:, :: self.pool, :: self.pool].flatten(1)
         states = self.projector(patches)
         counts = [states.shape[1]] * len(states)
         return Vision(states.flatten(0, 1), counts, layers, None if attention is None else attention.flatten())
+
+    def use_cache(self, settings: CacheConfig, levels: Sequence[int]) -> None:
+        self.cache = EmbeddingCache.of(self.tower, settings)
+        self.cached_layers = tuple(dict.fromkeys([self.feature_layer, *levels]))
+
+    def _layers(self, pixels: Tensor, mask: Tensor | None) -> Sequence[Tensor] | Mapping[int, Tensor]:
+        """Hidden states of the tower by their number: all of them, or those that are kept on disk."""
+        if self.cache is None:
+            return self.family.layers(self.tower, pixels, mask)
+
+        def encode(pixels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+            layers = self.family.layers(self.tower, pixels, mask)
+            return tuple(layers[number] for number in self.cached_layers)
+
+        return dict(zip(self.cached_layers, self.cache(pixels, encode, *([] if mask is None else [mask])), strict=True))
 
     def _visible_patches(self, geometry: Sequence[Geometry], device: torch.device) -> Tensor | None:
         """(B, g, g) bool: patches that show some of the image, which begins at the top left; None: all do."""

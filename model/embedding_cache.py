@@ -1,5 +1,5 @@
-"""Embeddings of a frozen mask encoder on disk: an image that was encoded before costs a read of 2 MiB (SAM) or 8 MiB
-(the three levels of SAM 2).
+"""Embeddings of a frozen image encoder on disk: an image that was encoded before costs a read of 2 MiB (SAM), 8 MiB
+(the three levels of SAM 2) or of the tower's hidden states that a mask head decodes.
 
 <folder>/<weights>/<ab>/<image>.bin, each 16 bytes of checksum and safetensors in fp16, one tensor per level. An image's
 name is a hash of the numbers in its view, so that other sizes, norms or augmentations have other names. Any number of
@@ -57,16 +57,19 @@ class EmbeddingCache:
             )
         return cls(settings.folder, settings.max_gib, fingerprint(encoder))
 
-    def __call__(self, images: Tensor, encode: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """(B, 3, S, S) to `encode(images)`, levels of (B, C, h, w) each, rounded to fp16 whether they were in the cache
-        or not: a run's numbers must not depend on what is in the cache."""
-        names = [self._name(image) for image in images]
+    def __call__(self, images: Tensor, encode: Callable[..., tuple[Tensor, ...]], *more: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, S, S) to `encode(images, *more)`, levels of (B, ...) each, rounded to fp16 whether they were in the
+        cache or not: a run's numbers must not depend on what is in the cache. more: (B, ...) each, what else the
+        embeddings depend on."""
+        names = [self._name(*parts) for parts in zip(images, *more, strict=True)]
         embeddings = {index: self._read(name) for index, name in enumerate(names)}
         missing = [index for index, embedding in embeddings.items() if embedding is None]
         self.hits += len(names) - len(missing)
         self.misses += len(missing)
         if missing:
-            for index, embedding in zip(missing, zip(*encode(images[missing]), strict=True), strict=True):
+            for index, embedding in zip(
+                missing, zip(*encode(*(part[missing] for part in (images, *more))), strict=True), strict=True
+            ):
                 rounded = tuple(level.to(torch.float16) for level in embedding)
                 if all(bool(level.isfinite().all()) for level in rounded):
                     self._write(names[index], rounded)
@@ -77,9 +80,11 @@ class EmbeddingCache:
         levels = zip(*complete, strict=True)
         return tuple(torch.stack([part.to(images.device, images.dtype) for part in level]) for level in levels)
 
-    def _name(self, image: Tensor) -> str:
-        numbers = image.detach().contiguous().cpu().view(torch.uint8).numpy()
-        return hashlib.blake2b(numbers, digest_size=16, key=str((image.dtype, image.shape)).encode()).hexdigest()
+    def _name(self, image: Tensor, *more: Tensor) -> str:
+        digest = hashlib.blake2b(digest_size=16, key=str((image.dtype, image.shape)).encode())
+        for part in (image, *more):
+            digest.update(part.detach().contiguous().cpu().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def _place(self, name: str) -> Path:
         return self.folder / self.weights / name[:2] / f"{name}.bin"
