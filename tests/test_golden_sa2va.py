@@ -10,6 +10,7 @@ golden/README.md.
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ from utils.config import Recipe, from_dict, load_recipe, merge, to_dict
 
 TRUNK = {"num_attention_heads_per_stage": [1, 2, 4, 8], "global_attention_blocks": [4]}
 NORM = 1e-6  # smaller gradients are rounding
+# A bias of keys adds the same to all scores of a query, which softmax does not see: its gradient is zero, and what is
+# recorded, up to 1e-4, is the rounding of the published order of sums (five masks are decoded where ours are repeated).
+ZERO = re.compile(r"head\.decoder\..*k_proj\.bias")
 
 
 @dataclass(frozen=True)
@@ -406,10 +410,12 @@ def test_training_losses_and_gradients(case, trained, monkeypatch):
         found = {
             name: weight.grad.norm().item() for name, weight in model.named_parameters() if weight.grad is not None
         }
-        counted = {name for name, norm in expected.items() if norm > NORM}
+        counted = {name for name, norm in expected.items() if norm > NORM and not ZERO.fullmatch(name)}
         assert len(counted) > 100
         assert {name: found[name] for name in counted} == pytest.approx({n: expected[n] for n in counted}, rel=2e-3)
-        assert all(norm < 10 * NORM for name, norm in found.items() if name not in counted), "what has none trains"
+        for name in found.keys() - counted:
+            limit = 1e-4 * (found[name.replace("bias", "weight")] + 1) if ZERO.fullmatch(name) else 10 * NORM
+            assert max(found[name], expected.get(name, 0)) < limit, f"{name} trains"
 
 
 def test_unipixels_text_loss_and_training_masks(case, trained):
