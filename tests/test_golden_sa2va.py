@@ -1,7 +1,7 @@
 """Published Sa2VA and UniPixel folders give the published program's numbers, from their files to masks and gradients.
 
 Everything goes the way of a user's folder: load, views and encoder, forward or generate, read. Two things are given:
-the picture as the published processor resized it (`resized*.png`; ours may differ by a grey level, which
+the image as the published processor resized it (`resized*.png`; ours may differ by a grey level, which
 tests/test_patch_view.py and tests/test_qwen_vl.py hold), and the sizes of the records' toy trunk, which no shape shows;
 those of the released trunks are known. GOLDEN_DIR points to other records of the same form; tolerances are those of
 golden/README.md.
@@ -108,7 +108,7 @@ class Case:
         return described, dict(np.load(self.folder / "generate.npz"))
 
     def shown(self, views, image: int, resized: str) -> Sample:
-        """A picture in both views, that of the language side as the published processor made it."""
+        """An image in both views, that of the language side as the published processor made it."""
         sample = load_views(self.folder / f"image{image}.png", views)
         pixels = read_image(self.folder / resized)
         assert views.language.geometry(*sample.geometry.original).resized == pixels.shape[:2]
@@ -377,8 +377,8 @@ def step(case: Case, assistant: Assistant, conversations: list[int], points: int
 
 
 def test_training_losses_and_gradients(case, trained, monkeypatch):
-    """Points are random; those of the record are given to the losses in place of drawn ones. That they are the most
-    uncertain places of our masks, in the order of their uncertainty, holds the drawing."""
+    """Points are random, and from no seed that is recorded: the losses are given those of the record. That these lie at
+    uncertain places of our masks, in the order of their certainty, shows that they are chosen as ours are."""
     runs = runs_of(case, "sa2va")
     norms = json.loads((case.folder / "grad_norms.json").read_text(encoding="utf-8"))
     model = trained.model
@@ -390,10 +390,10 @@ def test_training_losses_and_gradients(case, trained, monkeypatch):
 
             def recorded(logits: Tensor, count: int, stored: np.ndarray = stored) -> Tensor:
                 assert (len(logits), count) == stored.shape[:2]
-                drawn = torch.from_numpy(stored)
-                important = values_at(logits, drawn[:, : int(IMPORTANCE * count)]).abs().detach()
+                sampled = torch.from_numpy(stored)
+                important = values_at(logits, sampled[:, : int(IMPORTANCE * count)]).abs().detach()
                 assert (important.diff(dim=1) > -1e-3).all()
-                return drawn
+                return sampled
 
             monkeypatch.setattr("model.losses.sample_points", recorded)
         batch, output, losses = step(case, trained, run["conversations"], points)

@@ -52,7 +52,7 @@ def write_released(folder: Path, name: str) -> Path:
 def _sa2va(
     weights: dict[str, Tensor], config: dict[str, Any], sam2: dict[str, Tensor], layers: list[Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """sa2va.md 2.2: one `model.` in front of the library's names, the rest beside it."""
+    """sa2va.md 2.2: one `model.` in front of the library's names, the rest next to it."""
     tensors = {**weights, **{f"grounding_encoder.sam2_model.{key}": value for key, value in sam2.items()}}
     for place, (weight, bias) in zip((0, 2), (layers[:2], layers[2:]), strict=True):
         tensors |= {f"text_hidden_fcs.{place}.weight": weight, f"text_hidden_fcs.{place}.bias": bias}

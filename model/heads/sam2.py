@@ -53,7 +53,7 @@ PUBLISHED = (
     "sam2.",
 )  # where Sa2VA and UniPixel keep SAM 2 (sa2va.md 2.2, unipixel.md 1)
 
-# UniPixel's prompts of regions and frames beside it, which no question about an image uses (unipixel.md 1)
+# UniPixel's prompts of regions and frames next to it, which no question about an image uses (unipixel.md 1)
 PUBLISHED_REGIONS = tuple(
     f"{part}.*"
     for part in (
