@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data.templates import template
 from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, Mask, Query, Record, Turn
 from systems.base import SYSTEMS, Released, System, make_options, one_of
@@ -25,6 +26,24 @@ from systems.wording import Wording, about_image, fill_answer, load_wording
 TOKENS = TokenSpec(("[SEG]", "<p>", "</p>", "<vp>", "</vp>"), ("[SEG]",), wrap_image=False, read="at")
 PHRASE_PROMPT = " Please segment {} in this image."  # the blank in front is published (sa2va.md 4.3)
 LISTS = {**FIELDS, "several": "sentence", "each_named": "phrase mask"}
+# by the backbone of a released folder: which state is read, and the template of its answers (sa2va.md 2.3, 4.3)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"norm": "after", "prompt_template": "qwen_system"},
+    "qwen3_vl": {"norm": "before"},
+}
+# what the released programs do and no file of a folder says, as fields of a recipe (sa2va.md 2.4, 3.1, 4.2)
+RELEASED: dict[str, Any] = {
+    "use_mm_start_end": False,
+    "conv_type": "qwen_chat",
+    "model_max_length": 8192,
+    "tower": {"min_pixels": 512 * 28**2, "max_pixels": 2048 * 28**2, "resize": "twice"},
+    "head_options": {
+        "masks": "best_of_three",
+        "not_a_point_tokens": 2,
+        "resize": "two_step",
+        "resample": "pil_bicubic",
+    },
+}
 MASK = re.compile(r"(?:<p>(?P<phrase>(?:(?!<p>).)*?)</p>\s*)?\[SEG\]", re.DOTALL)
 
 
@@ -32,12 +51,16 @@ MASK = re.compile(r"(?:<p>(?P<phrase>(?:(?!<p>).)*?)</p>\s*)?\[SEG\]", re.DOTALL
 class Options:
     num_classes_per_sample: int = 5  # questions about an image, turns of one dialogue; expressions may repeat
     norm: str = "after"  # the state is read after (Qwen2.5-VL) or before (Qwen3-VL) the final norm, see sa2va.md 2.3
+    # conversation template of generated answers, where it is not the one of training (released on Qwen2.5-VL)
+    prompt_template: str | None = None
     questions_per_picture: int = 0  # of datasets that ship their questions, at most; 0: all
     explanatory: float = 0.1  # share of explained images answered in text only; below 0: no explanations
     wording: str = "sa2va"  # training templates: a name in systems/wording or a YAML path
 
     def __post_init__(self) -> None:
         one_of("norm", self.norm, ("after", "before"))
+        if self.prompt_template is not None:
+            template(self.prompt_template)  # raises with the choices
 
 
 @SYSTEMS.register("sa2va")
@@ -52,15 +75,19 @@ def sa2va(**values: Any) -> System:
             wording, options.questions_per_picture, "several", phrase_prompt=PHRASE_PROMPT
         ),
     )
-    released = Released(architectures=("Sa2VAChatModelQwen",), settings=released_settings)
+    released = Released(
+        architectures=("Sa2VAChatModelQwen",),
+        settings=released_settings,
+        prompt_template=options.prompt_template,
+    )
     return System("sa2va", replace(TOKENS, norm=options.norm), task, "sam2", read, released)
 
 
 def released_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Both families have one architecture: the kind of the language model tells them apart."""
-    language = str(values.get("text_config", {}).get("model_type", ""))
-    norm = "before" if language.startswith("qwen3_vl") else "after"
-    return {"options": {"norm": norm}, "model": {"use_mm_start_end": False}}
+    """Both families have one architecture: the kind of the vision part tells them apart, as it does the backbones."""
+    kind = str(values.get("vision_config", {}).get("model_type", ""))
+    options = next((choices for family, choices in FAMILIES.items() if kind.startswith(family)), {})
+    return {"options": dict(options), "model": RELEASED}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,16 @@ from systems.wording import about_image, load_wording
 TOKENS = TokenSpec(("<|ref|>", "<|seg|>", "<|mem|>"), ("<|seg|>",), wrap_image=False, norm="before")
 PHRASE_PROMPT = "Please segment the {} in this image."
 SENTENCE_PROMPT = "{} Please answer the question and provide the segmentation mask."
+# what the released programs do and no file of a folder says, as fields of a recipe (unipixel.md 2 to 4)
+RELEASED: dict[str, Any] = {
+    "use_mm_start_end": False,
+    "conv_type": "chatml",
+    "model_max_length": 8192,
+    "text_projection": "norm_mlp",
+    # an image is a video of one frame, and has the pixels of 16 (unipixel.md 3)
+    "tower": {"min_pixels": 128 * 28**2, "max_pixels": 16 * 256 * 28**2},
+    "head_options": {"masks": "best_of_three", "not_a_point_tokens": 2, "reject": "object"},
+}
 LISTS = {**FIELDS, "several": "sentence", "each_named": "phrase mask"}
 
 
@@ -43,8 +53,8 @@ def unipixel(**values: Any) -> System:
 
 
 def released_settings(values: dict[str, Any]) -> dict[str, Any]:
-    prompts = values.get("sam2_hidden_tokens", 2)
-    return {"model": {"use_mm_start_end": False, "text_projection": "norm_mlp", "prompts_per_token": prompts}}
+    sizes = {"prompts_per_token": values.get("sam2_hidden_tokens", 2), "image_size": values.get("sam2_image_size", 768)}
+    return {"model": {**RELEASED, **sizes}}
 
 
 @dataclass(frozen=True)

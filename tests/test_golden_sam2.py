@@ -64,7 +64,7 @@ def case(request) -> Case:
     report = Report()
     table = reading_table([], Sam2Head.WEIGHT_NAMES)
     tensors = to_model_names(read_tensors(folder), table, report, Sam2Head.IGNORED)
-    own = {key.removeprefix("head."): value.float() for key, value in tensors.items()}
+    own = {key.removeprefix("head."): value.float() for key, value in tensors.items() if key.startswith("head.")}
     sizes = {"backbone_config": {**TRUNK, "window_size_per_stage": family.windows}}
     head = from_tensors("sam2", own, {**PUBLISHED, **family.options, "sizes": sizes}, family.side)
     record, values = dict(np.load(folder / "golden.npz")), json.loads((folder / "golden.json").read_text())
@@ -88,9 +88,10 @@ def check(ours: torch.Tensor, stored: np.ndarray, tolerance: float) -> None:
 
 
 def test_every_weight_of_the_image_side_is_read_and_the_memory_reported(case):
-    assert len(case.report.ignored) >= 60 and not [name for name in case.report.unexpected if "sam2" in name]
+    ignored = [name for name in case.report.ignored if "sam2" in name]  # not UniPixel's parts for regions
+    assert len(ignored) >= 60 and not [name for name in case.report.unexpected if "sam2" in name]
     memory = ("mem", "obj_ptr", "no_obj", "mask_downsample")
-    assert all(any(part in name for part in memory) for name in case.report.ignored)
+    assert all(any(part in name for part in memory) for name in ignored)
 
 
 def test_features(case):

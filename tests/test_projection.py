@@ -61,7 +61,9 @@ def test_published_names(published, ours):
 def test_what_unipixel_holds_for_regions_and_frames_has_no_place():
     report, weight = Report(), torch.zeros(1)
     names = ["ref_proj.1.bias", "ref_encoder.no_mask_embed.weight", "tem_emb.weight", "msk_proj.0.weight"]
-    found = to_model_names(dict.fromkeys([*names, "seg_head.0.weight", "ref_other.weight"], weight), TABLE, report)
+    found = to_model_names(
+        dict.fromkeys([*names, "seg_head.0.weight", "ref_other.weight"], weight), TABLE, report, HEADS["sam2"].IGNORED
+    )
     assert list(found) == ["project.0.weight"] and report.ignored == names and report.unexpected == ["ref_other.weight"]
 
 

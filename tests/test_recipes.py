@@ -26,6 +26,7 @@ from systems.assistant import build
 from systems.base import SYSTEMS, build_system, systems_accepting
 from tests.records import OWN
 from tests.tiny_assistant import toy_world
+from tests.tiny_released import tiny_base
 from utils.config import Recipe, load_recipe
 from utils.flags import resolve
 
@@ -92,8 +93,8 @@ ON_TOY_WEIGHTS = [
 
 
 @pytest.mark.parametrize("path", ON_TOY_WEIGHTS, ids=name_of)
-def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world):
-    recipe = on_toy_weights(load_recipe(path), world)
+def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world, tmp_path):
+    recipe = on_toy_weights(load_recipe(path), world, tmp_path)
     assistant = build(recipe, device="cpu")
     maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views, drop_long_rows=True)
     samples = []
@@ -138,16 +139,20 @@ def test_recipes_lose_no_data_that_the_release_loses_to_its_limit():
     assert longer.data.long_rows == "cut" and longer.model.model_max_length > 790 + 486  # lasagna.md 2.4
 
 
-def on_toy_weights(recipe: Recipe, world: Path) -> Recipe:
+def on_toy_weights(recipe: Recipe, world: Path, place: Path) -> Recipe:
     """The same recipe on the tiny published-format weights of its system, or the toy base where there are none; in
-    fp32, on the toy world."""
+    fp32, on the toy world. A recipe on a Qwen-VL has tiny random weights of that kind, and of SAM 2, below `place`."""
     folder = OWN / recipe.system
-    published = {"version": str(folder), "vision_tower": str(folder / "clip"), "vision_pretrained": None}
+    weights, options = TOY_BASE, {"decoder_heads": 4}
+    if folder.is_dir():
+        weights = {"version": str(folder), "vision_tower": str(folder / "clip"), "vision_pretrained": None}
+    elif recipe.model.version.startswith("Qwen/"):
+        weights, options = tiny_base("qwen3_vl" if "Qwen3" in recipe.model.version else "qwen2_5_vl", place)
     model = replace(
         recipe.model,
-        **(published if folder.is_dir() else TOY_BASE),
+        **weights,
         precision="fp32",
-        head_options={"decoder_heads": 4, **recipe.model.head_options},
+        head_options={**options, **recipe.model.head_options},
         gradient_checkpointing=False,
         model_max_length=0,
     )

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data.encode import Encoder
 from data.tokens import load_tokenizer
 from data.types import Mask, Record, Target, Turn
-from systems.assistant import _inferred
+from systems.assistant import _inferred, _with_overrides
 from systems.base import SYSTEMS, build_system
 from systems.sa2va import LISTS
 from systems.wording import load_wording
-from tests.records import OWN
-from utils.config import merge
+from tests.records import OWN, ROOT
+from utils.config import load_recipe, merge, to_dict
 
 QWEN3 = {
     "architectures": ["Sa2VAChatModelQwen"],
     "model_type": "sa2va_chat",
     "text_config": {"model_type": "qwen3_vl_text"},
+    "vision_config": {"model_type": "qwen3_vl"},
 }
 QWEN2_5 = {
     "auto_map": {"AutoConfig": "configuration_x.Sa2VAChatConfigQwen", "AutoModel": "modeling_x.Sa2VAChatModelQwen"},
     "model_type": "sa2va_chat",
     "text_config": {"architectures": ["Sa2VAChatModelQwen"], "model_type": "qwen2_5_vl_text"},
+    "vision_config": {"model_type": "qwen2_5_vl"},
 }
 UNIPIXEL = {"architectures": ["PixelQwen2_5_VLForConditionalGeneration"], "sam2_hidden_tokens": 2}
 
@@ -174,20 +178,45 @@ def inferred(values: dict, folder: Path, wanted: str | None = None):
     return _inferred(folder, wanted, bare=False)
 
 
-@pytest.mark.parametrize(("values", "norm"), [(QWEN3, "before"), (QWEN2_5, "after")])
-def test_a_published_folder_says_where_the_state_is_read(values, norm, tmp_path):
-    """sa2va.md 2.3: before the norm for Qwen3-VL, after it for Qwen2.5-VL."""
-    recipe = inferred(values, tmp_path)
-    assert recipe.system == "sa2va" and recipe.options == {"norm": norm}
-    assert not recipe.model.use_mm_start_end and recipe.model.text_projection == "mlp"
-    assert build_system(recipe.system, recipe.options).tokens.norm == norm
-    with pytest.raises(ValueError, match="holds a 'sa2va' assistant, 'lisa' was asked for"):
-        inferred(values, tmp_path, "lisa")
+RECIPES = {"sa2va_qwen3_4b": QWEN3, "sa2va_qwen2_5_3b": QWEN2_5, "sa2va_qwen2_5_7b": QWEN2_5, "unipixel_3b": UNIPIXEL}
+OF_TRAINING = {"version", "vision_pretrained", "lora", "tokenizer_legacy"}  # where weights are, and how they train
 
 
-def test_a_published_unipixel_has_two_prompts_a_token(tmp_path):
-    recipe = inferred(UNIPIXEL, tmp_path)
-    assert (recipe.system, recipe.model.text_projection, recipe.model.prompts_per_token) == ("unipixel", "norm_mlp", 2)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_published_folder_means_what_its_recipe_says(name, tmp_path):
+    """sa2va.md 2.3: the state is read before the norm for Qwen3-VL, after it for Qwen2.5-VL."""
+    found, recipe = inferred(RECIPES[name], tmp_path), load_recipe(ROOT / "configs" / f"{name}.yaml")
+    assert found.system == recipe.system
+    ours, theirs = (build_system(one.system, one.options) for one in (recipe, found))
+    assert (ours.tokens, ours.task) == (theirs.tokens, theirs.task)
+    assert ours.released.prompt_template == theirs.released.prompt_template
+    settings, asked = to_dict(found.model), to_dict(recipe.model)
+    differ = {key for key in settings if settings[key] != asked[key]} - OF_TRAINING
+    if found.system == "sa2va":  # inference resizes twice, training once (sa2va.md 3.1)
+        assert (settings["tower"].pop("resize"), asked["tower"].pop("resize")) == ("twice", None)
+    assert differ <= {"tower"} and settings["tower"] == asked["tower"]
+    with pytest.raises(ValueError, match=f"holds a '{found.system}' assistant, 'lisa' was asked for"):
+        inferred(RECIPES[name], tmp_path, "lisa")
+
+
+def test_settings_of_a_caller_join_those_of_the_release(tmp_path):
+    """An option of the mask head or a limit leaves the others as published."""
+    given = {"head_options": {"reject": "object"}, "tower": {"resize": "once"}}
+    found = inferred(QWEN3, tmp_path)
+    recipe = _with_overrides(found, None, given, torch.device("cpu"))
+    assert recipe.model.head_options == {**found.model.head_options, "reject": "object"}
+    assert recipe.model.tower == replace(found.model.tower, resize="once")
+
+
+def test_a_template_of_prompts_must_be_one():
+    with pytest.raises(ValueError, match="no conversation template 'qwen'"):
+        build_system("sa2va", {"prompt_template": "qwen"})
+
+
+def test_sizes_of_a_published_unipixel_are_read(tmp_path):
+    recipe = inferred({**UNIPIXEL, "sam2_hidden_tokens": 3, "sam2_image_size": 512}, tmp_path)
+    assert (recipe.model.text_projection, recipe.model.prompts_per_token) == ("norm_mlp", 3)
+    assert recipe.model.image_size == 512
     with pytest.raises(ValueError, match=r"config.json: model.prompts_per_token: .*'many'"):
         inferred(merge(UNIPIXEL, {"sam2_hidden_tokens": "many"}), tmp_path)
 

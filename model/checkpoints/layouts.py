@@ -12,11 +12,7 @@ from model.checkpoints.name_table import NameTable, Pair, under
 from model.projection import PUBLISHED, WEIGHT_NAMES
 
 LORA_WRAPPER = "base_model.model."  # in files of the original programs before merging
-IGNORED = re.compile(
-    r"(.*\.)?(rotary_emb\.inv_freq|position_ids)"  # tables that are computed
-    r"|(ref_encoder|ref_proj|ref_proj_single|ref_proj_double|msk_proj|tem_pe|tem_emb|tem_proj)\..*"  # UniPixel's region
-    # prompts and frames, which no question about an image uses (unipixel.md 1)
-)
+IGNORED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|position_ids)")  # tables that are computed
 OURS = ("vlm", "head", "project")
 
 _SAME: list[Pair] = [(f"{part}.*", f"{part}.*") for part in OURS]

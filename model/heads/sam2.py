@@ -53,6 +53,21 @@ PUBLISHED = (
     "sam2.",
 )  # where Sa2VA and UniPixel keep SAM 2 (sa2va.md 2.2, unipixel.md 1)
 
+# UniPixel's prompts of regions and frames next to it, which no question about an image uses (unipixel.md 1)
+PUBLISHED_REGIONS = tuple(
+    f"{part}.*"
+    for part in (
+        "ref_encoder",
+        "ref_proj",
+        "ref_proj_single",
+        "ref_proj_double",
+        "msk_proj",
+        "tem_pe",
+        "tem_emb",
+        "tem_proj",
+    )
+)
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -89,7 +104,7 @@ class Sam2Head(PromptableHead):
 
     LICENCE = "SAM 2: Apache-2.0"
     WEIGHT_NAMES: ClassVar[list[Pair]] = [pair for prefix in PUBLISHED for pair in under(SAM2_NAMES, prefix, "")]
-    IGNORED = tuple(prefix + name for prefix in PUBLISHED for name in SAM2_MEMORY)
+    IGNORED = (*(prefix + name for prefix in PUBLISHED for name in SAM2_MEMORY), *PUBLISHED_REGIONS)
     FILE_SIGNS = ("image_encoder.trunk.*", "vision_encoder.backbone.blocks.*")
     SIZE_KEYS = SAM2_SIZE_KEYS
     RELEASED = released_sizes()
