@@ -256,7 +256,7 @@ def test_a_qwen_base_with_sam2(family, tmp_path):
 
 @pytest.mark.slow
 def test_every_published_system(tmp_path):
-    """Random weights seldom write a mask in the words of these systems; their texts are compared all the same."""
+    """Random weights seldom write a mask in the words of these systems; their texts are compared."""
     names = ("lasagna", "gsva", "sesame", "pixellm")
     for name in names:
         write(tiny(name, eager=8), tmp_path / name)
