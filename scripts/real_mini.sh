@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains from scratch on the photographs below DATASET, then scores the same photographs, with the answers given and with the
 # answers generated, and writes a page with overlays of each. A second run starts afresh.
-# BACKBONE: llava (default; LaSagnA, configs/real_mini.yaml) or qwen3_vl (LISA with SAM 2, configs/real_mini_qwen3_vl.yaml).
+# BACKBONE: llava (default; with SAM, configs/real_mini.yaml) or qwen3_vl (with SAM 2, configs/real_mini_qwen3_vl.yaml).
 # usage: bash scripts/real_mini.sh DATASET [OUT] [BACKBONE]   (OUT: default runs/real_mini)
 set -euo pipefail
 usage='usage: bash scripts/real_mini.sh DATASET [OUT] [llava|qwen3_vl]'
@@ -10,8 +10,8 @@ cd "$(dirname "$0")/.."
 out=${2:-runs/real_mini}
 backbone=${3:-llava}
 case $backbone in
-  llava) recipe=real_mini head=sam_vit_toy.safetensors suites=(trained_on trained_on_classes) ;;
-  qwen3_vl) recipe=real_mini_qwen3_vl head=sam2 suites=(trained_on) ;;
+  llava) recipe=real_mini head=sam_vit_toy.safetensors ;;
+  qwen3_vl) recipe=real_mini_qwen3_vl head=sam2 ;;
   *) echo "$usage" >&2 && exit 2 ;;
 esac
 source scripts/fresh.sh
@@ -24,7 +24,7 @@ python train_ds.py --config "configs/$recipe.yaml" --dataset_dir "$data" --log_b
   --version "$out/blank/$backbone" --vision_pretrained "$out/blank/$head"
 printf 'Trained in %d s\n' $((SECONDS - started))
 for protocol in teacher_forced generate; do
-  python test_sem.py --version "$out/train" --dataset_dir "$data" --suites "${suites[@]}" --protocol $protocol \
+  python test_sem.py --version "$out/train" --dataset_dir "$data" --suites trained_on trained_on_classes --protocol $protocol \
     --batch_size 8 --max_new_tokens 256 --out "$out"
 done
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from transformers import Sam2Model
 from data.tokens import load_tokenizer
 from model.checkpoints.load import build_model
 from systems.base import build_system
+from tests.tiny_run import start, train_log
 from toy.base import blank as make_blank_base
 from toy.base.blank_qwen import blank_sam2
 from toy.base.sam import reset_sam
 from utils.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
+REAL = Path(os.environ.get("REAL_DIR") or "real")
 
 
 def prompt_dependence(sam: Any) -> float:
@@ -78,3 +81,18 @@ def test_the_recipe_builds_a_model_of_qwen3_vl_and_sam2(tmp_path):
     assert (model.architecture.vlm, model.architecture.head) == ("qwen3_vl", "sam2")
     assert model.report.missing == model.report.unexpected == []
     assert 40 <= model.vlm.view.tokens(480, 640) <= 64 and model.head.view.size == 256
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (REAL / "coco").is_dir(), reason="photographs: set REAL_DIR to the folder that holds coco/")
+def test_a_qwen3_vl_with_sam2_begins_to_fit_photographs(tmp_path):
+    """The recipe of `scripts/real_mini.sh DATASET OUT qwen3_vl`, a fifth of its steps."""
+    make_blank_base.main([str(tmp_path), "--backbone", "qwen3_vl"])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/coco").symlink_to((REAL / "coco").resolve())  # the index is written next to it
+    words = ["--dataset_dir", tmp_path / "data", "--log_base_dir", tmp_path, "--exp_name", "train", "--workers", "0"]
+    words += ["--version", tmp_path / "qwen3_vl", "--vision_pretrained", tmp_path / "sam2", "--steps_per_epoch", "60"]
+    start("train_ds.py", "--config", "configs/real_mini_qwen3_vl.yaml", *words, timeout=1800)
+    first, *_, last = train_log(tmp_path / "train")
+    assert last["ce"] < 0.1 * first["ce"], "what is there is said"
+    assert last["dice"] < 0.8 * first["dice"], "and drawn"
