@@ -24,7 +24,7 @@ MASK_TOKEN = 3
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes of a model and its inputs; by default the model dominates: SAM at 1024 pixels, and 256 image tokens for
-    LLaVA, 300 for Qwen3-VL, which shows the picture in its own size."""
+    LLaVA, 300 for Qwen3-VL, which shows an image in its own size."""
 
     width: int = 512
     inner: int = 1365  # width of the language model's gates
