@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.shapes import llava, sam_head
+from benchmarks.shapes import sam_head, vlm_of
 from data.types import Batch
 from model.seg_model import SegModel
 
@@ -91,7 +91,7 @@ class PeakMemory:
 
 
 def parts_of(model: SegModel) -> dict[str, nn.Module]:
-    vlm, head = llava(model), sam_head(model)
+    vlm, head = vlm_of(model), sam_head(model)
     return {
         "tower": vlm.tower,
         "language model": vlm.decoder,
@@ -111,9 +111,12 @@ def step_flops(model: SegModel, batch: Batch) -> float:
     by_part = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     names = {part: name for name, part in model.named_modules()}
     root = type(model).__name__
-    vlm = llava(model)
+    vlm = vlm_of(model)
     vocabulary = vlm.language.lm_head
-    factors: dict[nn.Module, int] = {vlm.tower: 1, vlm.projector: 1, sam_head(model).encoder: 1}
+    frozen = [sam_head(model).encoder, vlm.tower]
+    inside = set(vlm.tower.modules())  # a Qwen-VL's mergers are counted with its tower
+    frozen += [part for part in vlm.vision_parts()["projector"] if part not in inside]
+    factors: dict[nn.Module, int] = dict.fromkeys(frozen, 1)
     factors[vlm.decoder] = 2  # with LoRA's own products
     factors[vocabulary] = 3 if vocabulary.weight.requires_grad else 2
     flops = {part: by_part.get(f"{root}.{names[part]}", 0) for part in factors}

@@ -45,7 +45,7 @@ def plain_loss(model: SegModel, batch: Batch, config: LossConfig, on: Collection
     for image in images:
         features.append(head.features(replace(batch, seg_pixels=image[None]), cast(Vision, None)))
     once = "vision_once" in on
-    vision = model.vlm.encode_images(batch.pixels if once else batch.pixels[batch.row_image])
+    vision = _vision(model, batch, batch.row_image if not once else torch.arange(len(batch)))
     row_image = batch.row_image if once else torch.arange(len(batch.ids), device=batch.ids.device)
     hidden = model.vlm(batch.ids, batch.attention, vision, row_image).final
     ce = _text_loss(model, batch, hidden, on)
@@ -61,6 +61,12 @@ def plain_loss(model: SegModel, batch: Batch, config: LossConfig, on: Collection
         dice = dice + _dice(logits, truth)
         count += len(truth)
     return config.ce * ce + (config.bce * bce + config.dice * dice) / (count + COUNT_EPS)
+
+
+def _vision(model: SegModel, batch: Batch, chosen: Tensor) -> Vision:
+    """Of the images of these numbers, with repetitions. The images of a benchmark have one size."""
+    pixels = batch.pixels.unflatten(0, (len(batch), -1))[chosen].flatten(0, 1)
+    return model.vlm.encode_images(pixels, [batch.geometry[index] for index in chosen.tolist()])
 
 
 def _text_loss(model: SegModel, batch: Batch, hidden: Tensor, on: Collection[str]) -> Tensor:

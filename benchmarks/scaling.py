@@ -150,7 +150,7 @@ def run_rank(rank: int, world: int, port: int, args: argparse.Namespace, results
 def prepare(shape: ModelShape, contents: dict[str, int]) -> tuple[SegModel, Batch]:
     model = prepare_training(random_model(shape, "fp32", "sdpa", torch.device("cpu")), MODEL)
     model.configure(RuntimeOptions(pack_rows=True, checkpoint_decoder=True))
-    return model, make_batch(shape, model.vlm.view.most_tokens, images=1, **contents)
+    return model, make_batch(shape, model.vlm.view, images=1, **contents)
 
 
 def median_seconds(step: Any, repeats: int) -> float:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Geometry
+from data.views import LanguageView
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.load import assemble, dtype_of
 from model.heads.sam import SamHead
 from model.seg_model import SegModel
-from model.vlm.llava import Llava
+from model.vlm.decoder import DecoderVLM
 
 MASK_TOKEN = 3
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a model and its inputs; by default the model dominates: 256 image tokens, SAM at 1024 pixels."""
+    """Sizes of a model and its inputs; by default the model dominates: SAM at 1024 pixels, and 256 image tokens for
+    LLaVA, 300 for Qwen3-VL, which shows an image in its own size."""
 
     width: int = 512
     inner: int = 1365  # width of the language model's gates
@@ -30,7 +34,7 @@ class ModelShape:
     tower_width: int = 256
     tower_layers: int = 6
     tower_heads: int = 4
-    tower_side: int = 224
+    tower_side: int = 224  # of LLaVA's view
     sam_width: int = 96
     sam_layers: int = 4
     sam_heads: int = 4
@@ -49,14 +53,16 @@ SHAPES = {
 }
 
 
-def random_model(shape: ModelShape, precision: str, attention: str, device: torch.device) -> SegModel:
-    """A LLaVA with SAM, created on its device in its precision: 7B weights never exist in float32."""
+def random_model(
+    shape: ModelShape, precision: str, attention: str, device: torch.device, backbone: str = "llava"
+) -> SegModel:
+    """A backbone with SAM, created on its device in its precision: 7B weights never exist in float32."""
     torch.manual_seed(0)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype_of(precision))
     try:
         with torch.device(device):
-            model = assemble(_architecture(shape), attention)
+            model = assemble(architecture(shape, backbone), attention)
     finally:
         torch.set_default_dtype(default)
     nn.init.normal_(sam_head(model).prompts.shared_embedding.positional_embedding)
@@ -65,9 +71,9 @@ def random_model(shape: ModelShape, precision: str, attention: str, device: torc
     return model.to(device)
 
 
-def llava(model: SegModel) -> Llava:
-    """The vision-language model of a benchmark, which is always LLaVA."""
-    return cast(Llava, model.vlm)
+def vlm_of(model: SegModel) -> DecoderVLM:
+    """The vision-language model of a benchmark, of any backbone."""
+    return cast(DecoderVLM, model.vlm)
 
 
 def sam_head(model: SegModel) -> SamHead:
@@ -75,8 +81,15 @@ def sam_head(model: SegModel) -> SamHead:
     return cast(SamHead, model.head)
 
 
+def look(view: LanguageView, size: tuple[int, int], images: int, seed: int = 0) -> Tensor:
+    """`Batch.pixels` of images of noise, (height, width) each."""
+    noise = np.random.default_rng(seed)
+    views = [view(noise.integers(0, 256, (*size, 3), dtype=np.uint8)) for _ in range(images)]
+    return torch.stack(views) if views[0].dim() == 3 else torch.cat(views)
+
+
 def make_batch(
-    shape: ModelShape, image_tokens: int, *, images: int, each: int, masks: int = 1, classes: int = 0
+    shape: ModelShape, view: LanguageView, *, images: int, each: int, masks: int = 1, classes: int = 0
 ) -> Batch:
     """Images with `each` dialogues that share the opening, ask in different words and answer with `masks` masks.
 
@@ -90,7 +103,7 @@ def make_batch(
     def words(*size: int) -> Tensor:
         return torch.randint(MASK_TOKEN + 1, shape.vocabulary - 2, size, generator=generator)
 
-    opening = torch.cat([words(shape.opening), torch.full((image_tokens,), IMAGE_ID)])
+    opening = torch.cat([words(shape.opening), torch.full((view.tokens(*shape.picture),), IMAGE_ID)])
     ids = torch.cat([opening.expand(rows, -1), words(rows, question + answer)], dim=1)
     labels = ids.clone()
     labels[:, :-answer] = IGNORE_ID
@@ -101,7 +114,7 @@ def make_batch(
     geometry = Geometry(shape.picture, (round(height * scale), round(width * scale)))
     truth = torch.rand(each * masks, *shape.picture, generator=generator) > 0.5
     return Batch(
-        pixels=torch.randn(images, 3, shape.tower_side, shape.tower_side, generator=generator),
+        pixels=look(view, shape.picture, images),
         seg_pixels=torch.randn(images, 3, shape.sam_side, shape.sam_side, generator=generator),
         ids=ids,
         labels=labels,
@@ -115,11 +128,7 @@ def make_batch(
     )
 
 
-def _architecture(shape: ModelShape) -> Architecture:
-    language = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "intermediate_size": shape.inner}
-    language |= {"num_hidden_layers": shape.layers, "num_attention_heads": shape.heads}
-    tower = {"hidden_size": shape.tower_width, "intermediate_size": 4 * shape.tower_width, "patch_size": 14}
-    tower |= {"num_hidden_layers": shape.tower_layers, "num_attention_heads": shape.tower_heads}
+def architecture(shape: ModelShape, backbone: str) -> Architecture:
     encoder: dict[str, Any] = {
         "hidden_size": shape.sam_width,
         "mlp_dim": 4 * shape.sam_width,
@@ -131,6 +140,36 @@ def _architecture(shape: ModelShape) -> Architecture:
     decoder = {"hidden_size": shape.prompt, "mlp_dim": 8 * shape.prompt, "num_attention_heads": 8}
     sam = {"vision_config": encoder | {"initializer_range": 0.02}, "prompt_encoder_config": prompt}
     sam |= {"mask_decoder_config": decoder | {"iou_head_hidden_dim": shape.prompt}}
+    return Architecture(backbone, BACKBONES[backbone](shape), "sam", sam)
+
+
+def _language(shape: ModelShape) -> dict[str, Any]:
+    sizes = {"vocab_size": shape.vocabulary, "hidden_size": shape.width, "intermediate_size": shape.inner}
+    return sizes | {"num_hidden_layers": shape.layers, "num_attention_heads": shape.heads}
+
+
+def _llava(shape: ModelShape) -> dict[str, Any]:
+    """CLIP and LLaMA."""
+    tower = {"hidden_size": shape.tower_width, "intermediate_size": 4 * shape.tower_width, "patch_size": 14}
+    tower |= {"num_hidden_layers": shape.tower_layers, "num_attention_heads": shape.tower_heads}
     tower |= {"image_size": shape.tower_side}
-    vlm_config = {"language": language, "tower": tower, "projector_depth": 2, "feature_layer": -2}
-    return Architecture("llava", vlm_config, "sam", sam)
+    return {"language": _language(shape), "tower": tower, "projector_depth": 2, "feature_layer": -2}
+
+
+def _qwen3_vl(shape: ModelShape) -> dict[str, Any]:
+    """As in Qwen3-VL-4B: four query heads per key head, the rotation of a head cut 24 : 20 : 20, features of three
+    layers of the tower, patches of 16 pixels of which 2 x 2 are a token."""
+    head = shape.width // shape.heads
+    side = 5 * head // 32  # of rows and of columns, in pairs of a head's values
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True}
+    rope |= {"mrope_section": [head // 2 - 2 * side, side, side]}
+    text = _language(shape) | {"num_key_value_heads": max(1, shape.heads // 4), "head_dim": head}
+    depth = shape.tower_layers
+    vision: dict[str, Any] = {"hidden_size": shape.tower_width, "intermediate_size": 4 * shape.tower_width}
+    vision |= {"depth": depth, "num_heads": shape.tower_heads, "out_hidden_size": shape.width}
+    vision |= {"num_position_embeddings": 2304, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    vision |= {"deepstack_visual_indexes": sorted({max(0, depth * part // 4 - 1) for part in (1, 2, 3)})}
+    return {"text": text | {"rope_parameters": rope}, "vision": vision}
+
+
+BACKBONES: dict[str, Callable[[ModelShape], dict[str, Any]]] = {"llava": _llava, "qwen3_vl": _qwen3_vl}

@@ -1,6 +1,7 @@
 """Time and memory of a training step, with the optimisations switched on one after another, in one run.
 
     python benchmarks/speed.py --json speed.json
+    python benchmarks/speed.py --backbone qwen3_vl --json qwen.json
     python benchmarks/speed.py --shape tiny --repeats 1
     python benchmarks/speed.py --shape 7b --device cuda --precision bf16 --checkpointing --json 7b.json
 
@@ -9,9 +10,10 @@ above. All lines up to `defaults`, the training step of recipes by default, give
 the lines after it are choices of recipes: loss.mask_size, model.train_vocabulary, model.embedding_cache (filled, as
 from the second epoch on). Weights are random; LoRA, vocabulary, text MLP and mask decoder train, with AdamW.
 
-Each line runs in a process of its own. Memory is the peak of a step beyond what is in use between steps (weights,
-gradients, optimizer), in a step that is not timed: resident size on a CPU (Linux), allocated on a GPU. The JSON also
-has CPU seconds, which are more reliable where other programs run.
+Each line runs in a process of its own, and the lines take turns --rounds times; the fastest step of each counts, since
+whatever else the machine does only makes a step slower. Memory is the peak of a step beyond what is in use between
+steps (weights, gradients, optimizer), in a step that is not timed: resident size on a CPU (Linux), allocated on a GPU.
+Speed-ups are also given in CPU seconds, which are more reliable where other programs run, above all with --threads 1.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import statistics
 import sys
 import tempfile
 import time
@@ -35,7 +36,7 @@ from torch import Tensor
 
 from benchmarks.measuring import PartClock, PeakMemory, step_flops, utilisation
 from benchmarks.plain_step import LADDER, plain_loss, take_apart
-from benchmarks.shapes import SHAPES, make_batch, random_model
+from benchmarks.shapes import BACKBONES, SHAPES, make_batch, random_model
 from data.types import Batch
 from model.checkpoints.load import DTYPES
 from model.finetune.trainable import prepare_training
@@ -54,18 +55,22 @@ TITLES = {DEFAULTS: "+ batched, recomputed", "all_on": "+ cache: all_on"}
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     results: dict[str, Any] = {}
-    print(f"{'':<22}{'seconds':>9}{'speed-up':>10}{'peak MiB':>10}  share of time")
+    print(f"{'':<22}{'seconds':>9}{'speed-up':>10}{'in CPU s':>10}{'peak MiB':>10}  share of time")
     context = multiprocessing.get_context("spawn" if args.device == "cuda" else "fork")
     with tempfile.TemporaryDirectory() as folder:
-        for name in args.lines:
-            with context.Pool(1) as process:  # torch has run nothing here yet, so that forking is safe
-                results[name] = process.apply(measure_line, (LINES[name], args, folder))
-            print(result_line(name, results[name], results["all_off"]), flush=True)
+        for turn in range(args.rounds):
+            for name in args.lines:
+                with context.Pool(1) as process:  # torch has run nothing here yet, so that forking is safe
+                    result = process.apply(measure_line, (LINES[name], args, folder))
+                results[name] = faster(results.get(name, result), result)
+                if turn + 1 == args.rounds:
+                    print(result_line(name, results[name], results["all_off"]), flush=True)
     check_losses({name: result["loss"] for name, result in results.items()}, args.precision)
-    off, on = results["all_off"], results["all_on"]
+    off, on, defaults = results["all_off"], results["all_on"], results[DEFAULTS]
     figures = {
         **{name: {key: results[name][key] for key in ("seconds", "peak_mib")} for name in ("all_off", "all_on")},
         "speedup": off["seconds"] / on["seconds"],
+        "speedup_of_defaults": off["seconds"] / defaults["seconds"],
         "memory_ratio": on["peak_mib"] / off["peak_mib"],
         "parts": results,
         "setup": {**{key: value for key, value in vars(args).items() if key != "json"}, **device_info(args)},
@@ -78,16 +83,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def faster(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Of two measurements of a line; CPU seconds are the fewest of both."""
+    best = min(one, other, key=lambda result: result["seconds"])
+    return best | {"cpu_seconds": min(one["cpu_seconds"], other["cpu_seconds"])}
+
+
 RATES = ("tokens_per_second", "images_per_second", "mfu")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--backbone", choices=BACKBONES, default="llava")
     parser.add_argument("--shape", choices=SHAPES, default="issue", help="tiny: only tests the program")
     parser.add_argument("--pictures", type=int, default=2, metavar="N", help="images per step")
     parser.add_argument("--dialogues", type=int, default=3, metavar="N", help="dialogues per image")
     parser.add_argument("--repeats", type=int, default=4, metavar="N", help="timed steps, after a warm-up step")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="turns of each line")
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
     parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations, in every line")
@@ -101,14 +114,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure_line(on: Sequence[str], args: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """Median seconds of a step, its peak memory, loss, seconds per part and rates, with the optimisations in `on`.
+    """Seconds of the fastest step, its peak memory, loss, seconds per part and rates, with the optimisations in `on`.
 
     folder: for cached embeddings.
     """
     if args.threads:
         torch.set_num_threads(args.threads)
     device, shape = torch.device(args.device), SHAPES[args.shape]
-    model = random_model(shape, args.precision, args.attention, device)
+    model = random_model(shape, args.precision, args.attention, device, args.backbone)
     vocabulary = "new_tokens" if NEW_TOKENS in on else "full"
     prepare_training(
         model,
@@ -122,7 +135,7 @@ def measure_line(on: Sequence[str], args: argparse.Namespace, folder: str) -> di
     take_apart(model, on)
     if CACHED in on:
         model.head.use_cache(CacheConfig(folder, max_gib=1.0))
-    batch = make_batch(shape, model.vlm.view.most_tokens, images=args.pictures, each=args.dialogues)
+    batch = make_batch(shape, model.vlm.view, images=args.pictures, each=args.dialogues)
     batch = batch.to(device, DTYPES[args.precision])
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)
     loss = loss_of(model, batch, on)
@@ -139,7 +152,7 @@ def measure_line(on: Sequence[str], args: argparse.Namespace, folder: str) -> di
     parts = {name: value / args.repeats for name, value in clock.seconds.items()}
     memory = PeakMemory(device)
     train_step(loss, optimizer, clock)
-    result: dict[str, Any] = {"seconds": statistics.median(seconds), "cpu_seconds": statistics.median(cpu_seconds)}
+    result: dict[str, Any] = {"seconds": min(seconds), "cpu_seconds": min(cpu_seconds)}
     result |= {"peak_mib": memory.peak_mib(), "loss": first, "parts": parts}
     return result | rates(model, batch, result["seconds"], device)
 
@@ -190,8 +203,8 @@ def result_line(name: str, result: dict[str, Any], off: dict[str, Any]) -> str:
     total = sum(result["parts"].values())
     shares = ", ".join(f"{part} {100 * value / total:.0f}%" for part, value in result["parts"].items())
     label = TITLES.get(name, name if name == "all_off" else f"+ {name.replace('_', ' ')}")
-    times = off["seconds"] / result["seconds"]
-    return f"{label:<22}{result['seconds']:>9.3f}{times:>10.2f}{result['peak_mib']:>10.0f}  {shares}"
+    times, cpu_times = (off[key] / result[key] for key in ("seconds", "cpu_seconds"))
+    return f"{label:<22}{result['seconds']:>9.3f}{times:>10.2f}{cpu_times:>10.2f}{result['peak_mib']:>10.0f}  {shares}"
 
 
 if __name__ == "__main__":

@@ -98,6 +98,15 @@ def test_a_class_list_limits_what_is_asked(tmp_path):
         build_source("coco", tmp_path, **OPTIONS, classes=["dgo"])
 
 
+def test_the_first_images_may_be_all_that_is_used(tmp_path):
+    instances(tmp_path)
+    source = build_source("coco", tmp_path, **OPTIONS, first=1)
+    assert len(source) == len(source.image_paths()) == 1 and [sums(record) for record in source] == [sums(source[0])]
+    with pytest.raises(IndexError):
+        source[1]
+    assert len(build_source("coco", tmp_path, **OPTIONS, first=9)) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
@@ -106,6 +115,7 @@ def test_a_class_list_limits_what_is_asked(tmp_path):
         ({"serve": "all"}, ValueError, "no serve of coco 'all'; have: classes, refer"),
         ({"crowd": "drop"}, ValueError, "no crowd of coco 'drop'; have: ignore, use"),
         ({"absent": 2}, ValueError, "need serve: refer"),
+        ({"first": -1}, ValueError, "option first of coco must be 0 or more, got -1"),
         ({"abent": 2}, ValueError, "no option 'abent' .did you mean 'absent'"),
     ],
 )

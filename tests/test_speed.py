@@ -12,8 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import step_flops, utilisation
-from benchmarks.shapes import SHAPES, make_batch, random_model
+from benchmarks.shapes import BACKBONES, SHAPES, make_batch, random_model
 from benchmarks.speed import LINES, check_losses, measure_line, parse
+from data.views import ClipView
 from model.finetune.trainable import prepare_training
 from model.losses import objective
 from model.runtime import RuntimeOptions
@@ -25,9 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = {"tower", "language model", "mask encoder", "mask decoder", "forward", "backward", "optimizer"}
 
 
-def test_lines_give_the_same_loss(tmp_path):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_lines_give_the_same_loss(tmp_path, backbone):
     """The step of the original programs, that of recipes by default, and everything at once."""
-    args = parse(["--shape", "tiny", "--repeats", "1", "--only_ends"])
+    args = parse(["--shape", "tiny", "--repeats", "1", "--only_ends", "--backbone", backbone])
     lines = {name: measure_line(LINES[name], args, str(tmp_path)) for name in args.lines}
     check_losses({name: line["loss"] for name, line in lines.items()}, args.precision)
     assert set(lines["defaults"]["parts"]) == PARTS
@@ -57,17 +59,18 @@ def test_every_line_gives_the_same_loss_and_the_figures_are_written(tmp_path):
     assert on["mfu"] is None, "no peak is listed for a CPU"
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize(("vocabulary", "precision"), [("full", "fp32"), ("new_tokens", "bf16")])
-def test_operations_are_those_that_torch_counts(vocabulary, precision):
+def test_operations_are_those_that_torch_counts(vocabulary, precision, backbone):
     """By part and formula against forward and backward pass as they are; checkpointing computes more, needs no more."""
     shape, counts = SHAPES["tiny"], []
     for checkpointing in (False, True):
-        model = random_model(shape, precision, "sdpa", torch.device("cpu"))
+        model = random_model(shape, precision, "sdpa", torch.device("cpu"), backbone)
         config = ModelConfig(
             gradient_checkpointing=checkpointing, decoder_checkpointing=False, train_vocabulary=vocabulary
         )
         prepare_training(model, config).configure(RuntimeOptions(pack_rows=True))
-        batch = make_batch(shape, model.vlm.view.most_tokens, images=2, each=3).to("cpu", model.dtype)
+        batch = make_batch(shape, model.vlm.view, images=2, each=3).to("cpu", model.dtype)
         with FlopCounterMode(display=False) as counter:
             objective(model(batch), batch, LossConfig()).total.backward()
         counts.append((step_flops(model, batch), counter.get_total_flops()))
@@ -84,7 +87,7 @@ def test_utilisation():
 
 def test_dialogues_of_class_lists():
     shape = SHAPES["tiny"]
-    batch = make_batch(shape, 16, images=2, each=2, masks=3, classes=5)
+    batch = make_batch(shape, ClipView(shape.tower_side), images=2, each=2, masks=3, classes=5)
     assert batch.ids.shape == (4, shape.opening + 16 + 15 + 20)
     assert [len(masks) for masks in batch.masks] == [6, 6]
     rows = batch.mask_rows[:, None]

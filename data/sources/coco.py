@@ -54,6 +54,7 @@ class Coco:
         from image to image they go around the label set.
     crowd: "ignore" makes the pixels of crowds ignored; a category with crowds only is then neither present nor absent.
     classes: use only these names. In class lists of a panoptic file, all pixels of other or no categories are ignored.
+    first: use only this many images, the first of the file, e.g. to see whether a model can fit them; 0: all.
     boxes: "draw" takes the box of an annotation without a segmentation as its mask; "refuse" makes it an error.
     """
 
@@ -69,12 +70,14 @@ class Coco:
         crowd: str = "use",
         classes: Classes = None,
         boxes: str = "refuse",
+        first: int = 0,
     ):
         choice("boxes of coco", boxes, ABOUT_BOXES)
         self._serve = choice("serve of coco", serve, ("classes", "refer"))
         self._ignore_crowd = choice("crowd of coco", crowd, ABOUT_CROWDS) == "ignore"
-        if absent < 0:
-            raise ValueError(f"option absent of coco must be 0 or more, got {absent}")
+        for name, number in (("absent", absent), ("first", first)):
+            if number < 0:
+                raise ValueError(f"option {name} of coco must be 0 or more, got {number}")
         if serve == "classes" and (single or absent):
             raise ValueError(
                 "options single and absent of coco need serve: refer; a class list names absent ones itself"
@@ -90,12 +93,13 @@ class Coco:
         empty_too = serve == "classes" or absent > 0
         options = list(self.vocabulary), empty_too, boxes
         self._rows = indexed_rows(root, parse, self.files, *options, image_key="file_name")
+        self._count = min(first or len(self._rows), len(self._rows))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._count
 
     def __getitem__(self, index: int) -> Record:
-        row = self._rows[index]
+        row = self._rows[range(self._count)[index]]
         where = f"{self.files[0]}: image {row['image_id']}"
         image = file_below(self._folder, row["file_name"], where)
         groups: dict[str, list[Any]] = {}  # name -> its shapes
@@ -118,10 +122,10 @@ class Coco:
         return Record(image, "refer", tuple(targets), ignore=ignore)
 
     def image_paths(self) -> list[str]:
-        return [f"{self._folder}/{name}" for name in self._rows.image_names()]
+        return [f"{self._folder}/{name}" for name in self._rows.image_names()[: len(self)]]
 
     def annotation_paths(self) -> list[Path]:
-        maps = [row["png"] for row in self._rows] if self._is_panoptic() else []
+        maps = [self._rows[index]["png"] for index in range(len(self))] if self._is_panoptic() else []
         return [*self.files, *(self._png / name for name in maps if name)]
 
     def _is_panoptic(self) -> bool:

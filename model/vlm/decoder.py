@@ -28,6 +28,8 @@ class DecoderVLM(VisionLanguageModel):
     order of the state dict, and a seed must keep its meaning.
     """
 
+    tower: Any  # each family's own class
+
     def __init__(self) -> None:
         super().__init__()
         self.pack_rows = False

@@ -57,7 +57,6 @@ class QwenVL(QwenVLFiles, DecoderVLM):
     """
 
     TOWER: ClassVar[type[PreTrainedModel]]
-    tower: Any  # of that class
     TEXT: ClassVar[type[PreTrainedModel]]
 
     def __init__(self, tower: PreTrainedModel, language: TextModel, view: PatchView):

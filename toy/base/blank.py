@@ -1,9 +1,10 @@
-"""Write a small LLaVA folder and SAM file with random weights, for recipes that train from scratch.
+"""Write a small backbone and mask head with random weights, for recipes that train from scratch.
 
-    python -m toy.base.blank runs/blank
+    python -m toy.base.blank runs/blank                          # llava/ and sam_vit_toy.safetensors
+    python -m toy.base.blank runs/blank --backbone qwen3_vl      # qwen3_vl/ and sam2/
 
-The architectures are the real ones, at sizes that two CPU cores can train in full. The tokenizer is the toy base's
-(assets/toy). The same seed gives the same weights.
+The architectures are the real ones, at sizes that two CPU cores can train in full. LLaVA's tokenizer is the toy base's
+(assets/toy), Qwen's is learned from the project's own words. The same seed gives the same weights.
 """
 
 import argparse
@@ -15,36 +16,55 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration, SamModel
 
+from toy.base.blank_qwen import blank_sam2, write_qwen3_vl
 from toy.base.llava import init_by_width
 from toy.base.publish import save_llava, save_sam
-from toy.base.sam import reset_sam
-from toy.base.sizes import TOWER_SIDE, llava_config, sam_config
+from toy.base.sam import reset_sam, tell_prompts_apart
+from toy.base.sizes import STATE_SCALE, TOWER_POSITIONS, TOWER_SIDE, llava_config, sam_config
 from toy.base.tower import sine_grid
 from toy.base.vocabulary import IMAGE_PATCH, added_ids, load_vocabulary
 
 TOKENIZER = Path(__file__).parents[2] / "assets/toy/llava"
 FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SAM_SIDE, PATCH = 256, 16  # pixels; the patch size is that of the tower, too
-TOWER_POSITIONS, SAM_POSITIONS = 0.3, 1.2  # amplitude of the sines that position tables start from
-STATE_SCALE = 4.0  # gain of the final norm: the states from which words and masks are predicted
+SAM_POSITIONS = 1.2  # amplitude of the sines that the position table starts from
 
 
 def main(argv: list[str] | None = None) -> int:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m toy.base.blank", description=__doc__, formatter_class=style)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "--backbone", choices=WRITERS, default="llava", help="llava (with SAM) or qwen3_vl (with SAM 2)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed of the weights (default 0)")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
-    folder = args.out / "llava"
+    folder = args.out / args.backbone
     if folder.is_dir() and any(folder.iterdir()):
         parser.error(f"{folder} is there already; give another OUT, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
+    print(f"wrote {folder} and {WRITERS[args.backbone](folder)}")
+    return 0
+
+
+def write_llava(folder: Path) -> Path:
+    """LLaVA in `folder`, SAM next to it, whose file is returned."""
     for name in FILES:
         shutil.copy(TOKENIZER / name, folder / name)
-    save_llava(blank_llava(folder), args.out)
-    print(f"wrote {folder} and {save_sam(blank_sam(), args.out)}")
-    return 0
+    save_llava(blank_llava(folder), folder.parent)
+    return save_sam(blank_sam(), folder.parent)
+
+
+def write_qwen(folder: Path) -> Path:
+    """Qwen3-VL in `folder`, SAM 2 next to it, whose folder is returned."""
+    write_qwen3_vl(folder)
+    sam = folder.with_name("sam2")
+    blank_sam2().to(torch.float16).save_pretrained(sam)
+    return sam
+
+
+WRITERS = {"llava": write_llava, "qwen3_vl": write_qwen}
 
 
 def blank_llava(folder: Path) -> LlavaForConditionalGeneration:
@@ -80,17 +100,7 @@ def blank_sam() -> SamModel:
         positions = cast(nn.Parameter, sam.vision_encoder.pos_embed)  # None only without absolute positions
         positions.copy_(SAM_POSITIONS * sine_grid(side, positions.shape[-1])[None])
         nn.init.normal_(sam.vision_encoder.patch_embed.projection.weight, std=0.05)
-    decoder = sam.mask_decoder
-    # Mask logits are the product of a mask token and the upscaled image, both after the decoder. With PyTorch's default
-    # weights they hardly depend on the prompt, and hundreds of steps pass before they do: hence the larger gains here.
-    init_by_width(decoder.transformer, gain=1.0)
-    for part in (decoder.output_hypernetworks_mlps, decoder.upscale_conv1, decoder.upscale_conv2):
-        init_by_width(part, gain=2**0.5)
-    with torch.no_grad():
-        for network in decoder.output_hypernetworks_mlps:
-            cast(nn.Linear, network.proj_out).weight *= 0.4
-        for token in (decoder.iou_token, decoder.mask_tokens):
-            token.weight *= 0.02  # small, so that the prompt token next to them dominates
+    tell_prompts_apart(sam.mask_decoder)
     return sam
 
 

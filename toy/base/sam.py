@@ -1,15 +1,16 @@
 """The SAM stage: promptable, class-agnostic masks, with a dense head on the image encoder during training."""
 
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SamModel
+from transformers import Sam2Model, SamModel
 
 from toy.base.attention import use_folded_attention
 from toy.base.dense import DenseHead, dense_loss
+from toy.base.llava import init_by_width
 from toy.base.pictures import held_out_batches, normalise_sam, prefetch
 from toy.base.prompts import KINDS, prompt_sample
 from toy.base.sizes import PATCH, SCENE_SIDE, sam_config
@@ -58,7 +59,7 @@ class SamStage(nn.Module):
         )
 
 
-def reset_sam(sam: SamModel) -> None:
+def reset_sam(sam: SamModel | Sam2Model) -> None:
     """Initialise weights as upstream SAM does: PyTorch's defaults, and Fourier features of scale 1.
 
     transformers expects weights to be loaded: with its Fourier scale of half the width, neighbouring points get
@@ -69,6 +70,22 @@ def reset_sam(sam: SamModel) -> None:
             module.reset_parameters()
     nn.init.normal_(sam.shared_image_embedding.positional_embedding)
     sam.shared_image_embedding.positional_embedding.requires_grad_(False)
+
+
+def tell_prompts_apart(decoder: Any) -> None:
+    """Initialise a mask decoder, of SAM or SAM 2, so that its masks depend on the prompt from the first step on.
+
+    Mask logits are the product of a mask token and the upscaled image, both after the decoder. With PyTorch's default
+    weights they hardly depend on the prompt, and hundreds of steps pass before they do: hence the larger gains here.
+    """
+    init_by_width(decoder.transformer, gain=1.0)
+    for part in (decoder.output_hypernetworks_mlps, decoder.upscale_conv1, decoder.upscale_conv2):
+        init_by_width(part, gain=2**0.5)
+    with torch.no_grad():
+        for network in decoder.output_hypernetworks_mlps:
+            network.proj_out.weight *= 0.4
+        for token in (part for part in decoder.children() if isinstance(part, nn.Embedding)):
+            token.weight *= 0.02  # small, so that the prompt token next to them dominates
 
 
 def mask_loss(logits: Tensor, estimates: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

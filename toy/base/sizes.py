@@ -8,6 +8,9 @@ TOWER_SIDE, PATCH = 128, 8
 GRID = TOWER_SIDE // PATCH  # patches per side; also the grid of the place words
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+# of models with random weights (toy/base/blank.py)
+TOWER_POSITIONS = 0.3  # amplitude of the sines that the tower's position table starts from
+STATE_SCALE = 4.0  # gain of the final norm: the states from which words and masks are predicted
 MAX_BYTES = 20_000_000  # of the two weight files together
 
 
