@@ -1,0 +1,217 @@
+"""Every system on every backbone with every mask head, on tiny random weights: trained, stopped and resumed, merged,
+asked. What cannot be put together is refused before weights are read.
+
+    pytest -m "slow or not slow" tests/test_combinations.py
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import merge_lora_weights_and_save_hf_model as merge
+import train_ds
+from data.collate import Sample, SampleBuilder, collate
+from data.mixture import Mixture
+from data.tokens import mask_ids
+from data.types import IMAGE_PLACEHOLDER, Mask, Query
+from evaluation.protocols import Reply, generate, teacher_forced
+from model.checkpoints.files import read_tensors
+from model.heads import HEADS
+from model.losses import objective
+from model.vlm import VLMS
+from systems.assistant import Assistant, build, load
+from systems.base import SYSTEMS
+from tests.tiny_assistant import CLASSES, toy_world
+from tests.tiny_base import GOLDEN, base_tensors, write_base, write_sam
+from tests.tiny_qwen import FAMILIES, stock_model
+from tests.tiny_run import train_log, write_recipe
+from tests.tiny_sam2 import SIDES, stock
+from tests.tiny_words import tiny_qwen_tokenizer
+from utils.config import load_recipe
+
+BACKBONES = ("llava", *FAMILIES)
+IN_CI = {("unified", "qwen3_vl", "sam2"), ("pixellm", "qwen2_5_vl", "sam3"), ("sa2va", "llava", "pixel")}
+ALL = [(system, backbone, head) for system in SYSTEMS for backbone in BACKBONES for head in HEADS]
+FIT = [(system, backbone, head) for system, backbone, head in ALL if VLMS[backbone].KEEPS_LAYERS or head != "pixel"]
+STEPS = 4
+TRAIN = {
+    "epochs": 1,
+    "steps_per_epoch": STEPS,
+    "batch_size": 1,
+    "grad_accumulation_steps": 2,
+    "warmup_steps": 0,
+    "lr": 3e-3,
+}
+MIXTURE = [
+    {"task": "sem_seg", "sets": [{"source": "ade20k", "options": {"classes": CLASSES.format(source="ade20k")}}]},
+    {"task": "refer_seg", "sets": ["refcoco"]},
+    {"task": "reason_seg", "sets": ["ReasonSeg|train"]},
+]
+
+
+def write_llava(folder: Path) -> dict[str, Any]:
+    published = {name: tensor.float() for name, tensor in read_tensors(GOLDEN).items()}
+    return {"version": str(write_base(folder, base_tensors(published))), "vision_tower": str(GOLDEN / "clip")}
+
+
+def write_qwen(folder: Path, family: str) -> dict[str, Any]:
+    size = tiny_qwen_tokenizer(folder, version=3 if family == "qwen3_vl" else 2)
+    stock_model(family, tied=True, vocab_size=size + 9, max_position_embeddings=4096).save_pretrained(folder)
+    return {"version": str(folder), "vision_tower": None, "tower": {"min_pixels": 384, "max_pixels": 1280}}
+
+
+def write_sam2(folder: Path, name: str) -> dict[str, Any]:
+    stock(name).save_pretrained(folder)
+    return {"vision_pretrained": str(folder), "image_size": SIDES[name]}
+
+
+def write_sam1(folder: Path) -> dict[str, Any]:
+    file = write_sam(folder.with_suffix(".pth"), read_tensors(GOLDEN))
+    return {"vision_pretrained": str(file), "head_options": {"decoder_heads": 4}}
+
+
+BASES: dict[str, Callable[[Path], dict[str, Any]]] = {"llava": write_llava}
+BASES |= {family: partial(write_qwen, family=family) for family in FAMILIES}
+PIXEL = {"tower": {"pad": True}, "head_options": {"levels": [-2], "width": 32, "mlp_dim": 64}}
+WEIGHTS: dict[str, Callable[[Path], dict[str, Any]]] = {"sam": write_sam1, "pixel": lambda _: PIXEL}
+WEIGHTS |= {name: partial(write_sam2, name=name) for name in SIDES}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return toy_world(tmp_path_factory.mktemp("world"), "ade20k", "refcoco", "reason_seg", images=6, val_images=1)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Callable[[str, str], dict[str, Any]]:
+    """The recipe's section about a backbone and a head; their weights are written when they are first asked for."""
+    folder, made = tmp_path_factory.mktemp("parts"), cast(dict[str, dict[str, Any]], {})
+
+    def model(backbone: str, head: str) -> dict[str, Any]:
+        for name, write in ((backbone, BASES[backbone]), (head, WEIGHTS[head])):
+            if name not in made:
+                made[name] = write(folder / name)
+        return {"mask_head": head, **made[backbone], **made[head]}
+
+    return model
+
+
+def cases(combinations: list[tuple[str, str, str]]) -> list[Any]:
+    return [
+        pytest.param(*case, id="-".join(case), marks=[] if case in IN_CI else pytest.mark.slow) for case in combinations
+    ]
+
+
+@pytest.mark.parametrize(("system", "backbone", "head"), cases(FIT))
+def test_it_trains_resumes_merges_and_answers(system, backbone, head, parts, world, tmp_path):
+    recipe = recipe_of(system, parts(backbone, head), world, tmp_path)
+    base = build(load_recipe(recipe), device="cpu", trainable=False)
+    samples = samples_of(base)
+
+    train_ds.main(["--config", str(recipe), "--exp_name", "whole"])
+    stopped = ["--config", str(recipe), "--exp_name", "stopped"]
+    train_ds.main([*stopped, "--set", "train.time_limit_minutes=1e-6"])
+    assert [row["step"] for row in train_log(tmp_path / "runs" / "stopped")] == [1]
+    train_ds.main(stopped)
+    runs = [tmp_path / "runs" / name for name in ("whole", "stopped")]
+    curve, resumed = ([(row["step"], row["loss"]) for row in train_log(run)] for run in runs)
+    assert curve == resumed and len(curve) == STEPS
+    same_tensors(*(load_file(run / "checkpoints" / f"step_{STEPS}" / "trainable.safetensors") for run in runs))
+
+    merge.main(["--run", str(runs[0]), "--tag", "last", "--save_path", str(tmp_path / "merged")])
+    trained, merged = load(runs[0], checkpoint="last", device="cpu"), load(tmp_path / "merged", device="cpu")
+    assert (merged.system.name, merged.model.architecture.vlm, merged.model.architecture.head) == (
+        system,
+        backbone,
+        head,
+    )
+    same_tensors(trained.model.state_dict(), merged.model.state_dict())
+    assert loss_of(trained, samples) < loss_of(base, samples)
+    assert_same_answers(trained, merged, samples)
+
+
+@pytest.mark.parametrize(("system", "backbone", "head"), sorted({*ALL} - {*FIT}))
+def test_what_cannot_be_put_together_is_refused_before_weights_are_read(system, backbone, head, parts, world, tmp_path):
+    model = parts(backbone, head)
+    unread = tmp_path / "base"
+    unread.mkdir()
+    for file in Path(model["version"]).iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, unread)
+    recipe = recipe_of(system, {**model, "version": str(unread)}, world, tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"mask head '{head}'.*the backbone '{backbone}' does not have; choose .* sam"
+    ):
+        train_ds.main(["--config", str(recipe)])
+
+
+def recipe_of(system: str, model: dict[str, Any], world: Path, folder: Path) -> Path:
+    data = {"dataset_dir": str(world), "mixture": MIXTURE}
+    path = write_recipe(folder, model=model, data=data, train=TRAIN, eval={"suites": [], "validate": False})
+    values = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**values, "system": system}))
+    return path
+
+
+def samples_of(assistant: Assistant) -> list[Sample]:
+    """The first training samples of every set of the mixture."""
+    maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views)
+    data = assistant.recipe.data
+    mixtures = (Mixture.build(replace(data, mixture=(task,)), maker, seed=1) for task in data.mixture)
+    return [mixture.sample(0) for mixture in mixtures]
+
+
+@torch.no_grad()
+def loss_of(assistant: Assistant, samples: list[Sample]) -> float:
+    batches = [collate([sample]) for sample in samples]
+    return sum(float(objective(assistant.model(batch), batch, assistant.recipe.loss).total) for batch in batches)
+
+
+@torch.no_grad()
+def assert_same_answers(one: Assistant, other: Assistant, samples: list[Sample]) -> None:
+    """Fed with the true answers, and as they write their own, whose masks are compared, too."""
+    for sample in samples:
+        ours, theirs = one.model(collate([sample])), other.model(collate([sample]))
+        assert torch.equal(ours.token_logits, theirs.token_logits)
+        assert all(torch.equal(*masks) for masks in zip(ours.masks, theirs.masks, strict=True))
+    query = Query(f"{IMAGE_PLACEHOLDER}\nWhere is it?", (Mask(0),))
+    for write in (generate, write_a_mask):
+        ours, theirs = (write(assistant, samples, [[query]] * len(samples), 8) for assistant in (one, other))
+        for (mine,), (yours,) in zip(ours, theirs, strict=True):
+            assert mine.text == yours.text and torch.equal(mine.masks, yours.masks)
+    forced = teacher_forced(one, samples, [[query]] * len(samples))
+    for (mine,), (fed,) in zip(ours, forced, strict=True):
+        assert len(mine.masks) == 1
+        torch.testing.assert_close(mine.masks, fed.masks, rtol=1e-4, atol=1e-4)
+
+
+def write_a_mask(assistant: Assistant, *asked: Any) -> list[list[Reply]]:
+    """What `generate` gives where the language model favours the tokens of a mask, which random weights do not."""
+    script = iter([*mask_ids(assistant.tokenizer, assistant.system.tokens), assistant.tokenizer.eos_token_id])
+
+    def favour(module: nn.Module, states: Any, logits: Tensor) -> Tensor:
+        bonus = torch.zeros(logits.shape[-1])
+        bonus[next(script)] = 1e6
+        return logits + bonus
+
+    hook = assistant.model.vlm.language.lm_head.register_forward_hook(favour)
+    try:
+        return generate(assistant, *asked)
+    finally:
+        hook.remove()
+
+
+def same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert not [name for name, tensor in one.items() if not torch.equal(tensor, other[name])]
