@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +19,8 @@ from data.types import Record
 from data.views import ClipView, LanguageView, SamView, Views
 from model.checkpoints.config_file import read_config
 from model.checkpoints.load import vlm_class
-from systems.base import System, build_system
+from systems.assistant import system_of
+from systems.base import System
 from utils.config import ModelConfig, Recipe
 
 SIDE = 256  # of the mask encoder's view: small, since no record fails at one size and not at another
@@ -71,8 +72,7 @@ class Rehearsal:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Rehearsal:
-        system = build_system(recipe.system, recipe.options)
-        system = replace(system, tokens=replace(system.tokens, wrap_image=recipe.model.use_mm_start_end))
+        system = system_of(recipe)
         encoder, unchecked = _encoder(system, recipe.model, recipe.data.long_rows)
         maker = SampleBuilder(
             system.task,
