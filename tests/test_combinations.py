@@ -7,11 +7,9 @@ asked. What cannot be put together is refused before weights are read.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -26,23 +24,18 @@ from data.mixture import Mixture
 from data.tokens import mask_ids
 from data.types import IMAGE_PLACEHOLDER, Mask, Query
 from evaluation.protocols import Reply, generate, teacher_forced
-from model.checkpoints.files import read_tensors
 from model.heads import HEADS
 from model.losses import objective
 from model.vlm import VLMS
 from systems.assistant import Assistant, build, load
 from systems.base import SYSTEMS
 from tests.tiny_assistant import CLASSES, toy_world
-from tests.tiny_base import GOLDEN, base_tensors, write_base, write_sam
-from tests.tiny_qwen import FAMILIES, stock_model
+from tests.tiny_parts import BASES, Parts
 from tests.tiny_run import train_log, write_recipe
-from tests.tiny_sam2 import SIDES, stock
-from tests.tiny_words import tiny_qwen_tokenizer
 from utils.config import load_recipe
 
-BACKBONES = ("llava", *FAMILIES)
 IN_CI = {("unified", "qwen3_vl", "sam2"), ("pixellm", "qwen2_5_vl", "sam3"), ("sa2va", "llava", "pixel")}
-ALL = [(system, backbone, head) for system in SYSTEMS for backbone in BACKBONES for head in HEADS]
+ALL = [(system, backbone, head) for system in SYSTEMS for backbone in BASES for head in HEADS]
 FIT = [(system, backbone, head) for system, backbone, head in ALL if VLMS[backbone].KEEPS_LAYERS or head != "pixel"]
 STEPS = 4
 TRAIN = {
@@ -60,51 +53,14 @@ MIXTURE = [
 ]
 
 
-def write_llava(folder: Path) -> dict[str, Any]:
-    published = {name: tensor.float() for name, tensor in read_tensors(GOLDEN).items()}
-    return {"version": str(write_base(folder, base_tensors(published))), "vision_tower": str(GOLDEN / "clip")}
-
-
-def write_qwen(folder: Path, family: str) -> dict[str, Any]:
-    size = tiny_qwen_tokenizer(folder, version=3 if family == "qwen3_vl" else 2)
-    stock_model(family, tied=True, vocab_size=size + 9, max_position_embeddings=4096).save_pretrained(folder)
-    return {"version": str(folder), "vision_tower": None, "tower": {"min_pixels": 384, "max_pixels": 1280}}
-
-
-def write_sam2(folder: Path, name: str) -> dict[str, Any]:
-    stock(name).save_pretrained(folder)
-    return {"vision_pretrained": str(folder), "image_size": SIDES[name]}
-
-
-def write_sam1(folder: Path) -> dict[str, Any]:
-    file = write_sam(folder.with_suffix(".pth"), read_tensors(GOLDEN))
-    return {"vision_pretrained": str(file), "head_options": {"decoder_heads": 4}}
-
-
-BASES: dict[str, Callable[[Path], dict[str, Any]]] = {"llava": write_llava}
-BASES |= {family: partial(write_qwen, family=family) for family in FAMILIES}
-PIXEL = {"tower": {"pad": True}, "head_options": {"levels": [-2], "width": 32, "mlp_dim": 64}}
-WEIGHTS: dict[str, Callable[[Path], dict[str, Any]]] = {"sam": write_sam1, "pixel": lambda _: PIXEL}
-WEIGHTS |= {name: partial(write_sam2, name=name) for name in SIDES}
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     return toy_world(tmp_path_factory.mktemp("world"), "ade20k", "refcoco", "reason_seg", images=6, val_images=1)
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Callable[[str, str], dict[str, Any]]:
-    """The recipe's section about a backbone and a head; their weights are written when they are first asked for."""
-    folder, made = tmp_path_factory.mktemp("parts"), cast(dict[str, dict[str, Any]], {})
-
-    def model(backbone: str, head: str) -> dict[str, Any]:
-        for name, write in ((backbone, BASES[backbone]), (head, WEIGHTS[head])):
-            if name not in made:
-                made[name] = write(folder / name)
-        return {"mask_head": head, **made[backbone], **made[head]}
-
-    return model
+def parts(tmp_path_factory) -> Parts:
+    return Parts(tmp_path_factory.mktemp("parts"))
 
 
 def cases(combinations: list[tuple[str, str, str]]) -> list[Any]:

@@ -27,7 +27,7 @@ def released_architecture(
     read where it is at hand.
     """
     folder = Path(config.version)
-    values = read_config(folder) if (folder / "config.json").is_file() else _released(config.version)
+    values = read_config(folder) if (folder / "config.json").is_file() else released_config(config.version)
     backbone = vlm_class(values, config.version)
     head = choose_head(values, config, head)
     head_class = HEADS[head]
@@ -50,7 +50,7 @@ def released_architecture(
     return Architecture(backbone.NAME, vlm_config, head, head_config, projection), view
 
 
-def _released(name: str) -> dict[str, Any]:
+def released_config(name: str) -> dict[str, Any]:
     """The `config.json` of the released base that a name stands for, as far as sizes go; empty if no class knows it."""
     for kind in VLMS:
         for base, values in VLMS[kind].RELEASED.items():
