@@ -26,9 +26,9 @@ def test_the_page_has_every_row_once_and_every_head():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("row", "text"), zip(ROWS, TABLE[2:], strict=True), ids=[row.recipe for row in ROWS])
-def test_the_figures_are_the_planner_s(row, text):
-    assert planned(row) == text
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join((row.recipe, *row.changes[:1])))
+def test_the_figures_are_the_planner_s(row):
+    assert planned(row) == TABLE[2 + ROWS.index(row)]
 
 
 @pytest.mark.parametrize(("name", "added"), [("lisa_llava_7b_sam2", 3), ("lisa_qwen3_2b", 1)])
