@@ -156,7 +156,9 @@ def assert_same_answers(one: Assistant, other: Assistant, samples: list[Sample])
 
 
 def write_a_mask(assistant: Assistant, *asked: Any) -> list[list[Reply]]:
-    """What `generate` gives where the language model favours the tokens of a mask, which random weights do not."""
+    """What `generate` gives where the language model favours the tokens of a mask, which random weights do not; asked
+    with the template of training, as `teacher_forced` does (SESAME's release asks with another)."""
+    assistant.encoder.prompt_template = assistant.encoder.template
     script = iter([*mask_ids(assistant.tokenizer, assistant.system.tokens), assistant.tokenizer.eos_token_id])
 
     def favour(module: nn.Module, states: Any, logits: Tensor) -> Tensor:

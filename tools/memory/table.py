@@ -21,7 +21,7 @@ BACKBONES = ("qwen3_2b", "qwen3_4b", "qwen2_5_3b", "qwen2_5_7b", "llava_7b_sam2"
 SAM3 = ("model.mask_head=sam3", "model.vision_pretrained=sam3")
 GPUS, SIZES = 8, (24, 48, 80)
 QLORA = ("model.load_in_4bit=true", "model.train_vocabulary=new_tokens", "train.zero_stage=0")
-USUAL = parse(["recipe"])  # what the planner takes where it is told nothing: the batch, the reserve
+USUAL = parse(["recipe"])  # the defaults of the planner: batch, reserve
 HEADINGS = ("system", "backbone", "mask head", "recipe", "weights, of which train", "GiB planned")
 HEADINGS += (*(f"{size} GB" for size in SIZES), f"QLoRA, one GPU of {SIZES[0]} GB")
 
@@ -84,7 +84,7 @@ def measured(recipe: Recipe) -> tuple[Recipe, StepMemory]:
 
 
 def room(size: int) -> int:
-    """Bytes of a device of so many GB, without what the planner keeps free."""
+    """Bytes of a device of `size` GB, without what the planner keeps free."""
     return int((size - USUAL.reserve) * GIB)
 
 
