@@ -145,6 +145,8 @@ def assert_same_answers(one: Assistant, other: Assistant, samples: list[Sample])
         assert torch.equal(ours.token_logits, theirs.token_logits)
         assert all(torch.equal(*masks) for masks in zip(ours.masks, theirs.masks, strict=True))
     query = Query(f"{IMAGE_PLACEHOLDER}\nWhere is it?", (Mask(0),))
+    for assistant in (one, other):
+        with_strong_prompts(assistant)
     for write in (generate, write_a_mask):
         ours, theirs = (write(assistant, samples, [[query]] * len(samples), 8) for assistant in (one, other))
         for (mine,), (yours,) in zip(ours, theirs, strict=True):
@@ -153,6 +155,12 @@ def assert_same_answers(one: Assistant, other: Assistant, samples: list[Sample])
     for (mine,), (fed,) in zip(ours, forced, strict=True):
         assert len(mine.masks) == 1
         torch.testing.assert_close(mine.masks, fed.masks, rtol=1e-4, atol=1e-4)
+
+
+def with_strong_prompts(assistant: Assistant) -> None:
+    """A new text projection gives prompts so near to zero that the masks of some heads hardly depend on them."""
+    *_, last = (layer for layer in assistant.model.project.modules() if isinstance(layer, nn.Linear))
+    last.weight.mul_(100)
 
 
 def write_a_mask(assistant: Assistant, *asked: Any) -> list[list[Reply]]:
