@@ -104,7 +104,7 @@ def load(
         recipe, model=replace(recipe.model, version=str(folder), vision_pretrained=None, checkpoint_file=None)
     )
     recipe = _with_overrides(recipe, options, model, device)
-    named_system = _system_of(recipe)
+    named_system = system_of(recipe)
     tokenizer = _tokenizer(folder, named_system, recipe)
     network = load_folder(folder, named_system.tokens, tokenizer, named_system.head, recipe.model)
     return _assemble(named_system, tokenizer, network, recipe, device)
@@ -213,14 +213,15 @@ def _with_overrides(
     return from_dict(Recipe, merge(to_dict(recipe), {"options": dict(options or {}), "model": model_fields}))
 
 
-def _system_of(recipe: Recipe) -> System:
+def system_of(recipe: Recipe) -> System:
+    """The recipe's system, with the image wrap that the recipe asks for."""
     system = build_system(recipe.system, recipe.options)
     return replace(system, tokens=replace(system.tokens, wrap_image=recipe.model.use_mm_start_end))
 
 
 def _parts(recipe: Recipe) -> tuple[System, PreTrainedTokenizerBase, SegModel]:
     """System, tokenizer and untrained model of a recipe, on the CPU."""
-    system = _system_of(recipe)
+    system = system_of(recipe)
     tokenizer = _tokenizer(fetch(recipe.model.version), system, recipe)
     model = build_model(recipe.model, system.tokens, tokenizer, system.head, seed=recipe.train.seed)
     return system, tokenizer, model

@@ -25,6 +25,7 @@ from tools.doctor.plan import Need
 from tools.doctor.table import load_hints
 from tools.doctor.words import row_text
 from toy.world.__main__ import main as make_toy
+from utils.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = OWN / "lisa"
@@ -34,8 +35,13 @@ MAPS, REASON, SAID = (
     "reason_seg/ReasonSeg/train",
     "llava_dataset/llava_instruct_150k.json",
 )
-# Those of other sizes have the data of the 7B ones.
-RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.endswith(("_13b", "_24gb")))
+RECIPES = list(  # one for each choice of data: those of other sizes, backbones and mask heads have the same
+    {
+        repr((recipe.system, recipe.options, recipe.data, recipe.eval)): path
+        for path in sorted((ROOT / "configs").rglob("*.yaml"))
+        for recipe in [load_recipe(path)]
+    }.values()
+)
 RECIPE = {
     "system": "lisa",
     "data": {

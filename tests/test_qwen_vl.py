@@ -572,7 +572,7 @@ RELEASED = {  # weights of the released files; small ones hold no output layer o
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_sizes_are_known_by_name(name):
     tower = TowerConfig(max_pixels=200_000)
-    architecture, view = released_architecture(ModelConfig(version=f"Qwen/{name}-Instruct", tower=tower), "sam", 1, 1)
+    architecture, view = released_architecture(ModelConfig(version=f"Qwen/{name}-Instruct", tower=tower), "sam", SPEC)
     with torch.device("meta"):
         vlm = VLMS[architecture.vlm].build(architecture.vlm_config, view=view)
     count = sum(weight.numel() for weight in vlm.parameters())

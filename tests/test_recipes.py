@@ -26,8 +26,9 @@ from systems.assistant import build
 from systems.base import SYSTEMS, build_system, systems_accepting
 from tests.records import OWN
 from tests.tiny_assistant import toy_world
-from tests.tiny_released import tiny_base
-from utils.config import Recipe, load_recipe
+from tests.tiny_parts import Parts
+from tools.memory.released_sizes import released_config
+from utils.config import Recipe, TowerConfig, load_recipe
 from utils.flags import resolve
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +42,6 @@ TOY_BASE = {
     "version": "assets/toy/llava",
     "vision_tower": None,
     "vision_pretrained": "assets/toy/sam_vit_toy.safetensors",
-    "mask_head": "sam",
 }
 TOY_CLASSES = {"ade20k", "cocostuff", "mapillary", "cityscapes"}  # sets of which the toy world has a part
 
@@ -53,6 +53,11 @@ def name_of(path: Path) -> str:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     return toy_world(tmp_path_factory.mktemp("world"), *LAYOUTS, images=60, val_images=1)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Parts:
+    return Parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
@@ -85,7 +90,7 @@ def test_published_recipes_have_the_published_names(path):
 
 # The sizes, in which the recipes of a system differ most, are those of the toy weights here: CI takes the released
 # recipe of each system, and one of each kind that has none.
-ALSO_FAST = {"unified_7b", "real_mini"}
+ALSO_FAST = {"unified_7b", "real_mini", "lisa_qwen3_2b"}
 ON_TOY_WEIGHTS = [
     path if path.parent.name == "released" or path.stem in ALSO_FAST else pytest.param(path, marks=pytest.mark.slow)
     for path in CONFIGS
@@ -93,8 +98,8 @@ ON_TOY_WEIGHTS = [
 
 
 @pytest.mark.parametrize("path", ON_TOY_WEIGHTS, ids=name_of)
-def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world, tmp_path):
-    recipe = on_toy_weights(load_recipe(path), world, tmp_path)
+def test_a_recipe_gives_a_loss_and_gradients_on_toy_weights(path, world, parts):
+    recipe = on_toy_weights(load_recipe(path), world, parts)
     assistant = build(recipe, device="cpu")
     maker = SampleBuilder(assistant.system.task, assistant.encoder, assistant.views, drop_long_rows=True)
     samples = []
@@ -139,23 +144,22 @@ def test_recipes_lose_no_data_that_the_release_loses_to_its_limit():
     assert longer.data.long_rows == "cut" and longer.model.model_max_length > 790 + 486  # lasagna.md 2.4
 
 
-def on_toy_weights(recipe: Recipe, world: Path, place: Path) -> Recipe:
-    """The same recipe on the tiny published-format weights of its system, or the toy base where there are none; in
-    fp32, on the toy world. A recipe on a Qwen-VL has tiny random weights of that kind, and of SAM 2, below `place`."""
+def on_toy_weights(recipe: Recipe, world: Path, parts: Parts) -> Recipe:
+    """The same recipe in fp32, on the toy world, and on tiny weights: those in the published format of its system, or
+    the toy base where there are none; or of its own backbone and mask head, where these are not the system's."""
     folder = OWN / recipe.system
-    weights, options = TOY_BASE, {"decoder_heads": 4}
-    if folder.is_dir():
-        weights = {"version": str(folder), "vision_tower": str(folder / "clip"), "vision_pretrained": None}
-    elif recipe.model.version.startswith("Qwen/"):
-        weights, options = tiny_base("qwen3_vl" if "Qwen3" in recipe.model.version else "qwen2_5_vl", place)
-    model = replace(
-        recipe.model,
-        **weights,
-        precision="fp32",
-        head_options={**options, **recipe.model.head_options},
-        gradient_checkpointing=False,
-        model_max_length=0,
-    )
+    backbone = released_config(recipe.model.version).get("model_type", "llava")
+    head = recipe.model.mask_head or build_system(recipe.system).head
+    tiny = {"head_options": {"decoder_heads": 4}}
+    if backbone != "llava" or head not in ("sam", "pixel"):
+        tiny = parts(backbone, head)
+        tiny["tower"] = TowerConfig(**tiny.get("tower", {}))
+    elif folder.is_dir():
+        tiny |= {"version": str(folder), "vision_tower": str(folder / "clip"), "vision_pretrained": None}
+    else:
+        tiny |= TOY_BASE
+    tiny["head_options"] = {**tiny.get("head_options", {}), **recipe.model.head_options}
+    model = replace(recipe.model, **tiny, precision="fp32", gradient_checkpointing=False, model_max_length=0)
     mixture = [replace(task, sets=tuple(map(_on_toy_classes, task.sets))) for task in recipe.data.mixture]
     data = replace(recipe.data, dataset_dir=str(world), mixture=tuple(mixture))
     return replace(recipe, model=model, data=data)

@@ -405,7 +405,7 @@ def test_sizes_are_planned_without_weights(name, material):
         head_options={"decoder_heads": 4},
         tower=TowerConfig(new_projector=True, size=48),
     )
-    assert released_architecture(recipe, "sam", 1, 1)[0].vlm_config["tower"] == model.architecture.vlm_config["tower"]
+    assert released_architecture(recipe, "sam", SPEC)[0].vlm_config["tower"] == model.architecture.vlm_config["tower"]
     values = json.loads((material / "llama" / "config.json").read_text())
     view = type(model.vlm).view_of(values, recipe)
     assert view == model.vlm.view and view.most_tokens == model.vlm.view.most_tokens == 36

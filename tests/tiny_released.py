@@ -79,18 +79,6 @@ def _unipixel(
     return tensors, {**flat, **named, "conv_type": "chatml", "sam2_hidden_tokens": 2, "sam2_image_size": 768}
 
 
-def tiny_base(family: str, place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What such an assistant is trained from: fields of a recipe's `model` that name a Qwen-VL and a SAM 2 below
-    `place`, and the options of the mask head that a released SAM 2 does not need."""
-    size = tiny_qwen_tokenizer(place / family, version=2 if "2" in family else 3)
-    stock_model(family, vision=PATCHES[family], vocab_size=size, max_position_embeddings=8192).save_pretrained(
-        place / family
-    )
-    stock("sam2").save_pretrained(place / "sam2")
-    model = {"version": str(place / family), "vision_tower": None, "vision_pretrained": str(place / "sam2")}
-    return model, {"sizes": SIZES}
-
-
 def _write_words(folder: Path, system: str, family: str) -> Any:
     tiny_qwen_tokenizer(folder, version=2 if "2" in family else 3)
     tokenizer = load_tokenizer(folder, build_system(system).tokens)

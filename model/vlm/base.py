@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data.tokenizer_family import TokenizerFamily
 from data.types import IMAGE_ID, Geometry
 from data.views import LanguageView
 from model.checkpoints.name_table import Pair
@@ -106,6 +107,7 @@ class VisionLanguageModel(nn.Module):
     SIZE_KEYS: ClassVar[SizeKeys]  # of `size_sections`
     TOWER_FIELDS: ClassVar[frozenset[str]]  # fields of `model.tower` in a recipe that it reads; others are refused
     KEEPS_LAYERS: ClassVar[bool] = True  # `Vision.layers` is there, for mask heads that have no encoder of their own
+    FAMILY: ClassVar[TokenizerFamily]  # of the bases' tokenizers, where their files are not at hand (planning)
     RELEASED: ClassVar[dict[str, dict[str, Any]]] = {}  # part of a base's name -> sizes as in its `config.json`
     LIGER: ClassVar[str | None] = None  # Liger's function that replaces kernels of `language`, if it has one
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
+from data.llama_tokenizer import LLAMA
 from data.views import LanguageView, PaddedView
 from model.checkpoints.config_file import SECTION, read_config
 from model.checkpoints.files import read_tensors, write_json, write_tensors
@@ -105,6 +106,7 @@ class LlavaFiles(VisionLanguageModel):
     EMBEDDING = "vlm.language.model.embed_tokens.weight"
     LM_HEAD = "vlm.language.lm_head.weight"
     LIGER = "apply_liger_kernel_to_llama"
+    FAMILY = LLAMA
     TOWER_FIELDS = frozenset(
         {
             "size",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data.patch_view import PatchView, patch_view
+from data.qwen_tokenizer import QWEN
 from model.checkpoints.config_file import SECTION
 from model.checkpoints.name_table import Pair, under
 from model.checkpoints.size_keys import SizeKeys
@@ -68,6 +69,7 @@ class QwenVLFiles(VisionLanguageModel):
     EMBEDDING = "vlm.language.model.embed_tokens.weight"
     LM_HEAD = "vlm.language.lm_head.weight"
     KEEPS_LAYERS = False
+    FAMILY = QWEN
     TOWER_FIELDS = frozenset({"min_pixels", "max_pixels", "resize", "preprocessor", "train_projector", "train"})
     SIZE_KEYS = SizeKeys(
         widths=frozenset(

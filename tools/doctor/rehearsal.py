@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from data.collate import SampleBuilder
 from data.encode import Encoder
-from data.llama_tokenizer import LLAMA
 from data.pieces import Pieces
 from data.templates import template
 from data.tokens import TokenSpec, added_tokens, family_for, load_tokenizer
@@ -19,7 +18,10 @@ from data.types import Record
 from data.views import ClipView, LanguageView, SamView, Views
 from model.checkpoints.config_file import read_config
 from model.checkpoints.load import vlm_class
-from systems.base import System, build_system
+from model.vlm.base import VisionLanguageModel
+from systems.assistant import system_of
+from systems.base import System
+from tools.memory.released_sizes import released_config
 from utils.config import ModelConfig, Recipe
 
 SIDE = 256  # of the mask encoder's view: small, since no record fails at one size and not at another
@@ -45,13 +47,13 @@ class OnlyTokens:
     """Stands in for a tokenizer that is not on this machine: knows the tokens that a system adds.
 
     A text becomes a single id, so that rows have their tokens and their masks, though not their length. layout: the
-    recipe's conversation template, which says of which family the tokenizer is; None: of the published systems'.
+    conversation template, which says of which family the tokenizer is.
     """
 
     bos_token_id = None
 
-    def __init__(self, spec: TokenSpec, layout: str | None):
-        self.family = family_for(template(layout or LLAMA.template))
+    def __init__(self, spec: TokenSpec, layout: str):
+        self.family = family_for(template(layout))
         self.eos_token = self.family.stop
         names = (*sorted(self.family.control), *added_tokens(self.family, spec))
         self.added_tokens_decoder = {index: AddedToken(name) for index, name in enumerate(names)}
@@ -71,8 +73,7 @@ class Rehearsal:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Rehearsal:
-        system = build_system(recipe.system, recipe.options)
-        system = replace(system, tokens=replace(system.tokens, wrap_image=recipe.model.use_mm_start_end))
+        system = system_of(recipe)
         encoder, unchecked = _encoder(system, recipe.model, recipe.data.long_rows)
         maker = SampleBuilder(
             system.task,
@@ -112,7 +113,8 @@ def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encod
         limit = config.model_max_length
         unchecked = ""
     except (OSError, ValueError, KeyError) as error:
-        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec, config.conv_type))  # it has what Encoder calls
+        layout = config.conv_type or _backbone(config)[0].FAMILY.template
+        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec, layout))  # it has what Encoder calls
         limit = 0
         unchecked = f"the length of rows: the tokenizer of model.version is not on this machine ({error})"
     encoder = Encoder(
@@ -127,10 +129,20 @@ def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encod
 
 
 def _view(config: ModelConfig) -> LanguageView:
-    """How the backbone sees an image, where its `config.json` is on this machine; else CLIP's view of 256 tokens."""
-    folder = Path(config.version).expanduser()
+    """How the backbone sees an image, where its `config.json` is on this machine or its sizes are known by name; else
+    CLIP's view of 256 tokens."""
+    backbone, values = _backbone(config)
     try:
-        values = read_config(folder)
-        return vlm_class(values, str(folder)).view_of(values, config)
+        return backbone.view_of(values, config)
     except (OSError, ValueError, KeyError, TypeError):
         return ClipView()
+
+
+def _backbone(config: ModelConfig) -> tuple[type[VisionLanguageModel], dict[str, Any]]:
+    """The backbone's class and its `config.json`, or what its name says where that cannot be read."""
+    try:
+        values = read_config(Path(config.version).expanduser())
+        return vlm_class(values, config.version), values
+    except (OSError, ValueError):
+        values = released_config(config.version)
+        return vlm_class(values, config.version), values

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from data.collate import join_pixels
-from data.llama_tokenizer import LLAMA
 from data.tokens import added_tokens
 from data.types import IGNORE_ID, IMAGE_ID, Batch
 from model.checkpoints.load import assemble, dtype_of
@@ -29,7 +28,7 @@ from model.runtime import training_options
 from model.seg_model import SegModel
 from model.vlm import VLMS
 from model.vlm.prefix_packing import can_pack
-from systems.base import build_system
+from systems.assistant import system_of
 from tools.memory.activation_memory import Footprint, footprint
 from tools.memory.released_sizes import released_architecture
 from tools.memory.zero_memory import DeviceMemory, ParameterCounts, count_parameters, device_memory
@@ -137,11 +136,12 @@ def measure_step(recipe: Recipe, load: Workload) -> StepMemory:
 
 def meta_model(recipe: Recipe) -> SegModel:
     """The recipe's model prepared for training, on the meta device, with gradients as after the first step."""
-    system = build_system(recipe.system, recipe.options)
-    added = len(added_tokens(LLAMA, system.tokens))  # the sizes known by name are of LLaVA
-    architecture, view = released_architecture(recipe.model, system.head, len(system.tokens.mask), added)
+    system = system_of(recipe)
+    architecture, view = released_architecture(recipe.model, system.head, system.tokens)
     attention = "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
-    rows = VLMS[architecture.vlm].sizes(architecture.vlm_config).vocabulary
+    backbone = VLMS[architecture.vlm]
+    added = len(added_tokens(backbone.FAMILY, system.tokens))
+    rows = backbone.sizes(architecture.vlm_config).vocabulary  # which of them are trained apart makes no difference
     with torch.device("meta"):
         model = assemble(architecture, attention, view, added_ids=range(rows - added, rows))
         model = model.to(dtype_of(recipe.model.precision))
@@ -171,7 +171,7 @@ def meta_batch(model: SegModel, recipe: Recipe, load: Workload, images: int) -> 
     labels = ids.clone()
     labels[:, : (load.length + tokens) // 2] = IGNORE_ID
     view, blank = model.head.view, np.zeros((*load.picture, 3), np.uint8)
-    per_mask = len(build_system(recipe.system, recipe.options).tokens.mask)
+    per_mask = len(system_of(recipe).tokens.mask)
     return Batch(
         pixels=join_pixels([look(blank)] * images).to("meta", model.dtype),
         seg_pixels=_meta_pixels(images, view.size, model.dtype) if view else None,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.tokens import TokenSpec, added_tokens
 from data.views import LanguageView
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.config_file import SECTION, read_config
@@ -17,28 +18,28 @@ from utils.config import ModelConfig
 
 
 def released_architecture(
-    config: ModelConfig, head: str, mask_tokens: int, added: int
+    config: ModelConfig, head: str, tokens: TokenSpec
 ) -> tuple[Architecture, LanguageView | None]:
     """The architecture of a recipe's model, and its view (None: the usual one): from `config.json` where `version` is a
     local folder, else from its name.
 
-    head: the system's, in HEADS. mask_tokens: per mask. added: tokens beyond the base's vocabulary. A mask
-    head's file that is not named after a released size is read where it is at hand.
+    head, tokens: the system's; head is a name in HEADS. A mask head's file that is not named after a released size is
+    read where it is at hand.
     """
     folder = Path(config.version)
-    values = read_config(folder) if (folder / "config.json").is_file() else _released(config.version)
+    values = read_config(folder) if (folder / "config.json").is_file() else released_config(config.version)
     backbone = vlm_class(values, config.version)
     head = choose_head(values, config, head)
     head_class = HEADS[head]
     check_parts(backbone, head_class, head, config)
-    vlm_config, view = backbone.planned(values, config, added)
+    vlm_config, view = backbone.planned(values, config, len(added_tokens(backbone.FAMILY, tokens)))
     sizes = backbone.sizes(vlm_config)
     projection = projection_of(config)
     context = HeadContext(
         sizes.tower_width,
         sizes.tower_layers,
         sizes.language_width,
-        mask_tokens * projection.prompts,
+        len(tokens.mask) * projection.prompts,
         side=config.image_size,
     )
     saved_config = values.get(SECTION, {}).get("head_config")
@@ -49,7 +50,7 @@ def released_architecture(
     return Architecture(backbone.NAME, vlm_config, head, head_config, projection), view
 
 
-def _released(name: str) -> dict[str, Any]:
+def released_config(name: str) -> dict[str, Any]:
     """The `config.json` of the released base that a name stands for, as far as sizes go; empty if no class knows it."""
     for kind in VLMS:
         for base, values in VLMS[kind].RELEASED.items():

@@ -1,0 +1,39 @@
+"""docs/memory.md is what the planner says of the recipes, which counts added tokens as the base's family does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model.heads import HEADS
+from model.vlm import VLMS
+from tools.memory.plan import meta_model
+from tools.memory.table import HEADINGS, ROWS, line, planned
+from utils.config import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+TABLE = [text for text in PAGE.splitlines() if text.startswith("| ")]
+
+
+def test_the_page_has_every_row_once_and_every_head():
+    assert TABLE[0] == line(HEADINGS) and len(TABLE) == 2 + len(ROWS)
+    for row, text in zip(ROWS, TABLE[2:], strict=True):
+        assert f"| `{row.recipe}`" in text and all(f"`{change}`" in text for change in row.changes[:1])
+        assert len(text.split(" | ")) == len(HEADINGS)
+    assert {text.split(" | ")[2] for text in TABLE[2:]} == set(HEADS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join((row.recipe, *row.changes[:1])))
+def test_the_figures_are_the_planner_s(row):
+    assert planned(row) == TABLE[2 + ROWS.index(row)]
+
+
+@pytest.mark.parametrize(("name", "added"), [("lisa_llava_7b_sam2", 3), ("lisa_qwen3_2b", 1)])
+def test_only_the_tokens_that_the_family_lacks_are_added(name, added):
+    """LLaMA's have no wrap of the image, Qwen's have."""
+    model = meta_model(load_recipe(ROOT / "configs" / f"{name}.yaml"))
+    rows = VLMS[model.architecture.vlm].sizes(model.architecture.vlm_config).vocabulary
+    assert len(model.added_ids) == added and rows == {3: 32003, 1: 151936}[added]
