@@ -18,7 +18,7 @@ from data.views import read_image
 from evaluation.export.coco import coco_results
 from evaluation.export.label_maps import panoptic_image, save_png, semantic_image
 from evaluation.export.suites import COCO, PANOPTIC, SEMANTIC
-from evaluation.metrics.matching import Names
+from evaluation.metrics.matching import Names, assign_claims
 from evaluation.metrics.semantic import read_masks, standard_map
 from evaluation.predictor import mask_score, segments_of
 from evaluation.protocols import Reply
@@ -40,8 +40,7 @@ def save_answer(
     layers = []
     for query, reply in zip(queries, replies, strict=True):
         report["answers"].append({"question": query.question, "text": reply.text, "finished": reply.finished})
-        for claim in reply.claims:
-            name = claim.phrase or (query.phrases[0] if len(query.phrases) == 1 else "")
+        for name, claim in zip(claim_names(query, reply), reply.claims, strict=True):
             if claim.mask is None:
                 if name:  # a refusal without a name is already in the text
                     report["absent"].append(name)
@@ -69,6 +68,23 @@ def save_answer(
     return report
 
 
+def claim_names(query: Query, reply: Reply) -> list[str]:
+    """What each claim of an answer is called: the answer to a question about one phrase is about that phrase, whatever
+    it says; else its own name, or that of the phrase to which it belongs. "" where there is neither."""
+    if len(query.phrases) == 1:
+        return [claim.phrase if claim.is_substitute else query.phrases[0] for claim in reply.claims]
+    assigned = zip(query.phrases, assign_claims(reply.claims, query.phrases), strict=True)
+    phrases = {id(claim): phrase for phrase, claim in assigned if claim is not None}
+    return [claim.phrase or phrases.get(id(claim), "") for claim in reply.claims]
+
+
+def unmentioned(query: Query, reply: Reply) -> list[str]:
+    """The phrases of a question of which the answer says nothing."""
+    names = Names(query.phrases)
+    mentioned = {names.exact(name) for name in claim_names(query, reply)}
+    return [phrase for place, phrase in enumerate(query.phrases) if place not in mentioned]
+
+
 def export_answers(stem: Path, queries: Sequence[Query], replies: Sequence[Reply], forms: Sequence[str]) -> list[Path]:
     """Writes the answers in these forms to files that begin with `stem`; returns the files.
 
@@ -78,9 +94,9 @@ def export_answers(stem: Path, queries: Sequence[Query], replies: Sequence[Reply
     names = list(dict.fromkeys(name for query in queries for name in query.phrases))
     if COCO in forms:
         segments = [
-            replace(segment, phrase=segment.phrase or (query.phrases[0] if len(query.phrases) == 1 else ""))
+            replace(segment, phrase=name)
             for query, reply in zip(queries, replies, strict=True)
-            for segment in segments_of(reply)
+            for name, segment in zip(claim_names(query, reply), segments_of(reply), strict=True)
         ]
         written.append(stem.with_name(f"{stem.name}{ENDINGS[COCO]}"))
         write_atomically(written[-1], json.dumps(coco_results(segments, names=names)) + "\n", errors="backslashreplace")
@@ -103,8 +119,8 @@ def export_answers(stem: Path, queries: Sequence[Query], replies: Sequence[Reply
 
 
 def save_conversation(image: Path, reports: Sequence[dict[str, Any]], folder: Path) -> Path:
-    """Writes `conversation.json`, whose rounds are reports of `save_answer`, with copies of their files into a new folder;
-    returns it."""
+    """Writes `conversation.json`, whose rounds are reports of `save_answer`, with copies of their files into a new
+    folder; returns it."""
     place = folder / free_name(folder, f"{image.stem}_conversation")
     place.mkdir(parents=True)
 
