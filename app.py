@@ -20,6 +20,7 @@ from pathlib import Path
 
 from evaluation.cli import Parser, add_model_flags, load_assistant
 from utils.flags import at_least
+from web.server import Place, check_address, launch, own_folder
 
 TOY = Path(__file__).resolve().parent / "assets" / "toy"
 
@@ -28,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if importlib.util.find_spec("gradio") is None:
         raise SystemExit("app.py needs Gradio, which is not installed: pip install -r requirements-web.txt")
+    try:
+        check_address(args.host, args.port)
+    except OSError as error:
+        raise SystemExit(f"app.py: {error}") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the page as Ctrl-C does
     with contextlib.suppress(KeyboardInterrupt), served(args) as address:
         print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
@@ -38,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def served(args: argparse.Namespace) -> Generator[str]:
     """The address of the page, which is served until the block ends."""
-    from web.server import Place, launch, own_folder
-
     with own_folder() as folder:
         # These take seconds, and Gradio reads its settings when it is imported: not before `own_folder`.
         from evaluation.predictor import Predictor

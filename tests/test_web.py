@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -182,6 +183,14 @@ def test_without_gradio_the_program_says_in_one_line_what_to_install():
     assert (
         done.returncode == 1 and done.stderr.count("\n") == 1 and "pip install -r requirements-web.txt" in done.stderr
     )
+
+
+@needs_gradio
+def test_an_address_that_cannot_be_had_is_an_error_in_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for words in (["--port", str(taken.getsockname()[1])], ["--port", "99999"], ["--host", "no such host"]):
+            with pytest.raises(SystemExit, match=r"app.py: cannot listen at \S+"):
+                app.main(words)
 
 
 def test_help_loads_neither_torch_nor_gradio():

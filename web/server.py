@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Generator, MutableMapping
 from contextlib import contextmanager
@@ -39,6 +40,15 @@ class Place:
     port: int | None = None
     share: bool = False
     max_upload: int = 20 * 2**20
+
+
+def check_address(host: str, port: int | None) -> None:
+    """OSError where nothing can listen there, before anything slow is begun."""
+    try:
+        socket.create_server((host, port or 0)).close()
+    except (OSError, OverflowError) as error:
+        where = host if port is None else f"{host}:{port}"
+        raise OSError(f"cannot listen at {where}: {error}") from None
 
 
 @contextmanager
