@@ -13,34 +13,19 @@ Each answer writes one PNG per mask, an overlay, and a JSON file with text, name
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, count
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from data.types import Query
-from data.views import read_image
 from evaluation.cli import Parser, add_model_flags, load_assistant
 from evaluation.console import Command, Console, Typist
-from evaluation.export.coco import coco_results
-from evaluation.export.label_maps import panoptic_image, save_png, semantic_image
-from evaluation.export.suites import COCO, FORMS, PANOPTIC, SEMANTIC
-from evaluation.metrics.matching import Names
-from evaluation.metrics.semantic import read_masks, standard_map
-from evaluation.predictor import Conversation, Predictor, free_query, mask_score, segments_of
-from evaluation.protocols import Reply
-from evaluation.report.draw import Layer, colour_of, with_legend
-from utils.files import write_atomically
+from evaluation.export.answers import save_answer, save_conversation
+from evaluation.export.suites import COCO, FORMS
+from evaluation.predictor import Conversation, Predictor, free_query
 from utils.flags import at_least
 from utils.log import setup_logging
-
-ENDINGS = {COCO: "_coco.json", SEMANTIC: "_semantic.png", PANOPTIC: "_panoptic.png"}  # of exported files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,7 +154,9 @@ class Talk:
             return
         print()
         try:
-            report = save(subject.image, exchange.queries, exchange.replies, self.args.vis_save_path, self.args.export)
+            report = save_answer(
+                subject.image, exchange.queries, exchange.replies, self.args.vis_save_path, self.args.export
+            )
         except KeyboardInterrupt:
             print("\nStopped: the files of this answer are incomplete.")
         except (OSError, ValueError) as error:
@@ -233,7 +220,7 @@ def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: ar
     try:
         queries = make_queries(predictor, prompt, classes)
         (replies,) = predictor.replies([image], [queries])
-        report = save(Path(image), queries, replies, args.vis_save_path, args.export)
+        report = save_answer(Path(image), queries, replies, args.vis_save_path, args.export)
     except (OSError, ValueError) as error:
         print(f"Cannot answer: {error}")
         return False
@@ -243,7 +230,7 @@ def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: ar
 
 
 def print_found(report: dict[str, Any]) -> None:
-    """Prints what `save` has saved."""
+    """Prints what `save_answer` has saved."""
     for mask in report["masks"]:
         size = f"{mask['area']} pixels ({mask['share']:.1%})"
         name = mask["name"] or "mask"
@@ -262,113 +249,6 @@ def make_queries(predictor: Predictor, prompt: str, classes: str) -> list[Query]
     if prompt.strip():
         return [free_query(prompt)]
     return predictor.class_queries([name.strip() for name in classes.split(",") if name.strip()])
-
-
-def save(
-    image: Path, queries: Sequence[Query], replies: Sequence[Reply], folder: Path, forms: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Writes masks, overlay, JSON and exports under names that are still free; returns the content of the JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = free_name(folder, image.stem)
-    exported = export_answers(folder / stem, queries, replies, forms)
-    pixels = read_image(image)
-    report: dict[str, Any] = {"image": str(image), "answers": [], "masks": [], "absent": []}
-    layers = []
-    for query, reply in zip(queries, replies, strict=True):
-        report["answers"].append({"question": query.question, "text": reply.text, "finished": reply.finished})
-        for claim in reply.claims:
-            name = claim.phrase or (query.phrases[0] if len(query.phrases) == 1 else "")
-            if claim.mask is None:
-                if name:  # a refusal without a name is already in the text
-                    report["absent"].append(name)
-                continue
-            mask = (reply.masks[claim.mask] > 0).cpu().numpy()
-            file = folder / f"{stem}_mask_{len(layers)}.png"
-            Image.fromarray(mask.astype(np.uint8) * 255).save(file)
-            colour = colour_of(len(layers))
-            size = {"area": int(mask.sum()), "share": float(mask.mean())}
-            confidence = None if reply.scores is None else float(reply.scores[claim.mask])
-            entry = {
-                "name": name,
-                "instead": claim.is_substitute,
-                "score": mask_score(reply.masks[claim.mask], confidence),
-                "colour": "#" + bytes(colour).hex(),
-                "file": str(file),
-            }
-            report["masks"].append({**entry, **size})
-            layers.append(Layer(mask, name, colour))
-    report["overlay"] = str(folder / f"{stem}_overlay.png")
-    Image.fromarray(with_legend(pixels, layers)).save(report["overlay"])
-    if exported:
-        report["exports"] = [str(path) for path in exported]
-    _write_json(folder / f"{stem}.json", report)
-    return report
-
-
-def export_answers(stem: Path, queries: Sequence[Query], replies: Sequence[Reply], forms: Sequence[str]) -> list[Path]:
-    """Writes the answers in these forms to files that begin with `stem`; returns the files.
-
-    Semantic and panoptic images are of class lists: the classes are numbered as they were asked.
-    """
-    written = []
-    names = list(dict.fromkeys(name for query in queries for name in query.phrases))
-    if COCO in forms:
-        segments = [
-            replace(segment, phrase=segment.phrase or (query.phrases[0] if len(query.phrases) == 1 else ""))
-            for query, reply in zip(queries, replies, strict=True)
-            for segment in segments_of(reply)
-        ]
-        written.append(stem.with_name(f"{stem.name}{ENDINGS[COCO]}"))
-        write_atomically(written[-1], json.dumps(coco_results(segments, names=names)) + "\n", errors="backslashreplace")
-    if not names or not set(forms) - {COCO}:
-        return written
-    masks, _ = read_masks(replies, queries, Names(names), fuzzy=False)
-    class_map = standard_map(masks, replies[0].size, none=len(names), device=replies[0].masks.device).cpu().numpy()
-    class_map[class_map == len(names)] = -1
-    categories = [{"id": place, "name": name} for place, name in enumerate(names)]
-    if SEMANTIC in forms:
-        written.append(stem.with_name(f"{stem.name}{ENDINGS[SEMANTIC]}"))
-        save_png(semantic_image(class_map, len(names)), written[-1])
-    if PANOPTIC in forms:
-        written.append(stem.with_name(f"{stem.name}{ENDINGS[PANOPTIC]}"))
-        shown, info = panoptic_image(class_map)
-        save_png(shown, written[-1])
-        content = {"file_name": written[-1].name, "segments_info": info, "categories": categories}
-        write_atomically(written[-1].with_suffix(".json"), json.dumps(content) + "\n")
-    return written
-
-
-def save_conversation(image: Path, reports: Sequence[dict[str, Any]], folder: Path) -> Path:
-    """Writes `conversation.json`, whose rounds are reports of `save`, with copies of their files into a new folder;
-    returns it."""
-    place = folder / free_name(folder, f"{image.stem}_conversation")
-    place.mkdir(parents=True)
-
-    def copied(file: str) -> str:
-        return Path(shutil.copy2(file, place)).name
-
-    rounds = []
-    for report in reports:
-        masks = [{**mask, "file": copied(mask["file"])} for mask in report["masks"]]
-        files = {"masks": masks, "overlay": copied(report["overlay"])}
-        if "exports" in report:
-            files["exports"] = [copied(file) for file in report["exports"]]
-        rounds.append({**report, **files})
-    _write_json(place / "conversation.json", {"image": str(image), "rounds": rounds})
-    return place
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    # A tokenizer can produce half a surrogate pair, which is no UTF-8; a backslash escape is what JSON has for it.
-    file.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def free_name(folder: Path, stem: str) -> str:
-    """`dog`, or `dog_2`, `dog_3` where the folder holds earlier answers about that image, or files of that name."""
-    names = chain([stem], (f"{stem}_{number}" for number in count(2)))
-    endings = ("", ".json", *ENDINGS.values(), "_panoptic.json")
-    return next(name for name in names if not any((folder / f"{name}{ending}").exists() for ending in endings))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from systems.assistant import Assistant, load
-from utils import dist
 from utils.config import ModelConfig, choices, with_overrides
 from utils.flags import FLAGS, underscored
+
+if TYPE_CHECKING:  # torch and transformers take seconds, and `--help` needs neither
+    from systems.assistant import Assistant
 
 PRECISIONS = choices(ModelConfig, "precision")
 MODEL_FIELDS = {  # flag: field of `model`
@@ -69,6 +70,9 @@ def add_model_flags(parser: Parser) -> None:
 
 def load_assistant(args: argparse.Namespace) -> Assistant:
     """The assistant of `--version`, ready to answer. Ends the program with a message where it cannot be loaded."""
+    from systems.assistant import load
+    from utils import dist
+
     try:
         fields = overrides(args)
         return load(args.version, system=args.system, checkpoint=args.checkpoint, device=dist.device(), **fields)

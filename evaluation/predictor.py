@@ -107,7 +107,7 @@ class Predictor:
 
     def batch(self, images: Sequence[ImageLike], phrases: Sequence[Sequence[str]]) -> list[list[Segment]]:
         """Asks for `phrases[b]` in `images[b]`, all in one batch. Returns one list of segments per image."""
-        queries = [self._phrase_queries(group) for group in phrases]
+        queries = [self.phrase_queries(group) for group in phrases]
         results = []
         for group, image_queries, replies in zip(phrases, queries, self.replies(images, queries), strict=True):
             segments: list[Segment] = []
@@ -185,7 +185,8 @@ class Predictor:
         """The system's own questions about a class list."""
         return self.assistant.system.task.queries(Record(NO_FILE, "classes", vocabulary=tuple(names)))
 
-    def _phrase_queries(self, phrases: Sequence[str]) -> list[Query]:
+    def phrase_queries(self, phrases: Sequence[str]) -> list[Query]:
+        """The system's own questions about phrases."""
         if isinstance(phrases, str) or not phrases or any(not phrase.strip() for phrase in phrases):
             raise ValueError(f"phrases are a list of at least one and no empty one, not {phrases!r}")
         targets = tuple(Target(phrase, None) for phrase in phrases)

@@ -10,7 +10,7 @@ python=${PYTHON:-$(command -v python3.11 || command -v python3)}
   exit 1
 }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-stamp=.venv/.installed-$(cat requirements.txt "$requirements" | sha256sum | cut -c1-16)
+stamp=.venv/.installed-$({ echo "$requirements"; cat requirements*.txt; } | sha256sum | cut -c1-16)
 if [ ! -e "$stamp" ]; then
   echo "Installing $requirements into .venv ..."
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"

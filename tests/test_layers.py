@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = {"utils": 0, "data": 1, "model": 2, "systems": 3, "evaluation": 4, "training": 5}
-ENTRY_POINTS = ("train_ds.py", "test_sem.py", "chat.py", "merge_lora_weights_and_save_hf_model.py")
+LAYERS = {"utils": 0, "data": 1, "model": 2, "systems": 3, "evaluation": 4, "training": 5, "web": 5}
+ENTRY_POINTS = ("train_ds.py", "test_sem.py", "chat.py", "app.py", "merge_lora_weights_and_save_hf_model.py")
 SOURCES = sorted(
     path
     for folder in (*LAYERS, "toy", "tools", "scripts", "benchmarks")

@@ -212,7 +212,7 @@ def test_sigterm_and_time_limit_ask_to_stop():
 
 
 @pytest.mark.parametrize(
-    "program", ["train_ds.py", "merge_lora_weights_and_save_hf_model.py", "test_sem.py", "chat.py"]
+    "program", ["train_ds.py", "merge_lora_weights_and_save_hf_model.py", "test_sem.py", "chat.py", "app.py"]
 )
 def test_every_entry_point_starts(program):
     assert "usage:" in start(program, "--help").stdout

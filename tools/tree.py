@@ -10,8 +10,20 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("train_ds.py", "test_sem.py", "chat.py", "merge_lora_weights_and_save_hf_model.py")
-FOLDERS = ("utils", "data", "model", "systems", "training", "evaluation", "toy", "tools", "benchmarks", "scripts")
+PROGRAMS = ("train_ds.py", "test_sem.py", "chat.py", "app.py", "merge_lora_weights_and_save_hf_model.py")
+FOLDERS = (
+    "utils",
+    "data",
+    "model",
+    "systems",
+    "training",
+    "evaluation",
+    "web",
+    "toy",
+    "tools",
+    "benchmarks",
+    "scripts",
+)
 
 
 def main() -> int:
@@ -23,7 +35,7 @@ def document() -> str:
     """The page: entry points, then one table per folder."""
     parts = [
         "# Every file\n\nMade by `python -m tools.tree` from the first sentence of each file. Imports go one way:\n"
-        "`utils <- data <- model <- systems <- evaluation <- training <- entry points <- {toy, tools}`.\n",
+        "`utils <- data <- model <- systems <- evaluation <- {training, web} <- entry points <- {toy, tools}`.\n",
         table("Entry points", [ROOT / name for name in PROGRAMS]),
     ]
     for folder in FOLDERS:

@@ -37,6 +37,7 @@ class Limit:
 PIXELS = Limit("ASSISTANT_MAX_PIXELS", 2 * 89_478_485, "pixels")  # of an image or mask; the default is Pillow's own
 VIEW = Limit("ASSISTANT_MAX_VIEW", 4096, "pixels per side")  # of the input of a tower or mask encoder
 PROMPT = Limit("ASSISTANT_MAX_PROMPT", 32_768, "characters")  # of a question, class lists and dialogues included
+NAMES = Limit("ASSISTANT_MAX_NAMES", 200, "names")  # of phrases or classes in one question of the web page
 ENTRY = Limit("ASSISTANT_MAX_ENTRY", 2**26, "characters")  # of one entry or line of a file of predictions
 ENTRIES = Limit("ASSISTANT_MAX_ENTRIES", 20_000_000, "entries")  # of a file of predictions
 MASKS = Limit("ASSISTANT_MAX_MASKS", 2000, "masks")  # of one image in a file of predictions
