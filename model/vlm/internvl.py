@@ -70,7 +70,7 @@ _MODULES: list[Pair] = [  # read, never written: the names of the library's modu
 def _released(text: str, *sizes: int, vocabulary: int) -> dict[str, Any]:
     """InternViT-300M with a text model of these sizes; a Qwen3 has heads of 128."""
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    own = dict(zip(names, sizes, strict=True)) | {"model_type": text, "vocab_size": vocabulary}
+    own: dict[str, Any] = {"model_type": text, "vocab_size": vocabulary, **dict(zip(names, sizes, strict=True))}
     own |= {"max_position_embeddings": 32768, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
     return {"text_config": own, "vision_config": {"attention_bias": True}}
 
