@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from data.qwen_tokenizer import PAD, QWEN, START, STOP, has_token, load_byte_level
 
@@ -17,11 +18,15 @@ def _reads(folder: Path) -> bool:
     return QWEN.reads(folder) and has_token(folder, WRAP[0])
 
 
+def _load(folder: Path, max_length: int, release: str | None, legacy: bool | None) -> PreTrainedTokenizerBase:
+    return load_byte_level(folder, max_length, NEEDED, "InternVL")
+
+
 INTERNVL = replace(
     QWEN,
     name="InternVL",
     reads=_reads,
-    load=partial(load_byte_level, needed=NEEDED, known="InternVL"),
+    load=_load,
     wrap=WRAP,
     control=frozenset(NEEDED),
     optional=OWN | (QWEN.control | QWEN.optional).difference(NEEDED),  # older ones have only the chat tokens of Qwen2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +53,9 @@ def has_token(folder: Path, token: str) -> bool:
     return token in files[ADDED] or any(isinstance(item, dict) and item.get("content") == token for item in entries)
 
 
-def load_byte_level(
-    folder: Path,
-    max_length: int,
-    release: str | None,
-    legacy: bool | None,
-    *,
-    needed: Collection[str],
-    known: str,
-) -> PreTrainedTokenizerBase:
-    """A `Loader` of Qwen's vocabularies. needed: added tokens that must be there. known: the models that have them."""
+def load_byte_level(folder: Path, max_length: int, needed: Collection[str], known: str) -> PreTrainedTokenizerBase:
+    """For the `load` of families with Qwen's rules. needed: added tokens that must be there. known: the models that
+    have them."""
     tokenizer = Qwen2Tokenizer.from_pretrained(str(folder), model_max_length=max_length)
     backend = tokenizer.backend_tokenizer
     absent = [token for token in needed if token not in tokenizer.get_added_vocab()]
@@ -82,6 +74,10 @@ def load_byte_level(
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = None, STOP, PAD
     tokenizer.pieces = ByteLevel(backend)
     return tokenizer
+
+
+def _load(folder: Path, max_length: int, release: str | None, legacy: bool | None) -> PreTrainedTokenizerBase:
+    return load_byte_level(folder, max_length, (PAD, START, STOP, *WRAP), "Qwen2.5-VL, Qwen3-VL and InternVL")
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -115,7 +111,7 @@ def _rules(part: Any) -> Any:
 QWEN = TokenizerFamily(
     name="Qwen",
     reads=_reads,
-    load=partial(load_byte_level, needed=(PAD, START, STOP, *WRAP), known="Qwen2.5-VL, Qwen3-VL and InternVL"),
+    load=_load,
     stop=STOP,
     wrap=WRAP,
     adds_wrap=False,

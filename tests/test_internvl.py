@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -334,6 +335,7 @@ def test_the_image_stands_in_its_own_wrap(base):
     assert tokenizer.decode(second) == (
         "</img>\nWhere is the car?<|im_end|>\n<|im_start|>assistant\nIt is [SEG].<|im_end|>\n"
     )
+    assert pickle.loads(pickle.dumps(tokenizer)).family == tokenizer.family
     with pytest.raises(ValueError, match="may not be typed"):
         Encoder(tokenizer, SPEC).encode((Turn("<image>\nWhere is <IMG_CONTEXT>?", ("There.",)),))
 
