@@ -26,7 +26,7 @@ class Sample:
     """One image of size (H, W) with its rows; `masks` follow the holes of the rows, row by row."""
 
     name: str
-    pixels: Tensor  # (3, h, w) or (n, C), see LanguageView
+    pixels: Tensor  # (3, h, w), (n, C) or (n, 3, s, s), see LanguageView
     seg_pixels: Tensor | None  # (3, S, S)
     geometry: Geometry
     image_tokens: int  # positions that the image takes in each of its rows
@@ -191,7 +191,7 @@ def _empty_batch(samples: Sequence[Sample], rows: list[int], length: int, pad_id
 
 
 def join_pixels(pixels: list[Tensor]) -> Tensor:
-    """Images of one size are stacked; patches, whose number differs from image to image, are laid end to end."""
+    """Images of one size are stacked; patches and tiles, whose number differs, are laid end to end."""
     return torch.stack(pixels) if pixels[0].ndim == 3 else torch.cat(pixels)
 
 

@@ -101,12 +101,16 @@ class PatchView:
         patches = image.reshape(block).transpose(0, 3, 1, 4, 6, 2, 5)  # tokens, patches of a token, channels, pixels
         patches = patches.reshape(rows * columns, 3, 1, self.patch**2)
         pixels = np.empty((rows * columns, 3, self.frames, self.patch**2), np.float32)
-        # the 256 values that a channel can have, in the number formats of the library, so that they are its own
-        levels = (np.arange(256, dtype=np.float64) * 0.00392156862745098).astype(np.float32)
-        for channel in range(3):
-            table = (levels - np.float32(self.mean[channel])) / np.float32(self.std[channel])
+        for channel, table in enumerate(normalised_levels(self.mean, self.std)):
             pixels[:, channel] = table[patches[:, channel]]
         return torch.from_numpy(pixels.reshape(rows * columns, -1))
+
+
+def normalised_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> list[np.ndarray]:
+    """What the 256 values of each channel become, (256,) float32 each; in the number formats of the library, so that
+    they are its own. mean, std: on the 0..1 scale."""
+    levels = (np.arange(256, dtype=np.float64) * 0.00392156862745098).astype(np.float32)
+    return [(levels - np.float32(centre)) / np.float32(spread) for centre, spread in zip(mean, std, strict=True)]
 
 
 def smart_resize(height: int, width: int, cell: int, low: int, high: int, *, least: int = 0) -> tuple[int, int]:
@@ -127,7 +131,7 @@ def smart_resize(height: int, width: int, cell: int, low: int, high: int, *, lea
 
 
 def read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file of a Qwen-VL folder that describes its images, or that file itself, and the fields about images; none
+    """The file of a folder that describes its images, or that file itself, and the fields about images; none
     where there is no such file."""
     nested = folder / "processor_config.json"
     if nested.is_file() and (values := read_mapping(nested).get("image_processor")) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 from data.tokenizer_family import TokenizerFamily, check_characters
 
 FILE, PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
+ADDED = "added_tokens.json"  # of older folders
 PAD, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 WRAP = ("<|vision_start|>", "<|vision_end|>")
 
@@ -41,14 +43,26 @@ def _reads(folder: Path) -> bool:
     return all((folder / name).exists() for name in PARTS)
 
 
-def _load(folder: Path, max_length: int, release: str | None, legacy: bool | None) -> PreTrainedTokenizerBase:
+def has_token(folder: Path, token: str) -> bool:
+    """Whether the files of a folder list this token among the added ones."""
+    names = (FILE, "tokenizer_config.json", ADDED)
+    files = {name: _json(folder / name) if (folder / name).exists() else {} for name in names}
+    listed = files[FILE].get("added_tokens") or []
+    described = files["tokenizer_config.json"].get("added_tokens_decoder") or {}
+    entries = [*listed, *(described.values() if isinstance(described, dict) else ())]
+    return token in files[ADDED] or any(isinstance(item, dict) and item.get("content") == token for item in entries)
+
+
+def load_byte_level(folder: Path, max_length: int, needed: Collection[str], known: str) -> PreTrainedTokenizerBase:
+    """For the `load` of families with Qwen's rules. needed: added tokens that must be there. known: the models that
+    have them."""
     tokenizer = Qwen2Tokenizer.from_pretrained(str(folder), model_max_length=max_length)
     backend = tokenizer.backend_tokenizer
-    absent = [token for token in (PAD, START, STOP, *WRAP) if token not in tokenizer.get_added_vocab()]
+    absent = [token for token in needed if token not in tokenizer.get_added_vocab()]
     if absent:
         raise ValueError(
-            f"{folder}: a byte-level vocabulary without {', '.join(absent)}; of these only those of Qwen2.5-VL and "
-            "Qwen3-VL are supported"
+            f"{folder}: a byte-level vocabulary without {', '.join(absent)}; of these only those of {known} are "
+            "supported"
         )
     # The library's class brings its own rules for splitting a text, whatever the file says.
     if (folder / FILE).exists():
@@ -60,6 +74,10 @@ def _load(folder: Path, max_length: int, release: str | None, legacy: bool | Non
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = None, STOP, PAD
     tokenizer.pieces = ByteLevel(backend)
     return tokenizer
+
+
+def _load(folder: Path, max_length: int, release: str | None, legacy: bool | None) -> PreTrainedTokenizerBase:
+    return load_byte_level(folder, max_length, (PAD, START, STOP, *WRAP), "Qwen2.5-VL, Qwen3-VL and InternVL")
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from typing import Literal, cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from data.internvl_tokenizer import INTERNVL
 from data.llama_tokenizer import LLAMA
 from data.qwen_tokenizer import QWEN
 from data.templates import Template
 from data.tokenizer_family import TokenizerFamily
 
-FAMILIES = (QWEN, LLAMA)  # the first that reads a folder has it
+FAMILIES = (INTERNVL, QWEN, LLAMA)  # the first that reads a folder has it
 WRAPS = frozenset(token for family in FAMILIES for token in family.wrap)
 
 
@@ -25,7 +26,7 @@ class TokenSpec:
     mask: the K tokens that stand for one mask, e.g. ("[SEG]",) or ("[SEG0]", ..., "[SEG5]").
     refuse: the token that says that a target is absent; None where the system refuses in plain words.
     wrap_image: add <im_start> and <im_end> and put them around the image, as all published LISA-family weights do. A
-        family that has such tokens of its own (Qwen) always uses these and adds none.
+        family that has such tokens of its own (Qwen, InternVL) always uses these and adds none.
     read: which state of the language model prompts masks: the one "before" a mask token, which predicts it (LISA and
         its family, UniPixel), or the one "at" it (Sa2VA).
     norm: whether that state is read "after" the language model's final norm or "before" it.
@@ -85,9 +86,10 @@ def load_tokenizer(
     return tokenizer
 
 
-def family_for(template: Template) -> TokenizerFamily:
-    """The family of tokenizers that a conversation template is for: answers end in the family's stop token."""
-    return next(family for family in FAMILIES if family.stop in template.close)
+def family_for(template: Template, usual: TokenizerFamily) -> TokenizerFamily:
+    """The family of tokenizers that a conversation template is for: answers end in the family's stop token. usual: of
+    the backbone, where it is known; several families share a template."""
+    return next(family for family in (usual, *reversed(FAMILIES)) if family.stop in template.close)
 
 
 def added_tokens(family: TokenizerFamily, spec: TokenSpec) -> tuple[str, ...]:

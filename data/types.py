@@ -133,7 +133,7 @@ class Batch:
     """
 
     # Language-side view, one per image, however many rows ask about it: (B, 3, h, w), or the patches of all images one
-    # after another (sum of n, C)
+    # after another (sum of n, C), or their tiles (sum of n, 3, s, s)
     pixels: Tensor
     seg_pixels: Tensor | None  # (B, 3, S, S) mask-side view, None for heads that reuse the language-side features
     ids: Tensor  # (R, L) long, IMAGE_ID at every image position

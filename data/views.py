@@ -238,7 +238,7 @@ class LanguageView(Protocol):
 
     def __call__(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 -> the pixels that the backbone takes: an image (3, h, w) of the size of all others, or n
-        patches of the image (n, C)."""
+        patches of the image (n, C), or n tiles of it (n, 3, s, s)."""
         ...
 
 

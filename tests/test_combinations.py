@@ -34,7 +34,12 @@ from tests.tiny_parts import BASES, Parts
 from tests.tiny_run import train_log, write_recipe
 from utils.config import load_recipe
 
-IN_CI = {("unified", "qwen3_vl", "sam2"), ("pixellm", "qwen2_5_vl", "sam3"), ("sa2va", "llava", "pixel")}
+IN_CI = {
+    ("unified", "qwen3_vl", "sam2"),
+    ("lisa", "internvl", "sam3"),
+    ("pixellm", "qwen2_5_vl", "sam3"),
+    ("sa2va", "llava", "pixel"),
+}
 ALL = [(system, backbone, head) for system in SYSTEMS for backbone in BASES for head in HEADS]
 FIT = [(system, backbone, head) for system, backbone, head in ALL if VLMS[backbone].KEEPS_LAYERS or head != "pixel"]
 STEPS = 4

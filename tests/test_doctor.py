@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from data.encode import Encoder
+from data.llama_tokenizer import LLAMA
 from data.sources import SOURCES, build_source
 from data.templates import template
 from data.tokens import load_tokenizer
@@ -373,7 +374,7 @@ def test_the_words_are_those_that_are_encoded(root, name):
     encoder = Encoder(tokenizer, system.tokens)
     source = build_source("ade20k", root)
     for dialogue in system.task.converse(source[0], np.random.default_rng(0)):
-        text = row_text(dialogue, system.tokens, template("llava_v1"))
+        text = row_text(dialogue, system.tokens, template("llava_v1"), LLAMA)
         before, after = (tokenizer(part).input_ids for part in text.split("<image>"))
         assert encoder.encode(dialogue).ids == [*before, IMAGE_ID, *after[1:]]
 

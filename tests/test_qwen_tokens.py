@@ -221,7 +221,7 @@ def test_an_open_prompt_is_the_row_up_to_the_answer(folder, layout):
     for prompt in (encoder.prompt(first.question), encoder.prompt(second.question, (first,))):
         assert row.ids[: len(prompt)] == prompt and row.ids[0] != tokenizer.pad_token_id
         assert row.labels[len(prompt) - 1] == IGNORE_ID and row.labels[len(prompt)] == row.ids[len(prompt)]
-    shown = row_text((first, second), LISA, template(layout))
+    shown = row_text((first, second), LISA, template(layout), tokenizer.family)
     assert shown.replace("<image>", "") == tokenizer.decode([index for index in row.ids if index != IMAGE_ID])
     assert shown.endswith("<|im_end|>" if layout == "chatml" else "<|im_end|>\n")
     assert ("<|vision_end|>Where" if layout == "chatml" else "<|vision_end|>\nWhere") in shown

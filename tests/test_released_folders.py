@@ -117,9 +117,7 @@ def test_another_wrapper_of_remote_code_is_refused_by_name(folder, tmp_path):
     }
     values["auto_map"] = {"AutoModel": "modeling_released.Sa2VAChatModel"}
     (other / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"no vision-language model 'sa2va_chat'; have: llama, llava.*qwen2_5_vl, qwen3_vl"
-    ):
+    with pytest.raises(ValueError, match=r"no vision-language model 'sa2va_chat'; have: .*llava.*qwen2_5_vl, qwen3_vl"):
         load(other, device="cpu")
     assert not (folder / MARK).exists() and not (other / MARK).exists()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from model.checkpoints.files import read_tensors
 from tests.tiny_base import GOLDEN, base_tensors, write_base, write_sam
+from tests.tiny_internvl import write_internvl
 from tests.tiny_qwen import FAMILIES, stock_model
 from tests.tiny_sam2 import SIDES, stock
 from tests.tiny_words import tiny_qwen_tokenizer
@@ -35,7 +36,7 @@ def write_sam1(folder: Path) -> dict[str, Any]:
     return {"vision_pretrained": str(file), "head_options": {"decoder_heads": 4}}
 
 
-BASES: dict[str, Callable[[Path], dict[str, Any]]] = {"llava": write_llava}
+BASES: dict[str, Callable[[Path], dict[str, Any]]] = {"llava": write_llava, "internvl": write_internvl}
 BASES |= {family: partial(write_qwen, family=family) for family in FAMILIES}
 PIXEL = {"tower": {"pad": True}, "head_options": {"levels": [-2], "width": 32, "mlp_dim": 64}}
 WEIGHTS: dict[str, Callable[[Path], dict[str, Any]]] = {"sam": write_sam1, "pixel": lambda _: PIXEL}

@@ -34,9 +34,11 @@ class TowerConfig:
         None, "how the position table is resized: as released (off by one row) or correctly"
     )
     min_pixels: int | None = setting(
-        None, "Qwen-VL: fewest pixels of an image after it is resized; smaller ones are enlarged", 1
+        None, "Qwen-VL, InternVL: fewest pixels of an image after it is resized; smaller ones are enlarged", 1
     )
-    max_pixels: int | None = setting(None, "Qwen-VL: most pixels of an image after it is resized", 1)
+    max_pixels: int | None = setting(
+        None, "Qwen-VL, InternVL: most pixels of an image after it is resized; InternVL: of all tiles together", 1
+    )
     resize: Literal["once", "twice"] | None = setting(
         None, "Qwen-VL: resize once, or twice as Sa2VA does in inference: first to the nearest multiples of 28 pixels"
     )
@@ -121,7 +123,7 @@ class ModelConfig:
         0, "with pack_rows: several images share a sequence of up to this many positions; 0: one sequence per image", 0
     )
     use_mm_start_end: bool = setting(
-        True, "wrap the image in <im_start> and <im_end> (Qwen always has a wrap of its own)"
+        True, "wrap the image in <im_start> and <im_end> (Qwen and InternVL always have a wrap of their own)"
     )
     train_mask_decoder: bool = setting(True, "train the mask decoder")
     train_language: bool = setting(

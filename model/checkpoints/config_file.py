@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from utils.plain import read_mapping
+from utils.renamed import find_config
 
 SECTION = (
     "segmentation"  # our own section of config.json; the other fields are those of the family's Hugging Face class
+)
+
+QWEN_TEXT_KEYS = (  # of the configuration of a Qwen's text model, whatever stands around it
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
+    *("attention_bias", "attention_dropout", "rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
+    *("use_sliding_window", "sliding_window", "max_window_layers", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
 
 
@@ -41,3 +52,27 @@ def class_names(values: dict[str, Any]) -> set[str]:
     if isinstance(mapped, dict):
         places.append([str(name).rpartition(".")[2] for name in mapped.values()])
     return {name for names in places if isinstance(names, list) for name in names if isinstance(name, str)}
+
+
+def image_settings(folder: Path, preprocessor: str | None) -> Path:
+    """The recipe's image-processor file (`model.tower.preprocessor`), which must exist, else the folder."""
+    place = find_config(preprocessor) if preprocessor else folder
+    if preprocessor and not place.exists():
+        raise FileNotFoundError(f"model.tower.preprocessor: no file {place}; expected an image-processor JSON")
+    return place
+
+
+def complete(kind: type[PreTrainedConfig], values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """The values of `keys` that a configuration class knows, its defaults written out: the next release of the library
+    may have other ones. Older spellings of the rotation (rope_theta, rope_scaling) become `rope_parameters`."""
+    # the class completes the mapping of the rotation in place
+    given: dict[str, Any] = {key: values[key] for key in keys if values.get(key) is not None}
+    known = kind(**deepcopy(given)).to_dict()
+    return {key: known[key] for key in keys if known.get(key) is not None and key not in ("rope_theta", "rope_scaling")}
+
+
+def whole(value: Any, name: str) -> int:
+    """The value of the field `name`; a ValueError unless it is a whole number above 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"config.json: {name} must be a whole number above 0, got {str(value)[:60]}")
+    return value

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 
 from model.vlm.base import Generated, States, Vision, VisionLanguageModel
 from model.vlm.past import Past
@@ -208,6 +208,11 @@ class DecoderVLM(VisionLanguageModel):
         self.language.config.use_cache = False
         self.language.enable_input_require_grads()
 
+    def _checkpoint_tower(self) -> None:
+        """The same for a tower that trains, where the family's can."""
+        if any(parameter.requires_grad for parameter in self.tower.parameters()):
+            self.tower.gradient_checkpointing_enable({"use_reentrant": False})
+
     def _apply(self, fn, recurse: bool = True):
         """Casts take the rotary frequencies along; bf16 ones turn far positions by whole radians: keep float32."""
         super()._apply(fn, recurse)
@@ -246,6 +251,12 @@ def rotary_positions(attention: Tensor, vision: Vision, token: Tensor) -> Tensor
     behind = (is_image.flip(1).cumsum(1).flip(1) == 0) & is_image.any(1, keepdim=True)
     start = text_before - (~is_image).long() + behind * span[:, None]
     return torch.cat([plain[None], (start + offset).clamp(min=0)])
+
+
+def sees_all(config: PreTrainedConfig) -> bool:
+    """Whether no window hides far positions from a token, so that a prefix can be kept anywhere. config: of a language
+    model."""
+    return "sliding_attention" not in (getattr(config, "layer_types", None) or ())
 
 
 def _without_padding(attention: Tensor, vision: Vision, token: Tensor) -> Tensor:

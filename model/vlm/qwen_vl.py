@@ -28,7 +28,7 @@ from data.patch_view import PatchView
 from data.types import Geometry
 from data.views import CLIP_MEAN, CLIP_STD, LanguageView
 from model.vlm.base import VLMS, Vision
-from model.vlm.decoder import DecoderVLM
+from model.vlm.decoder import DecoderVLM, sees_all
 from model.vlm.prefix_packing import MASKED
 from model.vlm.qwen_vl_checkpoint import QwenSizes, QwenVLFiles
 from model.vlm.qwen_vl_released import QWEN2_5_VL, QWEN3_VL
@@ -64,8 +64,7 @@ class QwenVL(QwenVLFiles, DecoderVLM):
         self.tower = tower
         self.language = language
         self.view = view
-        # a window hides far positions from a token, wherever a prefix is kept
-        self.packs = self.packs and "sliding_attention" not in (getattr(language.config, "layer_types", None) or ())
+        self.packs = self.packs and sees_all(language.config)
 
     @classmethod
     def build(cls, config: dict[str, Any], attention: str = "sdpa", view: LanguageView | None = None) -> QwenVL:
@@ -112,8 +111,7 @@ class QwenVL(QwenVLFiles, DecoderVLM):
 
     def checkpoint_gradients(self) -> None:
         super().checkpoint_gradients()
-        if any(parameter.requires_grad for parameter in self.tower.parameters()):
-            self.tower.gradient_checkpointing_enable({"use_reentrant": False})
+        self._checkpoint_tower()
 
     def reset_buffers(self) -> None:
         """Rotary frequencies of the text model and of the tower, in float32."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,19 +11,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data.patch_view import PatchView, patch_view
 from data.qwen_tokenizer import QWEN
-from model.checkpoints.config_file import SECTION
+from model.checkpoints.config_file import QWEN_TEXT_KEYS, SECTION, complete, image_settings, whole
 from model.checkpoints.name_table import Pair, under
 from model.checkpoints.size_keys import SizeKeys
 from model.checkpoints.weight_source import WeightSource
 from model.vlm.base import BackboneSizes, VisionLanguageModel
 from utils.config import ModelConfig
-from utils.renamed import find_config
 
-_TEXT_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-_TEXT_KEYS += ("head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps")
-_TEXT_KEYS += ("attention_bias", "attention_dropout", "rope_theta", "rope_scaling", "rope_parameters", "layer_types")
-_TEXT_KEYS += ("use_sliding_window", "sliding_window", "max_window_layers", "bos_token_id", "eos_token_id")
-_TEXT_KEYS += ("pad_token_id",)
 _VISION_KEYS = ("depth", "hidden_size", "intermediate_size", "num_heads", "hidden_act", "in_channels", "patch_size")
 _VISION_KEYS += ("spatial_merge_size", "temporal_patch_size", "out_hidden_size", "initializer_range", "rope_parameters")
 _VISION_KEYS += ("window_size", "fullatt_block_indexes", "tokens_per_second")  # Qwen2.5
@@ -105,8 +98,8 @@ class QwenVLFiles(VisionLanguageModel):
         text = values.get("text_config") or values
         resize = config.tower.resize or (values.get(SECTION, {}).get("sight") or {}).get("resize", "once")
         return QwenSizes(
-            text={**_complete(cls.TEXT_CONFIG, text, _TEXT_KEYS), "vocab_size": rows},
-            vision=_complete(cls.VISION_CONFIG, values.get("vision_config", {}), _VISION_KEYS),
+            text={**complete(cls.TEXT_CONFIG, text, QWEN_TEXT_KEYS), "vocab_size": rows},
+            vision=complete(cls.VISION_CONFIG, values.get("vision_config", {}), _VISION_KEYS),
             token_ids={key: values[key] for key in _TOKENS if isinstance(values.get(key), int)},
             resize=resize,
         )
@@ -116,12 +109,9 @@ class QwenVLFiles(VisionLanguageModel):
         tower = config.tower
         limits = {name: getattr(tower, name) for name in ("min_pixels", "max_pixels")}
         changes = {name: value for name, value in limits.items() if value is not None} | {"resize": sizes.resize}
-        place = find_config(tower.preprocessor) if tower.preprocessor else folder
-        if tower.preprocessor and not place.exists():
-            raise FileNotFoundError(f"model.tower.preprocessor: no file {place}; expected an image-processor JSON")
         for key in _SHAPE:
-            _whole(sizes.vision[key], key)
-        return patch_view(place, cls.usual_view(sizes), changes)
+            whole(sizes.vision[key], f"vision_config.{key}")
+        return patch_view(image_settings(folder, tower.preprocessor), cls.usual_view(sizes), changes)
 
     @classmethod
     def usual_view(cls, sizes: QwenSizes) -> PatchView:
@@ -150,7 +140,7 @@ class QwenVLFiles(VisionLanguageModel):
                     f"{where}: vision_config.{key} must list layers below {vision['depth']}, got {str(layers)[:60]}"
                 )
         cell = vision["patch_size"] * vision["spatial_merge_size"]
-        if "window_size" in vision and not cell <= _whole(vision["window_size"], "window_size"):
+        if "window_size" in vision and not cell <= whole(vision["window_size"], "vision_config.window_size"):
             raise ValueError(f"{where}: vision_config.window_size {vision['window_size']} is smaller than a token")
         if vision["out_hidden_size"] != text["hidden_size"]:
             raise ValueError(
@@ -218,21 +208,6 @@ class QwenVLFiles(VisionLanguageModel):
             "temporal_patch_size": view.frames,
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _complete(kind: type[PreTrainedConfig], values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """The values of `keys` that a configuration class knows, its defaults written out: the next release of the library
-    may have other ones. Older spellings of the rotation (rope_theta, rope_scaling) become `rope_parameters`."""
-    # the class completes the mapping of the rotation in place
-    given: dict[str, Any] = {key: values[key] for key in keys if values.get(key) is not None}
-    known = kind(**deepcopy(given)).to_dict()
-    return {key: known[key] for key in keys if known.get(key) is not None and key not in ("rope_theta", "rope_scaling")}
-
-
-def _whole(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"config.json: vision_config.{name} must be a whole number above 0, got {str(value)[:60]}")
-    return value
 
 
 def _distinct(layers: Any, depth: int) -> bool:

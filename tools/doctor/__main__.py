@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.encode import Encoder
 from data.readers.index import set_index_folder
-from data.templates import Template
 from systems.base import SYSTEMS, build_system
 from tools.doctor.examine import WARNING, Report, examine
 from tools.doctor.overlap import check_overlap
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.fix_hints and (text := fix_hints(reports)):
         print(f"{text}\n")
     if args.sample:
-        write_sheets(reports, recipe, rehearsal.maker.encoder.template, args)
+        write_sheets(reports, recipe, rehearsal.maker.encoder, args)
     if rehearsal.unchecked:
         print(f"not checked: {rehearsal.unchecked}")
     faults = sum(report.faults for report in reports)
@@ -95,11 +95,12 @@ def read(args: argparse.Namespace) -> Recipe:
     return from_dict(Recipe, values)
 
 
-def write_sheets(reports: Sequence[Report], recipe: Recipe, style: Template, args: argparse.Namespace) -> None:
+def write_sheets(reports: Sequence[Report], recipe: Recipe, encoder: Encoder, args: argparse.Namespace) -> None:
     """A sheet per training source. The system of the recipe has its options there, the others have their defaults."""
     names = args.systems or [recipe.system, *(name for name in SYSTEMS if name != recipe.system)]
     options = {recipe.system: recipe.options}
-    speakers = [Speaker(build_system(name, options.get(name)), style) for name in names]
+    words = encoder.template, encoder.tokenizer.family
+    speakers = [Speaker(build_system(name, options.get(name)), *words) for name in names]
     for number, report in enumerate(reports):
         if report.need.role == TRAIN and report.images:
             rng = np.random.default_rng((args.seed, number))

@@ -13,6 +13,7 @@ from data.collate import SampleBuilder
 from data.encode import Encoder
 from data.pieces import Pieces
 from data.templates import template
+from data.tokenizer_family import TokenizerFamily
 from data.tokens import TokenSpec, added_tokens, family_for, load_tokenizer
 from data.types import Record
 from data.views import ClipView, LanguageView, SamView, Views
@@ -46,14 +47,13 @@ class NoWords:
 class OnlyTokens:
     """Stands in for a tokenizer that is not on this machine: knows the tokens that a system adds.
 
-    A text becomes a single id, so that rows have their tokens and their masks, though not their length. layout: the
-    conversation template, which says of which family the tokenizer is.
+    A text becomes a single id, so that rows have their tokens and their masks, though not their length.
     """
 
     bos_token_id = None
 
-    def __init__(self, spec: TokenSpec, layout: str):
-        self.family = family_for(template(layout))
+    def __init__(self, spec: TokenSpec, family: TokenizerFamily):
+        self.family = family
         self.eos_token = self.family.stop
         names = (*sorted(self.family.control), *added_tokens(self.family, spec))
         self.added_tokens_decoder = {index: AddedToken(name) for index, name in enumerate(names)}
@@ -113,8 +113,9 @@ def _encoder(system: System, config: ModelConfig, long_rows: str) -> tuple[Encod
         limit = config.model_max_length
         unchecked = ""
     except (OSError, ValueError, KeyError) as error:
-        layout = config.conv_type or _backbone(config)[0].FAMILY.template
-        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec, layout))  # it has what Encoder calls
+        usual = _backbone(config)[0].FAMILY
+        family = family_for(template(config.conv_type or usual.template), usual)
+        tokenizer = cast(PreTrainedTokenizerBase, OnlyTokens(spec, family))  # it has what Encoder calls
         limit = 0
         unchecked = f"the length of rows: the tokenizer of model.version is not on this machine ({error})"
     encoder = Encoder(

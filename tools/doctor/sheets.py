@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.sources import Source
 from data.templates import Template
+from data.tokenizer_family import TokenizerFamily
 from data.types import Record
 from data.views import read_image
 from evaluation.report.draw import Layer, colour_of, with_legend
@@ -26,10 +27,11 @@ INK, GREY, PAPER = (25, 25, 25), (110, 110, 110), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Speaker:
-    """A system and the template that its training rows go through."""
+    """A system, the template that its training rows go through, and the tokenizer's family."""
 
     system: System
     template: Template
+    family: TokenizerFamily
 
 
 def write_sheet(
@@ -57,7 +59,10 @@ def write_sheet(
 def words_of(record: Record, speaker: Speaker, rng: np.random.Generator) -> list[str]:
     """One text per training row."""
     system = speaker.system
-    return [row_text(dialogue, system.tokens, speaker.template) for dialogue in system.task.converse(record, rng)]
+    return [
+        row_text(dialogue, system.tokens, speaker.template, speaker.family)
+        for dialogue in system.task.converse(record, rng)
+    ]
 
 
 def as_text(name: str, rows: list[str]) -> list[str]:

@@ -40,6 +40,7 @@ class Row:
 
 ROWS = (
     *(Row(f"{system}_{backbone}") for system in SYSTEMS for backbone in BACKBONES),
+    Row("lisa_internvl3_2b"),
     Row("lisa_7b"),
     Row("lisa_qwen3_4b", SAM3),
     Row("pixellm_7b"),
