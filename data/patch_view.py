@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,6 +85,9 @@ class PatchView:
         return [*sizes, smart_resize(*size, self.cell, self.min_pixels, self.max_pixels)]
 
     def __call__(self, image: np.ndarray) -> Tensor:
+        return self.normalise(self.show(image))
+
+    def show(self, image: np.ndarray) -> Tensor:
         height, width = image.shape[:2]
         if height * width > self.max_pixels:
             _tell_once(f"images of more than {self.max_pixels} pixels are shown smaller (model.tower.max_pixels)")
@@ -92,21 +96,29 @@ class PatchView:
         shown = Image.fromarray(image)
         for rows, columns in self._sizes(height, width):
             shown = shown.resize((columns, rows), Image.Resampling.BICUBIC)
-        return self.cut(np.asarray(shown))
+        return self._patches(np.asarray(shown))
 
     def cut(self, image: np.ndarray) -> Tensor:
         """(h, w, 3) uint8, of a size that `geometry` gives -> (n, C) float32 patches."""
+        return self.normalise(self._patches(image))
+
+    def _patches(self, image: np.ndarray) -> Tensor:
+        """(n, C / frames) uint8: as `cut`, of one frame and in bytes."""
         rows, columns = (side // self.patch for side in image.shape[:2])
         block = (rows // self.merge, self.merge, self.patch, columns // self.merge, self.merge, self.patch, 3)
         patches = image.reshape(block).transpose(0, 3, 1, 4, 6, 2, 5)  # tokens, patches of a token, channels, pixels
-        patches = patches.reshape(rows * columns, 3, 1, self.patch**2)
-        pixels = np.empty((rows * columns, 3, self.frames, self.patch**2), np.float32)
+        return torch.from_numpy(patches.reshape(rows * columns, 3 * self.patch**2))
+
+    def normalise(self, pixels: Tensor, originals: Sequence[tuple[int, int]] = ()) -> Tensor:
+        if pixels.is_floating_point():
+            return pixels
         # the 256 values that a channel can have, in the number formats of the library, so that they are its own
         levels = (np.arange(256, dtype=np.float64) * 0.00392156862745098).astype(np.float32)
-        for channel in range(3):
-            table = (levels - np.float32(self.mean[channel])) / np.float32(self.std[channel])
-            pixels[:, channel] = table[patches[:, channel]]
-        return torch.from_numpy(pixels.reshape(rows * columns, -1))
+        tables = [(levels - np.float32(mean)) / np.float32(std) for mean, std in zip(self.mean, self.std, strict=True)]
+        values = torch.from_numpy(np.concatenate(tables)).to(pixels.device)
+        first = 256 * torch.arange(3, device=pixels.device, dtype=torch.int32)[:, None]  # of each channel's values
+        channels = values[pixels.unflatten(1, (3, -1)).int() + first]  # (n, 3, patch * patch)
+        return channels[:, :, None].expand(-1, -1, self.frames, -1).flatten(1)
 
 
 def smart_resize(height: int, width: int, cell: int, low: int, high: int, *, least: int = 0) -> tuple[int, int]:

@@ -205,10 +205,10 @@ def categories(path: Path) -> Iterator[str]:
 def read_segments(path: Path, size: Size) -> np.ndarray:
     """(H, W) int32 segment ids of a panoptic PNG: R + 256 G + 65536 B."""
     with open_image(path, "segment map") as image:
-        colors = np.asarray(image.convert("RGB")).astype(np.int32)
-    if colors.shape[:2] != size:
-        raise ValueError(f"{path}: the segment map is {colors.shape[:2]}, the image (H, W) {size}")
-    return colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
+        found, pixels = image.size[::-1], image.convert("RGB").tobytes("raw", "RGBX")  # four bytes per pixel
+    if found != size:
+        raise ValueError(f"{path}: the segment map is {found}, the image (H, W) {size}")
+    return (np.frombuffer(pixels, "<u4").reshape(size) & 0xFFFFFF).view(np.int32)
 
 
 def segments_mask(segments: CachedMask, numbers: tuple[int, ...], path: Path) -> np.ndarray:
