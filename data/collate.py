@@ -125,7 +125,10 @@ def rasterize_masks(record: Record, targets: Sequence[int], shape: tuple[int, in
             if target.mask is None:
                 raise ValueError(f"{record.image}: an answer has a mask for {target.phrase!r}, which is absent")
             masks[index] = rasterize_target(record, index, shape)
-    return torch.from_numpy(np.stack([masks[index] for index in targets]) if masks else np.zeros((0, *shape), bool))
+    stacked = np.empty((len(targets), *shape), bool)  # row by row in memory, whichever way the masks were made
+    for place, index in enumerate(targets):
+        stacked[place] = masks[index]
+    return torch.from_numpy(stacked)
 
 
 def collate(samples: Sequence[Sample], pad_id: int = 0) -> Batch:

@@ -213,7 +213,8 @@ def read_segments(path: Path, size: Size) -> np.ndarray:
 
 def segments_mask(segments: CachedMask, numbers: tuple[int, ...], path: Path) -> np.ndarray:
     """(H, W) bool: the union of these segments; ValueError if it has no pixel."""
-    mask = np.isin(segments(), numbers)
+    ids = segments()
+    mask = np.logical_or.reduce([ids == number for number in numbers])  # faster than np.isin, for a few numbers
     if not mask.any():
         raise ValueError(f"{path}: has no pixel of the segments {', '.join(map(str, numbers))}")
     return mask
