@@ -16,27 +16,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
-from model.checkpoints.files import read_tensors
-from model.checkpoints.load import dtype_of
-from model.checkpoints.save import check_target, read_from, save_folder, save_original
-from model.finetune.trainable import from_training_file, load_frozen_head, load_trainable, merge_lora
-from systems.assistant import Assistant, build, load
-from systems.base import systems_accepting
-from tools.portable.card import read_results, results_of_run
-from tools.portable.folder import complete
-from tools.portable.push import check_name, push
-from utils.config import Recipe, load_recipe
-from utils.flags import resolve
-from utils.log import log, setup_logging
+from utils.log import setup_logging
 
 FORMATS = ("project", "original")
 
 
 def main(argv: list[str] | None = None) -> None:
+    args, flags = parse(argv)
+    setup_logging()
+    from tools.merging import run  # takes seconds, and `--help` does without
+
+    run(args, flags)
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The program's own flags, and those of training."""
     parser = argparse.ArgumentParser(
         description="Merges a training run into one model folder.",
         allow_abbrev=False,
@@ -61,61 +56,11 @@ def main(argv: list[str] | None = None) -> None:
     share.add_argument("--public", action="store_true", help="if the repository is new [private]")
     share.add_argument("--yes", action="store_true", help="upload without the question")
     args, flags = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    setup_logging()
     if args.format == "original" and (args.results or args.push_to_hub):
         parser.error("--results and --push_to_hub are for the project's format, which has a model card")
-    if args.push_to_hub:
-        check_name(args.push_to_hub, yes=args.yes)
-    results = {folder: read_results(Path(folder)) for folder in args.results}
-    log.info("reading %s", args.run or args.weight)
     if args.run and flags:
         parser.error(f"a run folder has its own recipe, so flags of training are not taken: {' '.join(flags)}")
-    recipe = load_recipe(args.run) if args.run else resolve(flags, systems_accepting)
-    check_target(args.save_path, [args.run or args.weight, *read_from(recipe.model)], overwrite=args.overwrite)
-    assistant = load_run(args.run, args.tag) if args.run else load_file(args.weight, recipe)
-    precision = args.precision or assistant.recipe.model.precision
-    assistant.model.to(dtype_of(precision))
-    if args.format == "original":
-        architectures = assistant.system.released.architectures
-        architecture = architectures[0] if architectures else "LlavaLlamaForCausalLM"
-        save_original(assistant.model, args.save_path, assistant.tokenizer, architecture, overwrite=args.overwrite)
-    else:
-        if args.run:
-            results |= results_of_run(Path(args.run), args.tag)
-        name = args.push_to_hub or Path(args.save_path).resolve().name
-        more = partial(complete, assistant=assistant, name=name, results=results, licence=args.license)
-        parts = (assistant.model, args.save_path, assistant.tokenizer, assistant.recipe)
-        save_folder(*parts, more=more, overwrite=args.overwrite)
-    log.info("wrote %s (%s, %s)", args.save_path, args.format, precision)
-    if args.push_to_hub:
-        push(Path(args.save_path), args.push_to_hub, public=args.public, yes=args.yes)
-
-
-def load_run(run: str, tag: str) -> Assistant:
-    """A run's assistant with its adapters merged, in fp32.
-
-    Adapters trained on 4-bit layers are merged into the base's original weights, which are more precise. The recipe of
-    the result keeps the precision of the run.
-    """
-    precision = load_recipe(run).model.precision
-    unquantized = {"precision": "fp32", "load_in_4bit": False, "load_in_8bit": False}
-    assistant = load(run, checkpoint=tag, model=unquantized, device="cpu")
-    return replace(assistant, recipe=with_precision(assistant.recipe, precision))
-
-
-def load_file(weight: str, recipe: Recipe) -> Assistant:
-    """The assistant of a single file of full weights and the recipe of their training, adapters merged, in fp32."""
-    assistant = build(with_precision(recipe, "fp32"), device="cpu")
-    tensors = read_tensors(weight)
-    load_trainable(assistant.model, from_training_file(assistant.model, tensors))
-    load_frozen_head(assistant.model, tensors, assistant.recipe.model.head_options)
-    merge_lora(assistant.model)
-    assistant.model.requires_grad_(False).eval()
-    return replace(assistant, recipe=recipe)
-
-
-def with_precision(recipe: Recipe, precision: str) -> Recipe:
-    return replace(recipe, model=replace(recipe.model, precision=precision))
+    return args, flags
 
 
 if __name__ == "__main__":

@@ -21,149 +21,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from data.mixture import ON_BAD_SAMPLE
-from evaluation import suites
-from evaluation.asked import write_questions
-from evaluation.cli import Parser, add_model_flags, load_assistant
-from evaluation.compare import compare, comparison_table
-from evaluation.export.suites import FORMS, export
-from evaluation.identity import NotNumbers
-from evaluation.judge import ON_MISSING, judge
-from evaluation.protocols import GENERATED, PROTOCOLS
-from evaluation.report.differences import write_comparison
-from evaluation.report.html import write_report
-from evaluation.report.markdown import as_table
-from evaluation.results import write_results
-from evaluation.runner import evaluate
-from evaluation.score import rescore
-from systems.weights_recipe import RECIPE, recipe_in
-from utils import dist
-from utils.config import SuiteConfig
+from evaluation.cli import Parser, add_model_flags
+from evaluation.names import FORMS, GENERATED, ON_MISSING, PROTOCOL_NAMES
+from utils.config import DataConfig, choices
 from utils.flags import at_least
-from utils.log import setup_logging
 
 DEFAULT_SUITES = ("cityscapes", "ade20k", "cocostuff")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        if args.rescored:
-            return score_again(args)
-        own = own_suites(args)
-        if args.list:
-            print(suites.table(own))
-            return 0
-        if args.compare:
-            return compare_two(args, own)
-        chosen = args.suites or ([suites.OWN_GROUP] if args.suite_file else args.val_dataset_list.split(","))
-        suites.find_suites(chosen, own)
-        if args.write_questions:
-            return questions_of(args, chosen, own)
-        if args.predictions:
-            return judge_files(args, chosen, own)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"test_sem.py: {error}") from None
-    dist.start(timeout_minutes=24 * 60)  # the fastest process waits for the slowest at the end of each suite
-    setup_logging(dist.is_main())
-    assistant = load_assistant(args)
-    out = Path(args.out or Path("runs") / "evaluation" / Path(args.version).name) / args.protocol
-    try:
-        results = evaluate(
-            assistant,
-            chosen,
-            args.dataset_dir,
-            args.protocol,
-            args.limit,
-            out,
-            batch_size=args.batch_size,
-            max_new_tokens=args.max_new_tokens,
-            workers=args.workers,
-            classes=args.classes,
-            resume=not args.fresh,
-            custom=own,
-            on_bad_sample=args.on_bad_sample,
-        )
-    except NotNumbers as error:
-        raise SystemExit(f"test_sem.py: {error}") from None
-    if dist.is_main():
-        print(as_table(results))
-        write_report(results, [out / "predictions"], out / "report", own)
-        export([out / "predictions"], out, args.export)
-        print(f"results: {out / 'results.json'}; predictions: {out / 'predictions'}")
-    dist.stop()
-    return 1 if results.missing else 0
+    from evaluation.modes import run  # takes seconds, and `--help` does without
 
-
-def own_suites(args: argparse.Namespace) -> tuple[SuiteConfig, ...]:
-    """The suites that the recipe of --version and --suite_file define."""
-    folder = Path(args.version or "")
-    custom = suites.read_custom(args.suite_file) if args.suite_file else ()
-    return (*(recipe_in(folder).eval.custom if args.version and (folder / RECIPE).is_file() else ()), *custom)
-
-
-def score_again(args: argparse.Namespace) -> int:
-    """Scores files of predictions; with --out results and report are written, too. The report shows the images that
-    lie below --dataset_dir, and none without it."""
-    results = rescore(args.rescored)
-    print(as_table(results))
-    if args.out:
-        write_results(results, Path(args.out))
-        write_report(results, args.rescored, Path(args.out) / "report", image_folders=image_folders(args))
-        export(args.rescored, Path(args.out), args.export, image_folders(args))
-    return 0
-
-
-def judge_files(args: argparse.Namespace, chosen: Sequence[str], own: Sequence[SuiteConfig]) -> int:
-    """Judges predictions of any program; with --out results, predictions with the judge's counts, and report are
-    written, too."""
-    setup_logging()
-    out = Path(args.out) if args.out else None
-    results = judge(
-        args.predictions,
-        chosen,
-        args.dataset_dir,
-        limit=args.limit,
-        out_dir=out,
-        classes=args.classes,
-        custom=own,
-        system=args.system,
-        on_missing=args.on_missing,
-        on_bad_sample=args.on_bad_sample or "raise",
-    )
-    print(as_table(results))
-    if out and results.suites:
-        write_report(results, [out / "predictions"], out / "report", own)
-        export([out / "predictions"], out, args.export)
-        print(f"results: {out / 'results.json'}; predictions: {out / 'predictions'}")
-    return 1 if results.missing else 0
-
-
-def compare_two(args: argparse.Namespace, own: Sequence[SuiteConfig]) -> int:
-    """Compares two folders or files of predictions; with --out a page shows where they differ most."""
-    first, second = args.compare
-    compared = compare(first, second, args.suites)
-    print(comparison_table(compared))
-    if args.out:
-        page = write_comparison(compared, Path(args.out), own, image_folders(args))
-        print(f"page: {page}")
-    return 0
-
-
-def questions_of(args: argparse.Namespace, chosen: Sequence[str], own: Sequence[SuiteConfig]) -> int:
-    """Writes the questions of the suites as JSON lines."""
-    setup_logging()
-    file = Path(args.write_questions)
-    count = write_questions(file, chosen, args.dataset_dir, limit=args.limit, classes=args.classes, custom=own)
-    print(f"{count} questions: {file}")
-    return 0
-
-
-def image_folders(args: argparse.Namespace) -> list[Path]:
-    """The folders whose images may be shown of predictions that somebody else may have made."""
-    return [Path(args.dataset_dir)] if args.dataset_dir else []
+    return run(args)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -192,12 +63,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="first images per suite; 0: all [0]")
     what.add_argument(
         "--on_bad_sample",
-        choices=ON_BAD_SAMPLE,
+        choices=choices(DataConfig, "on_bad_sample"),
         help="a record that cannot be read, or whose mask is empty: raise gives up its suite, skip leaves the image "
         "out and counts it [as the checkpoint's recipe says]",
     )
     how = parser.add_argument_group("how to answer")
-    how.add_argument("--protocol", default=GENERATED, choices=PROTOCOLS, help=f"how answers come about [{GENERATED}]")
+    how.add_argument(
+        "--protocol", default=GENERATED, choices=PROTOCOL_NAMES, help=f"how answers come about [{GENERATED}]"
+    )
     how.add_argument(
         "--batch_size", "--val_batch_size", type=at_least(1), default=1, metavar="N", help="images per batch [1]"
     )

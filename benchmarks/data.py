@@ -120,8 +120,9 @@ def build_sample(mixture: Mixture, index: int, clock: CpuClock, args: argparse.N
         dialogues = clock("words", maker.task.converse, record, rng)
     rows = clock("ids", lambda: [maker.encoder(dialogue) for dialogue in dialogues])
     image = clock("read and decode", read_image, record.image)
-    pixels = clock("language-side view", maker.views.language, image)
-    seg_pixels, geometry = clock("mask-side view", cast(SegView, maker.views.seg), image)
+    pixels = clock("language-side view", maker.views.language.show, image)
+    seg = cast(SegView, maker.views.seg)
+    seg_pixels, geometry = clock("mask-side view", seg.show, image), seg.geometry(*image.shape[:2])
     holes = [hole for row in rows for hole in row.holes]
     masks = clock("masks", rasterize_masks, record, holes, geometry.original)
     sample = Sample(str(record.image), pixels, seg_pixels, geometry, maker.views.language.most_tokens, rows, masks)

@@ -26,12 +26,12 @@ class Sample:
     """One image of size (H, W) with its rows; `masks` follow the holes of the rows, row by row."""
 
     name: str
-    pixels: Tensor  # (3, h, w), (n, C) or (n, 3, s, s), see LanguageView
-    seg_pixels: Tensor | None  # (3, S, S)
+    pixels: Tensor  # (3, h, w), (n, C) or (n, 3, s, s), as LanguageView.show gives them
+    seg_pixels: Tensor | None  # (3, S, S), as SegView.show gives them
     geometry: Geometry
     image_tokens: int  # positions that the image takes in each of its rows
     rows: list[Encoded] = field(default_factory=list)
-    masks: Tensor | None = None  # (N, H, W) float32 in {0, 1}
+    masks: Tensor | None = None  # (N, H, W) bool
     ignore: Tensor | None = None  # (H, W) bool
     skipped: list[str] = field(default_factory=list)  # what was left out on the way to this sample, and why
 
@@ -112,20 +112,23 @@ def make_views(image: np.ndarray, views: Views, name: str) -> Sample:
     if views.seg is None:
         seg_pixels, geometry = None, views.language.geometry(*image.shape[:2])
     else:
-        seg_pixels, geometry = views.seg(image)
-    return Sample(name, views.language(image), seg_pixels, geometry, views.language.tokens(*image.shape[:2]))
+        seg_pixels, geometry = views.seg.show(image), views.seg.geometry(*image.shape[:2])
+    return Sample(name, views.language.show(image), seg_pixels, geometry, views.language.tokens(*image.shape[:2]))
 
 
 def rasterize_masks(record: Record, targets: Sequence[int], shape: tuple[int, int]) -> Tensor:
-    """(N, H, W) float32 in {0, 1}: the masks of these targets of an image of `shape`, each rasterized once."""
-    masks: dict[int, Tensor] = {}
+    """(N, H, W) bool: the masks of these targets of an image of `shape`, each rasterized once."""
+    masks: dict[int, np.ndarray] = {}
     for index in targets:
         if index not in masks:
             target = record.targets[index]
             if target.mask is None:
                 raise ValueError(f"{record.image}: an answer has a mask for {target.phrase!r}, which is absent")
-            masks[index] = torch.from_numpy(rasterize_target(record, index, shape)).float()
-    return torch.stack([masks[index] for index in targets]) if masks else torch.zeros(0, *shape)
+            masks[index] = rasterize_target(record, index, shape)
+    stacked = np.empty((len(targets), *shape), bool)  # row by row in memory, whichever way the masks were made
+    for place, index in enumerate(targets):
+        stacked[place] = masks[index]
+    return torch.from_numpy(stacked)
 
 
 def collate(samples: Sequence[Sample], pad_id: int = 0) -> Batch:
@@ -182,7 +185,7 @@ def _empty_batch(samples: Sequence[Sample], rows: list[int], length: int, pad_id
         row_image=torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(rows)),
         mask_rows=torch.zeros(0, dtype=torch.long),
         mask_positions=torch.zeros(0, 1, dtype=torch.long),
-        masks=[torch.zeros(0, *sample.geometry.original) for sample in samples],
+        masks=[torch.zeros(0, *sample.geometry.original, dtype=torch.bool) for sample in samples],
         geometry=[sample.geometry for sample in samples],
         names=[sample.name for sample in samples],
         ignore=[sample.ignore for sample in samples],
@@ -253,7 +256,7 @@ def _rasterize(record: Record, what: str, mask: MaskFn, shape: tuple[int, int]) 
     array = np.asarray(mask())
     if array.shape != tuple(shape):
         raise ValueError(size_mismatch(record.image, what, array.shape, shape))
-    return array.astype(bool)
+    return array.astype(bool, copy=False)
 
 
 def _encode_with_image_name(

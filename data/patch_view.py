@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,6 +85,9 @@ class PatchView:
         return [*sizes, smart_resize(*size, self.cell, self.min_pixels, self.max_pixels)]
 
     def __call__(self, image: np.ndarray) -> Tensor:
+        return self.normalise(self.show(image))
+
+    def show(self, image: np.ndarray) -> Tensor:
         height, width = image.shape[:2]
         if height * width > self.max_pixels:
             _tell_once(f"images of more than {self.max_pixels} pixels are shown smaller (model.tower.max_pixels)")
@@ -92,25 +96,34 @@ class PatchView:
         shown = Image.fromarray(image)
         for rows, columns in self._sizes(height, width):
             shown = shown.resize((columns, rows), Image.Resampling.BICUBIC)
-        return self.cut(np.asarray(shown))
+        return self._patches(np.asarray(shown))
 
     def cut(self, image: np.ndarray) -> Tensor:
         """(h, w, 3) uint8, of a size that `geometry` gives -> (n, C) float32 patches."""
+        return self.normalise(self._patches(image))
+
+    def _patches(self, image: np.ndarray) -> Tensor:
+        """(n, C / frames) uint8: as `cut`, of one frame and in bytes."""
         rows, columns = (side // self.patch for side in image.shape[:2])
         block = (rows // self.merge, self.merge, self.patch, columns // self.merge, self.merge, self.patch, 3)
         patches = image.reshape(block).transpose(0, 3, 1, 4, 6, 2, 5)  # tokens, patches of a token, channels, pixels
-        patches = patches.reshape(rows * columns, 3, 1, self.patch**2)
-        pixels = np.empty((rows * columns, 3, self.frames, self.patch**2), np.float32)
-        for channel, table in enumerate(normalised_levels(self.mean, self.std)):
-            pixels[:, channel] = table[patches[:, channel]]
-        return torch.from_numpy(pixels.reshape(rows * columns, -1))
+        return torch.from_numpy(patches.reshape(rows * columns, 3 * self.patch**2))
+
+    def normalise(self, pixels: Tensor, originals: Sequence[tuple[int, int]] = ()) -> Tensor:
+        if pixels.is_floating_point():
+            return pixels
+        channels = normalised_by_level(pixels.unflatten(1, (3, -1)), self.mean, self.std)
+        return channels[:, :, None].expand(-1, -1, self.frames, -1).flatten(1)
 
 
-def normalised_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> list[np.ndarray]:
-    """What the 256 values of each channel become, (256,) float32 each; in the number formats of the library, so that
-    they are its own. mean, std: on the 0..1 scale."""
+def normalised_by_level(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(n, 3, ...) bytes -> float32: each looked up among what the 256 values of its channel become, in the number
+    formats of the library, so that they are its own. mean, std: on the 0..1 scale."""
     levels = (np.arange(256, dtype=np.float64) * 0.00392156862745098).astype(np.float32)
-    return [(levels - np.float32(centre)) / np.float32(spread) for centre, spread in zip(mean, std, strict=True)]
+    tables = [(levels - np.float32(centre)) / np.float32(spread) for centre, spread in zip(mean, std, strict=True)]
+    values = torch.from_numpy(np.concatenate(tables)).to(pixels.device)
+    first = 256 * torch.arange(3, device=pixels.device, dtype=torch.int32)  # of each channel's values
+    return values[pixels.int() + first.view(3, *[1] * (pixels.dim() - 2))]
 
 
 def smart_resize(height: int, width: int, cell: int, low: int, high: int, *, least: int = 0) -> tuple[int, int]:

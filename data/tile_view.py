@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.patch_view import normalised_levels, read_processor
+from data.patch_view import normalised_by_level, read_processor
 from data.types import Geometry
 from data.views import IMAGENET_MEAN, IMAGENET_STD, _channels
 from utils.limits import VIEW
@@ -74,15 +75,18 @@ class TileView:
         return best
 
     def __call__(self, image: np.ndarray) -> Tensor:
+        return self.normalise(self.show(image))
+
+    def show(self, image: np.ndarray) -> Tensor:
         rows, columns = self.grid(*image.shape[:2])
         tiles = self._resized(image, rows, columns).reshape(rows, self.side, columns, self.side, 3).swapaxes(1, 2)
         tiles = tiles.reshape(-1, self.side, self.side, 3)
         if len(tiles) > 1:
             tiles = np.concatenate([tiles, self._resized(image, 1, 1)[None]])
-        pixels = np.empty((len(tiles), 3, self.side, self.side), np.float32)
-        for channel, table in enumerate(normalised_levels(self.mean, self.std)):
-            pixels[:, channel] = table[tiles[..., channel]]
-        return torch.from_numpy(pixels)
+        return torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)))
+
+    def normalise(self, pixels: Tensor, originals: Sequence[tuple[int, int]] = ()) -> Tensor:
+        return pixels if pixels.is_floating_point() else normalised_by_level(pixels, self.mean, self.std)
 
     def _resized(self, image: np.ndarray, rows: int, columns: int) -> np.ndarray:
         size = (columns * self.side, rows * self.side)

@@ -133,7 +133,8 @@ class Batch:
     """
 
     # Language-side view, one per image, however many rows ask about it: (B, 3, h, w), or the patches of all images one
-    # after another (sum of n, C), or their tiles (sum of n, 3, s, s)
+    # after another (sum of n, C), or their tiles (sum of n, 3, s, s). Views are bytes that SegModel normalises on its
+    # device, or floats.
     pixels: Tensor
     seg_pixels: Tensor | None  # (B, 3, S, S) mask-side view, None for heads that reuse the language-side features
     ids: Tensor  # (R, L) long, IMAGE_ID at every image position
@@ -142,7 +143,7 @@ class Batch:
     row_image: Tensor  # (R,) long, index of the image that each row is about
     mask_rows: Tensor  # (Q,) long
     mask_positions: Tensor  # (Q, K) long
-    masks: list[Tensor]  # B x (N_b, H_b, W_b) float32 in {0, 1}
+    masks: list[Tensor]  # B x (N_b, H_b, W_b) bool, or numbers in {0, 1}
     geometry: list[Geometry] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # image paths, for messages
     ignore: list[Tensor | None] = field(default_factory=list)  # B x (H_b, W_b) bool: pixels the mask loss leaves out
@@ -155,12 +156,12 @@ class Batch:
         return len(self.geometry)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
-        """Moves every tensor to `device`, without waiting for it; the two image views also take `dtype`."""
+        """Moves every tensor to `device`, without waiting for it; image views that are floats also take `dtype`."""
 
         def move(name: str, x: Tensor) -> Tensor:
             # The cast comes after the move: on the host it would make an unpinned copy, and the transfer would block.
             moved = x.to(device, non_blocking=True)
-            return moved.to(dtype) if name in ("pixels", "seg_pixels") else moved
+            return moved.to(dtype) if name in ("pixels", "seg_pixels") and x.is_floating_point() else moved
 
         return self.map_tensors(move)
 

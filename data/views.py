@@ -19,10 +19,12 @@ from utils.limits import VIEW
 from utils.plain import read_mapping
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 CROP_FIRST = 32  # ratio of the sides beyond which only the part that the centre crop keeps is resized
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # on the 0..255 scale
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Resample = Literal["bilinear", "pil_bicubic"]
+Size = tuple[int, int]  # (H, W)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -72,6 +74,9 @@ class ClipView:
         return Geometry((height, width), (self.size, self.size))
 
     def __call__(self, image: np.ndarray) -> Tensor:
+        return self.normalise(self.show(image)[None])[0]
+
+    def show(self, image: np.ndarray) -> Tensor:
         height, width = image.shape[:2]
         edge = self.edge or self.size
         scaled = int(edge * max(height, width) / min(height, width))
@@ -82,7 +87,10 @@ class ClipView:
         else:
             resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
             crop = resized[top : top + self.size, left : left + self.size]
-        return _normalise(crop, [255 * value for value in self.mean], [255 * value for value in self.std])
+        return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
+
+    def normalise(self, pixels: Tensor, originals: Sequence[Size] = ()) -> Tensor:
+        return _normalise(pixels, [255 * value for value in self.mean], [255 * value for value in self.std])
 
 
 @dataclass(frozen=True)
@@ -110,11 +118,24 @@ class PaddedView:
         return Geometry((height, width), (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))))
 
     def __call__(self, image: np.ndarray) -> Tensor:
+        return self.normalise(self.show(image)[None], [image.shape[:2]])[0]
+
+    def show(self, image: np.ndarray) -> Tensor:
         height, width = self.geometry(*image.shape[:2]).resized
         resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        padded = torch.zeros(3, self.size, self.size)  # zeros after normalisation, as SAM pads: the mean colour
-        padded[:, :height, :width] = _normalise(resized, self.mean, self.std)
-        return padded
+        padded = np.zeros((3, self.size, self.size), np.uint8)
+        padded[:, :height, :width] = resized.transpose(2, 0, 1)
+        return torch.from_numpy(padded)
+
+    def normalise(self, pixels: Tensor, originals: Sequence[Size]) -> Tensor:
+        if pixels.is_floating_point():
+            return pixels
+        numbers = _normalise(pixels, self.mean, self.std)
+        for image, original in zip(numbers, originals, strict=True):
+            height, width = self.geometry(*original).resized
+            image[:, height:] = 0  # after normalisation, as SAM pads: the mean colour
+            image[:, :, width:] = 0
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -125,6 +146,12 @@ class SamView:
 
     def __call__(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         return PaddedView(self.size)(image), self.geometry(*image.shape[:2])
+
+    def show(self, image: np.ndarray) -> Tensor:
+        return PaddedView(self.size).show(image)
+
+    def normalise(self, pixels: Tensor, originals: Sequence[Size]) -> Tensor:
+        return PaddedView(self.size).normalise(pixels, originals)
 
     def geometry(self, height: int, width: int) -> Geometry:
         return PaddedView(self.size).geometry(height, width)
@@ -147,15 +174,26 @@ class SquareView:
         return Geometry((height, width), (self.size, self.size))
 
     def __call__(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (self.resize(image) - mean) / std, self.geometry(*image.shape[:2])
+        return self.normalise(self.show(image)[None])[0], self.geometry(*image.shape[:2])
+
+    def show(self, image: np.ndarray) -> Tensor:
+        resized = self._resized(image)
+        return resized if resized.dtype == torch.uint8 else (resized - _per_channel(self.mean)) / _per_channel(self.std)
+
+    def normalise(self, pixels: Tensor, originals: Sequence[Size] = ()) -> Tensor:
+        return _normalise(pixels, self.mean, self.std, scale=255)
 
     def resize(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 -> (3, size, size) float32 on the 0..1 scale."""
+        resized = self._resized(image)
+        return resized.float() / 255 if resized.dtype == torch.uint8 else resized
+
+    def _resized(self, image: np.ndarray) -> Tensor:
+        """(3, size, size): uint8, or float32 on the 0..1 scale where the view resizes in floating point."""
         side = (self.size, self.size)
         if self.resample == "pil_bicubic":
             resized = np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BICUBIC))
-            return torch.from_numpy(resized.copy()).permute(2, 0, 1).float() / 255
+            return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         # a copy, because an array that was turned or mirrored has strides that torch does not take
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
         return F.interpolate(pixels, side, mode="bilinear", antialias=True)[0]
@@ -183,7 +221,16 @@ class StretchedView:
         return Geometry((height, width), (self.size, self.size))
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        return SquareView(self.size, self.mean, self.std, self.resample)(image)[0]
+        return self._square()(image)[0]
+
+    def show(self, image: np.ndarray) -> Tensor:
+        return self._square().show(image)
+
+    def normalise(self, pixels: Tensor, originals: Sequence[Size] = ()) -> Tensor:
+        return self._square().normalise(pixels)
+
+    def _square(self) -> SquareView:
+        return SquareView(self.size, self.mean, self.std, self.resample)
 
 
 def load_view(folder: str | Path, usual: ClipView | StretchedView | None = None) -> ClipView | StretchedView:
@@ -238,7 +285,17 @@ class LanguageView(Protocol):
 
     def __call__(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 -> the pixels that the backbone takes: an image (3, h, w) of the size of all others, or n
-        patches of the image (n, C), or n tiles of it (n, 3, s, s)."""
+        patches of the image (n, C), or n tiles of it (n, 3, s, s). It is `normalise` of `show`."""
+        ...
+
+    def show(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 -> what the backbone sees of it in bytes, a quarter of what the pixels take on their way from
+        a worker to the device; of a view that resizes in floating point, the pixels."""
+        ...
+
+    def normalise(self, pixels: Tensor, originals: Sequence[Size]) -> Tensor:
+        """What `show` gives of the images of a batch -> float32 as the backbone takes it; floats pass. originals: the
+        sizes (H, W) of these images."""
         ...
 
 
@@ -256,6 +313,14 @@ class SegView(Protocol):
 
     def __call__(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """(H, W, 3) uint8 -> the pixels that the head takes, and where the image lies in them."""
+        ...
+
+    def show(self, image: np.ndarray) -> Tensor:
+        """As of a LanguageView: bytes, where the view can."""
+        ...
+
+    def normalise(self, pixels: Tensor, originals: Sequence[Size]) -> Tensor:
+        """As of a LanguageView: (B, 3, S, S) float32."""
         ...
 
 
@@ -279,18 +344,34 @@ def _resize_crop(image: np.ndarray, size: tuple[int, int], corner: tuple[int, in
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
-def _normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(h, w, 3) uint8 -> (3, h, w) float32, (x - mean) / std per channel, without a float copy of the whole image."""
-    pixels = np.empty((3, *image.shape[:2]), np.float32)
-    for channel, plane in enumerate(pixels):
-        np.subtract(image[..., channel], np.float32(mean[channel]), out=plane)
-        plane /= np.float32(std[channel])
-    return torch.from_numpy(pixels)
+def _normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], scale: float | None = None) -> Tensor:
+    """(B, 3, h, w) uint8 -> float32, (x / scale - mean) / std per channel, one operation after another; floats pass.
+
+    Tensors divide, not numbers: a GPU multiplies by the inverse of a number, which rounds otherwise than a CPU.
+    """
+    if pixels.is_floating_point():
+        return pixels
+    numbers = pixels.float()
+    if scale:
+        numbers /= torch.full((1,), scale, device=pixels.device)
+    numbers -= _per_channel(mean).to(pixels.device)
+    numbers /= _per_channel(std).to(pixels.device)
+    return numbers
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 
 def _check_complete(data: bytes, path: Path) -> None:
-    """OSError if the file is truncated: Pillow notices a missing end, OpenCV does not. JPEGs at 1/8 size, for speed."""
+    """OSError if the file is truncated: Pillow notices a missing end, OpenCV does not. JPEGs at 1/8 size, for speed.
+
+    A JPEG that ends with its end marker is whole: the two bytes cannot stand in coded pixels, and where a cut leaves
+    those of a thumbnail in the header at the end, there is no pixel and OpenCV refuses the file.
+    """
     with open_image(path, data=data) as image:
+        if data.startswith(JPEG_START) and data.endswith(JPEG_END):
+            return
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
 

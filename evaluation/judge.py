@@ -27,6 +27,7 @@ from evaluation.catalog import Suite
 from evaluation.entries import Found, entries_of, printable
 from evaluation.metrics import SCORERS
 from evaluation.metrics.base import AS_LISA
+from evaluation.names import ON_MISSING
 from evaluation.prediction_schema import LEFT_OUT, Answer, Prediction
 from evaluation.predictions import PredictionFile, answers_of, left_out_line, read_lines, reply_of, settings_of
 from evaluation.protocols import Reply
@@ -42,7 +43,6 @@ from utils.log import log
 from utils.registry import unknown
 
 EXTERNAL = "external"  # protocol of predictions that do not say how they came about
-ON_MISSING = ("empty", "error")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from data.collate import Sample, collate, collate_prompts
 from data.encode import Encoded
 from data.tokens import decode, mask_ids, token_id
 from data.types import IGNORE_ID, Batch, Claim, Mask, Query, Refuse, Script, Turn
+from evaluation.names import FORCED, GENERATED, TWO_PASS
 from model.seg_model import Memory, SegOutput
 from systems.assistant import Assistant
 from utils.registry import unknown
-
-GENERATED, FORCED, TWO_PASS = "generate", "teacher_forced", "two_pass"
 
 
 @dataclass(frozen=True)

@@ -166,13 +166,14 @@ def _refused(batch: Batch, config: LossConfig) -> list[Tensor]:
     if not config.count_refused:
         return []
     counts = [number if len(masks) else 0 for number, masks in zip(batch.refused, batch.masks, strict=True)]
-    return [masks.new_zeros(number, *masks.shape[1:]) for number, masks in zip(counts, batch.masks, strict=True)]
+    pairs = zip(counts, batch.masks, strict=True)
+    return [masks.new_zeros(number, *masks.shape[1:], dtype=torch.float32) for number, masks in pairs]
 
 
 def _truth(output: SegOutput, batch: Batch, config: LossConfig) -> tuple[list[Tensor], list[Tensor | None]]:
     """True masks and ignored pixels of each image. At the decoder's size, a cell's truth is the share of it that is
     covered, or that of one of its pixels (truth_resize nearest); a cell with any ignored pixel is ignored."""
-    truth = batch.masks
+    truth = [masks.float() for masks in batch.masks]
     ignored = _ignored(batch, config)
     if config.mask_size == "full":
         return truth, ignored

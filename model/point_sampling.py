@@ -14,8 +14,8 @@ IMPORTANCE = 0.75  # share of the points that are the most uncertain candidates;
 def sample_points(logits: Tensor, number: int) -> Tensor:
     """(N, h, w) logits -> (N, number, 2) points (x, y) in 0 .. 1, from torch's generator of their device.
 
-    In training that generator is a function of seed, step and micro-batch (`train_ds.seed_dropout`), and so are the
-    points: a resumed run draws those of the uninterrupted one.
+    In training that generator is a function of seed, step and micro-batch (`training.loop.seed_dropout`), and so are
+    the points: a resumed run draws those of the uninterrupted one.
     """
     masks, important = len(logits), int(IMPORTANCE * number)
     candidates = torch.rand(masks, OVERSAMPLING * number, 2, device=logits.device)

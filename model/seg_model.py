@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from data.tokens import TokenSpec
 from data.types import IGNORE_ID, Batch
+from data.views import LanguageView, SegView
 from model.checkpoints.architecture import Architecture
 from model.checkpoints.layouts import Report
 from model.heads.base import Decoded, Features, MaskHead
@@ -108,8 +109,21 @@ class SegModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.project.parameters()).device
 
+    def normalised(self, batch: Batch) -> Batch:
+        """A batch with image views of bytes normalised: in float32 whatever the model's dtype, which they then take."""
+        originals = [place.original for place in batch.geometry]
+
+        def numbers(view: LanguageView | SegView, pixels: Tensor) -> Tensor:
+            return pixels if pixels.is_floating_point() else view.normalise(pixels, originals).to(self.dtype)
+
+        seg, view = batch.seg_pixels, self.head.view
+        if seg is not None and view is not None:
+            seg = numbers(view, seg)
+        return replace(batch, pixels=numbers(self.vlm.view, batch.pixels), seg_pixels=seg)
+
     def forward(self, batch: Batch) -> SegOutput:
         """Teacher forcing: logits where labels are, a mask for each mask position."""
+        batch = self.normalised(batch)
         vision = self.vlm.encode_images(batch.pixels, batch.geometry)
         # first, so that the mask encoder's activations are gone before those of the language model are there, too
         features = self.head.features(batch, vision)
@@ -144,6 +158,7 @@ class SegModel(nn.Module):
         """
         if self.training:
             raise RuntimeError("generate needs model.eval(): gradient checkpointing would drop the cache")
+        batch = self.normalised(batch)
         memory = memory or Memory(past=None)
         if memory.vision is None:
             memory.vision = self.vlm.encode_images(batch.pixels, batch.geometry)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import train_ds
 from model.losses import Losses, objective
+from training import loop
 from utils import dist
 
 
@@ -40,7 +41,7 @@ def terminate_after(log: Path) -> None:
 
 def main(file: Path) -> None:
     for number, run in enumerate(json.loads(file.read_text())):
-        train_ds.objective = poisoned(*run["poison"]) if "poison" in run else objective
+        loop.objective = poisoned(*run["poison"]) if "poison" in run else objective
         if run.get("terminate") == int(os.environ["RANK"]):
             threading.Thread(target=terminate_after, args=[Path(run["log"])], daemon=True).start()
         try:

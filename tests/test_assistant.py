@@ -13,14 +13,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.collate import collate, load_views
+from data.collate import collate, collate_prompts, load_views
 from data.tokens import mask_ids
 from data.types import Turn
+from data.views import read_image
 from model.checkpoints.save import save_folder
 from model.finetune.trainable import trainable_state
 from systems.assistant import Assistant, build, find_checkpoint, load
 from systems.lasagna import LasagnaTask, ListOptions
 from tests.records import OWN
+from tests.tiny_assistant import tiny
 from utils.config import LoraConfig, ModelConfig, Recipe, save_recipe
 
 TINY = {"head_options": {"decoder_heads": 4}}  # heads of the golden mask decoder, which no file tells
@@ -200,3 +202,19 @@ def test_processes_that_share_weights_draw_masks_in_one_piece():
             build(replace(given, train=replace(given.train, zero_stage=stage)), "cpu").model.head.checkpoint_decoder
             == redraw
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_become_the_pixels_of_the_views_in_the_dtype_of_the_model(dtype):
+    assistant = tiny("lisa")
+    assistant.model.to(dtype)
+    path = OWN / "lasagna" / "image0.png"
+    sample = load_views(path, assistant.views)
+    assert sample.pixels.dtype == sample.seg_pixels.dtype == torch.uint8
+    batch = assistant.model.normalised(collate_prompts([sample, sample], [[], []]).to("cpu", dtype))
+    image = read_image(path)
+    for found, expected in (
+        (batch.pixels, assistant.views.language(image)),
+        (batch.seg_pixels, assistant.views.seg(image)[0]),
+    ):
+        assert found.dtype == dtype and torch.equal(found, expected.to(dtype).expand_as(found))

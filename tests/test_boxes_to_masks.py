@@ -18,7 +18,8 @@ from evaluation.export.coco import box_of
 from evaluation.judge import judge
 from evaluation.suites import SUITES
 from tests.tiny_assistant import toy_world
-from tools.boxes_to_masks import Sam, main
+from tools.box_masks import Sam
+from tools.boxes_to_masks import main
 from utils.masks import rle_to_mask
 
 REFER = "refcoco|unc|val"

@@ -62,7 +62,7 @@ def test_masks_follow_the_holes_of_the_rows(record):
     order = [2, 0, 2, 1]
     sample = maker(Phrases(order)).build(record, RNG)
     assert [hole for row in sample.rows for hole in row.holes] == order
-    assert sample.masks.dtype == torch.float32
+    assert sample.masks.dtype == torch.bool
     assert np.array_equal(sample.masks.numpy(), np.stack([stripe(i) for i in order]))
     assert sample.name == str(record.image) and sample.geometry == Geometry(SHAPE, (48, 64))
     assert sample.pixels.shape == (3, 28, 28) and sample.seg_pixels.shape == (3, 64, 64) and sample.ignore is None

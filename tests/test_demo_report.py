@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.tiny_assistant import CLASSES, tiny, toy_world
-from toy import demo_report
+from toy import demo_report, demo_scores
 from utils.config import from_dict, save_recipe, to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +38,8 @@ def run(tmp_path):
 
 def test_report_has_the_promised_figures_and_pictures(run, monkeypatch, capsys):
     folder, assistant = run
-    monkeypatch.setattr(demo_report, "build", lambda recipe, trainable: assistant)
-    monkeypatch.setattr(demo_report, "load", lambda path: assistant)
+    monkeypatch.setattr(demo_scores, "build", lambda recipe, trainable: assistant)
+    monkeypatch.setattr(demo_scores, "load", lambda path: assistant)
     out = folder / "report"
     assert demo_report.main(["--run", str(folder), "--out", str(out), "--limit", "1", "--max_new_tokens", "4"]) == 0
     report = json.loads((out / "metrics.json").read_text())
@@ -55,7 +55,7 @@ def test_report_has_the_promised_figures_and_pictures(run, monkeypatch, capsys):
 
 def test_a_suite_without_data_ends_the_report(run, tmp_path, monkeypatch):
     folder, assistant = run
-    monkeypatch.setattr(demo_report, "build", lambda recipe, trainable: assistant)
+    monkeypatch.setattr(demo_scores, "build", lambda recipe, trainable: assistant)
     with pytest.raises(SystemExit, match=str(tmp_path / "nowhere")):
         demo_report.main(["--run", str(folder), "--dataset_dir", str(tmp_path / "nowhere"), "--out", str(tmp_path)])
 

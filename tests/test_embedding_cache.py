@@ -64,7 +64,7 @@ def test_a_head_that_reads_the_tower_answers_from_the_states_that_it_kept(tmp_pa
     assistant = load(OWN / "pixellm", model=settings, device="cpu")
     model = assistant.model
     sample = load_views(OWN / "pixellm" / "image0.png", assistant.views)
-    batch = collate_prompts([sample], [[assistant.encoder.prompt("<image>\nWhat is it?")]])
+    batch = model.normalised(collate_prompts([sample], [[assistant.encoder.prompt("<image>\nWhat is it?")]]))
     tower = cast(Llava, model.vlm).tower
     with torch.no_grad():
         plain = model.vlm.encode_images(batch.pixels, batch.geometry)

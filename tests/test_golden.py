@@ -126,17 +126,19 @@ def test_pictures_are_prepared_as_published(case):
         pytest.skip("the record has the sizes alone")
     for index in range(len(case.dialogues)):
         sample = load_views(case.folder / f"image{index}.png", case.assistant.views)
+        batch = case.assistant.model.normalised(collate_prompts([sample], [[]]))
+        pixels, seg_pixels = batch.pixels[0], None if batch.seg_pixels is None else batch.seg_pixels[0]
         if (
             "clip_sum0" in case.record
         ):  # a padded view, and no other; of the second image the record has the place alone
-            assert sample.geometry.resized == tuple(case.record["clip_resize"][index]) and sample.seg_pixels is None
+            assert sample.geometry.resized == tuple(case.record["clip_resize"][index]) and seg_pixels is None
             if index == 0:
-                np.testing.assert_allclose(sample.pixels[:, :8, :8].numpy(), case.record["clip_corner0"], atol=1e-5)
-                np.testing.assert_allclose(sample.pixels.double().sum().item(), case.record["clip_sum0"], rtol=1e-6)
+                np.testing.assert_allclose(pixels[:, :8, :8].numpy(), case.record["clip_corner0"], atol=1e-5)
+                np.testing.assert_allclose(pixels.double().sum().item(), case.record["clip_sum0"], rtol=1e-6)
             continue
-        np.testing.assert_allclose(sample.pixels.numpy(), case.record[f"clip{index}"], atol=1e-5)
-        np.testing.assert_allclose(sample.seg_pixels[:, :8, :8].numpy(), case.record[f"sam_corner{index}"], atol=1e-5)
-        np.testing.assert_allclose(sample.seg_pixels.double().sum().item(), case.record[f"sam_sum{index}"], rtol=1e-6)
+        np.testing.assert_allclose(pixels.numpy(), case.record[f"clip{index}"], atol=1e-5)
+        np.testing.assert_allclose(seg_pixels[:, :8, :8].numpy(), case.record[f"sam_corner{index}"], atol=1e-5)
+        np.testing.assert_allclose(seg_pixels.double().sum().item(), case.record[f"sam_sum{index}"], rtol=1e-6)
         assert sample.geometry.resized == tuple(case.record["resize"][index])
 
 

@@ -18,6 +18,7 @@ import chat
 import test_sem
 from data.types import IMAGE_PLACEHOLDER
 from data.views import load_view
+from evaluation import modes
 from evaluation.predictor import Predictor, free_query
 from model.checkpoints.load import load_folder
 from model.checkpoints.save import save_folder
@@ -96,7 +97,7 @@ def test_a_recipe_sets_no_path_outside_its_folder(folder, tmp_path):
     assert part.options == {"ignore_unknown": True} and assistant.recipe.eval.custom == ()
     assert not assistant.recipe.model.allow_missing
     args = test_sem.parse(["--version", str(folder), "--list"])
-    assert test_sem.own_suites(args) == ()
+    assert modes.own_suites(args) == ()
 
 
 def test_what_gives_weights_meaning_is_kept(folder):

@@ -19,7 +19,7 @@ import test_sem
 from data.readers import digest
 from data.readers.digest import annotation_digest, annotation_paths, digests
 from data.sources import build_source
-from evaluation import identity
+from evaluation import identity, modes
 from evaluation.identity import NotNumbers, check_finite
 from evaluation.predictions import PredictionFile
 from evaluation.protocols import FORCED
@@ -276,7 +276,7 @@ def test_weights_that_are_no_numbers_are_an_error_before_anything_is_asked(world
     with pytest.raises(NotNumbers, match=rf"1 of \d+ weights hold NaN or infinity \({name}\)"):
         evaluate(broken, ["ReasonSeg|val"], world, FORCED, 1, tmp_path)
     assert not list(tmp_path.glob("*/predictions"))
-    monkeypatch.setattr(test_sem, "load_assistant", lambda args: broken)
+    monkeypatch.setattr(modes, "load_assistant", lambda args: broken)
     with pytest.raises(SystemExit, match="nothing that they answer can be scored"):
         test_sem.main(
             ["--version", "x", "--dataset_dir", str(world), "--suites", "ReasonSeg|val", "--out", str(tmp_path)]

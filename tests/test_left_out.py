@@ -19,6 +19,7 @@ import test_sem
 from data.collate import NothingToAsk, load_views, rasterize_masks
 from data.sources import build_source
 from data.types import Claim, EmptyMask, Mask, Query, Record, Refuse, Target
+from evaluation import modes
 from evaluation.metrics import SCORERS
 from evaluation.metrics.counts import Overlaps
 from evaluation.protocols import FORCED, Reply
@@ -305,7 +306,7 @@ def test_the_recipe_says_what_a_bad_sample_means_unless_told(assistant, tmp_path
     with pytest.raises(ValueError, match="no on_bad_sample 'ignore'"):
         run(assistant, root, on_bad_sample="ignore")
     (root / "s.yaml").write_text("- {name: mine, source: jsonl, metric: overlap, options: {file: q.jsonl}}\n")
-    monkeypatch.setattr(test_sem, "load_assistant", lambda args: assistant)
+    monkeypatch.setattr(modes, "load_assistant", lambda args: assistant)
     command = ["--version", "x", "--dataset_dir", str(root), "--suite_file", str(root / "s.yaml"), "--protocol", FORCED]
     command += ["--out", str(tmp_path / "o")]
     assert test_sem.main(command) == 1

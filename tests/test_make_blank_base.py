@@ -17,6 +17,7 @@ from model.checkpoints.load import build_model
 from systems.base import build_system
 from tests.tiny_run import start, train_log
 from toy.base import blank as make_blank_base
+from toy.base.blank_parts import blank_sam
 from toy.base.blank_qwen import blank_sam2
 from toy.base.sam import reset_sam
 from utils.config import load_recipe
@@ -44,7 +45,7 @@ def prompt_dependence(sam: Any) -> float:
     return float(masks.std(0).mean() / masks.std(1).mean())
 
 
-@pytest.mark.parametrize("blank", [make_blank_base.blank_sam, blank_sam2])
+@pytest.mark.parametrize("blank", [blank_sam, blank_sam2])
 def test_masks_depend_on_the_prompt_from_the_first_step(blank):
     torch.manual_seed(0)
     sam = blank()
@@ -53,7 +54,7 @@ def test_masks_depend_on_the_prompt_from_the_first_step(blank):
     assert prompt_dependence(sam) < 0.1
 
 
-@pytest.mark.parametrize("backbone", make_blank_base.WRITERS)
+@pytest.mark.parametrize("backbone", make_blank_base.BACKBONES)
 def test_the_same_seed_gives_the_same_files(tmp_path, backbone):
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         assert make_blank_base.main([str(tmp_path / name), "--seed", seed, "--backbone", backbone]) == 0
@@ -67,7 +68,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path, backbone):
 
 
 def test_the_recipe_knows_the_heads_of_the_decoder():
-    heads = make_blank_base.blank_sam().mask_decoder.config.num_attention_heads
+    heads = blank_sam().mask_decoder.config.num_attention_heads
     assert load_recipe(ROOT / "configs/real_mini.yaml").model.head_options["decoder_heads"] == heads
 
 

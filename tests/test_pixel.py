@@ -149,7 +149,7 @@ def test_padding_reaches_no_word(assistant):
     """What stands deep in the padding changes no other state of the tower, and none of the language model's text."""
     model = assistant.model
     sample = load_views(GOLDEN / "image0.png", assistant.views)
-    batch = collate_prompts([sample], [[assistant.encoder.prompt("<image>\nWhat is it?")]])
+    batch = model.normalised(collate_prompts([sample], [[assistant.encoder.prompt("<image>\nWhat is it?")]]))
     changed = batch.pixels.clone()
     changed[:, :, 14 * 27 :] = 5.0  # 358 rows of image: 26 rows of patches, 13 of tokens
     hidden = []

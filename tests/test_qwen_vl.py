@@ -46,7 +46,7 @@ from tests.tiny_qwen import (
     stock_model,
 )
 from tests.tiny_words import tiny_qwen_tokenizer
-from tools.memory import plan
+from tools.memory.__main__ import main as plan_memory
 from tools.memory.released_sizes import released_architecture
 from utils.config import LoraConfig, LossConfig, ModelConfig, TowerConfig
 
@@ -586,7 +586,7 @@ def test_memory_is_planned_from_config_json_alone(base, sam, tmp_path, capsys):
     model = {"version": str(tmp_path), "vision_pretrained": str(sam), "head_options": {"decoder_heads": 4}}
     model |= {"conv_type": "qwen_chat", "tower": {"min_pixels": 384, "max_pixels": 1280}}
     recipe.write_text(json.dumps({"system": "lisa", "model": model}))
-    assert plan.main([str(recipe), "--gpus", "1", "--gpu_memory", "40"]) == 0
+    assert plan_memory([str(recipe), "--gpus", "1", "--gpu_memory", "40"]) == 0
     assert "fits as it is" in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ from evaluation.suites import SUITES
 from systems.base import build_system
 from toy.study import __main__ as miniature
 from toy.study import page, sheet
-from toy.study.exam import LIST_PARTS, LIST_SUITE, PARTS
+from toy.study.exam_parts import LIST_PARTS, LIST_SUITE, PARTS
 from toy.study.questions import DatasetQuestions, ListQuestions
 from toy.study.rows import ABLATION, ROWS, SYSTEM
 from toy.world.layouts import LAYOUTS

@@ -22,6 +22,7 @@ from data.views import (
     SAM_MEAN,
     SAM_STD,
     ClipView,
+    PaddedView,
     SamView,
     SquareView,
     StretchedView,
@@ -265,3 +266,43 @@ def test_other_unreadable_files_are_named(tmp_path):
     for name, message in (("notes.jpg", "cannot read image .*notes.jpg"), ("none.jpg", "no image .*none.jpg")):
         with pytest.raises(OSError, match=message):
             read_image(tmp_path / name)
+
+
+BYTES = {  # view: its mean and deviation, and what a byte is divided by before
+    "clip": (ClipView(16), [255 * value for value in CLIP_MEAN], [255 * value for value in CLIP_STD], 1),
+    "padded": (PaddedView(16), SAM_MEAN, SAM_STD, 1),
+    "sam": (SamView(16), SAM_MEAN, SAM_STD, 1),
+    "square": (SquareView(16, resample="pil_bicubic"), IMAGENET_MEAN, IMAGENET_STD, 255),
+    "stretched": (StretchedView(16, IMAGENET_MEAN, IMAGENET_STD), IMAGENET_MEAN, IMAGENET_STD, 255),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_bytes_are_normalised_in_fp32_one_operation_after_another(name):
+    """All 256 values of all channels, to the bit; numpy has its own arithmetic."""
+    view, mean, std, scale = BYTES[name]
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16)[..., None].repeat(3, 2)
+    shown = view.show(image)
+    assert shown.dtype == torch.uint8 and torch.equal(shown, torch.from_numpy(image).permute(2, 0, 1))
+    numbers = view.normalise(shown[None], [(16, 16)])[0]
+    for channel in range(3):
+        expected = image[..., channel].astype(np.float32) / np.float32(scale)
+        expected = (expected - np.float32(mean[channel])) / np.float32(std[channel])
+        assert np.array_equal(numbers[channel].numpy(), expected)
+    assert torch.equal(view.normalise(numbers[None], [(16, 16)])[0], numbers)  # floats pass
+
+
+def test_padding_of_bytes_is_zero_after_normalisation():
+    shapes = [(8, 16), (16, 4)]
+    view = SamView(16)
+    images = [np.full((*shape, 3), 200, np.uint8) for shape in shapes]
+    numbers = view.normalise(torch.stack([view.show(image) for image in images]), shapes)
+    for image, one in zip(images, numbers, strict=True):
+        assert torch.equal(one, view(image)[0])
+    assert not numbers[0, :, 8:].any() and not numbers[1, :, :, 4:].any() and numbers[0, :, :8].all()
+
+
+def test_a_view_that_resizes_in_floating_point_gives_no_bytes():
+    view = SquareView(16)
+    image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    assert view.show(image).dtype == torch.float32 and torch.equal(view.show(image), view(image)[0])

@@ -57,6 +57,11 @@ def resolve(argv: list[str], takes: Callable[..., list[str]], say: Callable = pr
     return from_dict(Recipe, with_overrides(values, assignments))
 
 
+def check_flags(argv: Sequence[str]) -> None:
+    """Ends the program where the command line asks for help, or has a flag that does not exist or lacks its value."""
+    _parser().parse_all(underscored(argv))
+
+
 def underscored(argv: Sequence[str]) -> list[str]:
     """Flag names with underscores, whichever way they were written; values stay."""
     normal = []

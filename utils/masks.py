@@ -39,7 +39,7 @@ def segmentation_to_mask(segmentation: Any, size: Size, overlap: str = "union") 
         return np.zeros(size, bool)
     if not all(isinstance(part, dict) for part in segmentation):  # polygons, which must not be mixed with RLEs
         segmentation = _polygon_parts(segmentation, size)
-    covered = np.zeros(size, np.uint16)  # number of parts over each pixel
+    covered = np.zeros(size, np.uint16, order="F")  # number of parts over each pixel; down the columns, as runs go
     for part in segmentation:
         covered += _decode_rle(part, size)
     return covered > 0 if overlap == "union" else covered == 1

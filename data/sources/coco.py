@@ -205,15 +205,16 @@ def categories(path: Path) -> Iterator[str]:
 def read_segments(path: Path, size: Size) -> np.ndarray:
     """(H, W) int32 segment ids of a panoptic PNG: R + 256 G + 65536 B."""
     with open_image(path, "segment map") as image:
-        colors = np.asarray(image.convert("RGB")).astype(np.int32)
-    if colors.shape[:2] != size:
-        raise ValueError(f"{path}: the segment map is {colors.shape[:2]}, the image (H, W) {size}")
-    return colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
+        found, pixels = image.size[::-1], image.convert("RGB").tobytes("raw", "RGBX")  # four bytes per pixel
+    if found != size:
+        raise ValueError(f"{path}: the segment map is {found}, the image (H, W) {size}")
+    return (np.frombuffer(pixels, "<u4").reshape(size) & 0xFFFFFF).view(np.int32)
 
 
 def segments_mask(segments: CachedMask, numbers: tuple[int, ...], path: Path) -> np.ndarray:
     """(H, W) bool: the union of these segments; ValueError if it has no pixel."""
-    mask = np.isin(segments(), numbers)
+    ids = segments()
+    mask = np.logical_or.reduce([ids == number for number in numbers])  # faster than np.isin, for a few numbers
     if not mask.any():
         raise ValueError(f"{path}: has no pixel of the segments {', '.join(map(str, numbers))}")
     return mask

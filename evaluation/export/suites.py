@@ -8,14 +8,12 @@ from pathlib import Path
 from data.sources.base import image_size
 from evaluation.export.coco import line_size, write_coco
 from evaluation.export.label_maps import write_panoptic, write_semantic
+from evaluation.names import COCO, FORMS, PANOPTIC, SEMANTIC
 from evaluation.prediction_schema import LEFT_OUT, Prediction, reading
 from evaluation.predictions import predictions
 from evaluation.report.examples import EVERYWHERE, allowed
 from utils.log import log
 from utils.registry import unknown
-
-COCO, SEMANTIC, PANOPTIC = "coco", "semantic", "panoptic"
-FORMS = (COCO, SEMANTIC, PANOPTIC)
 
 
 def export(

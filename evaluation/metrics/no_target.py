@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from sacrebleu.metrics import CHRF
 from torch import Tensor
 
 from data.types import Claim, Query, Record
@@ -22,9 +22,11 @@ from evaluation.metrics.truth import ignored_pixels, is_present, true_mask
 from evaluation.protocols import FORCED, Reply
 from systems.base import ReleasedTruth
 
+if TYPE_CHECKING:
+    from sacrebleu.metrics import CHRF
+
 PRECISIONS = (0.7, 0.8, 0.9)  # Pr@X that the reference program prints
 SEE = ("See", "See_precision", "See_recall", "See_absent", "See_F1")
-CHRF_SCORER = CHRF()
 
 
 class NoTargetBase:
@@ -261,7 +263,14 @@ def see(overlaps: Overlaps) -> dict[str, float | None]:
 
 def similarity(answer: str, reference: str) -> float:
     """chrF2 of an answer, without its added tokens, and a reference, 0 to 1; capitals do not count."""
-    return round(CHRF_SCORER.sentence_score(without_tokens(answer).lower(), [reference.lower()]).score / 100, 6)
+    return round(_chrf().sentence_score(without_tokens(answer).lower(), [reference.lower()]).score / 100, 6)
+
+
+@cache
+def _chrf() -> CHRF:
+    from sacrebleu.metrics import CHRF  # here because it takes as long as an answer of the toy assistant
+
+    return CHRF()
 
 
 def _row(reply: Reply, claim: Claim | None, mask: int | None, truth: Tensor, ignore: Tensor | None) -> list[int]:

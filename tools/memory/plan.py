@@ -1,12 +1,4 @@
-"""Plans the GPU memory of a recipe, without a GPU, without weights and without data.
-
-    python -m tools.memory.plan configs/lisa_7b.yaml --gpus 8 --gpu_memory 24
-    python -m tools.memory.plan configs/lasagna_7b.yaml --gpus 2 --gpu_memory 80 --set train.batch_size=4
-
-The training step itself runs on tensors that have shapes and no values, and every allocation is counted; weights,
-gradients and optimizer states follow DeepSpeed's arithmetic for each ZeRO stage. Where the recipe does not fit, changes
-to it are tried one after another until it does. Exit status: 0 where it fits as it is, 1 where it does not.
-"""
+"""What a training step of a recipe takes of a GPU's memory, measured without a GPU, weights or data."""
 
 from __future__ import annotations
 
@@ -75,8 +67,8 @@ class StepMemory:
         return self.one.peak + (images - 1) * max(0, self.two.peak - self.one.peak)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+def plan(args: argparse.Namespace) -> int:
+    """Prints the plan and what to change; returns the exit status."""
     log.setLevel(logging.WARNING)
     values = with_overrides(load_yaml(args.recipe), args.set)
     recipe = from_dict(Recipe, values)
@@ -91,31 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\ndoes not fit with ZeRO {recipe.train.zero_stage} and {recipe.train.batch_size} images per GPU")
     print(advice(recipe, load, args.gpus, room))
     return 1
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m tools.memory.plan", description=__doc__, formatter_class=style)
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML of configs/, or a run folder's recipe.yaml")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="number of devices [8]")
-    parser.add_argument("--gpu_memory", type=float, default=24, metavar="GIB", help="memory of each device [24]")
-    parser.add_argument(
-        "--reserve", type=float, default=1.5, metavar="GIB", help="kept free for CUDA, NCCL and fragmentation [1.5]"
-    )
-    parser.add_argument("--dialogues", type=int, metavar="N", help="dialogues per image [the recipe's maximum]")
-    parser.add_argument("--length", type=int, metavar="N", help="positions of a row [the recipe's maximum, else 1024]")
-    parser.add_argument("--masks", type=int, default=1, metavar="N", help="masks per dialogue [1]")
-    parser.add_argument(
-        "--picture", type=int, nargs=2, default=(480, 640), metavar=("H", "W"), help="of an image [480 640]"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=V", help="change a field of the recipe")
-    args = parser.parse_args(argv)
-    for name in ("gpus", "gpu_memory", "masks"):
-        if getattr(args, name) <= 0:
-            parser.error(f"--{name} must be above 0")
-    if args.reserve >= args.gpu_memory:
-        parser.error("--reserve leaves nothing of --gpu_memory")
-    return args
 
 
 def workload(recipe: Recipe, args: argparse.Namespace) -> Workload:
@@ -268,7 +235,3 @@ def with_changes(recipe: Recipe, changes: Sequence[str]) -> Recipe | None:
     if changed.model.load_in_4bit and (changed.train.zero_stage == 3 or changed.model.lora.r <= 0):
         return None
     return changed
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from systems.assistant import system_of
-from tools.memory.plan import GIB, StepMemory, largest_batch, measure_step, parse, recipe_memory, workload
+from tools.memory.__main__ import parse
+from tools.memory.plan import GIB, StepMemory, largest_batch, measure_step, recipe_memory, workload
 from utils.config import Recipe, from_dict, load_yaml, with_overrides
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

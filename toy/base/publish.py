@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import LlavaForConditionalGeneration, SamModel
 
+from model.checkpoints.files import read_tensors
 from model.checkpoints.name_table import NameTable
 from model.heads.sam_weights import SAM_NAMES
+from systems.assistant import WEIGHTS, find_checkpoint
+from systems.weights_recipe import CHECKPOINTS, RECIPE
 from toy.base.sizes import CLIP_MEAN, CLIP_STD, TOWER_SIDE
+from utils.config import Recipe, load_recipe, to_dict
+from utils.files import write_atomically
 
 SAM_FILE, LLAVA_FOLDER = "sam_vit_toy.safetensors", "llava"
 READABLE = 0o644  # safetensors writes files that only their owner may read
@@ -103,3 +109,19 @@ def write_report(scratch: Path, out: Path) -> Path:
 def _row(stage: str, entry: dict) -> str:
     figures = ", ".join(f"{name} {value:.3f}" for name, value in entry["held_out"].items())
     return f"| {STAGES[stage]} | {entry['seconds'] / 60:.0f} min | {entry['step']} | {figures} |"
+
+
+def save_assistant(run: Path, out: Path) -> None:
+    """Writes the best checkpoint of `run`. Of its recipe only the system and the model are kept: the rest says where
+    its data and its log were."""
+    found = find_checkpoint(run)
+    place = out / CHECKPOINTS / found.name
+    place.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.to(torch.float16).contiguous() for name, tensor in read_tensors(found / WEIGHTS).items()}
+    save_file(tensors, place / WEIGHTS)
+    (place / WEIGHTS).chmod(READABLE)
+    write_atomically(out / CHECKPOINTS / "last", f"{found.name}\n")
+    recipe, default = load_recipe(run), to_dict(Recipe())
+    kept = {key: value for key, value in to_dict(recipe)["model"].items() if value != default["model"][key]}
+    content = {"system": recipe.system, "options": dict(recipe.options), "model": kept}
+    write_atomically(out / RECIPE, yaml.safe_dump(content, sort_keys=False))

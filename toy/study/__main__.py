@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toy.study import page, plots, sheet
 from toy.study.rows import ABLATION, ROWS, SYSTEM, Row
 from utils.files import write_atomically
 from utils.run_log import read_log
@@ -219,6 +218,8 @@ def write_results(args: argparse.Namespace) -> None:
     rows = finished_rows(args.out)
     if not rows:
         return
+    from toy.study import page, plots, sheet  # takes seconds, and `--help` does without
+
     results = page.collect_results(args.out, rows)
     write_atomically(args.out / "results.json", json.dumps(results, indent=1) + "\n")
     (args.out / "table.md").write_text(page.all_tables(results), encoding="utf-8")

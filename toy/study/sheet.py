@@ -16,7 +16,7 @@ from evaluation.predictions import predictions
 from evaluation.report.draw import Layer, with_legend, wrap_text
 from evaluation.report.panels import replay
 from evaluation.suites import find_suites
-from toy.study.exam import CLASSES
+from toy.study.exam_parts import CLASSES
 from toy.study.rows import Row
 
 SIDE, LINE, MARGIN = 190, 15, 5  # pixels: width of a cell, height of a line, margin
