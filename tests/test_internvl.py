@@ -32,7 +32,7 @@ from tests.test_qwen_vl import EOS, LORA, ROWS, SHOWING, batch_of, expand, seen_
 from tests.tiny_base import GOLDEN, write_sam
 from tests.tiny_internvl import SIDE, TEXTS, stock_internvl, tiny_internvl_tokenizer
 from tests.tiny_qwen import IMAGE_PAD, load_backbone, segmenter
-from tools.memory import plan
+from tools.memory.__main__ import main as plan_memory
 from tools.memory.released_sizes import released_architecture
 from utils.config import LoraConfig, LossConfig, ModelConfig, TowerConfig
 
@@ -371,5 +371,5 @@ def test_memory_is_planned_from_config_json_alone(base, sam, tmp_path, capsys):
     model = {"version": str(tmp_path), "vision_pretrained": str(sam), "head_options": {"decoder_heads": 4}}
     model |= {"conv_type": "qwen_chat", "tower": {"max_pixels": 3 * SIDE**2}}
     recipe.write_text(json.dumps({"system": "lisa", "model": model}))
-    assert plan.main([str(recipe), "--gpus", "1", "--gpu_memory", "40"]) == 0
+    assert plan_memory([str(recipe), "--gpus", "1", "--gpu_memory", "40"]) == 0
     assert "fits as it is" in capsys.readouterr().out
