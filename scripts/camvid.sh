@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Trains configs/camvid.yaml on the 367 training frames of CamVid, in two processes of one thread, then scores all frames of
+# val with generated answers and writes a page with overlays. A second run starts afresh; embeddings of the tower are kept.
+# usage: bash scripts/camvid.sh DATASET [OUT] [TOWER]   (OUT: default runs/camvid; TOWER: default facebook/dinov2-small)
+set -euo pipefail
+usage="usage: bash scripts/camvid.sh DATASET [OUT] [TOWER]   (DATASET/camvid holds images, masks and classes.txt)"
+data=$(realpath "${1:?$usage}")
+cd "$(dirname "$0")/.."
+out=${2:-runs/camvid}
+tower=${3:-facebook/dinov2-small}
+source scripts/fresh.sh
+fresh "$out/train" "$out/language" "$out/generate"
+source scripts/setup.sh requirements.txt
+export OMP_NUM_THREADS=1
+started=$SECONDS
+
+python -m toy.base.language "$out/language"
+torchrun --standalone --nproc_per_node 2 train_ds.py --config configs/camvid.yaml --dataset_dir "$data" --log_base_dir "$out" \
+  --exp_name train --version "$out/language" --vision_tower "$tower" --set "model.embedding_cache.folder=$out/embeddings"
+printf 'Trained in %d s\n' $((SECONDS - started))
+python test_sem.py --version "$out/train" --dataset_dir "$data" --suites camvid --protocol generate --batch_size 4 \
+  --max_new_tokens 96 --out "$out"
+
+printf '\nDone in %d s. Page: %s/generate/report/index.html\n' $((SECONDS - started)) "$out"
