@@ -14,9 +14,9 @@ source scripts/setup.sh requirements.txt
 export OMP_NUM_THREADS=1
 started=$SECONDS
 
-python -m toy.base.language "$out/language"
+python -m toy.base.language "$out/language/llama"
 torchrun --standalone --nproc_per_node 2 train_ds.py --config configs/camvid.yaml --dataset_dir "$data" --log_base_dir "$out" \
-  --exp_name train --version "$out/language" --vision_tower "$tower" --set "model.embedding_cache.folder=$out/embeddings"
+  --exp_name train --version "$out/language/llama" --vision_tower "$tower" --set "model.embedding_cache.folder=$out/embeddings"
 printf 'Trained in %d s\n' $((SECONDS - started))
 python test_sem.py --version "$out/train" --dataset_dir "$data" --suites camvid --protocol generate --batch_size 4 \
   --max_new_tokens 96 --out "$out"

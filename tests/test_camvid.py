@@ -13,7 +13,7 @@ from transformers import Dinov2Config, Dinov2Model, LlamaForCausalLM, LlavaForCo
 from systems.assistant import build
 from tests.tiny_run import start, train_log
 from toy.base import language
-from toy.base.blank import TOKENIZER
+from toy.base.blank_parts import TOKENIZER
 from utils.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
