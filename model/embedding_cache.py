@@ -49,13 +49,14 @@ class EmbeddingCache:
             raise ValueError(f"model.embedding_cache.folder: {error}") from None
 
     @classmethod
-    def of(cls, encoder: nn.Module, settings: CacheConfig) -> EmbeddingCache:
-        """A cache for a frozen encoder, its weights final and on their device; one that trains raises."""
+    def of(cls, encoder: nn.Module, settings: CacheConfig, *taken: int) -> EmbeddingCache:
+        """A cache for a frozen encoder, its weights final and on their device; one that trains raises. taken: the
+        layers that are kept, where that is a choice: others have other names."""
         if any(parameter.requires_grad for parameter in encoder.parameters()):
             raise ValueError(
                 "model.embedding_cache: the image encoder trains, so its embeddings change with every step"
             )
-        return cls(settings.folder, settings.max_gib, fingerprint(encoder))
+        return cls(settings.folder, settings.max_gib, fingerprint(encoder, *taken))
 
     def __call__(self, images: Tensor, encode: Callable[..., tuple[Tensor, ...]], *more: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, S, S) to `encode(images, *more)`, levels of (B, ...) each, rounded to fp16 whether they were in the
@@ -144,14 +145,16 @@ class EmbeddingCache:
             surplus -= size
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, *taken: int) -> str:
     """A name for weights: from the exact integer sum of their bits, which no order of summing changes, and from 64
-    numbers of each, whose place counts."""
+    numbers of each, whose place counts; and for what is taken of the model, if that is a choice."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         bits = tensor.detach().reshape(-1).view(BITS[tensor.element_size()])
         sample = bits[:: max(1, len(bits) // SAMPLED)].tolist()
         digest.update(f"{name} {tuple(tensor.shape)} {int(bits.sum(dtype=torch.int64))} {sample}".encode())
+    if taken:
+        digest.update(str(taken).encode())
     return digest.hexdigest()[:16]
 
 

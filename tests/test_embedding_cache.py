@@ -80,6 +80,10 @@ def test_a_head_that_reads_the_tower_answers_from_the_states_that_it_kept(tmp_pa
     torch.testing.assert_close(first.states, plain.states, atol=1e-2, rtol=1e-2)
     for level in model.head.levels:
         assert torch.equal(first.layers[level], plain.layers[level].half().float())
+    with torch.no_grad():
+        model.vlm.use_cache(CacheConfig(str(tmp_path)), [-3])  # of another recipe, which shares the folder
+        other = model.vlm.encode_images(batch.pixels, batch.geometry)
+    assert torch.equal(other.layers[-3], plain.layers[-3].half().float())
 
 
 def test_only_images_that_are_new_are_encoded(tmp_path):

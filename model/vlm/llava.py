@@ -137,8 +137,8 @@ class Llava(LlavaFiles, DecoderVLM):
         return Vision(states.flatten(0, 1), counts, layers, None if attention is None else attention.flatten())
 
     def use_cache(self, settings: CacheConfig, levels: Sequence[int]) -> None:
-        self.cache = EmbeddingCache.of(self.tower, settings)
         self.cached_layers = tuple(dict.fromkeys([self.feature_layer, *levels]))
+        self.cache = EmbeddingCache.of(self.tower, settings, *self.cached_layers)
 
     def _layers(self, pixels: Tensor, mask: Tensor | None) -> Sequence[Tensor] | Mapping[int, Tensor]:
         """Hidden states of the tower by their number: all of them, or those that are kept on disk."""
