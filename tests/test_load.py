@@ -422,9 +422,9 @@ def test_precision_and_attention_are_choices(golden):
     half = load_folder(GOLDEN, SPEC, load_tokenizer(GOLDEN, SPEC), config=replace(CONFIG, precision="bf16"))
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
     assert dtype_of("fp16") == torch.float16
-    assert resolve_attention("auto", "fp32") == "sdpa"
+    assert resolve_attention("auto", torch.float32) == "sdpa"
     with pytest.raises(ImportError, match="flash-attn"):
-        resolve_attention("flash_attention_2", "bf16")
+        resolve_attention("flash_attention_2", torch.bfloat16)
     eager = load_folder(GOLDEN, SPEC, load_tokenizer(GOLDEN, SPEC), config=replace(CONFIG, attn_implementation="eager"))
     assert eager.vlm.language.config._attn_implementation == "eager"
     ids, states = torch.tensor([[1, 5, 6, 7]]), Vision(torch.zeros(256, 48), [256])

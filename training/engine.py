@@ -130,7 +130,7 @@ def _is_plain(value: Any) -> bool:
 def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's configuration. It states every setting whose default differs between versions (lisa.md 5.4)."""
     train = recipe.train
-    precision = recipe.model.precision
+    precision = dist.precision(recipe.model.precision)
     check_settings(train)
     bucket = min(PUBLISHED_BUCKET, trained + trained % 2)  # even, as DeepSpeed demands
     on_gpu = device.type == "cuda"

@@ -17,7 +17,7 @@ from training.checkpoint import TrainState, restore
 from training.engine import Engine, check_settings
 from training.loss_guard import LossGuard
 from training.meters import Meters, Progress
-from training.run import Run, StopSignal, open_run, with_epochs
+from training.run import Run, StopSignal, open_run, with_epochs, with_precision
 from training.validation import check_suites, evaluation_splits, score_final, score_only, validate
 from utils import dist
 from utils.config import Recipe
@@ -40,6 +40,7 @@ def run(argv: list[str]) -> None:
     if recipe.run.wandb:
         import_wandb()  # fails now rather than after the model is built
     dist.start(recipe.train.timeout_minutes)
+    recipe = with_precision(recipe)
     if recipe.eval.eval_only:
         score_only(recipe)
         return

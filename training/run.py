@@ -52,6 +52,20 @@ def with_epochs(recipe: Recipe, pictures: int) -> Recipe:
     return replace(recipe, train=replace(train, steps_per_epoch=train.steps_per_epoch or steps))
 
 
+def with_precision(recipe: Recipe) -> Recipe:
+    """The recipe with the number format that this device computes in place of `auto`: a run records what it was trained
+    in."""
+    precision = dist.precision(recipe.model.precision)
+    if precision == "bf16" and not dist.computes_bf16():
+        log.warning(
+            "model.precision is bf16, for which this device has no instructions: it is emulated, on a CPU some 50 times "
+            "slower than fp32; model.precision=auto takes the faster one"
+        )
+    elif recipe.model.precision == "auto":
+        log.info("model.precision auto: %s", precision)
+    return replace(recipe, model=replace(recipe.model, precision=precision))
+
+
 @contextmanager
 def open_run(recipe: Recipe) -> Generator[Run]:
     """The run folder of a recipe, locked, and compared with the recipe before the model is built.

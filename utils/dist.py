@@ -77,6 +77,20 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def precision(name: str) -> str:
+    """A number format of `model.precision` as this process's device computes it: `auto` is bf16 where that is fast, else
+    fp32."""
+    return name if name != "auto" else "bf16" if computes_bf16() else "fp32"
+
+
+def computes_bf16() -> bool:
+    """Whether this process's device has instructions for products in bfloat16: GPUs since Ampere, CPUs with AVX512-BF16.
+    Others emulate them, a CPU some 50 times slower than fp32."""
+    if device().type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
 

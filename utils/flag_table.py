@@ -48,7 +48,7 @@ FLAGS = (
     Flag("preprocessor_config", "model.tower.preprocessor", "image-processor file that says the size of the view"),
     Flag("vision_pretrained", "model.vision_pretrained", "SAM weights, file or folder"),
     Flag("segmentation_model_path", "model.vision_pretrained", "the same, as another paper calls it"),
-    Flag("precision", "model.precision", "fp32, bf16 or fp16"),
+    Flag("precision", "model.precision", "fp32, bf16, fp16 or auto"),
     Flag("image_size", "model.image_size", "side of the mask encoder's view"),
     Flag("model_max_length", "model.model_max_length", "longest row that is trained on"),
     Flag("out_dim", "model.out_dim", "width of the mask prompt"),

@@ -32,6 +32,7 @@ from model.projection import Projection, new_weight
 from model.seg_model import SegModel
 from model.vlm import VLMS, VisionLanguageModel
 from model.vlm.base import BackboneSizes
+from utils import dist
 from utils.config import ModelConfig
 from utils.log import log
 from utils.registry import unknown
@@ -83,7 +84,7 @@ def build_model(
         head_config = head_class.config_for(_head_tensors(source), options, context)
         architecture = Architecture(backbone.NAME, vlm_config, head, head_config, projection)
     check_sizes(architecture, source.tensors, where)
-    attention = resolve_attention(config.attn_implementation, config.precision)
+    attention = resolve_attention(config.attn_implementation, dtype_of(config.precision))
     added_ids = [token_id(tokenizer, token) for token in added_tokens(tokenizer.family, spec)]
     # on the meta device: no memory for values that the file's tensors replace
     with torch.device("meta"), naming_size_errors(where):
@@ -180,17 +181,17 @@ def views_for(model: SegModel) -> Views:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    return DTYPES[precision]
+    return DTYPES[dist.precision(precision)]
 
 
-def resolve_attention(name: str, precision: str) -> str:
+def resolve_attention(name: str, dtype: torch.dtype) -> str:
     """`auto` is flash-attention 2 where it is installed and can run (GPU, 16 bit), else SDPA."""
     installed = importlib.util.find_spec("flash_attn") is not None
     if name == "flash_attention_2" and not installed:
         raise ImportError("attn_implementation=flash_attention_2 needs the flash-attn package (requirements-gpu.txt)")
     if name != "auto":
         return name
-    return "flash_attention_2" if installed and torch.cuda.is_available() and precision != "fp32" else "sdpa"
+    return "flash_attention_2" if installed and torch.cuda.is_available() and dtype != torch.float32 else "sdpa"
 
 
 def _head_class(name: str, where: str) -> type[MaskHead]:

@@ -72,6 +72,8 @@ def plan(args: argparse.Namespace) -> int:
     log.setLevel(logging.WARNING)
     values = with_overrides(load_yaml(args.recipe), args.set)
     recipe = from_dict(Recipe, values)
+    if recipe.model.precision == "auto":  # on the GPU that is planned for, not on the device that plans
+        recipe = replace(recipe, model=replace(recipe.model, precision="bf16"))
     load = workload(recipe, args)
     memory = measure_step(recipe, load)
     room = int((args.gpu_memory - args.reserve) * GIB)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from toy.base.sizes import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, TOWER_SIDE
+from toy.base.trainer import compute_dtype
 from toy.world.scene import Scene, make_scene, scene_seed
 
 FIRST_SCENE = {  # of each use, in split "base"; "look" are the images without a dialogue of the LLaVA stage
@@ -34,18 +35,18 @@ def tower_view(image: np.ndarray) -> np.ndarray:
 
 
 def normalise_tower(pixels: Tensor) -> Tensor:
-    """(B, 3, T, T) uint8 pixels, normalised with CLIP's statistics, in bf16."""
+    """(B, 3, T, T) uint8 pixels, normalised with CLIP's statistics, in the dtype of the forward pass."""
     return _normalise(pixels, [255 * m for m in CLIP_MEAN], [255 * s for s in CLIP_STD])
 
 
 def normalise_sam(pixels: Tensor) -> Tensor:
-    """(B, 3, S, S) uint8 pixels, normalised with SAM's statistics, in bf16."""
+    """(B, 3, S, S) uint8 pixels, normalised with SAM's statistics, in the dtype of the forward pass."""
     return _normalise(pixels, SAM_MEAN, SAM_STD)
 
 
 def _normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     centred = pixels.float() - torch.tensor(mean).view(3, 1, 1)
-    return (centred / torch.tensor(std).view(3, 1, 1)).bfloat16()
+    return (centred / torch.tensor(std).view(3, 1, 1)).to(compute_dtype())
 
 
 def stack_samples(samples: list[Sample]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The training loop of every stage: bf16 compute on fp32 master weights, a schedule by wall clock, log, checkpoints."""
+"""The training loop of every stage: bf16 compute on fp32 master weights where that is fast, a schedule by wall clock, log, checkpoints."""
 
 import json
 import math
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils import dist
 from utils.files import write_atomically
 
 WARMUP, FLOOR = 0.03, 0.02  # warm-up as a share of the time; last learning rate as a share of the peak
@@ -36,16 +37,21 @@ class StagePlan:
     spare_core: Path | None = None
 
 
-class MixedPrecision(Generic[Model]):
-    """A bf16 copy of a model for forward and backward passes, and the fp32 original that AdamW updates.
+def compute_dtype() -> torch.dtype:
+    return torch.bfloat16 if dist.computes_bf16() else torch.float32
 
-    Matrix products in bf16 are several times faster than in fp32 on CPUs with bf16 instructions, and copying all
-    weights once per step costs less than autocast's casts at every operation.
+
+class MixedPrecision(Generic[Model]):
+    """A copy of a model for forward and backward passes, in bf16 where the CPU has instructions for it, and the fp32
+    original that AdamW updates.
+
+    Matrix products in bf16 are then several times faster than in fp32, and copying all weights once per step costs less
+    than autocast's casts at every operation.
     """
 
     def __init__(self, master: Model, rate: float):
         self.master = master
-        self.compute: Model = deepcopy(master).bfloat16()
+        self.compute: Model = deepcopy(master).to(compute_dtype())
         self._keep_exact()
         trainable = [p for p in master.parameters() if p.requires_grad]
         matrices = [p for p in trainable if p.ndim > 1]
@@ -76,7 +82,7 @@ class MixedPrecision(Generic[Model]):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the master weights into the bf16 copy."""
+        """Copy the master weights into the copy that computes."""
         torch._foreach_copy_(list(self.compute.parameters()), list(self.master.parameters()))
 
 
