@@ -58,8 +58,8 @@ def with_precision(recipe: Recipe) -> Recipe:
     precision = dist.precision(recipe.model.precision)
     if precision == "bf16" and not dist.computes_bf16():
         log.warning(
-            "model.precision is bf16, for which this device has no instructions: it is emulated, on a CPU some 50 times "
-            "slower than fp32; model.precision=auto takes the faster one"
+            "model.precision is bf16, for which this device has no instructions: it is emulated, on a CPU some 50 "
+            "times slower than fp32; model.precision=auto takes the faster one"
         )
     elif recipe.model.precision == "auto":
         log.info("model.precision auto: %s", precision)

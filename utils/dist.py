@@ -78,14 +78,13 @@ def device() -> torch.device:
 
 
 def precision(name: str) -> str:
-    """A number format of `model.precision` as this process's device computes it: `auto` is bf16 where that is fast, else
-    fp32."""
+    """What `model.precision` means on this process's device: `auto` is bf16 where that is fast, else fp32."""
     return name if name != "auto" else "bf16" if computes_bf16() else "fp32"
 
 
 def computes_bf16() -> bool:
-    """Whether this process's device has instructions for products in bfloat16: GPUs since Ampere, CPUs with AVX512-BF16.
-    Others emulate them, a CPU some 50 times slower than fp32."""
+    """Whether this process's device has instructions for products in bf16: GPUs since Ampere, CPUs with AVX512-BF16.
+    Others emulate them; a CPU is then some 50 times slower than in fp32."""
     if device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported()

@@ -113,7 +113,8 @@ class ModelConfig:
     )
     out_dim: int | None = setting(None, "width of the mask prompt; null: what the mask head takes (SAM: 256)", 1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "bf16", "number format of weights and activations; auto: bf16 where the device has instructions for it, else fp32"
+        "bf16",
+        "number format of weights and activations; auto: bf16 on devices with instructions for it, else fp32",
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting(
         "auto", "attention kernel; auto: flash attention where it is installed and can run, else sdpa"

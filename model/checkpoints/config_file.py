@@ -76,3 +76,10 @@ def whole(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"config.json: {name} must be a whole number above 0, got {str(value)[:60]}")
     return value
+
+
+def check_layer_types(text: dict[str, Any], where: str) -> None:
+    """Raises where a Qwen language model's sizes name another number of kinds of layers than there are layers."""
+    types = text.get("layer_types")
+    if types is not None and len(types) != text["num_hidden_layers"]:
+        raise ValueError(f"{where}: layer_types has {len(types)} entries for {text['num_hidden_layers']} layers")

@@ -27,7 +27,7 @@ from data.internvl_tokenizer import INTERNVL
 from data.tile_view import TileView, tile_view
 from data.types import Geometry
 from data.views import LanguageView
-from model.checkpoints.config_file import QWEN_TEXT_KEYS, complete, image_settings, whole
+from model.checkpoints.config_file import QWEN_TEXT_KEYS, check_layer_types, complete, image_settings, whole
 from model.checkpoints.name_table import Pair
 from model.checkpoints.size_keys import SizeKeys
 from model.checkpoints.weight_source import WeightSource
@@ -222,9 +222,7 @@ class InternVL(DecoderVLM):
             raise ValueError(
                 f"{where}: vision_config.image_size {vision['image_size']} does not divide into tokens of {cell} pixels"
             )
-        types = text.get("layer_types")
-        if types is not None and len(types) != text["num_hidden_layers"]:
-            raise ValueError(f"{where}: layer_types has {len(types)} entries for {text['num_hidden_layers']} layers")
+        check_layer_types(text, where)
 
     @classmethod
     def config_json(cls, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data.patch_view import PatchView, patch_view
 from data.qwen_tokenizer import QWEN
-from model.checkpoints.config_file import QWEN_TEXT_KEYS, SECTION, complete, image_settings, whole
+from model.checkpoints.config_file import QWEN_TEXT_KEYS, SECTION, check_layer_types, complete, image_settings, whole
 from model.checkpoints.name_table import Pair, under
 from model.checkpoints.size_keys import SizeKeys
 from model.checkpoints.weight_source import WeightSource
@@ -154,9 +154,7 @@ class QwenVLFiles(VisionLanguageModel):
                 f"{where}: mrope_section must be three numbers that add up to {width // 2}, half of a head, got "
                 f"{str(section)[:60]}"
             )
-        types = text.get("layer_types")
-        if types is not None and len(types) != text["num_hidden_layers"]:
-            raise ValueError(f"{where}: layer_types has {len(types)} entries for {text['num_hidden_layers']} layers")
+        check_layer_types(text, where)
 
     @classmethod
     def config_json(cls, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""The training loop of every stage: bf16 compute on fp32 master weights where that is fast, a schedule by wall clock, log, checkpoints."""
+"""The training loop of every stage: fp32 weights, computed with in bf16 where that is fast, a schedule by wall clock,
+log, checkpoints."""
 
 import json
 import math
