@@ -1,5 +1,5 @@
-"""Programs start fast: flags are read before anything that takes seconds is imported, and a question is answered without
-what only training, quantized weights, pages and plots need."""
+"""Programs start fast: flags are read before anything that takes seconds is imported, and a question is answered
+without what only training, quantized weights, pages and plots need."""
 
 from __future__ import annotations
 
