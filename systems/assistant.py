@@ -19,6 +19,7 @@ from model.checkpoints.files import read_tensors
 from model.checkpoints.hub import fetch
 from model.checkpoints.load import build_model, load_folder, views_for
 from model.finetune.quantize import quantize
+from model.finetune.trainable import load_merged, prepare_training
 from model.runtime import inference_options, training_options
 from model.seg_model import SegModel
 from model.vlm.prefix_packing import can_pack
@@ -64,8 +65,6 @@ def build(recipe: Recipe, device: torch.device | str | None = None, trainable: b
         raise ValueError("model.embedding_cache: under train.zero_stage=3 all processes must encode together; use 2")
     system, tokenizer, model = _parts(recipe)
     if trainable:
-        from model.finetune.trainable import prepare_training  # with peft, which answering does without
-
         prepare_training(model, recipe.model, seed=recipe.train.seed)
     else:
         model.requires_grad_(False).eval()
@@ -113,21 +112,14 @@ def load(
 def _load_run(folder: Path, recipe: Recipe, device: torch.device, checkpoint: str) -> Assistant:
     """The recipe's base with a run's trained weights on it, merged and frozen.
 
-    A run's checkpoint holds what was trained, adapters apart from their layers, so LoRA is applied before loading and
-    merged after it. Layers are quantized last: merging into 4-bit weights would round the adapters away.
+    Layers are quantized last: merging into 4-bit weights would round the adapters away.
     """
-    from model.finetune.trainable import adapt_head, apply_lora, load_trainable, mark_trainable, merge_lora
-
     file = find_checkpoint(folder, checkpoint) / WEIGHTS
     system, tokenizer, model = _parts(recipe)
-    apply_lora(model, recipe.model.lora)
-    adapt_head(model, recipe.model.head_options)
-    mark_trainable(model, recipe.model)
     try:
-        load_trainable(model, read_tensors(file))
+        load_merged(model, read_tensors(file), recipe.model)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    merge_lora(model)
     model.requires_grad_(False).eval()
     if recipe.model.load_in_4bit or recipe.model.load_in_8bit:
         quantize(model, bits=4 if recipe.model.load_in_4bit else 8)

@@ -141,6 +141,48 @@ def test_a_run_may_count_steps_without_epochs(world):
     assert [row["step"] for row in train_log(run)] == [1, 2, 3, 4]
 
 
+def test_a_run_stops_where_validation_is_no_better(world, capsys):
+    """A learning rate that moves no weight gives every validation the same figure: none is better than the first."""
+    folder, recipe = world
+    run = folder / "runs" / "patient"
+    fixed = ("train.epochs=8", "train.steps_per_epoch=1", "train.lr=1e-30", "eval.num_examples=0")
+    line = ["--config", str(recipe), "--exp_name", "patient", *(word for value in fixed for word in ("--set", value))]
+    two = [*line, "--set", "train.patience=2"]
+    for _ in range(2):  # a time limit that is over after one step; the next start validates it
+        train_ds.main([*two, "--set", "train.time_limit_minutes=1e-6"])
+    assert [row["step"] for row in train_log(run, "val")] == [1]
+    train_ds.main(two)
+    assert [row["step"] for row in train_log(run, "val")] == [1, 2, 3] and len(train_log(run)) == 3
+    assert len({row["ReasonSeg|val"]["gIoU"] for row in train_log(run, "val")}) == 1
+    assert (run / "checkpoints" / "best").read_text().strip() == "step_1"
+    said = f"stopped: gIoU no better for 2 validations at step 3 of 8: {run}"
+    assert said in capsys.readouterr().out
+    train_ds.main(two)  # the same command again
+    assert len(train_log(run)) == 3 and said in capsys.readouterr().out
+    train_ds.main([*line, "--set", "train.patience=3"])
+    assert len(train_log(run)) == 4  # the count goes on
+    state = run / "checkpoints" / "step_4" / "state.json"
+    values = json.loads(state.read_text())
+    assert values.pop("no_better") == 3
+    state.write_text(json.dumps(values))  # as a version without patience saved it: nothing is counted yet
+    train_ds.main(two)
+    assert [row["step"] for row in train_log(run)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("eval.validate=false",), r"train\.patience \(3\).*set eval\.validate=true"),
+        (("eval.suites=[]",), r"train\.patience \(3\).*name eval\.suites"),
+        (("train={patience: 3, steps: 4}",), r"train\.patience \(3\).*set eval\.every_steps"),
+    ],
+)
+def test_patience_without_validations_stops_at_the_door(settings, message):
+    words = [word for value in ("train.patience=3", *settings) for word in ("--set", value)]
+    with pytest.raises(SystemExit, match=message):
+        train_ds.main(words)
+
+
 def test_eval_only_scores_and_trains_nothing(world, finished):
     folder, recipe = world
     results = []

@@ -12,6 +12,7 @@ from model.finetune.trainable import (
     apply_lora,
     describe,
     from_training_file,
+    load_merged,
     load_trainable,
     mark_trainable,
     merge_lora,
@@ -153,6 +154,44 @@ def test_trained_state_restores_a_model():
     other = prepare_training(tiny_model(), CONFIG, seed=1)
     load_trainable(other, {name: tensor.clone() for name, tensor in trainable_state(trained).items()})
     assert torch.equal(masks_of(trained.eval()), masks_of(other.eval()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train_vocabulary": "new_tokens"},
+        {"head_options": {"encoder_lora_rank": 2}},
+        {"head_options": {"encoder_lora_rank": 2, "train_encoder": True}},
+        {"lora": LoraConfig(r=0)},
+        {"lora": LoraConfig(r=-1)},
+    ],
+    ids=str,
+)
+def test_a_plain_model_takes_a_checkpoint_as_one_with_adapters(changes: dict):
+    """Bit for bit: answering adds what training learned without making adapters first."""
+    config = replace(CONFIG, **changes)
+    trained, plain = tiny_model(), tiny_model()
+    trained.added_ids = plain.added_ids = [37, 38]
+    prepare_training(trained, config)
+    with torch.no_grad():
+        for weight in trainable_state(trained).values():
+            weight += 0.1 * torch.rand(weight.shape, generator=torch.Generator().manual_seed(len(weight)))
+    state = {name: tensor.clone() for name, tensor in trainable_state(trained).items()}
+    merge_lora(trained)
+    before = tiny_model().state_dict()
+    load_merged(plain, state, config)
+    assert plain.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in plain.state_dict().items())
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_a_plain_model_refuses_foreign_adapters():
+    state = dict(trainable_state(prepare_training(tiny_model(), CONFIG)))
+    with pytest.raises(ValueError, match=r"shapes.*q_proj\.lora_A\.default\.weight"):
+        load_merged(tiny_model(), state, replace(CONFIG, lora=replace(CONFIG.lora, r=3)))
+    with pytest.raises(ValueError, match=r"missing: none; unexpected: .*q_proj\.lora_A\.default\.weight"):
+        load_merged(tiny_model(), state, replace(CONFIG, lora=replace(CONFIG.lora, target_modules=("v_proj",))))
 
 
 def test_foreign_state_is_refused():

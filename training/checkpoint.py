@@ -56,6 +56,7 @@ class TrainState:
     validated: int = 0  # step of the last validation
     best: float | None = None  # best validation score so far
     best_step: int | None = None  # of the checkpoint that has it
+    no_better: int = 0  # validations since then, none of which had a better score
     processes: int = 1
     pictures: int = 0  # global batch size: images per step, all processes together
     meters: list[dict[str, Any]] = field(default_factory=list)  # each process's sums since the last line of the log
@@ -63,6 +64,10 @@ class TrainState:
     @classmethod
     def begin(cls, recipe: Recipe) -> TrainState:
         return cls(processes=dist.world_size(), pictures=global_batch_size(recipe.train, dist.world_size()))
+
+    def forget_best(self) -> None:
+        """The next score is the best, whatever came before."""
+        self.best, self.no_better = None, 0
 
 
 def global_batch_size(train: TrainConfig, processes: int) -> int:
@@ -191,7 +196,8 @@ class Checkpoints:
         if checkpoint is None or checkpoint.parent.resolve() != self.folder.resolve():  # new, or from another run
             for pointer in ("last", "best"):
                 (self.folder / pointer).unlink(missing_ok=True)
-            state.best = state.best_step = None
+            state.forget_best()
+            state.best_step = None
             state.meters = []  # sums since the last line of the other run's log
             return state
         for path in self.complete():
@@ -205,7 +211,8 @@ class Checkpoints:
         if best:
             log.warning("%s: the best checkpoint, %s, is not there any more; the next one counts", checkpoint, best)
         (self.folder / "best").unlink(missing_ok=True)
-        state.best = state.best_step = None
+        state.forget_best()
+        state.best_step = None
         return state
 
     def _set_aside(self, path: Path) -> None:

@@ -18,7 +18,7 @@ from training.engine import Engine, check_settings
 from training.loss_guard import LossGuard
 from training.meters import Meters, Progress
 from training.run import Run, StopSignal, open_run, with_epochs, with_precision
-from training.validation import check_suites, evaluation_splits, score_final, score_only, validate
+from training.validation import check_suites, evaluation_splits, out_of_patience, score_final, score_only, validate
 from utils import dist
 from utils.config import Recipe
 from utils.flags import resolve
@@ -49,7 +49,8 @@ def run(argv: list[str]) -> None:
 
 
 def train(assistant: Assistant, run: Run) -> None:
-    """Trains to the last step, the time limit or SIGTERM; validates after each epoch; resumes where the run stopped."""
+    """Trains to the last step, the end of `train.patience`, the time limit or SIGTERM; validates after each epoch;
+    resumes where the run stopped."""
     mixture = training_mixture(assistant, run.recipe)
     recipe = with_epochs(run.recipe, mixture.num_records)
     settings = recipe.train
@@ -71,6 +72,8 @@ def train(assistant: Assistant, run: Run) -> None:
         stream = stack.enter_context(closing(training_stream(mixture, recipe, state)))
         validate(assistant, engine, recipe, state, checkpoints, run_log)  # if it was due when the process was killed
         for step in range(state.step, last_step):
+            if out_of_patience(recipe, state):  # before the step: a run that stopped here also resumes here
+                break
             engine.train()
             lr = engine.lr
             micro_step = 0
@@ -110,7 +113,10 @@ def train(assistant: Assistant, run: Run) -> None:
         if not stopping:
             stop_signal.close()  # nothing is left to save: from here on SIGTERM ends the process at once
             score_final(assistant, engine, recipe, state, run_log)
-    log.info("%s at step %d of %d: %s", "stopped" if stopping else "finished", state.step, last_step, recipe.run.folder)
+    how = "finished" if state.step >= last_step else "stopped"
+    if state.step < last_step and out_of_patience(recipe, state):
+        how = f"stopped: {recipe.eval.best_by} no better for {state.no_better} validations"
+    log.info("%s at step %d of %d: %s", how, state.step, last_step, recipe.run.folder)
 
 
 def training_mixture(assistant: Assistant, recipe: Recipe) -> Mixture:

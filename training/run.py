@@ -178,7 +178,7 @@ class Run:
         state = checkpoints.resume_at(self.resume, state)
         if any(change.field.startswith(BEST_BY) for change in changed) and state.best is not None:
             log.warning("what validation measures has changed: the best score so far, %s, no longer counts", state.best)
-            state.best = None
+            state.forget_best()
         # Before the recipe: if the process is killed between the two, the next start reports the changes again.
         describe_start(folder, **more)
         describe_data(folder, parts)

@@ -44,10 +44,16 @@ def validate(
         if settings.num_examples and dist.is_main():
             run_log.picture("val", state.step, sample_grid(out, settings))
         value = next(iter(scores.values()))[settings.best_by]  # of the first suite
-        if value is not None and (state.best is None or value > state.best):
+        is_best = value is not None and (state.best is None or value > state.best)
+        if is_best:
             state.best = value
-            is_best = True
+        state.no_better = 0 if is_best else state.no_better + 1
     checkpoints.note(state, best=is_best)
+
+
+def out_of_patience(recipe: Recipe, state: TrainState) -> bool:
+    """Whether `train.patience` ends the run here. The same on all processes: they have the same scores and state."""
+    return 0 < recipe.train.patience <= state.no_better
 
 
 def score_final(assistant: Assistant, engine: Engine, recipe: Recipe, state: TrainState, run_log: RunLog) -> None:

@@ -145,6 +145,10 @@ class TrainConfig:
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept, in addition to the best", 1)
     save_steps: int = setting(0, "also save every this many steps; 0: after each epoch only", 0)
 
+    patience: int = setting(
+        0, "stop after this many validations in a row whose eval.best_by is no better than the best before; 0: never", 0
+    )
+
     # What follows belongs to one start of the program, not to the experiment.
     auto_resume: bool = setting(True, "resume from the run folder's last checkpoint", start=True)
     resume: str | None = setting(None, "checkpoint folder to resume from", start=True)
@@ -246,6 +250,16 @@ class Recipe:
             raise ValueError(
                 "eval.every_steps goes with train.steps; where train.epochs gives the length, set eval.every_epochs"
             )
+        if self.train.patience:
+            self._check_patience()
+
+    def _check_patience(self) -> None:
+        """Raises where `train.patience` would wait for validations that never come."""
+        asked = f"train.patience ({self.train.patience}) counts validations"
+        if not (self.eval.validate and self.eval.suites):
+            raise ValueError(f"{asked}, and this recipe has none: set eval.validate=true and name eval.suites")
+        if self.train.steps is not None and not self.eval.every_steps:
+            raise ValueError(f"{asked}; with train.steps there is only the last one: set eval.every_steps")
 
     def ends_epoch(self, step: int) -> bool:
         """Whether the run saves after `step` and asks for a validation: after each epoch, or, where the recipe counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 A, B = ".lora_A.default.weight", ".lora_B.default.weight"
+BASE = ".base_layer."  # newer peft writes the weight of an adapted layer as q_proj.base_layer.weight
 
 
 def merge_factors(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -14,13 +15,17 @@ def merge_factors(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]
     and new (`q_proj.base_layer.weight`) names are read. A file without factors is returned as it is; a factor without
     its partner or weight raises a ValueError.
     """
-    plain = {name.replace(".base_layer.", "."): value for name, value in tensors.items() if ".lora_" not in name}
+    plain = {name.replace(BASE, "."): value for name, value in tensors.items() if ".lora_" not in name}
     for name in [name for name in tensors if ".lora_" in name]:
         layer = name.removesuffix(A).removesuffix(B)
         if not {layer + A, layer + B} <= tensors.keys() or f"{layer}.weight" not in plain:
             raise ValueError(f"{name}: expected {layer}.weight with lora_A.default and lora_B.default next to it")
         if name.endswith(A):
             weight, down, up = plain[f"{layer}.weight"], tensors[layer + A], tensors[layer + B]
-            change = alpha / len(down) * (up.float() @ down.float())
-            plain[f"{layer}.weight"] = (weight.float() + change).to(weight.dtype)
+            plain[f"{layer}.weight"] = (weight.float() + change(down, up, alpha)).to(weight.dtype)
     return plain
+
+
+def change(down: Tensor, up: Tensor, alpha: float) -> Tensor:
+    """(out, in) float32: what the factors A (r, in) and B (out, r) add to the weight of their layer."""
+    return alpha / len(down) * (up.float() @ down.float())

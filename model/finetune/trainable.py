@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from model.checkpoints.layouts import LORA_WRAPPER, reading_table
+from model.checkpoints.lora_file import BASE, A, B, change
 from model.finetune.kernels import speed_up
 from model.finetune.quantize import quantize
 from model.finetune.vocabulary import merge_rows, train_rows
@@ -22,6 +20,21 @@ from utils.log import log
 from utils.registry import unknown
 
 ADAPTER = "default"
+
+
+class Adapters(NamedTuple):
+    """LoRA in a part of the model, on its linears of the names that `config` has."""
+
+    part: nn.Module
+    config: LoraConfig
+
+    def linears(self) -> list[nn.Linear]:
+        targets = self.config.target_modules
+        return [
+            layer
+            for name, layer in self.part.named_modules()
+            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets
+        ]
 
 
 def prepare_training(model: SegModel, config: ModelConfig, *, seed: int = 0) -> SegModel:
@@ -51,37 +64,51 @@ def quantize_frozen(model: SegModel, config: ModelConfig) -> None:
 def apply_lora(model: SegModel, config: LoraConfig, *, seed: int = 0) -> None:
     """Adapters on the named linears of the language model only: SAM's decoder and the vision tower have layers of the
     same names. r = 0 or below: none. A name that matches no linear raises and lists those there are."""
+    _inject(_language_adapters(model, config), seed)
+
+
+def adapt_head(model: SegModel, options: dict[str, Any], *, seed: int = 0) -> None:
+    """Adapters on the mask head's image encoder, where the head's options ask for them (lisa.md 9.3, SAM + LoRA)."""
+    _inject(_head_adapters(model, options), seed)
+
+
+def _language_adapters(model: SegModel, config: LoraConfig) -> list[Adapters]:
     if config.r <= 0:
-        return
+        return []
     language = model.vlm.decoder
     have = {name.rpartition(".")[2] for name, module in language.named_modules() if isinstance(module, nn.Linear)}
     for target in config.target_modules:
         if target not in have:
             raise ValueError(unknown("linear layer of the language model", target, have))
-    _inject(language, config, seed)
+    return [Adapters(language, config)]
 
 
-def adapt_head(model: SegModel, options: dict[str, Any], *, seed: int = 0) -> None:
-    """Adapters on the mask head's image encoder, where the head's options ask for them (lisa.md 9.3, SAM + LoRA)."""
+def _head_adapters(model: SegModel, options: dict[str, Any]) -> list[Adapters]:
     adapted = model.head.adapted_encoder(options)
-    if adapted is not None:
-        # scaled as the language model's: alpha is twice the rank
-        config = LoraConfig(adapted.rank, 2 * adapted.rank, dropout=0.0, target_modules=adapted.layers)
-        _inject(adapted.module, config, seed)
+    if adapted is None:
+        return []
+    # scaled as the language model's: alpha is twice the rank
+    config = LoraConfig(adapted.rank, 2 * adapted.rank, dropout=0.0, target_modules=adapted.layers)
+    return [Adapters(adapted.module, config)]
 
 
-def _inject(module: nn.Module, config: LoraConfig, seed: int) -> None:
-    adapters = PeftConfig(
-        r=config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=list(config.target_modules),
-        bias="none",
-    )
-    # on a fork: with other adapters, or none, a seed still gives the same order of data
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(adapters, module, ADAPTER)
+def _inject(adapters: Iterable[Adapters], seed: int) -> None:
+    for part, config in adapters:
+        # here, not above: peft imports bitsandbytes and torch's compiler, and only training has adapters
+        from peft import LoraConfig as PeftConfig
+        from peft import inject_adapter_in_model
+
+        peft_config = PeftConfig(
+            r=config.r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=list(config.target_modules),
+            bias="none",
+        )
+        # on a fork: with other adapters, or none, a seed still gives the same order of data
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(peft_config, part, ADAPTER)
 
 
 def mark_trainable(model: SegModel, config: ModelConfig) -> None:
@@ -127,6 +154,8 @@ def _vocabulary(model: SegModel, config: ModelConfig) -> list[nn.Module | nn.Par
 def merge_lora(model: SegModel) -> None:
     """Merges adapters into their linears, and separately trained vocabulary rows into their tables; a model without
     any stays as it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     merge_rows(model.vlm.language)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
@@ -147,20 +176,48 @@ def trainable_state(model: SegModel) -> dict[str, Tensor]:
 
 def load_trainable(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
     """Puts a checkpoint's tensors into a model prepared by the same recipe; other names or shapes raise."""
-    own = dict(model.named_parameters())
-    wanted = set(trainable_names(model))
-    missing, unexpected = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    _check_tensors({name: tuple(parameter.shape) for name, parameter in own.items()}, tensors)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def load_merged(model: SegModel, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Puts a checkpoint's tensors into a plain model of the same recipe, which stays plain: adapters and separately
+    trained vocabulary rows are merged into its weights. Other names or shapes raise.
+
+    What `load_trainable` and `merge_lora` do on a model with adapters, without making them.
+    """
+    mark_trainable(model, config)
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
+    adapters = [*_language_adapters(model, config.lora), *_head_adapters(model, config.head_options)]
+    adapted = {linear: adapter.config for adapter in adapters for linear in adapter.linears()}
+    linears = [(name, layer, adapted[layer]) for name, layer in model.named_modules() if layer in adapted]
+    for name, linear, lora in linears:
+        shapes |= {name + A: (lora.r, linear.in_features), name + B: (linear.out_features, lora.r)}
+    tensors = {name.replace(BASE, "."): tensor for name, tensor in tensors.items()}
+    _check_tensors(shapes, tensors)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+        for name, linear, lora in linears:
+            linear.weight += change(tensors[name + A], tensors[name + B], lora.alpha)
+    merge_rows(model.vlm.language)
+
+
+def _check_tensors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """Raises where a checkpoint's tensors are not those of a recipe."""
+    missing, unexpected = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
     if missing or unexpected:
         raise ValueError(
             "the checkpoint's trained weights are not this recipe's; "
             f"missing: {', '.join(missing[:10]) or 'none'}; unexpected: {', '.join(unexpected[:10]) or 'none'}"
         )
-    wrong = [name for name in wanted if own[name].shape != tensors[name].shape]
+    wrong = [name for name, shape in shapes.items() if tuple(tensors[name].shape) != shape]
     if wrong:
         raise ValueError(f"shapes of the checkpoint differ: {', '.join(sorted(wrong)[:10])}")
-    with torch.no_grad():
-        for name in wanted:
-            own[name].copy_(tensors[name])
 
 
 def from_training_file(model: SegModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
