@@ -18,6 +18,7 @@ from tests.tiny_run import BASE, ROOT, environment, train_log, write_reason_seg,
 from training.compatibility import differences
 from training.lock import Lock
 from training.run import find_resume, open_run
+from utils import dist
 from utils.config import Recipe, from_dict, load_recipe, merge, to_dict
 
 HOLD = (
@@ -112,6 +113,15 @@ def test_what_merely_differs_is_said_and_recorded(world, run, capsys):
     assert "changes" not in first and second["changes"] == {"train.epochs": [1, 2], "train.lr": [1e-3, 5e-4]}
     assert second["from"].endswith("copy/checkpoints/step_2") and second["step"] == 2
     assert load_recipe(folder).train.lr == 5e-4
+
+
+def test_precision_auto_is_recorded_as_what_it_meant(world, run, monkeypatch):
+    folder, _ = run
+    monkeypatch.setattr(dist, "computes_bf16", lambda: False)
+    words = ["--exp_name", "copy", "--no_eval", "--epochs", "2", "--set", "model.precision=auto"]
+    train_ds.main(["--config", str(world[1]), *words])
+    assert load_recipe(folder).model.precision == "fp32"  # as the run before it: no change
+    assert json.loads((folder / "meta.json").read_text())[-1]["changes"] == {"train.epochs": [1, 2]}
 
 
 def test_a_finished_run_keeps_the_recipe_that_it_was_trained_with(world, run, capsys):
