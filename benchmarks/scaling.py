@@ -205,9 +205,11 @@ def plot_scaling(figures: dict[str, Any], path: Path) -> None:
     axes[1, 3].plot(list(worlds), [point["peak_mib"] for point in worlds.values()], "o-", color="tab:orange")
     axes[1, 3].set(xlabel="processes of one thread", xticks=list(worlds))
     for column, axis in enumerate(axes[0]):
-        axis.set(ylabel="seconds per step" if column < 3 else "images per second", ylim=(0, None))
+        axis.set(ylabel="seconds per step" if column < 3 else "images per second")
     for column, axis in enumerate(axes[1]):
-        axis.set(ylabel="peak MiB of a step" if column < 3 else "peak MiB of a process", ylim=(0, None))
+        axis.set(ylabel="peak MiB of a step" if column < 3 else "peak MiB of a process")
+    for axis in axes.flat:
+        axis.set_ylim(0, 1.1 * axis.dataLim.ymax)
     axes[0, 0].legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

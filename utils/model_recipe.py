@@ -133,7 +133,7 @@ class ModelConfig:
         "full", "rows of the input and output vocabulary that train: all (published), or those of the added tokens"
     )
     gradient_checkpointing: bool = setting(True, "recompute the language model's layers in the backward pass")
-    decoder_checkpointing: bool = setting(True, "decode masks again in the backward pass, but the last few: 100 MB less per mask (fp32)")
+    decoder_checkpointing: bool = setting(True, "decode masks again in the backward pass: 100 MB less per mask (fp32)")
     compile: str = setting(
         "", "torch.compile backend of the language model's layers in training, e.g. inductor; empty: none"
     )

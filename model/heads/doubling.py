@@ -7,6 +7,8 @@ it stays the convolution, which is as fast there.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,8 @@ class Doubling(nn.ConvTranspose2d):
         number, _, height, width = input.shape
         product = self.weight.flatten(1).T @ input.flatten(2)  # (B, C' * 2 * 2, h * w)
         four = product.view(number, self.out_channels, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
-        return (four + self.bias[:, None, None, None, None]).reshape(number, -1, 2 * height, 2 * width)
+        bias = cast(Tensor, self.bias)[:, None, None, None, None]
+        return (four + bias).reshape(number, -1, 2 * height, 2 * width)
 
 
 def use_doubling(decoder: nn.Module) -> nn.Module:
