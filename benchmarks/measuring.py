@@ -28,6 +28,8 @@ PEAK_FLOPS = {  # dense, 16 bit, from the data sheets; by a part of the device's
     "4090": 165e12,
     "3090": 71e12,
 }
+PRODUCT_SIDES = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product shows what a device reaches
+PRODUCT_SECONDS, PRODUCTS = 1.0, 3  # for so long, and at least so often
 
 
 class PartClock:
@@ -128,3 +130,17 @@ def utilisation(flops: float, seconds: float, device: str) -> float | None:
     """Model FLOPs utilisation (MFU), 0 to 1; None for a device that PEAK_FLOPS does not list."""
     peak = next((value for name, value in PEAK_FLOPS.items() if name in device), None)
     return None if peak is None else flops / seconds / peak
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second that a product of large square matrices reaches here and now, in this
+    precision and with the threads that are set; the fastest of several."""
+    side = PRODUCT_SIDES[device.type]
+    left, right = torch.randn(2, side, side, device=device).to(dtype)
+    seconds: list[float] = []
+    while len(seconds) < PRODUCTS or sum(seconds) < PRODUCT_SECONDS:
+        began = time.perf_counter()
+        product = left @ right
+        product[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds)

@@ -12,25 +12,31 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.sam.modeling_sam import SamVisionSdpaAttention
+from transformers.models.sam.modeling_sam import SamAttention, SamVisionSdpaAttention
 
 from benchmarks.shapes import sam_head
 from data.types import IGNORE_ID, Batch
-from model.heads.sam_attention import ChunkedGlobalAttention
+from model.heads.doubling import Doubling
+from model.heads.sam_attention import ChunkedGlobalAttention, FoldedCrossAttention
 from model.losses import COUNT_EPS, text_loss
 from model.runtime import RuntimeOptions
 from model.seg_model import SegModel
 from model.vlm.base import Vision
 from utils.config import LossConfig
 
+RELEASED: dict[type, type] = {FoldedCrossAttention: SamAttention, Doubling: nn.ConvTranspose2d}
 LADDER = ("vision_once", "packed_rows", "supervised_logits", "encoder_strips")  # then all images together: the product
 
 
 def take_apart(model: SegModel, on: Collection[str]) -> None:
     """Switch off the optimisations of `model` that are not in `on`."""
-    model.configure(RuntimeOptions(pack_rows="packed_rows" in on, checkpoint_decoder=len(on) > len(LADDER)))
+    together = len(on) > len(LADDER)
+    model.configure(RuntimeOptions(pack_rows="packed_rows" in on, checkpoint_decoder=together))
+    for layer in sam_head(model).decoder.modules():  # the same weights as released
+        if not together and type(layer) in RELEASED:
+            layer.__class__ = RELEASED[type(layer)]
     if "encoder_strips" not in on:
         for attention in sam_head(model).encoder.modules():
             if isinstance(attention, ChunkedGlobalAttention):

@@ -1,11 +1,14 @@
-"""Time of a training step by dialogues per image, classes in the list, image size, and number of processes.
+"""Time and memory of a training step by dialogues per image, classes in the list, image size, number of processes.
 
     python benchmarks/scaling.py --json scaling.json --plot docs/scaling.png
     python benchmarks/scaling.py --shape tiny --repeats 1 --plot /tmp/scaling.png
 
 The step of recipes by default, against the one of the original programs (benchmarks/plain_step.py), each point in a
-process of its own. For the number of processes, each has one thread and its own images and trains through DeepSpeed as
-in train_ds.py; the figure is the images per second of all of them.
+process of its own; both give the same loss, or the program fails. The fastest of --repeats counts. Memory is the peak
+of a step that is not timed, beyond what is in use between steps (benchmarks/speed.py). "Of peak" is the operations per
+second that the step needs, as a share of what a product of large matrices reaches in the same process. For the number
+of processes, each has one thread and its own images and trains through DeepSpeed as in train_ds.py; the figures are the
+images per second of all of them and the memory of one.
 """
 
 from __future__ import annotations
@@ -15,10 +18,9 @@ import json
 import multiprocessing
 import os
 import socket
-import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks.measuring import PeakMemory, matrix_peak, step_flops
 from benchmarks.plain_step import plain_loss, take_apart
 from benchmarks.shapes import SHAPES, ModelShape, make_batch, random_model
+from benchmarks.speed import check_losses
 from data.types import Batch
 from model.finetune.trainable import prepare_training
 from model.losses import objective
@@ -48,21 +52,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     figures: dict[str, Any] = {panel: {way: {} for way in WAYS} for panel in PANELS}
     fork = multiprocessing.get_context("fork")
+    print(f"{'':<34}{'seconds':>9}{'peak MiB':>10}{'of peak':>9}")
     for panel, value, shape, contents in points(SHAPES[args.shape]):
-        for way in WAYS:
+        for way, title in WAYS.items():
             with fork.Pool(1) as process:  # torch has run nothing here yet, so that forking is safe
-                figures[panel][way][value] = process.apply(step_seconds, (shape, contents, way, args))
+                figures[panel][way][value] = point = process.apply(measure_step, (shape, contents, way, args))
+            print(f"{PANELS[panel]:<24}{value:>9} {measured(point)}  {title}", flush=True)
         old, new = (figures[panel][way][value] for way in WAYS)
-        print(f"{PANELS[panel]:<24}{value:>9}{old:>9.3f} s as published{new:>9.3f} s{old / new:>7.2f}x", flush=True)
-    figures["processes"] = {world: distributed_seconds(world, args) for world in PROCESSES}
-    for world, seconds in figures["processes"].items():
-        print(f"{'processes':<24}{world:>9}{seconds:>9.3f} s, {world / seconds:.3f} images per second", flush=True)
+        check_losses({"published": old["loss"], "product": new["loss"]}, MODEL.precision)
+        print(f"{'':<34}{old['seconds'] / new['seconds']:>8.2f}x", flush=True)
+    figures["processes"] = {world: measure_processes(world, args) for world in PROCESSES}
+    for world, point in figures["processes"].items():
+        rate = world / point["seconds"]
+        print(f"{'processes':<24}{world:>9} {measured(point)}  {rate:.3f} images per second", flush=True)
     figures["setup"] = {"shape": args.shape, "repeats": args.repeats, "torch": torch.__version__}
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if args.plot:
         plot_scaling(figures, args.plot)
     return 0
+
+
+def measured(point: dict[str, float]) -> str:
+    return f"{point['seconds']:>9.3f}{point['peak_mib']:>10.0f}{100 * point['share_of_matrix_peak']:>7.0f} %"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -86,16 +98,16 @@ def points(shape: ModelShape) -> Iterator[tuple[str, int, ModelShape, dict[str, 
         yield "pixels", height * width, replace(shape, picture=(height, width)), {"each": 2}
 
 
-def step_seconds(shape: ModelShape, contents: dict[str, int], way: str, args: argparse.Namespace) -> float:
-    """Median seconds of a step."""
+def measure_step(shape: ModelShape, contents: dict[str, int], way: str, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of the fastest step, its peak memory, its share of the matrix products' peak, and the first loss."""
     if args.threads:
         torch.set_num_threads(args.threads)
     model, batch = prepare(shape, contents)
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], 1e-5, fused=True)
     if way == "published":
         take_apart(model, ())
 
-    def step() -> None:
+    def step() -> float:
         if way == "published":
             loss = plain_loss(model, batch, LossConfig(), ())
         else:
@@ -103,12 +115,13 @@ def step_seconds(shape: ModelShape, contents: dict[str, int], way: str, args: ar
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
+        return loss.item()
 
-    return median_seconds(step, args.repeats)
+    return measure(step, args.repeats, step_flops(model, batch))
 
 
-def distributed_seconds(world: int, args: argparse.Namespace) -> float:
-    """Median seconds of a step of `world` processes with one image each."""
+def measure_processes(world: int, args: argparse.Namespace) -> dict[str, float]:
+    """Of `world` processes with one image each, the slowest: the others wait for it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -121,7 +134,7 @@ def distributed_seconds(world: int, args: argparse.Namespace) -> float:
         process.join()
         if process.exitcode:
             raise SystemExit(f"a process of {world} ended with code {process.exitcode}")
-    return max(results.get() for _ in processes)
+    return max((results.get() for _ in processes), key=lambda point: point["seconds"])
 
 
 def run_rank(rank: int, world: int, port: int, args: argparse.Namespace, results: Any) -> None:
@@ -134,16 +147,19 @@ def run_rank(rank: int, world: int, port: int, args: argparse.Namespace, results
 
     dist.start()
     model, batch = prepare(SHAPES[args.shape], {"each": 2})
+    flops = step_flops(model, batch)
     engine = Engine(
         model, Recipe(model=MODEL, train=TrainConfig(batch_size=1, grad_accumulation_steps=1, steps_per_epoch=100))
     )
     engine.train()
 
-    def step() -> None:
-        engine.backward(objective(engine(batch), batch, LossConfig()).total)
+    def step() -> float:
+        loss = objective(engine(batch), batch, LossConfig()).total
+        engine.backward(loss)
         engine.step()
+        return loss.item()
 
-    results.put(median_seconds(step, args.repeats))
+    results.put(measure(step, args.repeats, flops))
     dist.stop()
 
 
@@ -153,32 +169,48 @@ def prepare(shape: ModelShape, contents: dict[str, int]) -> tuple[SegModel, Batc
     return model, make_batch(shape, model.vlm.view, images=1, **contents)
 
 
-def median_seconds(step: Any, repeats: int) -> float:
-    step()
+def measure(step: Callable[[], float], repeats: int, flops: float) -> dict[str, float]:
+    """Of a step that needs `flops` operations and returns its loss."""
+    loss = step()
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    device = torch.device("cpu")
+    share = flops / min(seconds) / matrix_peak(device, torch.float32)
+    memory = PeakMemory(device)
+    step()
+    peak = memory.peak_mib()
+    return {"seconds": min(seconds), "peak_mib": peak, "share_of_matrix_peak": share, "loss": loss}
 
 
 def plot_scaling(figures: dict[str, Any], path: Path) -> None:
-    """Four panels: seconds per step, and images per second of all processes."""
+    """Time above, memory below: by dialogues, classes and pixels both ways, and by processes."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
-    for axis, (panel, label) in zip(axes, PANELS.items(), strict=False):
+    figure, axes = pyplot.subplots(2, 4, figsize=(15, 6.4), layout="constrained", sharex="col")
+    for column, (panel, label) in enumerate(PANELS.items()):
         for way, title in WAYS.items():
-            axis.plot(list(figures[panel][way]), list(figures[panel][way].values()), "o-", label=title)
-        axis.set(xlabel=label, ylabel="seconds per step", ylim=(0, None))
-        axis.legend()
+            points = figures[panel][way]
+            for axis, key in zip(axes[:, column], ("seconds", "peak_mib"), strict=True):
+                axis.plot(list(points), [point[key] for point in points.values()], "o-", label=title)
+        axes[1, column].set(xlabel=label)
     worlds = figures["processes"]
-    axes[3].plot(list(worlds), [world / seconds for world, seconds in worlds.items()], "o-", color="tab:orange")
-    axes[3].set(xlabel="processes of one thread", ylabel="images per second", ylim=(0, None), xticks=list(worlds))
+    rates = [world / point["seconds"] for world, point in worlds.items()]
+    axes[0, 3].plot(list(worlds), rates, "o-", color="tab:orange")
+    axes[1, 3].plot(list(worlds), [point["peak_mib"] for point in worlds.values()], "o-", color="tab:orange")
+    axes[1, 3].set(xlabel="processes of one thread", xticks=list(worlds))
+    for column, axis in enumerate(axes[0]):
+        axis.set(ylabel="seconds per step" if column < 3 else "images per second")
+    for column, axis in enumerate(axes[1]):
+        axis.set(ylabel="peak MiB of a step" if column < 3 else "peak MiB of a process")
+    for axis in axes.flat:
+        axis.set_ylim(0, 1.1 * axis.dataLim.ymax)
+    axes[0, 0].legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

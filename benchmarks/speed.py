@@ -11,9 +11,11 @@ the lines after it are choices of recipes: loss.mask_size, model.train_vocabular
 from the second epoch on). Weights are random; LoRA, vocabulary, text MLP and mask decoder train, with AdamW.
 
 Each line runs in a process of its own, and the lines take turns --rounds times; the fastest step of each counts, since
-whatever else the machine does only makes a step slower. Memory is the peak of a step beyond what is in use between
-steps (weights, gradients, optimizer), in a step that is not timed: resident size on a CPU (Linux), allocated on a GPU.
-Speed-ups are also given in CPU seconds, which are more reliable where other programs run, above all with --threads 1.
+whatever else the machine does only makes a step slower. "Of peak" is the operations per second that the step needs (as
+for MFU), as a share of what a product of large matrices reaches in the same process, precision and threads. Memory is
+the peak of a step beyond what is in use between steps (weights, gradients, optimizer), in a step that is not timed:
+resident size on a CPU (Linux), allocated on a GPU. Speed-ups are also given in CPU seconds, which are more reliable
+where other programs run, above all with --threads 1.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import PartClock, PeakMemory, step_flops, utilisation
+from benchmarks.measuring import PartClock, PeakMemory, matrix_peak, step_flops, utilisation
 from benchmarks.plain_step import LADDER, plain_loss, take_apart
 from benchmarks.shapes import BACKBONES, SHAPES, make_batch, random_model
 from data.types import Batch
@@ -49,13 +51,13 @@ CHOICES = DECODER_MASKS, NEW_TOKENS, CACHED = "decoder_masks", "new_tokens", "ca
 LINES = {"all_off": ()} | {name: LADDER[: index + 1] for index, name in enumerate(LADDER)}
 LINES |= {DEFAULTS: (*LADDER, DEFAULTS), DECODER_MASKS: (*LADDER, DEFAULTS, DECODER_MASKS)}
 LINES |= {NEW_TOKENS: (*LADDER, DEFAULTS, DECODER_MASKS, NEW_TOKENS), "all_on": (*LADDER, DEFAULTS, *CHOICES)}
-TITLES = {DEFAULTS: "+ batched, recomputed", "all_on": "+ cache: all_on"}
+TITLES = {DEFAULTS: "+ all images, decoder", "all_on": "+ cache: all_on"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     results: dict[str, Any] = {}
-    print(f"{'':<22}{'seconds':>9}{'speed-up':>10}{'in CPU s':>10}{'peak MiB':>10}  share of time")
+    print(f"{'':<22}{'seconds':>9}{'speed-up':>10}{'in CPU s':>10}{'peak MiB':>10}{'of peak':>9}  share of time")
     context = multiprocessing.get_context("spawn" if args.device == "cuda" else "fork")
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(args.rounds):
@@ -89,7 +91,7 @@ def faster(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return best | {"cpu_seconds": min(one["cpu_seconds"], other["cpu_seconds"])}
 
 
-RATES = ("tokens_per_second", "images_per_second", "mfu")
+RATES = ("tokens_per_second", "images_per_second", "mfu", "share_of_matrix_peak")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -175,14 +177,17 @@ def train_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clo
 
 
 def rates(model: SegModel, batch: Batch, seconds: float, device: torch.device) -> dict[str, Any]:
-    """Tokens and images per second, and MFU. Tokens are those of the rows with image tokens, before packing."""
+    """Tokens and images per second, MFU, and the share of what matrix products reach in this process. Tokens are those
+    of the rows with image tokens, before packing."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    flops = step_flops(model, batch)
+    flops, peak = step_flops(model, batch), matrix_peak(device, model.dtype)
     return {
         "tokens_per_second": int(batch.attention.sum()) / seconds,
         "images_per_second": len(batch) / seconds,
         "mfu": utilisation(flops, seconds, name),
         "flops": flops,
+        "matrix_peak": peak,
+        "share_of_matrix_peak": flops / seconds / peak,
     }
 
 
@@ -204,7 +209,9 @@ def result_line(name: str, result: dict[str, Any], off: dict[str, Any]) -> str:
     shares = ", ".join(f"{part} {100 * value / total:.0f}%" for part, value in result["parts"].items())
     label = TITLES.get(name, name if name == "all_off" else f"+ {name.replace('_', ' ')}")
     times, cpu_times = (off[key] / result[key] for key in ("seconds", "cpu_seconds"))
-    return f"{label:<22}{result['seconds']:>9.3f}{times:>10.2f}{cpu_times:>10.2f}{result['peak_mib']:>10.0f}  {shares}"
+    reached = 100 * result["share_of_matrix_peak"]
+    figures = f"{result['seconds']:>9.3f}{times:>10.2f}{cpu_times:>10.2f}{result['peak_mib']:>10.0f}{reached:>7.0f} %"
+    return f"{label:<22}{figures}  {shares}"
 
 
 if __name__ == "__main__":

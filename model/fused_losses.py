@@ -76,9 +76,12 @@ class _CrossEntropy(Function):
         grad, size = torch.empty_like(logits), _chunk_size(logits)
         chunks = (values.split(size) for values in (grad, logits, logsumexp, targets))
         for out, x, lse, target in zip(*chunks, strict=True):
-            probs = (_at_least_float32(x) - lse[:, None]).exp_()  # softmax from the saved logsumexp
+            # softmax from the saved logsumexp, in place where the gradient has its precision
+            probs = torch.sub(x, lse[:, None], out=out if out.dtype == lse.dtype else None).exp_()
             probs.scatter_add_(1, target[:, None], probs.new_full((len(target), 1), -1.0))
-            out.copy_(probs.mul_(grad_output / len(targets)))
+            probs.mul_(grad_output / len(targets))
+            if probs is not out:
+                out.copy_(probs)
         return grad, None
 
 

@@ -111,12 +111,17 @@ def test_both_directions_equal_the_released_attention(asking, asked):
     released = initialised(SamAttention(CONFIG))
     folded = FoldedCrossAttention(CONFIG)
     folded.load_state_dict(released.state_dict())
-    query, key, value = torch.randn(3, 1, asking, 32), torch.randn(3, 1, asked, 32), torch.randn(3, 1, asked, 32)
+    inputs = [torch.randn(3, 1, size, 32, requires_grad=True) for size in (asking, asked, asked)]
     with torch.no_grad():
-        expected, got = released(query, key, value)[0], folded(query, key, value)[0]
+        expected, got = released(*inputs)[0], folded(*inputs)[0]
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    folded(query, key, value)[0].sum().backward()  # training takes the released path
-    assert folded.k_proj.bias.grad is not None
+    weights = torch.randn_like(expected)
+    gradients = [
+        torch.autograd.grad((made(*inputs)[0] * weights).sum(), [*inputs, *made.parameters()])
+        for made in (released, folded)
+    ]
+    for one, other in zip(*gradients, strict=True):  # every weight has a gradient
+        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
 
 
 def test_a_whole_transformer_keeps_its_names_and_its_results():

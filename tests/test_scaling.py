@@ -16,12 +16,13 @@ from benchmarks.scaling import (
     PANELS,
     PROCESSES,
     WAYS,
+    measure_step,
     parse,
     plot_scaling,
     points,
-    step_seconds,
 )
 from benchmarks.shapes import SHAPES
+from benchmarks.speed import check_losses
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,15 +35,21 @@ def test_points_lie_on_the_axes_of_their_panels():
     assert found == {panel: list(values) for panel, values in VALUES.items()}
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_step_is_timed_both_ways(way):
+KEYS = {"seconds", "peak_mib", "share_of_matrix_peak", "loss"}
+
+
+def test_a_step_is_measured_both_ways_and_has_one_loss():
     args = parse(["--shape", "tiny", "--repeats", "1"])
-    assert step_seconds(SHAPES["tiny"], {"each": 2}, way, args) > 0
+    contents = {"each": 1, "classes": 10, "masks": 4}
+    found = {way: measure_step(SHAPES["tiny"], contents, way, args) for way in WAYS}
+    assert all(set(point) == KEYS and point["seconds"] > 0 for point in found.values())
+    check_losses({way: point["loss"] for way, point in found.items()}, "fp32")
 
 
 def test_figures_are_plotted(tmp_path):
-    figures = {panel: {way: dict.fromkeys(VALUES[panel], 1.0) for way in WAYS} for panel in PANELS}
-    plot_scaling({**figures, "processes": dict.fromkeys(PROCESSES, 1.0)}, tmp_path / "scaling.png")
+    point = dict.fromkeys(KEYS, 1.0)
+    figures = {panel: {way: dict.fromkeys(VALUES[panel], point) for way in WAYS} for panel in PANELS}
+    plot_scaling({**figures, "processes": dict.fromkeys(PROCESSES, point)}, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -58,6 +65,7 @@ def test_every_point_is_measured_and_plotted(tmp_path):
     for panel in PANELS:
         for way in WAYS:
             assert list(figures[panel][way]) == [str(value) for value in VALUES[panel]]
-            assert all(seconds > 0 for seconds in figures[panel][way].values())
+            assert all(set(point) == KEYS and point["seconds"] > 0 for point in figures[panel][way].values())
     assert list(figures["processes"]) == [str(world) for world in PROCESSES]
+    assert all(set(point) == KEYS for point in figures["processes"].values())
     assert plot.read_bytes().startswith(b"\x89PNG")

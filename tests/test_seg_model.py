@@ -183,7 +183,7 @@ def test_masks_decoded_again_have_the_same_gradients(monkeypatch):
         batch = tiny_batch()
         objective(model(batch), batch, LossConfig()).total.backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
-    assert passes == [False] + [True] * 4, "each piece once more in the backward pass"
+    assert passes == [False] + [True] * 3, "each piece but the last once more in the backward pass"
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import measuring
 from benchmarks.measuring import step_flops, utilisation
 from benchmarks.shapes import BACKBONES, SHAPES, make_batch, random_model
 from benchmarks.speed import LINES, check_losses, measure_line, parse
@@ -57,6 +58,7 @@ def test_every_line_gives_the_same_loss_and_the_figures_are_written(tmp_path):
     assert on["images_per_second"] == pytest.approx(2 / on["seconds"])
     assert on["tokens_per_second"] == pytest.approx(6 * (6 + 16 + 12) / on["seconds"]), "rows, whatever they share"
     assert on["mfu"] is None, "no peak is listed for a CPU"
+    assert on["share_of_matrix_peak"] == pytest.approx(on["flops"] / on["seconds"] / on["matrix_peak"])
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -83,6 +85,14 @@ def test_utilisation():
     assert utilisation(989e12, 2.0, "NVIDIA H100 80GB HBM3") == pytest.approx(0.5)
     assert utilisation(756e12, 2.0, "NVIDIA H100 PCIe") == pytest.approx(0.5)
     assert utilisation(1e12, 1.0, "cpu") is None
+
+
+def test_the_peak_is_that_of_products(monkeypatch):
+    """Of the fastest of them."""
+    monkeypatch.setitem(measuring.PRODUCT_SIDES, "cpu", 8)
+    times = iter([0.0, 2.0, 10.0, 10.5, 20.0, 24.0])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(times))
+    assert measuring.matrix_peak(torch.device("cpu"), torch.float32) == 2 * 8**3 / 0.5
 
 
 def test_dialogues_of_class_lists():

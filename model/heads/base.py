@@ -164,17 +164,19 @@ def decode_in_chunks(
     chunks without.
 
     Every query needs its own copy of its image's embedding, since SAM's decoder changes it by attention: chunks bound
-    that memory. checkpointed: with gradients also in chunks, each under activation checkpointing, so that the decoder's
-    activations are never kept.
+    that memory. checkpointed: with gradients also in chunks, each but the last under activation checkpointing: the
+    backward pass begins with the last, whose activations are gone when those of the next are there again.
     """
     size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE[queries.device.type]
+    again = decode
     if torch.is_grad_enabled() and checkpointed:
         size = CHECKPOINTED_AT_ONCE[queries.device.type]
         # Decoding is deterministic, so no RNG state is kept. The determinism check must be off: ZeRO-3 parameters are
         # gathered in one pass and sharded in the other.
-        decode = partial(checkpoint, decode, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
-    chunks = zip(queries.split(size), query_image.split(size), strict=True)
-    return tuple(map(torch.cat, zip(*(decode(*chunk) for chunk in chunks), strict=True)))
+        again = partial(checkpoint, decode, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+    *first, last = zip(queries.split(size), query_image.split(size), strict=True)
+    results = [*(again(*chunk) for chunk in first), decode(*last)]
+    return tuple(map(torch.cat, zip(*results, strict=True)))
 
 
 def fourier_positions(embedding: nn.Module, features: Tensor) -> Tensor:

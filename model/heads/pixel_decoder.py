@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm, SamTwoWayTransformer
 
+from model.heads.doubling import Doubling
 from model.heads.sam_attention import use_folded_attention
 
 MASK_TOKENS = 4  # of which the first decodes; the others, and the score's, take part in attention only
@@ -59,4 +60,4 @@ class PixelDecoder(nn.Module):
 
 def _double(width: int, out: int) -> nn.Sequential:
     norm = SamLayerNorm(out, eps=1e-6, data_format="channels_first")
-    return nn.Sequential(nn.ConvTranspose2d(width, out, kernel_size=2, stride=2), norm, nn.GELU())
+    return nn.Sequential(Doubling(width, out, kernel_size=2, stride=2), norm, nn.GELU())

@@ -15,6 +15,7 @@ from data.views import SamView
 from model.checkpoints.files import read_tensors
 from model.checkpoints.name_table import under
 from model.heads.base import HEADS
+from model.heads.doubling import use_doubling
 from model.heads.promptable import Levels, Options, PromptableHead
 from model.heads.sam_attention import use_chunked_attention, use_folded_attention
 from model.heads.sam_weights import SAM_NAMES, SAM_RELEASED, SAM_SIZE_KEYS, folder_decoder_heads, rename_sam, sam_sizes
@@ -54,6 +55,7 @@ class SamHead(PromptableHead):
         encoder = use_chunked_attention(SamVisionEncoder(vision))
         decoder = SamMaskDecoder(mask_decoder)
         use_folded_attention(decoder.transformer)
+        use_doubling(decoder)
         return cls(encoder, SamPromptEncoder(sam), decoder)
 
     @staticmethod

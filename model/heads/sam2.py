@@ -24,6 +24,7 @@ from model.checkpoints.files import read_tensors
 from model.checkpoints.name_table import Pair, under
 from model.embedding_cache import EmbeddingCache
 from model.heads.base import HEADS, HeadContext
+from model.heads.doubling import use_doubling
 from model.heads.promptable import Levels, Options, PromptableHead, rename
 from model.heads.sam2_weights import (
     DECODER,
@@ -162,6 +163,7 @@ class Sam2Head(PromptableHead):
         prompts.point_embed = nn.ModuleList(nn.Embedding(1, width) for _ in range(prompt_config.num_point_embeddings))
         decoder = cls.DECODER_PARTS[1](decoder_config)
         use_folded_attention(decoder.transformer)
+        use_doubling(decoder)
         return cls(cls.build_encoder(config, side, attention), prompts, decoder, side, decoding)
 
     @classmethod

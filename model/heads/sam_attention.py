@@ -7,7 +7,7 @@ stays in the cache.
 `FoldedCrossAttention`: the mask decoder's attention between an image of N = 4096 cells and T = 6 prompt tokens, without
 projecting the image: less than half of SAM's decoding time. Since (W_q q) . (W_k k) = (W_k^T W_q q) . k, the projection
 of the image side is multiplied into the prompt side, H * T vectors for H heads, and the sums are the same up to
-rounding. Training computes it as released.
+rounding.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Folded(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_similarity: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        if torch.is_grad_enabled() or attention_similarity is not None:
+        if attention_similarity is not None:
             return super().forward(query, key, value, attention_similarity, **kwargs)
         attend = self._prompts_to_image if query.shape[2] < key.shape[2] else self._image_to_prompts
         return attend(query[:, 0], key[:, 0], value[:, 0])[:, None], None
@@ -83,8 +83,12 @@ class Folded(nn.Module):
     def _prompts_to_image(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """T prompts attend to N cells. The bias of the keys adds the same to all scores of a prompt, and softmax does
         not see it; the bias of the values passes through, because attention weights sum to one."""
-        folded = self._heads(self.q_proj(query) * self.scaling) @ self._rows(self.k_proj)  # (Q, H, T, C)
-        weights = (folded.flatten(1, 2) @ key.mT).float().softmax(-1).to(value.dtype)  # (Q, H * T, N)
+        heads = self._heads(self.q_proj(query) * self.scaling)  # (Q, H, T, D)
+        folded = heads @ self._rows(self.k_proj)  # (Q, H, T, C)
+        scores = folded.flatten(1, 2) @ key.mT  # (Q, H * T, N)
+        if torch.is_grad_enabled():  # the bias of the keys stays in the graph: every trained weight has a gradient
+            scores = scores + (heads @ self.k_proj.bias.view(self.num_attention_heads, -1, 1)).flatten(1, 2)
+        weights = scores.float().softmax(-1).to(value.dtype)
         output = (weights @ value).view(folded.shape) @ self._rows(self.v_proj).mT  # (Q, H, T, D)
         return self.output(output.transpose(1, 2).flatten(2) + self.v_proj.bias)
 
