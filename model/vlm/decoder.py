@@ -171,7 +171,8 @@ class DecoderVLM(VisionLanguageModel):
                 states[row, end - len(new) : end] = state.read[at, : len(new)]
             right = torch.tensor([max(1, len(new)) for new in written], device=ids.device)
             wrong = width - int(right.max())
-            cache.crop(-wrong)
+            if wrong:
+                cache.crop(-wrong)
             if past is not None:
                 past.ids = prompts[0] + answers[0].ids[:-1]
             if on_token is not None:
