@@ -35,7 +35,6 @@ class DecoderVLM(VisionLanguageModel):
         super().__init__()
         self.pack_rows = False
         self.pack_length = 0
-        self.draft_tokens = 32
 
     @property
     def hidden_size(self) -> int:
