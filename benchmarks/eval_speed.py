@@ -155,7 +155,7 @@ def compare_lists(model: SegModel, args: argparse.Namespace, classes: int) -> di
 def in_turns(
     fast: Callable[[], Timing], slow: Callable[[], Timing], repeats: int
 ) -> tuple[tuple[Timing, float], tuple[Timing, float]]:
-    """Both ways `repeats` times, each first in every other turn: the fastest timing and the fewest CPU seconds of each."""
+    """Both ways `repeats` times, each first in every other turn: the fastest timing and fewest CPU seconds of each."""
     timings: dict[Callable[[], Timing], list[Timing]] = {fast: [], slow: []}
     for repeat in range(repeats):
         for way in (fast, slow) if repeat % 2 else (slow, fast):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from data.types import IMAGE_ID
+from evaluation.predictor import Predictor
 from model.vlm.draft import Draft, Writing
 from model.vlm.past import Past
 from tests.test_prefix_cache import alone, answers, many, talkative
 from tests.tiny_model import EOS, LANGUAGE, LLAVA, PLAN, SEG
+from toy.world.scene import CLASSES, make_scene, scene_seed
+
+TOY = Path(__file__).resolve().parents[1] / "assets" / "toy" / "assistant"
 
 IMAGE = [IMAGE_ID] * 4
 COMMA, END, REJ = 30, 31, 36
@@ -85,7 +90,7 @@ def test_writing_ends_at_the_end_token_and_at_the_limit():
     assert ended.write([REJ, 9, EOS, 7, 5]) == [REJ, 9, EOS] and ended.done
 
 
-# --- with a model ------------------------------------------------------------------------------------------------------
+# --- with a model ---------------------------------------------------------------------------------------------------
 
 
 class Oracle(Draft):
@@ -142,7 +147,9 @@ def test_answers_and_masks_are_those_of_writing_token_by_token(monkeypatch, atte
     batch = many()
     if not several:
         kept = [0, 5, 6]
-        batch = replace(batch, **{name: getattr(batch, name)[kept] for name in ("ids", "labels", "attention", "row_image")})
+        batch = replace(
+            batch, **{name: getattr(batch, name)[kept] for name in ("ids", "labels", "attention", "row_image")}
+        )
     (plain, fast), (one_each, together) = drafted(model, batch, monkeypatch, wrong)
     if several:
         assert len({len(answer.ids) for answer in plain}) > 1 and any(answer.ids[-1] == EOS for answer in plain)
@@ -182,3 +189,22 @@ def test_a_conversation_remembers_what_it_wrote_and_no_wrong_guess(monkeypatch, 
         assert past.cache is not None and past.cache.get_seq_length() == len(past.ids)
         torch.testing.assert_close(going.states, plain.states, atol=1e-5, rtol=1e-4)
         ids = [*ids, *going.ids[0], *words]
+
+
+def test_a_trained_assistant_answers_a_class_list_in_a_fraction_of_the_passes():
+    predictor = Predictor.from_pretrained(TOY, model={"precision": "fp32"})
+    vlm, widths = predictor.assistant.model.vlm, []
+    vlm.language.model.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append((args[0] if args else kwargs["hidden_states"]).shape[1]), with_kwargs=True
+    )
+    images = [make_scene(scene_seed("val", index)).image for index in range(2)]
+    # two images in one batch: other answers to the same question, so that drafts go wrong in one row and not the other
+    queries = [predictor.class_queries(CLASSES)] * 2
+    assert vlm.draft_tokens > 0
+    fast, passes = predictor.replies(images, queries), len(widths)
+    vlm.draft_tokens = 0
+    widths.clear()
+    for (one,), (other,) in zip(fast, predictor.replies(images, queries), strict=True):
+        assert one.text == other.text and len(one.claims) > 20 and one.finished
+        torch.testing.assert_close(one.masks, other.masks, atol=1e-3, rtol=1e-3)
+    assert 2 * passes < len(widths)

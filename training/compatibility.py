@@ -20,7 +20,15 @@ from utils.renamed import new_name
 
 COMPUTED = (  # fields of `model` that change how it is computed, not what
     *("precision", "attn_implementation", "pack_rows", "pack_length", "draft_tokens"),
-    *("gradient_checkpointing", "decoder_checkpointing", "compile", "liger", "load_in_8bit", "allow_missing", "embedding_cache"),
+    *(
+        "gradient_checkpointing",
+        "decoder_checkpointing",
+        "compile",
+        "liger",
+        "load_in_8bit",
+        "allow_missing",
+        "embedding_cache",
+    ),
     *("lora.dropout", "model_max_length"),
 )
 PATHS = (  # compared by file content
