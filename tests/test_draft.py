@@ -34,7 +34,7 @@ def answer_to(names: list[list[int]], verdicts: list[list[int]]) -> list[int]:
 
 
 def passes_of(prompt: list[int], answer: list[int], most: int = 32) -> int:
-    """How many passes a model takes that writes `answer` whatever it reads, with drafts verified."""
+    """The number of passes of a model that writes `answer` whatever it reads, with drafts verified."""
     writing, passes = Writing(prompt, 100, EOS, most), 0
     while not writing.done:
         begin = len(writing.ids)
@@ -70,7 +70,7 @@ def test_words_of_its_own_are_not_guessed():
 
 def test_an_image_is_never_guessed():
     draft = Draft([1, COMMA, 5, *IMAGE, 6, 7])
-    draft.wrote([1, REJ, 5])  # a change; then the prompt goes on with the image
+    draft.wrote([1, REJ, 5])  # a change; then the prompt continues with the image
     assert draft.guess(32) == []
 
 
@@ -94,7 +94,7 @@ def test_writing_ends_at_the_end_token_and_at_the_limit():
 
 
 class Oracle(Draft):
-    """Guesses what the row will write, with some tokens wrong, and goes on behind the end."""
+    """Guesses what the row will write, with some tokens wrong, and more after the end."""
 
     truth: dict[tuple[int, ...], list[int]]
     wrong: float
