@@ -5,7 +5,13 @@
 
 one by one: each query alone, with its image encoded, its prompt read, its answer generated and its masks decoded.
 together: all queries about an image in one batch, as in `evaluation/protocols.py`. Both must give the same answers, or
-the program fails. Weights are random but for a few rows, so that every answer begins with the mask token and has
+the program fails. With one query both are the same calls.
+
+Class lists: a question lists all classes, the answer names each with a mask token (one in 15) or a refusal. Token by
+token against drafts of the answer (`model.draft_tokens`), with equal answers, in label sets per second. Which words the
+model chooses is forced, by position, as random weights follow no list; all that it computes stays.
+
+Weights are random but for a few rows, so that every answer begins with the mask token and has
 exactly --new_tokens tokens. The mask encoder has the depth and the attention pattern of the smallest SAM (ViT-B), and a
 small width. Memory is the peak resident size (GPU: allocated) while the queries are answered together. At the end one
 query is answered with `model.embedding_cache`, for a new image and for a cached one. The JSON also has the ratio of CPU
@@ -20,7 +26,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -36,8 +43,9 @@ from data.views import LanguageView
 from model.checkpoints.load import assemble
 from model.embedding_cache import EmbeddingCache, fingerprint
 from model.seg_model import Answer, SegModel
+from model.vlm.base import States
 
-BOS, EOS, MASK, ASK, FIRST_WORD = 1, 2, 3, 4, 5
+BOS, EOS, MASK, ASK, REFUSE, COMMA, FIRST_WORD = 1, 2, 3, 4, 5, 6, 7
 MIB = 2**20
 IMAGE = (480, 640)  # height and width
 TOLERANCE = 0.02  # of mask logits, in float32
@@ -69,6 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = [row[key] for key in ("one_by_one_seconds", "seconds", "speedup", "cpu_speedup")]
         values += [queries / row["seconds"], row["peak_mib"]]
         print(f"{queries:>11}" + "".join(f"{value:>11.2f}" for value in values) + f"{row['masks']:>11}", flush=True)
+    lists: dict[str, Any] = {}
+    titles = ("classes", "tokens", "by token", "drafted", "speed-up", "in CPU s", "sets/s", "passes", "masks")
+    print("".join(f"{title:>11}" for title in titles))
+    for classes in args.classes:
+        lists[str(classes)] = row = compare_lists(model, args, classes)
+        values = [row[key] for key in ("by_token_seconds", "seconds", "speedup", "cpu_speedup", "sets_per_second")]
+        print(f"{classes:>11}{row['tokens']:>11}" + "".join(f"{value:>11.2f}" for value in values), end="")
+        print(f"{row['passes']:>11}{row['masks']:>11}", flush=True)
     cache = measure_cache(model, questions(args, view, 1).to(device, model.dtype), args.new_tokens, args.repeats)
     print(
         f"embedding cache, 1 query: {cache['without_seconds']:.2f} s without, {cache['new_seconds']:.2f} s for a new "
@@ -78,7 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         setup = {key: value for key, value in vars(args).items() if key != "json"}
         setup |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "image_tokens": view.tokens(*IMAGE)}
         args.json.write_text(
-            json.dumps({"setup": setup, "queries_per_picture": table, "embedding_cache": cache}, indent=1) + "\n"
+            json.dumps(
+                {"setup": setup, "queries_per_picture": table, "class_lists": lists, "embedding_cache": cache}, indent=1
+            )
+            + "\n"
         )
     return 0
 
@@ -88,18 +107,8 @@ def compare(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dic
     rows = range(len(batch.ids))
     together = [lambda: answer(model, batch, new_tokens)]
     single = [lambda row=row: answer(model, single_query(batch, row), new_tokens) for row in rows]
-    timings = [(time_calls(together), time_calls(single)) for _ in range(repeats)]
-    fast = min((pair[0] for pair in timings), key=lambda timing: timing.seconds)
-    slow = min((pair[1] for pair in timings), key=lambda timing: timing.seconds)
-    fast_cpu, slow_cpu = (min(timing.cpu_seconds for timing in way) for way in zip(*timings, strict=True))
-    difference = 0.0
-    for row, (one, other) in enumerate(zip(fast.answers, slow.answers, strict=True)):
-        if one.ids != other.ids:
-            raise RuntimeError(f"query {row}: {one.ids} together, {other.ids} alone")
-        if len(one.masks):
-            difference = max(difference, float((one.masks - other.masks).abs().max()))
-    if model.dtype == torch.float32 and difference > TOLERANCE:
-        raise RuntimeError(f"mask logits together and alone differ by {difference:.3g}")
+    (fast, fast_cpu), (slow, slow_cpu) = in_turns(lambda: time_calls(together), lambda: time_calls(single), repeats)
+    difference = largest_difference(model, fast, slow)
     return {
         "speedup": round(slow.seconds / fast.seconds, 3),
         "cpu_speedup": round(slow_cpu / fast_cpu, 3),
@@ -110,6 +119,86 @@ def compare(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dic
         "masks": sum(len(one.masks) for one in fast.answers),
         "largest_logit_difference": difference,
     }
+
+
+def compare_lists(model: SegModel, args: argparse.Namespace, classes: int) -> dict[str, Any]:
+    """A label set token by token and with drafts, in turn; the fastest of each counts. Raises where answers differ."""
+    batch, script = class_list(args, model.vlm.view, classes)
+    batch = batch.to(next(model.parameters()).device, model.dtype)
+    drafts, passes = model.vlm.draft_tokens, 0
+
+    def measure(most: int) -> Timing:
+        nonlocal passes
+        model.vlm.draft_tokens = most
+        with reciting(model, batch.ids.shape[1], script) as seen:
+            timing = time_calls([lambda: answer(model, batch, len(script))])
+        passes = len(seen) if most else passes
+        return timing
+
+    (fast, fast_cpu), (slow, slow_cpu) = in_turns(lambda: measure(drafts), lambda: measure(0), args.repeats)
+    model.vlm.draft_tokens = drafts
+    if fast.answers[0].ids != script:
+        raise RuntimeError(f"{fast.answers[0].ids} was written, not {script}")
+    return {
+        "speedup": round(slow.seconds / fast.seconds, 3),
+        "cpu_speedup": round(slow_cpu / fast_cpu, 3),
+        "seconds": round(fast.seconds, 4),
+        "by_token_seconds": round(slow.seconds, 4),
+        "sets_per_second": round(1 / fast.seconds, 3),
+        "tokens": len(script),
+        "passes": passes,
+        "masks": len(fast.answers[0].masks),
+        "largest_logit_difference": largest_difference(model, fast, slow),
+    }
+
+
+def in_turns(
+    fast: Callable[[], Timing], slow: Callable[[], Timing], repeats: int
+) -> tuple[tuple[Timing, float], tuple[Timing, float]]:
+    """Both ways `repeats` times, each first in every other turn: the fastest timing and fewest CPU seconds of each."""
+    timings: dict[Callable[[], Timing], list[Timing]] = {fast: [], slow: []}
+    for repeat in range(repeats):
+        for way in (fast, slow) if repeat % 2 else (slow, fast):
+            timings[way].append(way())
+    best = [
+        (min(times, key=lambda timing: timing.seconds), min(timing.cpu_seconds for timing in times))
+        for times in timings.values()
+    ]
+    return best[0], best[1]
+
+
+def largest_difference(model: SegModel, fast: Timing, slow: Timing) -> float:
+    """Of mask logits. Raises where ids differ, or logits in float32 by more than TOLERANCE."""
+    difference = 0.0
+    for row, (one, other) in enumerate(zip(fast.answers, slow.answers, strict=True)):
+        if one.ids != other.ids:
+            raise RuntimeError(f"query {row}: {one.ids}, but the plain way {other.ids}")
+        if len(one.masks):
+            difference = max(difference, float((one.masks - other.masks).abs().max()))
+    if model.dtype == torch.float32 and difference > TOLERANCE:
+        raise RuntimeError(f"mask logits differ by {difference:.3g} from those of the plain way")
+    return difference
+
+
+@contextmanager
+def reciting(model: SegModel, prompt: int, script: Sequence[int]) -> Generator[list[int]]:
+    """While it is open, the token after position `prompt` - 1 + n is the n-th of `script`; the states that prompt masks
+    stay those of the model. Gives the number of positions of each pass."""
+    vlm, passes = vlm_of(model), []
+    extend, output = vlm._extend, vlm.language.lm_head.weight
+    words = torch.tensor([*script, MASK], device=output.device)
+
+    def forced(fed: Any, *args: Any) -> States:
+        passes.append(fed.embeds.shape[1])
+        positions = fed.positions if fed.positions.dim() == 2 else fed.positions[0]
+        states = extend(fed, *args)
+        return States(output[words[(positions - prompt + 1).clamp(0, len(script))]], states.read)
+
+    vlm._extend = forced  # ty: ignore[invalid-assignment]
+    try:
+        yield passes
+    finally:
+        del vlm._extend
 
 
 def measure_cache(model: SegModel, batch: Batch, new_tokens: int, repeats: int) -> dict[str, Any]:
@@ -202,6 +291,20 @@ def questions(args: argparse.Namespace, view: LanguageView, queries: int) -> Bat
     )
 
 
+def class_list(args: argparse.Namespace, view: LanguageView, classes: int) -> tuple[Batch, list[int]]:
+    """A question that lists names of one to three tokens, and its answer."""
+    batch = questions(args, view, 1)
+    generator = torch.Generator().manual_seed(args.seed)
+    sizes = torch.randint(1, 4, (classes,), generator=generator).tolist()
+    present = torch.randperm(classes, generator=generator)[: max(1, classes // 15)].tolist()
+    names = [torch.randint(FIRST_WORD, args.vocabulary, (size,), generator=generator).tolist() for size in sizes]
+    listed = [token for name in names for token in (*name, COMMA)]
+    script = [token for at, name in enumerate(names) for token in (*name, MASK if at in present else REFUSE)]
+    ids = torch.cat([batch.ids, torch.tensor([[*listed[:-1], ASK]])], dim=1)
+    real = torch.ones_like(ids, dtype=torch.bool)
+    return replace(batch, ids=ids, labels=torch.full_like(ids, -100), attention=real), script
+
+
 def build_model(args: argparse.Namespace) -> SegModel:
     """A model of these sizes with random weights that writes the mask token after ASK and never ends an answer."""
     model = assemble(architecture(shape_of(args), args.backbone)).eval().requires_grad_(False)
@@ -245,6 +348,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", choices=BACKBONES, default="llava")
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 4, 8, 16], help="queries per image")
+    parser.add_argument("--classes", type=int, nargs="*", default=[20, 80, 150], help="classes of a label set")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--repeats", type=int, default=3, help="measurements; the fastest counts")
     parser.add_argument("--new_tokens", type=int, default=12, help="length of each answer")

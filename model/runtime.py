@@ -13,6 +13,7 @@ class RuntimeOptions:
 
     pack_rows: bool = False  # the dialogues of an image share their common prefix in training
     pack_length: int = 0  # positions up to which images share a sequence; 0: none do
+    draft_tokens: int = 32  # of an answer, drafted and verified in one pass (model/vlm/draft.py); 0: none
     checkpoint_decoder: bool = False  # masks are decoded again in the backward pass, not kept
     full_size_masks: bool = True  # training masks at the size of the image; else as the mask decoder gives them
 
@@ -26,6 +27,7 @@ def training_options(recipe: Recipe, *, pack_rows: bool) -> RuntimeOptions:
     return RuntimeOptions(
         pack_rows=pack_rows,
         pack_length=recipe.model.pack_length,
+        draft_tokens=recipe.model.draft_tokens,
         checkpoint_decoder=recipe.model.decoder_checkpointing and recipe.train.zero_stage != 3,
         full_size_masks=recipe.loss.mask_size == "full",
     )
@@ -33,4 +35,5 @@ def training_options(recipe: Recipe, *, pack_rows: bool) -> RuntimeOptions:
 
 def inference_options(recipe: Recipe, *, pack_rows: bool) -> RuntimeOptions:
     """Of a recipe, for evaluation and chat (teacher forcing packs rows, too)."""
-    return RuntimeOptions(pack_rows=pack_rows, pack_length=recipe.model.pack_length)
+    model = recipe.model
+    return RuntimeOptions(pack_rows=pack_rows, pack_length=model.pack_length, draft_tokens=model.draft_tokens)

@@ -84,6 +84,7 @@ class SegModel(nn.Module):
         """Sets how the model computes: the one place where a recipe's speed and memory switches arrive."""
         self.runtime = runtime
         self.vlm.set_packing(runtime.pack_rows, runtime.pack_length)
+        self.vlm.draft_tokens = runtime.draft_tokens
         self.head.checkpoint_decoder = runtime.checkpoint_decoder
 
     def read_states(self, spec: TokenSpec) -> None:

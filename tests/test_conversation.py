@@ -160,6 +160,7 @@ def test_the_rounds_before_matter(predictors):
 
 def test_a_round_costs_its_own_tokens_and_the_image_is_encoded_once(predictors, monkeypatch):
     model = predictors().assistant.model
+    monkeypatch.setattr(model.vlm, "draft_tokens", 0)
     read, encoded = [], []
     hook = model.vlm.language.model.layers[0].register_forward_pre_hook(
         lambda _, args, kwargs: read.append((args[0] if args else kwargs["hidden_states"]).shape[1]), with_kwargs=True

@@ -114,7 +114,7 @@ def write_eagerly(assistant, batch):
 
     def force(states):
         found = torch.full_like(logits(states), -1.0)
-        found[:, next(steps)] = 1.0
+        found[..., next(steps)] = 1.0
         return found
 
     model.vlm.logits = force

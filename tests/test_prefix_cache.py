@@ -125,10 +125,12 @@ def test_the_shared_beginning_is_read_once_a_picture(model):
     rows = [[*LEAD, 11, 12], [*LEAD, 13], [*LEAD, 11, 14, 15], [*LEAD, 20, 21], [*LEAD, 22]]
     seen = positions_read(model, batch_of(rows, [0, 0, 0, 1, 1]), new=1)
     assert seen == [(2, len(LEAD)), (5, 3)]
+    assert positions_read(model, batch_of(rows[:1], [0]), new=1) == [(1, len(LEAD) + 2)]
     assert positions_read(model, batch_of(rows[:2], [0, 1]), new=1) == [(2, len(LEAD) + 2)]
 
 
-def test_finished_rows_leave_the_batch(model):
+def test_finished_rows_leave_the_batch(model, monkeypatch):
+    monkeypatch.setattr(model.vlm, "draft_tokens", 0)
     batch = many()
     written = [len(answer.ids) for answer in answers(model, batch)]
     widths = [rows for rows, length in positions_read(model, batch, 14) if length == 1]

@@ -19,8 +19,16 @@ from utils.config import Recipe, to_dict
 from utils.renamed import new_name
 
 COMPUTED = (  # fields of `model` that change how it is computed, not what
-    *("precision", "attn_implementation", "pack_rows", "pack_length", "gradient_checkpointing"),
-    *("decoder_checkpointing", "compile", "liger", "load_in_8bit", "allow_missing", "embedding_cache"),
+    *("precision", "attn_implementation", "pack_rows", "pack_length", "draft_tokens"),
+    *(
+        "gradient_checkpointing",
+        "decoder_checkpointing",
+        "compile",
+        "liger",
+        "load_in_8bit",
+        "allow_missing",
+        "embedding_cache",
+    ),
     *("lora.dropout", "model_max_length"),
 )
 PATHS = (  # compared by file content

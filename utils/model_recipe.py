@@ -125,6 +125,9 @@ class ModelConfig:
     pack_length: int = setting(
         0, "with pack_rows: several images share a sequence of up to this many positions; 0: one sequence per image", 0
     )
+    draft_tokens: int = setting(
+        32, "tokens of an answer that are drafted from its question at once and verified in one pass; 0: none", 0
+    )
     use_mm_start_end: bool = setting(
         True, "wrap the image in <im_start> and <im_end> (Qwen and InternVL always have a wrap of their own)"
     )

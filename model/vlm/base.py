@@ -116,6 +116,7 @@ class VisionLanguageModel(nn.Module):
     # Whether a mask alone decides which earlier positions are visible to a token, so that rows can share a sequence or
     # a prefix; not so with linear attention or sliding windows
     packs: bool = True
+    draft_tokens: int = 32  # of an answer, drafted and verified in one pass, at most (model/vlm/draft.py); 0: none
     read_unnormed: bool = False  # mask prompts are read from the states before the final norm (TokenSpec.norm)
 
     @classmethod

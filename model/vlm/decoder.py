@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedConfig
 
 from model.vlm.base import Generated, States, Vision, VisionLanguageModel
+from model.vlm.draft import Writing
 from model.vlm.past import Past
 from model.vlm.prefix_cache import PrefixCache, PrefixSplit, shared_attention, split_prefix
 from model.vlm.prefix_packing import MASKED, Packing, pack
@@ -132,7 +133,7 @@ class DecoderVLM(VisionLanguageModel):
         on_token: Callable[[int], None] | None = None,
     ) -> Generated:
         """Greedy decoding with a KV cache. The common prefix of an image's prompts, above all the image itself, is
-        prefilled once; rows that have finished leave the batch."""
+        prefilled once; rows that have finished leave the batch; drafts let a pass write several tokens."""
         if not bool(attention[:, -1].all()):
             raise ValueError("prompts must be padded on the left: the last position of every row must be a token")
         if (past or on_token) and not bool(attention.all() and len(ids) == 1):
@@ -142,37 +143,60 @@ class DecoderVLM(VisionLanguageModel):
             cache, known = past.resume(ids[0].tolist(), cache)
         token = vision.index(ids, row_image)
         fed = _Stretch(self.embed(ids, vision, token), rotary_positions(attention, vision, token), token)
-        fed, reading = fed.of(slice(None), slice(known, None)), ids[:, known:]
+        fed = fed.of(slice(None), slice(known, None))
         visible = _without_padding(attention, vision, token)
         split, prefix = split_prefix(ids, attention, row_image) if self.packs else None, None
         if split is not None:
             prefix, fed, visible = self._prefill_prefix(split, fed, visible, vision)
-        tokens = ids.new_full((len(ids), max_new_tokens), eos)
+        most = self._most_drafted(len(ids), cache, shared=prefix is not None)
+        prompts = [row[real].tolist() for row, real in zip(ids, attention, strict=True)]
+        answers = [Writing(prompt, max_new_tokens, eos, most) for prompt in prompts]
         states = fed.embeds.new_zeros(len(ids), max_new_tokens, fed.embeds.shape[-1])
-        rows = torch.arange(len(ids), device=ids.device)  # those that are not finished
-        done = torch.zeros_like(rows, dtype=torch.bool)
-        step = 0
-        while step < max_new_tokens and not bool(done.all()):
-            if 2 * int(done.sum()) >= len(rows):  # dropping rows copies the cache: worth it for half of them
-                running = (~done).nonzero()[:, 0]
-                cache.batch_select_indices(running)
-                prefix = None if prefix is None else prefix[running]
-                rows, done, fed, visible = rows[running], done[running], fed.of(running), visible[running]
-            state = self._extend(fed, visible, vision, cache, prefix).map(lambda states: states[:, -1])
+        rows = list(range(len(ids)))  # those in the batch, of which some may have finished
+        width = 1  # at the end of what is fed, positions that may write: the last token, then what is drafted after it
+        while running := [at for at, row in enumerate(rows) if not answers[row].done]:
+            if 2 * len(running) <= len(rows):  # dropping rows copies the cache: worth it for half of them
+                kept = torch.tensor(running, device=ids.device)
+                cache.batch_select_indices(kept)
+                prefix = None if prefix is None else prefix[kept]
+                rows, fed, visible = [rows[at] for at in running], fed.of(kept), visible[kept]
+            state = self._extend(fed, visible, vision, cache, prefix).map(lambda states: states[:, -width:])  # noqa: B023
+            chosen = self.logits(state.final).argmax(-1).tolist()
+            written = [answers[row].write(tokens) for row, tokens in zip(rows, chosen, strict=True)]
+            for at, (row, new) in enumerate(zip(rows, written, strict=True)):
+                # the state that predicts a token is that of the position before it: no second pass is needed to read
+                # mask prompts, and where a draft was right it is the state of writing token by token
+                end = len(answers[row].ids)
+                states[row, end - len(new) : end] = state.read[at, : len(new)]
+            right = torch.tensor([max(1, len(new)) for new in written], device=ids.device)
+            wrong = width - int(right.max())
+            if wrong:
+                cache.crop(-wrong)
             if past is not None:
-                past.ids += reading[0].tolist()
-            new = self.logits(state.final).argmax(-1).masked_fill(done, eos)
-            # the state that predicts token k is the state of step k: no second pass is needed to read mask prompts
-            states[rows, step], tokens[rows, step] = state.read, new
-            done = done | (new == eos)
+                past.ids = prompts[0] + answers[0].ids[:-1]
             if on_token is not None:
-                on_token(int(new[0]))
-            reading = new[:, None]
-            embeds = self.language.get_input_embeddings()(reading)
-            fed = _Stretch(embeds, fed.positions[..., -1:] + 1, torch.full_like(reading, -1))
-            visible = torch.cat([visible, visible.new_ones(len(rows), 1)], dim=1)
-            step += 1
-        return Generated([_until(row, eos) for row in tokens[:, :step].tolist()], states[:, :step])
+                for token in written[0]:
+                    on_token(token)
+            # the next pass: where only some rows were right, the others keep keys that they do not see
+            visible = torch.cat([visible[:, :-width], _first(right, width - wrong)], dim=1)
+            start = fed.positions[..., -width] + right
+            reading = [answers[row].reading for row in rows]
+            width = max(map(len, reading))
+            tokens = torch.tensor([row + [0] * (width - len(row)) for row in reading], device=ids.device)
+            fed = _Stretch(
+                self.language.get_input_embeddings()(tokens),
+                start[..., None] + torch.arange(width, device=ids.device),
+                torch.full_like(tokens, -1),
+            )
+            lengths = torch.tensor([len(row) for row in reading], device=ids.device)
+            visible = torch.cat([visible, _first(lengths, width)], dim=1)
+        longest = max(len(answer.ids) for answer in answers)
+        return Generated([answer.ids for answer in answers], states[:, :longest])
+
+    def _most_drafted(self, rows: int, cache: DynamicCache, *, shared: bool) -> int:
+        """Drafts need keys that can be dropped again, and where rows differ in how many, a mask."""
+        masked = shared or rows == 1 or self.attention_implementation in MASKED
+        return self.draft_tokens if masked and cache.is_croppable else 0
 
     def _prefill_prefix(
         self, split: PrefixSplit, fed: _Stretch, visible: Tensor, vision: Vision
@@ -266,5 +290,6 @@ def _without_padding(attention: Tensor, vision: Vision, token: Tensor) -> Tensor
     return attention & (vision.attention[token.clamp(min=0)] | (token < 0))
 
 
-def _until(row: list[int], eos: int) -> list[int]:
-    return row[: row.index(eos) + 1] if eos in row else row
+def _first(lengths: Tensor, width: int) -> Tensor:
+    """(R,) -> (R, width) bool: the first positions of each row."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None]
