@@ -19,7 +19,6 @@ from model.checkpoints.files import read_tensors
 from model.checkpoints.hub import fetch
 from model.checkpoints.load import build_model, load_folder, views_for
 from model.finetune.quantize import quantize
-from model.finetune.trainable import load_merged, prepare_training
 from model.runtime import inference_options, training_options
 from model.seg_model import SegModel
 from model.vlm.prefix_packing import can_pack
@@ -65,6 +64,8 @@ def build(recipe: Recipe, device: torch.device | str | None = None, trainable: b
         raise ValueError("model.embedding_cache: under train.zero_stage=3 all processes must encode together; use 2")
     system, tokenizer, model = _parts(recipe)
     if trainable:
+        from model.finetune.trainable import prepare_training  # of no use where a merged folder answers
+
         prepare_training(model, recipe.model, seed=recipe.train.seed)
     else:
         model.requires_grad_(False).eval()
@@ -114,6 +115,8 @@ def _load_run(folder: Path, recipe: Recipe, device: torch.device, checkpoint: st
 
     Layers are quantized last: merging into 4-bit weights would round the adapters away.
     """
+    from model.finetune.trainable import load_merged
+
     file = find_checkpoint(folder, checkpoint) / WEIGHTS
     system, tokenizer, model = _parts(recipe)
     try:

@@ -53,7 +53,7 @@ def messages(monkeypatch) -> Iterator[list[str]]:
 @pytest.mark.parametrize(
     ("field", "value", "nearest", "choices"),
     [
-        ("model.precision", "fp8", None, "bf16, fp16, fp32"),
+        ("model.precision", "fp8", None, "auto, bf16, fp16, fp32"),
         ("model.attn_implementation", "flash", None, "auto, eager, flash_attention_2, sdpa"),
         ("model.tokenization", "transformers-4.30", "transformers-4.31", "transformers-4.31, transformers-4.44"),
         ("model.train_vocabulary", "new", None, "full, new_tokens"),

@@ -22,7 +22,7 @@ from toy.base.publish import LLAVA_FOLDER, SAM_FILE, save_sam
 from toy.base.rows import IGNORED, RowBuilder
 from toy.base.sam import SamStage, binary_iou
 from toy.base.sizes import MAX_BYTES, SCENE_SIDE
-from toy.base.trainer import StagePlan, learning_rate, train_stage
+from toy.base.trainer import StagePlan, compute_dtype, learning_rate, train_stage
 from toy.base.turns import MENU, present
 from toy.base.vocabulary import IMAGE_PATCH, SYSTEM, added_ids, load_vocabulary
 from toy.world.scene import CLASSES, COLORS, make_scene, scene_seed
@@ -196,9 +196,11 @@ def test_a_stage_resumes_from_its_checkpoint(tmp_path, monkeypatch):
 
         plan = StagePlan("probe", seconds, 1e-3, tmp_path, resume)
         model = nn.Linear(2, 1)
-        train_stage(
-            plan, model, batches, lambda m, b: (m(b["x"].bfloat16()).float().mean(), {}), lambda m: {}, lambda m: None
-        )
+
+        def objective(model, batch):
+            return model(batch["x"].to(compute_dtype())).float().mean(), {}
+
+        train_stage(plan, model, batches, objective, lambda m: {}, lambda m: None)
         return torch.load(tmp_path / "probe.pt", weights_only=True)["step"]
 
     first = run(5, False)

@@ -160,7 +160,7 @@ def test_a_run_stops_where_validation_is_no_better(world, capsys):
     train_ds.main(two)  # the same command again
     assert len(train_log(run)) == 3 and said in capsys.readouterr().out
     train_ds.main([*line, "--set", "train.patience=3"])
-    assert len(train_log(run)) == 4  # the count goes on
+    assert len(train_log(run)) == 4  # and counted from there
     state = run / "checkpoints" / "step_4" / "state.json"
     values = json.loads(state.read_text())
     assert values.pop("no_better") == 3
