@@ -40,6 +40,9 @@ class Family:
     pixels: int = 0  # that may differ per mask
 
 
+# Of values up to 6. The record lies up to 8e-6 from float64, and this machine's fp32 adds its own rounding: kernels, and so
+# sums in another order, are chosen by the CPU.
+FEATURES = 2e-5
 SA2VA = Family([8, 4, 16, 8], 1024, {"resize": "two_step", "resample": "pil_bicubic"}, 3e-4)
 UNIPIXEL = Family([8, 4, 14, 7], 768, {"reject": "object"}, 1e-4, 2)
 
@@ -97,10 +100,10 @@ def test_every_weight_of_the_image_side_is_read_and_the_memory_reported(case):
 def test_features(case):
     for index, levels in enumerate(case.levels):
         for level, ours in enumerate(levels):
-            check(ours[0], case.record[f"sam{index}_feature{level}"], 5e-6)
+            check(ours[0], case.record[f"sam{index}_feature{level}"], FEATURES)
         with_memory = case.record.get(f"sam{index}_feature2_no_mem")
         if with_memory is not None:  # of Sa2VA
-            check((levels[2] + case.head.no_memory_embedding.view(1, -1, 1, 1))[0], with_memory, 5e-6)
+            check((levels[2] + case.head.no_memory_embedding.view(1, -1, 1, 1))[0], with_memory, FEATURES)
 
 
 @torch.no_grad()
