@@ -40,8 +40,8 @@ class Family:
     pixels: int = 0  # that may differ per mask
 
 
-# Of values up to 6. The record lies up to 8e-6 from float64, and this machine's fp32 adds its own rounding: kernels, and so
-# sums in another order, are chosen by the CPU.
+# Of values up to 6. The record lies up to 8e-6 from float64, and fp32 here adds its own rounding: the CPU chooses the
+# kernels, and with them the order of sums.
 FEATURES = 2e-5
 SA2VA = Family([8, 4, 16, 8], 1024, {"resize": "two_step", "resample": "pil_bicubic"}, 3e-4)
 UNIPIXEL = Family([8, 4, 14, 7], 768, {"reject": "object"}, 1e-4, 2)
