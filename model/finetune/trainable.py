@@ -176,11 +176,8 @@ def trainable_state(model: SegModel) -> dict[str, Tensor]:
 
 def load_trainable(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
     """Puts a checkpoint's tensors into a model prepared by the same recipe; other names or shapes raise."""
-    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    _check_tensors({name: tuple(parameter.shape) for name, parameter in own.items()}, tensors)
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
+    _check_tensors(_shapes(model), tensors)
+    _copy(model, tensors)
 
 
 def load_merged(model: SegModel, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
@@ -190,8 +187,7 @@ def load_merged(model: SegModel, tensors: Mapping[str, Tensor], config: ModelCon
     What `load_trainable` and `merge_lora` do on a model with adapters, without making them.
     """
     mark_trainable(model, config)
-    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
+    shapes = _shapes(model)
     adapters = [*_language_adapters(model, config.lora), *_head_adapters(model, config.head_options)]
     adapted = {linear: adapter.config for adapter in adapters for linear in adapter.linears()}
     linears = [(name, layer, adapted[layer]) for name, layer in model.named_modules() if layer in adapted]
@@ -199,12 +195,22 @@ def load_merged(model: SegModel, tensors: Mapping[str, Tensor], config: ModelCon
         shapes |= {name + A: (lora.r, linear.in_features), name + B: (linear.out_features, lora.r)}
     tensors = {name.replace(BASE, "."): tensor for name, tensor in tensors.items()}
     _check_tensors(shapes, tensors)
+    _copy(model, tensors)
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(tensors[name])
         for name, linear, lora in linears:
             linear.weight += change(tensors[name + A], tensors[name + B], lora.alpha)
     merge_rows(model.vlm.language)
+
+
+def _shapes(model: SegModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@torch.no_grad()
+def _copy(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weight.copy_(tensors[name])
 
 
 def _check_tensors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
