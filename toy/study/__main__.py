@@ -1,13 +1,15 @@
-"""Five papers in miniature: trains every system from the same toy base with the same budget and compares them.
+"""Five papers in miniature: trains every system from the same toy base until it has learned and compares them.
 
     python -m toy.study                                   # everything, into runs/miniature
     python -m toy.study runs/miniature --only lisa gsva   # two rows; the others can follow later
     python -m toy.study runs/miniature --write_doc        # only rewrite docs/miniature.md from the results in OUT
 
-Every row of the tables (a system, or LaSagnA without one of its strategies) has a folder OUT/<row>: train/ (the run
-folder), one folder of answers per part of the evaluation, exam.json (its figures), log.txt. Finished stages are not
-repeated, interrupted ones resume. Writes OUT/results.json, OUT/table.md and OUT/*.png; --write_doc also updates
-docs/miniature.md and its images.
+Every row of the tables (a system, or LaSagnA without one of its strategies) has a folder per seed, OUT/<row>/seed<n>:
+train/ (the run folder), one folder of answers per part of the evaluation, exam.json (its figures), log.txt. Systems are
+trained with every seed, ablations with the first. A training ends after --steps, or before, when --patience validations
+in a row were no better than the best before them. Finished stages are not repeated, interrupted ones resume. Writes
+OUT/results.json, OUT/table.md and OUT/*.png; --write_doc also updates docs/miniature.md, its images and
+docs/miniature.json, from which it takes rows that OUT lacks, where they were made with the same settings.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toy.study.rows import ABLATION, ROWS, SYSTEM, Row
+from toy.study.rows import ABLATION, ROWS, SYSTEM, Trial, trials
 from utils.files import write_atomically
 from utils.run_log import read_log
 
@@ -37,10 +39,11 @@ LAYOUTS = (
     *("refzom", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog", "muse", "reason_seg"),
     *("llava_instruct", "paco_lvis", "pascal_part", "openimage"),
 )
-SETTINGS = ("steps", "batch_size", "images", "most")  # flags that all rows of a folder share
+SETTINGS = ("steps", "patience", "batch_size", "images", "most")  # flags that all rows of a folder share
 VAL_IMAGES = 60  # per benchmark; the evaluation uses this many or fewer
 REPORT_SECONDS = 30  # between two lines of progress
 SAVE_STEPS = 40  # steps between two checkpoints: what an interruption costs at most
+CHECK_STEPS, CHECK_IMAGES = 100, 24  # steps between two validations of --patience, images of each
 WAITING, TRAINING, EVALUATING, DONE, FAILED = "waiting", "training", "evaluating", "done", "failed"  # stages of a row
 
 
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed: list[str] = []
         if not args.write_doc:
             render_world(args)
-            failed = RowRunner(args).run(rows)
+            failed = TrialRunner(args).run(trials(rows, args.seeds))
             measure_speed(args)
         write_results(args)
     for name in failed:
@@ -69,10 +72,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs/miniature"), help="default: runs/miniature")
     parser.add_argument("--only", nargs="+", default=[row.name for row in ROWS], metavar="ROW", help="only these rows")
-    parser.add_argument("--steps", type=int, default=320, help="training steps of each row (default 320)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="SEED", help="default: 0 1")
+    parser.add_argument("--steps", type=int, default=1600, help="training steps of each row at most (default 1600)")
+    parser.add_argument(
+        "--patience",
+        type=int,
+        default=4,
+        help=f"stop after so many validations without a better one, one every {CHECK_STEPS} steps; 0: train all steps "
+        "(default 4)",
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="images per step (default 8)")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="rows at the same time (default: number of cores)"
+        "--jobs", type=int, default=os.cpu_count(), help="trainings at the same time (default: number of cores)"
     )
     parser.add_argument("--images", type=int, default=6000, help="training images of the toy world (default 6000)")
     parser.add_argument("--most", type=int, default=0, help="upper limit of images per benchmark (default 0: none)")
@@ -83,8 +94,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if unknown := set(args.only) - {row.name for row in ROWS}:
         parser.error(f"no row {', '.join(sorted(unknown))}; {epilog}")
-    if min(args.steps, args.batch_size, args.jobs, args.images) < 1 or args.most < 0:
-        parser.error("--steps, --batch_size, --jobs and --images must be 1 or more, --most not negative")
+    if min(args.steps, args.batch_size, args.jobs, args.images) < 1 or min(args.most, args.patience) < 0:
+        parser.error("--steps, --batch_size, --jobs and --images must be 1 or more, --most and --patience not negative")
     return args
 
 
@@ -124,66 +135,76 @@ def render_world(args: argparse.Namespace) -> None:
 
 
 @dataclass
-class RowRunner:
-    """Trains and evaluates rows, several at a time, each on one core; a row that fails does not stop the others."""
+class TrialRunner:
+    """Trains and evaluates trials, several at a time, each on one core; one that fails does not stop the others."""
 
     args: argparse.Namespace
-    stages: dict[str, str] = field(default_factory=dict)  # row -> stage
+    stages: dict[str, str] = field(default_factory=dict)  # trial -> stage
 
-    def run(self, rows: Sequence[Row]) -> list[str]:
-        """The names of the rows that failed."""
-        self.stages = {row.name: DONE if self._exam_file(row).is_file() else WAITING for row in rows}
+    def run(self, trials: Sequence[Trial]) -> list[str]:
+        """The names of the trials that failed."""
+        self.stages = {trial.name: DONE if self._exam_file(trial).is_file() else WAITING for trial in trials}
         finished = threading.Event()
         reporter = threading.Thread(target=self._report, args=(finished,), daemon=True)
         reporter.start()
         with ThreadPoolExecutor(self.args.jobs) as pool:
-            list(pool.map(self._row, (row for row in rows if self.stages[row.name] == WAITING)))
+            list(pool.map(self._trial, (trial for trial in trials if self.stages[trial.name] == WAITING)))
         finished.set()
         reporter.join()
         return [name for name, stage in self.stages.items() if stage == FAILED]
 
-    def _row(self, row: Row) -> None:
-        folder = self.args.out / row.name
-        folder.mkdir(exist_ok=True)
+    def _trial(self, trial: Trial) -> None:
+        folder = self.args.out / trial.name
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            for stage, command in ((TRAINING, self._training(row)), (EVALUATING, self._evaluation(row))):
-                self.stages[row.name] = stage
+            for stage, command in ((TRAINING, self._training(trial)), (EVALUATING, self._evaluation(trial))):
+                self.stages[trial.name] = stage
                 run_program(command, folder / "log.txt", {"OMP_NUM_THREADS": "1"})
-            self.stages[row.name] = DONE
+            self.stages[trial.name] = DONE
         except subprocess.CalledProcessError:
-            self.stages[row.name] = FAILED
+            self.stages[trial.name] = FAILED
 
-    def _training(self, row: Row) -> list[Any]:
+    def _training(self, trial: Trial) -> list[Any]:
         """The command that trains a row; train_ds.py resumes by itself from the last checkpoint."""
+        suite, figure = trial.row.judged
         settings = {
-            "train.epochs": 1,
-            "train.steps_per_epoch": self.args.steps,
+            "train.steps": self.args.steps,
+            "train.seed": trial.seed,
             "train.batch_size": self.args.batch_size,
+            "train.patience": self.args.patience,
             "train.save_steps": SAVE_STEPS,
             "train.keep_checkpoints": 1,
             "train.time_limit_minutes": 0,
-            "eval.validate": "false",
+            "eval.validate": str(self.args.patience > 0).lower(),
+            "eval.every_steps": CHECK_STEPS,
+            "eval.suites": f"['{suite}']",
+            "eval.best_by": figure,
+            "eval.protocol": "generate",
+            "eval.limit": CHECK_IMAGES,
+            "eval.batch_size": 4,
+            "eval.max_new_tokens": 160,
             "run.tensorboard": "false",
+            "model.embedding_cache.folder": self.args.out / "embeddings",  # of images that other rows have, too
         }
-        changes = [*(f"{name}={value}" for name, value in settings.items()), *row.changes]
-        flags = ["--dataset_dir", self.args.out / "dataset", "--log_base_dir", self.args.out / row.name]
+        changes = [*(f"{name}={value}" for name, value in settings.items()), *trial.row.changes]
+        flags = ["--dataset_dir", self.args.out / "dataset", "--log_base_dir", self.args.out / trial.name]
         flags += ["--exp_name", "train"]
         flags += [part for change in changes for part in ("--set", change)]
-        return [ROOT / "train_ds.py", "--config", row.config, *flags]
+        return [ROOT / "train_ds.py", "--config", trial.row.config, *flags]
 
-    def _evaluation(self, row: Row) -> list[Any]:
+    def _evaluation(self, trial: Trial) -> list[Any]:
         """The command that evaluates a row; ablations answer class lists only."""
-        flags = ["--run", self.args.out / row.name / "train", "--dataset_dir", self.args.out / "dataset"]
-        flags += ["--out", self.args.out / row.name, "--most", self.args.most]
-        if row.kind == ABLATION:
+        flags = ["--run", self.args.out / trial.name / "train", "--dataset_dir", self.args.out / "dataset"]
+        flags += ["--out", self.args.out / trial.name, "--most", self.args.most]
+        if trial.row.kind == ABLATION:
             flags.append("--lists_only")
         return ["-m", "toy.study.exam", *flags]
 
-    def _exam_file(self, row: Row) -> Path:
-        return self.args.out / row.name / "exam.json"
+    def _exam_file(self, trial: Trial) -> Path:
+        return self.args.out / trial.name / "exam.json"
 
     def _report(self, finished: threading.Event) -> None:
-        """Print the stage of every row from time to time."""
+        """Print the stage of every trial from time to time."""
         started = time.monotonic()
         while not finished.wait(REPORT_SECONDS):
             stages = ", ".join(f"{name} {self._stage(name)}" for name in self.stages)
@@ -198,8 +219,8 @@ class RowRunner:
 
 
 def measure_speed(args: argparse.Namespace) -> None:
-    """Time all finished systems together, while no row is running; again when further systems have finished."""
-    runs = {row.name: args.out / row.name / "train" for row in finished_rows(args.out) if row.kind == SYSTEM}
+    """Time all finished systems together, while none is trained; again when further ones have finished."""
+    runs = {trial.name: args.out / trial.name / "train" for trial in finished(args) if trial.row.kind == SYSTEM}
     file = args.out / "speed.json"
     if not runs or (file.is_file() and json.loads(file.read_text(encoding="utf-8")).keys() == runs.keys()):
         return
@@ -209,24 +230,24 @@ def measure_speed(args: argparse.Namespace) -> None:
     run_program(["-m", "toy.study.speed", *flags], args.out / "speed.log", {"OMP_NUM_THREADS": "1"})
 
 
-def finished_rows(out: Path) -> list[Row]:
-    return [row for row in ROWS if (out / row.name / "exam.json").is_file()]
+def finished(args: argparse.Namespace) -> list[Trial]:
+    return [trial for trial in trials(ROWS, args.seeds) if (args.out / trial.name / "exam.json").is_file()]
 
 
 def write_results(args: argparse.Namespace) -> None:
     """Table, plots and answer sheet of the finished rows; with --write_doc also the page, whose prose stays."""
-    rows = finished_rows(args.out)
-    if not rows:
+    done = finished(args)
+    if not done:
         return
     from toy.study import page, plots, sheet  # takes seconds, and `--help` does without
 
-    results = page.collect_results(args.out, rows)
+    results = page.collect_results(args.out, done)
+    if args.write_doc:
+        results = page.with_earlier(results, args.doc.with_suffix(".json"))
     write_atomically(args.out / "results.json", json.dumps(results, indent=1) + "\n")
     (args.out / "table.md").write_text(page.all_tables(results), encoding="utf-8")
-    figures = [
-        *plots.write_plots(results, args.out),
-        *sheet.write_answer_sheet(args.out, [row for row in rows if row.kind == SYSTEM]),
-    ]
+    first = [trial for trial in done if trial.row.kind == SYSTEM and trial.seed == args.seeds[0]]
+    figures = [*plots.write_plots(results, args.out), *sheet.write_answer_sheet(args.out, first)]
     print(page.all_tables(results))
     if args.write_doc:
         page.update_page(args.doc, results, figures)

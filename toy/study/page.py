@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toy.study.rows import ABLATION, SYSTEM, Row
+from toy.study.rows import ABLATION, ROWS, SYSTEM, Trial
+from utils.files import write_atomically
 from utils.run_log import read_log
 
 BEGIN, END = "<!-- measured: begin (scripts/miniature.py --write_doc) -->", "<!-- measured: end -->"
@@ -25,16 +27,24 @@ class Column:
     suite: str
     metric: str
 
+    def values(self, row: dict[str, Any]) -> list[float]:
+        """The figure of every seed."""
+        found = (self._of(trial) for trial in row["trials"])
+        return [value for value in found if value is not None]
+
     def value(self, row: dict[str, Any]) -> float | None:
-        if self.part == SPEED:
-            return row["speed"].get(self.metric)
-        return row["exam"].get(self.part, {}).get(self.suite, {}).get(self.metric)
+        """The mean over the seeds; None where there is none."""
+        values = self.values(row)
+        return statistics.mean(values) if values else None
 
     def cell(self, row: dict[str, Any]) -> str:
-        value = self.value(row)
-        if value is None:
-            return "-"
-        return f"{value:.0f}" if self.part == SPEED else f"{value:.2f}"
+        """The figures of all seeds, in their order."""
+        return " / ".join(f"{value:.0f}" if self.part == SPEED else f"{value:.2f}" for value in self.values(row)) or "-"
+
+    def _of(self, trial: dict[str, Any]) -> float | None:
+        if self.part == SPEED:
+            return trial["speed"].get(self.metric)
+        return trial["exam"].get(self.part, {}).get(self.suite, {}).get(self.metric)
 
 
 ADE, REFER, GREFER = "ade20k|val", "refcoco|unc|val", "grefcoco|unc|val"
@@ -64,23 +74,34 @@ LIST_FIGURES = (
 METRICS = {"See": ("See", "Segment"), "N-acc": ("gIoU", "N-acc", "T-acc"), "mIoU": ("mIoU",), "Pr@0.5": ("cIoU",)}
 
 
-def collect_results(out: Path, rows: Sequence[Row]) -> dict[str, Any]:
-    """All results of the finished rows: {"settings", "rows": name -> title, kind, exam, training, speed}."""
+def collect_results(out: Path, done: Sequence[Trial]) -> dict[str, Any]:
+    """All results of finished trials: {"settings", "rows": name -> {"title", "kind", "trials": one per seed}}."""
     speed_file = out / "speed.json"
     speed = read_json(speed_file) if speed_file.is_file() else {}
-    return {
-        "settings": read_json(out / "settings.json"),
-        "rows": {
-            row.name: {
-                "title": row.title,
-                "kind": row.kind,
-                "exam": read_json(out / row.name / "exam.json"),
-                "training": training_curves(out / row.name / "train"),
-                "speed": speed.get(row.name, {}),
+    rows: dict[str, Any] = {}
+    for trial in done:
+        row = rows.setdefault(trial.row.name, {"title": trial.row.title, "kind": trial.row.kind, "trials": []})
+        row["trials"].append(
+            {
+                "seed": trial.seed,
+                "exam": read_json(out / trial.name / "exam.json"),
+                "training": training_curves(out / trial.name / "train"),
+                "speed": speed.get(trial.name, {}),
             }
-            for row in rows
-        },
-    }
+        )
+    return {"settings": read_json(out / "settings.json"), "rows": in_order(rows)}
+
+
+def with_earlier(results: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The results and those rows of `file` that they lack, where both were made with the same settings."""
+    earlier = read_json(file) if file.is_file() else results
+    if earlier["settings"] != results["settings"]:
+        return results
+    return {**results, "rows": in_order({**earlier["rows"], **results["rows"]})}
+
+
+def in_order(rows: dict[str, Any]) -> dict[str, Any]:
+    return {row.name: rows[row.name] for row in ROWS if row.name in rows}
 
 
 def training_curves(run: Path) -> dict[str, Any]:
@@ -97,7 +118,9 @@ def all_tables(results: dict[str, Any]) -> str:
     rows = results["rows"]
     systems = {name: row for name, row in rows.items() if row["kind"] == SYSTEM}
     ablation = {name: row for name, row in rows.items() if row["kind"] == ABLATION}
+    steps = ", ".join(f"{row['title']} {trained_steps(row)}" for row in rows.values())
     parts = [
+        f"Steps trained: {steps}.",
         "### Every system on everything",
         markdown_table(systems, MAIN),
         "### Class lists",
@@ -110,11 +133,17 @@ def all_tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def trained_steps(row: dict[str, Any]) -> str:
+    return " / ".join(str(trial["training"]["step"][-1]) for trial in row["trials"])
+
+
 def other_columns(systems: dict[str, dict[str, Any]]) -> list[Column]:
     """Columns for the benchmarks that are not in the main table."""
     in_main = {(column.part, column.suite) for column in MAIN}
-    columns = []
-    for suite, figures in next(iter(systems.values()), {"exam": {}})["exam"].get("own", {}).items():
+    if not systems:
+        return []
+    (first, *_), columns = next(iter(systems.values()))["trials"], []
+    for suite, figures in first["exam"].get("own", {}).items():
         if ("own", suite) in in_main:
             continue
         metrics = next((names for first, names in METRICS.items() if first in figures), ("gIoU",))
@@ -161,6 +190,7 @@ def update_page(page: Path, results: dict[str, Any], figures: Sequence[Path]) ->
     if not (begin and end):
         raise SystemExit(f"{page} lacks the lines {BEGIN} and {END}: put them where the tables should be")
     page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page.with_suffix(".json"), json.dumps(results) + "\n")
     names = [f"miniature_{figure.name}" for figure in figures]
     for figure, name in zip(figures, names, strict=True):
         shutil.copy(figure, page.parent / name)

@@ -96,8 +96,10 @@ def losses(rows: Rows, colours: dict[str, str]) -> plt.Figure:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for ax, (name, title) in zip(axes, {"ce": "text", "bce": "mask BCE", "dice": "mask dice"}.items(), strict=True):
         for key, row in rows.items():
-            steps, values = row["training"]["step"], row["training"][name]
-            ax.plot(smooth(steps), smooth(values), color=colours[key], label=row["title"])
+            for number, trial in enumerate(row["trials"]):
+                steps, values = trial["training"]["step"], trial["training"][name]
+                label = None if number else row["title"]
+                ax.plot(smooth(steps), smooth(values), color=colours[key], label=label)
         ax.set_title(title)
         ax.set_xlabel("step")
         ax.grid(alpha=0.3)

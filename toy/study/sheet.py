@@ -17,7 +17,7 @@ from evaluation.report.draw import Layer, with_legend, wrap_text
 from evaluation.report.panels import replay
 from evaluation.suites import find_suites
 from toy.study.exam_parts import CLASSES
-from toy.study.rows import Row
+from toy.study.rows import Trial
 
 SIDE, LINE, MARGIN = 190, 15, 5  # pixels: width of a cell, height of a line, margin
 MAX_LINES = 7  # of text per cell
@@ -50,18 +50,18 @@ SHEET = (
 )
 
 
-def write_answer_sheet(out: Path, rows: Sequence[Row]) -> list[Path]:
+def write_answer_sheet(out: Path, trials: Sequence[Trial]) -> list[Path]:
     """Write answers.png into `out`: a column for the truth and one per system, a row per question that all answered."""
     strips = []
     for sheet_row in SHEET:
-        found = {row.name: find_prediction(out / row.name, sheet_row) for row in rows}
+        found = {trial.row.title: find_prediction(out / trial.name, sheet_row) for trial in trials}
         lines = {name: line for name, line in found.items() if line is not None}
         if not lines or len(lines) < len(found):
             continue
         record = open_record(out / "dataset", sheet_row, next(iter(lines.values()))["index"])
         answers = {name: select_answers(line, record, sheet_row) for name, line in lines.items()}
         if all(answers.values()):
-            strips.append(render_row(record, sheet_row, rows, answers))
+            strips.append(render_row(record, sheet_row, answers))
     if not strips:
         return []
     file = out / "answers.png"
@@ -97,23 +97,19 @@ def select_answers(line: Prediction, record: Record, sheet_row: SheetRow) -> lis
     return []
 
 
-def render_row(
-    record: Record, sheet_row: SheetRow, rows: Sequence[Row], answers: dict[str, list[Answer]]
-) -> np.ndarray:
-    """One row of the sheet."""
+def render_row(record: Record, sheet_row: SheetRow, answers: dict[str, list[Answer]]) -> np.ndarray:
+    """One row of the sheet; answers: title of a system -> its answers."""
     panels = {name: replay(record, mine) for name, mine in answers.items()}
     first = next(iter(panels.values()))
-    first_answers = answers[rows[0].name]
+    first_answers = next(iter(answers.values()))
     if sheet_row.number is None:
         words = ", ".join(dict.fromkeys(name for answer in first_answers for name in answer["asked"]))
     else:
         words = first_answers[0]["question"].partition("\n")[2]  # after the line of the image token
     cells = [render_cell(first.image, first.true, f"{sheet_row.title}: {words.strip()}", "truth")]
-    for row in rows:
-        words = " | ".join(answer["text"] for answer in masks_first(answers[row.name]))
-        cells.append(
-            render_cell(first.image, panels[row.name].predicted, f"({panels[row.name].note}) {words}", row.title)
-        )
+    for title, mine in answers.items():
+        words = " | ".join(answer["text"] for answer in masks_first(mine))
+        cells.append(render_cell(first.image, panels[title].predicted, f"({panels[title].note}) {words}", title))
     height = max(len(part) for part in cells)
     room = [((0, height - len(part)), (0, 0), (0, 0)) for part in cells]
     padded = [np.pad(part, width, constant_values=255) for part, width in zip(cells, room, strict=True)]
