@@ -20,7 +20,8 @@ from systems.targets import ABSENT, REASONING, label_set, random_name, sample_it
 from systems.wording import Wording, about_image, fill_template, load_wording, merge_text, pattern_before_mask
 
 TOKENS = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
-LIST_PROMPT = " What are {list}in this image? Please output segmentation masks."  # published, blanks and all
+LIST_PROMPT = " What are {list} in this image? Please output segmentation masks."
+RELEASED_LIST_PROMPT = LIST_PROMPT.replace("{list} in", "{list}in")  # published, blanks and all
 LIST_START = "Sure,"  # of the reference answer, which has no blank after it
 LIST_PART = "{phrase}:{mask}"
 SEPARATORS = {"classes": ","}  # between the parts of an answer, by kind of record; as published
@@ -33,6 +34,9 @@ class Options:
     num_classes_per_sample: int = 3  # phrases or classes in a question; reasoning: dialogues per image
     all_absent: str = "skip"  # a question whose phrases are all absent: skip (published: never trained on) | train
     phrases_per_query: int = 0  # evaluation: phrases in one question; 0: all of the image's, as published
+    # Evaluation: a blank after the phrases. Published without, which makes the last word another one ("skyin"): a large
+    # language model reads it, a small one whose words are whole pieces does not.
+    blank_after_list: bool = False
     empty_mask: str = "error"  # a mask without a pixel of what is there: error | refuse (published: as if absent)
     explanatory: float = 0.1  # share of explained images answered in text only; below 0: no explanations
     wording: str = "gsva"  # training templates: a name in systems/wording or a YAML path
@@ -51,7 +55,8 @@ def gsva(**values: Any) -> System:
     if len(wording.lists["start"]) != len(wording.lists["part"]):
         raise ValueError(f"wording {options.wording}: start and part belong together, they must be equally many")
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
-    task = GsvaTask(single, PhraseList(options, wording))
+    prompt = LIST_PROMPT if options.blank_after_list else RELEASED_LIST_PROMPT
+    task = GsvaTask(single, PhraseList(options, wording, prompt))
     released = Released(
         architectures=("LisaGSVAForCausalLM",),
         tokenization=KEEP,
@@ -85,7 +90,7 @@ class PhraseList:
 
     options: Options
     wording: Wording
-    prompt: str = LIST_PROMPT
+    prompt: str = RELEASED_LIST_PROMPT
     start: str = LIST_START
     part: str = LIST_PART
 

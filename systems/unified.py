@@ -25,7 +25,6 @@ TOKENS = TokenSpec(("[SEG]", "[REJ]", "<semantic>", "<cat_start>", "<cat_end>"),
 CLASSES = lasagna.Format(
     TOKENS, separator="", questions="classes", prompt="<semantic>Segment this image.<cat_start> {list} <cat_end>"
 )
-LIST_PROMPT = " What are {list} in this image? Please output segmentation masks."
 SEVERAL_PROMPT = "{} Please name each one and output segmentation masks."
 EXPLAINED = 0.5  # share of the images with explanations that are asked for them, or answered by them alone
 LISTS = {
@@ -74,7 +73,7 @@ def unified(**values: Any) -> System:
     task = UnifiedTask(
         options,
         classes=lasagna.ClassList(options, CLASSES, wording),
-        phrases=gsva.PhraseList(_list_options(options), wording, prompt=LIST_PROMPT, start="Sure, "),
+        phrases=gsva.PhraseList(_list_options(options), wording, prompt=gsva.LIST_PROMPT, start="Sure, "),
         premise=sesame.SesameTask(_premise_options(options), wording),
         explanations=SingleTarget(wording, options.num_classes_per_sample, options.explanatory),
         dataset_questions=pixellm.DatasetQuestions(wording, options.questions_per_picture, "several", SEVERAL_PROMPT),

@@ -20,7 +20,8 @@ from toy.study.rows import ABLATION, ROWS, SYSTEM, Trial, trials
 from toy.world.layouts import LAYOUTS
 from utils.config import Recipe, from_dict, load_yaml, override
 
-TINY = ["--steps", "1", "--patience", "1", "--batch_size", "1", "--images", "40", "--most", "1", "--jobs", "1"]
+TINY = ["--base_minutes", "0.01", "--steps", "1", "--patience", "1", "--batch_size", "1"]
+TINY += ["--images", "40", "--most", "1", "--jobs", "1"]
 ABLATED = "lasagna-any-order"
 
 
@@ -137,7 +138,7 @@ def test_a_folder_has_one_worker_and_one_setting(tmp_path):
     (tmp_path / "settings.json").write_text(
         json.dumps({"steps": 9, "patience": 4, "batch_size": 8, "images": 6000, "most": 0})
     )
-    with pytest.raises(SystemExit, match="made with --steps 9"):
+    with pytest.raises(SystemExit, match="--steps 9"):
         miniature.main([str(tmp_path)])
     with pytest.raises(SystemExit):
         miniature.main([str(tmp_path), "--only", "nothing"])

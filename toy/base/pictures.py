@@ -18,6 +18,7 @@ FIRST_SCENE = {  # of each use, in split "base"; "look" are the images without a
     "sam": 2 << 28,
     "held_out": 3 << 28,
     "look": 4 << 28,
+    "repeat": 5 << 28,
 }
 Sample = dict[str, np.ndarray]
 MakeSample = Callable[[Scene, int, np.random.Generator], Sample]  # scene, step, generator

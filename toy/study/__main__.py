@@ -39,7 +39,14 @@ LAYOUTS = (
     *("refzom", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog", "muse", "reason_seg"),
     *("llava_instruct", "paco_lvis", "pascal_part", "openimage"),
 )
-SETTINGS = ("steps", "patience", "batch_size", "images", "most")  # flags that all rows of a folder share
+SETTINGS = (
+    "base_minutes",
+    "steps",
+    "patience",
+    "batch_size",
+    "images",
+    "most",
+)  # flags that all rows of a folder share
 VAL_IMAGES = 60  # per benchmark; the evaluation uses this many or fewer
 REPORT_SECONDS = 30  # between two lines of progress
 SAVE_STEPS = 40  # steps between two checkpoints: what an interruption costs at most
@@ -56,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed: list[str] = []
         if not args.write_doc:
             render_world(args)
+            teach_base(args)
             failed = TrialRunner(args).run(trials(rows, args.seeds))
             measure_speed(args)
         write_results(args)
@@ -72,6 +80,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs/miniature"), help="default: runs/miniature")
     parser.add_argument("--only", nargs="+", default=[row.name for row in ROWS], metavar="ROW", help="only these rows")
+    parser.add_argument(
+        "--base_minutes", type=float, default=12, help="training of the base before the rows (default 12)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="SEED", help="default: 0 1")
     parser.add_argument("--steps", type=int, default=1600, help="training steps of each row at most (default 1600)")
     parser.add_argument(
@@ -134,6 +145,16 @@ def render_world(args: argparse.Namespace) -> None:
         done.touch()
 
 
+def teach_base(args: argparse.Namespace) -> None:
+    """The base that all rows start from: the toy base, taught to repeat phrases. An interrupted training resumes."""
+    done = args.out / "base.done"
+    if not done.is_file():
+        print("teaching the base to repeat phrases", flush=True)
+        flags = ["--resume", "--minutes", args.base_minutes]
+        run_program(["-m", "toy.base.repeat", args.out / "base", *flags], args.out / "base.log", {})
+        done.touch()
+
+
 @dataclass
 class TrialRunner:
     """Trains and evaluates trials, several at a time, each on one core; one that fails does not stop the others."""
@@ -184,6 +205,8 @@ class TrialRunner:
             "eval.batch_size": 4,
             "eval.max_new_tokens": 160,
             "run.tensorboard": "false",
+            "model.version": self.args.out / "base" / "llava",
+            "model.tower.pool": 2,  # 64 image tokens instead of 256: two thirds of the time
             "model.embedding_cache.folder": self.args.out / "embeddings",  # of images that other rows have, too
         }
         changes = [*(f"{name}={value}" for name, value in settings.items()), *trial.row.changes]
