@@ -3,8 +3,8 @@
     python -m toy.base.repeat runs/base              # about 12 minutes on one CPU core
 
 Every real LLaVA can do that; the toy base was taught to name classes and places. GSVA and SESAME write a phrase before
-its mask, and the mask follows what was repeated. Vision tower and projector stay as they are, and half of the turns are
-those of the LLaVA stage, so that nothing is forgotten. Writes OUT/llava.
+its mask, and the mask follows what was repeated. Vision tower and projector stay as they are, and every fourth step
+is one of the LLaVA stage, so that nothing is forgotten. Writes OUT/llava.
 """
 
 from __future__ import annotations

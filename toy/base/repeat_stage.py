@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +16,30 @@ from transformers import LlavaForConditionalGeneration
 
 from toy.base.blank_parts import FILES
 from toy.base.dense import COLOR_NAMES
-from toy.base.facts import Facts
 from toy.base.llava import run_language_model
-from toy.base.pictures import Sample, held_out_batches, normalise_tower, prefetch, tower_view
+from toy.base.pictures import Sample, held_out_batches, normalise_tower, prefetch, stack_samples, tower_view
 from toy.base.publish import LLAVA_FOLDER, save_llava
-from toy.base.rows import IGNORED, RowWriter
+from toy.base.rows import BOS, IGNORED, RowWriter
 from toy.base.tower import patch_features
 from toy.base.trainer import StagePlan, train_stage
-from toy.base.turns import MENU, Turn, sample_classes
-from toy.base.vocabulary import IMAGE_PATCH
+from toy.base.turns import MENU, Turn
+from toy.base.vocabulary import IMAGE_PATCH, SYSTEM
 from toy.world.scene import CLASSES, Scene
 
 BATCH, RATE = 8, 5e-4
+IMAGE_EVERY = 4  # steps between two with images, which keep what the LLaVA stage taught
 MOST = 6  # phrases of a question
+HELD_OUT = 800  # first of the batches that are only measured
 _QUESTIONS = ("say again: {}.", "mark {} here.", "what are {} in this image?", "i look for {}.", "find {}, please.",
               "is there {} in this image?", "which of {} do you see?", "{}")  # fmt: skip
 _FRAMES = ("{}", "{}:", "here is {}", "{} it is", "for {} yes", "the place of {} is", "no {} here", "one {} is this")
 _RELATIONS = ("left of", "right of", "above", "below")
 
 
-def repeat(facts: Facts, rng: np.random.Generator) -> Turn:
-    """Phrases, in the order of the question, in one frame of the answer. What is in the image does not matter."""
+def repeat(rng: np.random.Generator) -> Turn:
+    """Phrases, in the order of the question, in one frame of the answer."""
     if rng.random() < 0.3:
-        phrases = sample_classes(facts, rng)[: 2 * MOST]
+        phrases = [CLASSES[i] for i in rng.permutation(len(CLASSES))[: rng.integers(1, 2 * MOST)]]
     else:
         phrases = [_phrase(rng) for _ in range(rng.integers(1, MOST + 1))]
     frame = _FRAMES[rng.integers(len(_FRAMES))]
@@ -56,16 +60,23 @@ def _phrase(rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-class RepeatRows:
-    """Makes the samples: called with (scene, step, rng). share: of the turns that repeat."""
+def text_batch(writer: RowWriter, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Rows of turns that repeat, without an image: there is nothing to see in it."""
+    opening = [BOS, *writer.encode(f"{SYSTEM} USER:")]
+    return stack_samples([writer.fill(list(opening), (repeat(rng) for _ in count()), rng) for _ in range(BATCH)])
 
-    def __init__(self, folder: Path, share: float):
-        others = sum(MENU.values())
-        self.writer = RowWriter(folder)
-        self.menu = {repeat: 1.0} if share == 1 else {**MENU, repeat: others * share / (1 - share)}
 
-    def __call__(self, scene: Scene, step: int, rng: np.random.Generator) -> Sample:
-        return {"pixels": tower_view(scene.image), **self.writer.write(scene, rng, self.menu)}
+def image_row(writer: RowWriter, scene: Scene, step: int, rng: np.random.Generator) -> Sample:
+    """A row of the LLaVA stage."""
+    return {"pixels": tower_view(scene.image), **writer.write(scene, rng, MENU)}
+
+
+def batches(writer: RowWriter, first: int, seed: int) -> Iterator[dict[str, Tensor]]:
+    """From step `first` on; of IMAGE_EVERY steps, one has images."""
+    images = prefetch(partial(image_row, writer), "repeat", first=first // IMAGE_EVERY, size=BATCH, seed=seed)
+    for step in count(first):
+        rng = np.random.default_rng((seed, step))
+        yield next(images) if step % IMAGE_EVERY == 0 else text_batch(writer, rng)
 
 
 class RepeatStage(nn.Module):
@@ -81,11 +92,12 @@ class RepeatStage(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (N, V) and labels (N,) of the supervised positions."""
         model, ids = self.llava.model, batch["ids"]
-        with torch.no_grad():
-            patches = patch_features(model.vision_tower, normalise_tower(batch["pixels"]))
-            projected = model.multi_modal_projector(patches)
         states = model.language_model.embed_tokens(ids)
-        states = states.masked_scatter((ids == self.image_token)[..., None], projected.flatten(0, 1).to(states.dtype))
+        if "pixels" in batch:
+            with torch.no_grad():
+                patches = patch_features(model.vision_tower, normalise_tower(batch["pixels"]))
+                projected = model.multi_modal_projector(patches).flatten(0, 1).to(states.dtype)
+            states = states.masked_scatter((ids == self.image_token)[..., None], projected)
         states = run_language_model(model.language_model, states, batch["group"], batch["place"])
         labels = batch["labels"][:, 1:]  # the state at t predicts the token at t + 1
         supervised = labels != IGNORED
@@ -101,25 +113,26 @@ def objective(model: RepeatStage, batch: dict[str, Tensor]) -> tuple[Tensor, dic
 def teach(out: Path, base: Path, seconds: float, seed: int, *, resume: bool = False) -> dict[str, float]:
     """Writes out/llava; returns the held-out token accuracies of turns that repeat and of the others."""
     folder = base / LLAVA_FOLDER
+    writer = RowWriter(folder)
+    rng = np.random.default_rng((seed, HELD_OUT))
     tests = {
-        name: held_out_batches(RepeatRows(folder, share), batches=2, size=BATCH, seed=seed, first=800 + 100 * index)
-        for index, (name, share) in enumerate({"repeat": 1.0, "others": 0.0}.items())
+        "repeat": [text_batch(writer, rng) for _ in range(2)],
+        "others": held_out_batches(partial(image_row, writer), batches=2, size=BATCH, seed=seed, first=HELD_OUT),
     }
     (out / LLAVA_FOLDER).mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copy(folder / name, out / LLAVA_FOLDER / name)
-    rows = RepeatRows(folder, 0.5)
 
     def probe(model: RepeatStage) -> dict[str, float]:
         return {
-            name: torch.stack([objective(model, batch)[1]["token_accuracy"] for batch in batches]).mean().item()
-            for name, batches in tests.items()
+            name: torch.stack([objective(model, batch)[1]["token_accuracy"] for batch in made]).mean().item()
+            for name, made in tests.items()
         }
 
     return train_stage(
         StagePlan("repeat", seconds, RATE, out / "repeat", resume),
-        RepeatStage(folder, rows.writer.images[IMAGE_PATCH]),
-        lambda step: prefetch(rows, "repeat", first=step, size=BATCH, seed=seed),
+        RepeatStage(folder, writer.images[IMAGE_PATCH]),
+        lambda step: batches(writer, step, seed),
         objective,
         probe,
         publish=lambda trained: save_llava(trained.llava, out),

@@ -9,6 +9,7 @@ image. A row with an opening of 100 tokens and dialogues of 20 and 30:
     place    0 ... 99   100 ... 119   100 ... 129   0
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -61,16 +62,18 @@ class RowWriter:
         ids, labels; group: 0 for the opening, else the number of the dialogue; place: position in its dialogue.
         """
         facts = Facts(scene, rng)
-        ids = self.opening(rng)
+        builders, weights = list(menu), np.array(list(menu.values()))
+        choices = rng.choice(len(builders), size=60, p=weights / weights.sum())  # more than ever fit
+        turns = (builders[choice](facts, rng) for choice in choices)
+        return self.fill(self.opening(rng), (turn for turn in turns if turn is not None), rng)
+
+    def fill(self, ids: list[int], turns: Iterable[Turn], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A row as `write` returns it: what comes before the first turn, then as many turns as fit."""
         opening = len(ids)
         labels = [IGNORED] * opening
         group = [0] * opening
         place = list(range(opening))
-        builders, weights = list(menu), np.array(list(menu.values()))
-        for choice in rng.choice(len(builders), size=60, p=weights / weights.sum()):  # more than ever fit
-            turn = builders[choice](facts, rng)
-            if turn is None:
-                continue
+        for turn in turns:
             follow_up = group[-1] > 0 and rng.random() < FOLLOW_UP_SHARE
             question, answer = self._encode_turn(turn, first=not follow_up)
             if len(ids) + len(question) + len(answer) > LENGTH:
