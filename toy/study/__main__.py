@@ -89,7 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--patience",
         type=int,
         default=4,
-        help=f"stop after so many validations without a better one, one every {CHECK_STEPS} steps; 0: train all steps "
+        help=f"stop after this many validations without a better one, one every {CHECK_STEPS} steps; 0: train all steps "
         "(default 4)",
     )
     parser.add_argument("--batch_size", type=int, default=8, help="images per step (default 8)")
@@ -206,7 +206,6 @@ class TrialRunner:
             "eval.max_new_tokens": 160,
             "run.tensorboard": "false",
             "model.version": self.args.out / "base" / "llava",
-            "model.tower.pool": 2,  # 64 image tokens instead of 256: two thirds of the time
             "model.embedding_cache.folder": self.args.out / "embeddings",  # of images that other rows have, too
         }
         changes = [*(f"{name}={value}" for name, value in settings.items()), *trial.row.changes]
