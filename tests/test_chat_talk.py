@@ -165,7 +165,8 @@ def _own_terminal() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
 def test_keys_at_a_terminal(tmp_path):
     pytest.importorskip("readline")
-    terminal = Terminal([sys.executable, "-c", PROGRAM, *flags(tmp_path), "--image", str(IMAGE)])
+    long = ["--max_new_tokens", "50"]  # an answer that lasts until the key is pressed, on a busy machine, too
+    terminal = Terminal([sys.executable, "-c", PROGRAM, *flags(tmp_path), "--image", str(IMAGE), *long])
     try:
         terminal.wait_for("lists the commands.\r?\n.*> ")
         terminal.type("Where is the dog?\r")
