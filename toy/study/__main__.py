@@ -89,8 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--patience",
         type=int,
         default=4,
-        help=f"stop after this many validations without a better one, one every {CHECK_STEPS} steps; 0: train all steps "
-        "(default 4)",
+        help=f"stop after this many validations ({CHECK_STEPS} steps apart) without a better one; 0: never (default 4)",
     )
     parser.add_argument("--batch_size", type=int, default=8, help="images per step (default 8)")
     parser.add_argument(
