@@ -21,7 +21,7 @@ from systems.wording import Wording, about_image, fill_template, load_wording, m
 
 TOKENS = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
 LIST_PROMPT = " What are {list} in this image? Please output segmentation masks."
-RELEASED_LIST_PROMPT = LIST_PROMPT.replace("{list} in", "{list}in")  # published, blanks and all
+RELEASED_LIST_PROMPT = " What are {list}in this image? Please output segmentation masks."  # blanks and all
 LIST_START = "Sure,"  # of the reference answer, which has no blank after it
 LIST_PART = "{phrase}:{mask}"
 SEPARATORS = {"classes": ","}  # between the parts of an answer, by kind of record; as published

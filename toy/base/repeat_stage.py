@@ -73,7 +73,8 @@ def image_row(writer: RowWriter, scene: Scene, step: int, rng: np.random.Generat
 
 def batches(writer: RowWriter, first: int, seed: int) -> Iterator[dict[str, Tensor]]:
     """From step `first` on; of IMAGE_EVERY steps, one has images."""
-    images = prefetch(partial(image_row, writer), "repeat", first=first // IMAGE_EVERY, size=BATCH, seed=seed)
+    begun = -(-first // IMAGE_EVERY)  # batches with images before `first`: a resumed run repeats none
+    images = prefetch(partial(image_row, writer), "repeat", first=begun, size=BATCH, seed=seed)
     for step in count(first):
         rng = np.random.default_rng((seed, step))
         yield next(images) if step % IMAGE_EVERY == 0 else text_batch(writer, rng)
@@ -114,7 +115,7 @@ def teach(out: Path, base: Path, seconds: float, seed: int, *, resume: bool = Fa
     """Writes out/llava; returns the held-out token accuracies of turns that repeat and of the others."""
     folder = base / LLAVA_FOLDER
     writer = RowWriter(folder)
-    rng = np.random.default_rng((seed, HELD_OUT))
+    rng = np.random.default_rng((seed, HELD_OUT, 1))  # other numbers than those of any step
     tests = {
         "repeat": [text_batch(writer, rng) for _ in range(2)],
         "others": held_out_batches(partial(image_row, writer), batches=2, size=BATCH, seed=seed, first=HELD_OUT),
