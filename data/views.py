@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import gcd
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -122,10 +123,9 @@ class PaddedView:
 
     def show(self, image: np.ndarray) -> Tensor:
         height, width = self.geometry(*image.shape[:2]).resized
-        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        padded = np.zeros((3, self.size, self.size), np.uint8)
-        padded[:, :height, :width] = resized.transpose(2, 0, 1)
-        return torch.from_numpy(padded)
+        padded = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        padded[:, :height, :width] = _resize_bilinear(image, (height, width))
+        return padded
 
     def normalise(self, pixels: Tensor, originals: Sequence[Size]) -> Tensor:
         if pixels.is_floating_point():
@@ -330,6 +330,28 @@ class Views:
 
     language: LanguageView
     seg: SegView | None
+
+
+def _resize_bilinear(image: np.ndarray, size: Size) -> Tensor:
+    """(H, W, 3) uint8 -> (3, h, w) uint8 as Pillow resizes it, with antialias; by torch where that is the same bytes.
+
+    Both weigh pixels in fixed point, Pillow with 22 binary digits, torch, which takes less than half the time, with 14.
+    Enlarging 480 to 768 pixels weighs them by sixteenths, which both hold exactly; 427 to 683 does not.
+    """
+    if all(_has_exact_weights(old, new) for old, new in zip(image.shape[:2], size, strict=True)):
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(resized).transpose(2, 0, 1).copy())
+
+
+def _has_exact_weights(old: int, new: int) -> bool:
+    """Whether bilinear weights that enlarge an axis of `old` pixels to `new` have at most 14 binary digits.
+
+    Pixel x has its centre at (x + 0.5) old / new - 0.5, a multiple of 1 / 2q with q the denominator of old / new.
+    """
+    denominator = new // gcd(old, new)
+    return old <= new and denominator & (denominator - 1) == 0 and denominator <= 1 << 13
 
 
 def _resize_crop(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:

@@ -92,7 +92,7 @@ def test_published_recipes_have_the_published_names(path):
 # recipe of each system, and one of each kind that has none.
 ALSO_FAST = {"unified_7b", "real_mini", "lisa_qwen3_2b"}
 # Heads and classes of these belong to their photographs; scripts/camvid.sh and scripts/real_mini.sh train them.
-ON_PHOTOGRAPHS = {"camvid", "real_mini_qwen3_vl"}
+ON_PHOTOGRAPHS = {"camvid", "coco_photographs", "real_mini_qwen3_vl"}
 ON_TOY_WEIGHTS = [
     path if path.parent.name == "released" or path.stem in ALSO_FAST else pytest.param(path, marks=pytest.mark.slow)
     for path in CONFIGS

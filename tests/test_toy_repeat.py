@@ -20,12 +20,12 @@ def named(text: str) -> list[str]:
 
 
 def test_an_answer_repeats_the_phrases_of_its_question_in_their_order():
-    turns = [repeat(np.random.default_rng(seed)) for seed in range(50)]
+    turns = [repeat(None, np.random.default_rng(seed)) for seed in range(50)]
     assert all(named(question) == named(answer) != [] for question, answer in turns)
     assert len({len(named(question)) for question, _ in turns}) > 5
 
 
-def test_rows_that_repeat_have_no_image_and_supervise_the_answers():
+def test_rows_of_text_have_no_image_and_supervise_the_answers():
     writer = RowWriter(BASE / "llava")
     batch = text_batch(writer, np.random.default_rng(0))
     assert writer.images[IMAGE_PATCH] not in batch["ids"]

@@ -26,6 +26,7 @@ from data.views import (
     SamView,
     SquareView,
     StretchedView,
+    _resize_bilinear,
     load_view,
     read_image,
 )
@@ -66,6 +67,32 @@ def test_sam_view_pads_right_and_below_with_zeros():
         assert pixels.shape == (3, 128, 128) and pixels.dtype == torch.float32
         assert not pixels[:, height:].any() and not pixels[:, :, width:].any()
         assert pixels[:, :height, :width].abs().amin(0).max() > 0
+
+
+SIDES = [
+    (480, 640),
+    (360, 480),
+    (425, 640),
+    (427, 640),
+    (640, 428),
+    (500, 375),
+    (1, 1),
+    (3, 640),
+    (1280, 960),
+    (961, 1024),
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [(shape, size) for shape in SIDES for size in (1024, 160)]
+    + [((2, 8191), 8192), ((3, 8191), 16384), ((2, 5), 1 << 15)],
+)
+def test_the_padded_view_has_the_bytes_of_pillow(shape, size):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    height, width = PaddedView(size).geometry(*shape).resized
+    expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    assert np.array_equal(_resize_bilinear(image, (height, width)).permute(1, 2, 0), expected)
 
 
 def test_normalisation_is_per_channel():

@@ -81,7 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs/miniature"), help="default: runs/miniature")
     parser.add_argument("--only", nargs="+", default=[row.name for row in ROWS], metavar="ROW", help="only these rows")
     parser.add_argument(
-        "--base_minutes", type=float, default=12, help="training of the base before the rows (default 12)"
+        "--base_minutes", type=float, default=15, help="training of the base before the rows (default 15)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="SEED", help="default: 0 1")
     parser.add_argument("--steps", type=int, default=1600, help="training steps of each row at most (default 1600)")
