@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model, LlamaForCausalLM, LlavaForConditionalGeneration
 
+from data.sources import SOURCES
 from systems.assistant import build
 from tests.tiny_run import start, train_log
 from toy.base import language
@@ -43,6 +44,19 @@ def test_the_recipe_joins_its_parts(tmp_path):
     trained = {name.split(".")[1] for name, weight in model.named_parameters() if weight.requires_grad}
     assert {"projector", "language"} <= trained and "tower" not in trained
     assert model.vlm.cache is not None and model.head.levels == (-1, -5)
+
+
+@pytest.mark.skipif(not (REAL / "coco").is_dir(), reason="photographs: set REAL_DIR to the folder that holds coco/")
+def test_the_recipe_of_coco_photographs_has_its_classes_in_order(tmp_path):
+    (tmp_path / "coco").symlink_to((REAL / "coco").resolve())
+    recipe = load_recipe(ROOT / "configs/coco_photographs.yaml")
+    (task,) = recipe.data.mixture
+    sources = [SOURCES[entry.source](tmp_path, **entry.options) for entry in (*task.sets, *recipe.eval.custom)]
+    for source in sources:
+        assert (
+            source.vocabulary == sources[0].vocabulary and len(source.vocabulary) == recipe.options["num_all_classes"]
+        )
+        assert len(source) >= 40 and source[0].ignore is not None
 
 
 @pytest.mark.slow

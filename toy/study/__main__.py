@@ -88,8 +88,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--patience",
         type=int,
-        default=4,
-        help=f"stop after this many validations ({CHECK_STEPS} steps apart) without a better one; 0: never (default 4)",
+        default=8,  # the losses of a new mask decoder, and of SESAME's, rest for 200 to 300 steps before they fall
+        help=f"stop after this many validations ({CHECK_STEPS} steps apart) without a better one; 0: never (default 8)",
     )
     parser.add_argument("--batch_size", type=int, default=8, help="images per step (default 8)")
     parser.add_argument(
