@@ -36,7 +36,7 @@ MAPS, REASON, SAID = (
     "reason_seg/ReasonSeg/train",
     "llava_dataset/llava_instruct_150k.json",
 )
-ON_PHOTOGRAPHS = {"real_mini_qwen3_vl", "camvid", "coco_photographs"}  # they name classes that the toy world does not have
+ON_PHOTOGRAPHS = {"real_mini_qwen3_vl", "camvid", "coco_photographs"}  # their classes are not in the toy world
 RECIPES = list(  # one for each choice of data: those of other sizes, backbones and mask heads have the same
     {
         repr((recipe.system, recipe.options, recipe.data, recipe.eval)): path
