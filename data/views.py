@@ -339,16 +339,16 @@ def _resize_bilinear(image: np.ndarray, size: Size) -> Tensor:
     Enlarging 480 to 768 pixels weighs them by sixteenths, which both hold exactly; 427 to 683 does not.
     """
     if all(_has_exact_weights(old, new) for old, new in zip(image.shape[:2], size, strict=True)):
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)  # a copy: the array may be turned or read-only
         return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
     resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(resized).transpose(2, 0, 1).copy())
 
 
 def _has_exact_weights(old: int, new: int) -> bool:
-    """Whether bilinear weights that enlarge an axis of `old` pixels to `new` have at most 14 binary digits.
+    """Whether bilinear weights that enlarge an axis, `old` pixels to `new`, have at most 14 binary digits.
 
-    Pixel x has its centre at (x + 0.5) old / new - 0.5, a multiple of 1 / 2q with q the denominator of old / new.
+    Pixel x has its centre at (x + 0.5) * old / new - 0.5, a multiple of 1 / 2q, with q the denominator of that ratio.
     """
     denominator = new // gcd(old, new)
     return old <= new and denominator & (denominator - 1) == 0 and denominator <= 1 << 13

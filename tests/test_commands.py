@@ -24,7 +24,9 @@ ACTIVATION = "source .venv/bin/activate"
 PYTHON = re.compile(r"^(?:\w+=\S* )*(?:python|torchrun|deepspeed|pytest|ruff|ty)\b")  # what only .venv has
 PROGRAM = re.compile(rf"{PYTHON.pattern}|^bash ")
 SELF_CONTAINED = re.compile(r"\bruns/demo\b|\bconfigs/toy/|\bassets/toy\b|--list\b|check_two_nodes\.sh")
-TOO_LONG = re.compile(r"scripts/(?:demo|test|miniature|real_mini|camvid|make_toy_base)\b|-m toy\.(?:study|base)\b")
+TOO_LONG = re.compile(
+    r"\bruns/more\b|scripts/(?:demo|test|miniature|real_mini|camvid|make_toy_base)\b|-m toy\.(?:study|base)\b"
+)
 SHORT = {  # what makes a command that would take minutes a matter of seconds, by program
     "train_ds.py": "--epochs 1 --steps_per_epoch 1 --no_eval",
     "test_sem.py": "--limit 1 --max_new_tokens 8",
