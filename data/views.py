@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import gcd
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.resize import Size, resize_bilinear, resize_crop
 from data.types import Geometry
 from utils.images import check_file, open_image
 from utils.limits import VIEW
@@ -25,7 +25,6 @@ CROP_FIRST = 32  # ratio of the sides beyond which only the part that the centre
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # on the 0..255 scale
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Resample = Literal["bilinear", "pil_bicubic"]
-Size = tuple[int, int]  # (H, W)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -84,7 +83,7 @@ class ClipView:
         height, width = (edge, scaled) if height <= width else (scaled, edge)  # of the resized image
         top, left = (height - self.size) // 2, (width - self.size) // 2
         if scaled > CROP_FIRST * edge:  # a strip of a few pixels, which would become gigabytes at this height
-            crop = _resize_crop(image, (height, width), (top, left), self.size)
+            crop = resize_crop(image, (height, width), (top, left), self.size)
         else:
             resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
             crop = resized[top : top + self.size, left : left + self.size]
@@ -123,9 +122,9 @@ class PaddedView:
 
     def show(self, image: np.ndarray) -> Tensor:
         height, width = self.geometry(*image.shape[:2]).resized
-        padded = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-        padded[:, :height, :width] = _resize_bilinear(image, (height, width))
-        return padded
+        padded = np.zeros((3, self.size, self.size), np.uint8)
+        padded[:, :height, :width] = resize_bilinear(image, (height, width))
+        return torch.from_numpy(padded)
 
     def normalise(self, pixels: Tensor, originals: Sequence[Size]) -> Tensor:
         if pixels.is_floating_point():
@@ -330,40 +329,6 @@ class Views:
 
     language: LanguageView
     seg: SegView | None
-
-
-def _resize_bilinear(image: np.ndarray, size: Size) -> Tensor:
-    """(H, W, 3) uint8 -> (3, h, w) uint8 as Pillow resizes it, with antialias; by torch where that is the same bytes.
-
-    Both weigh pixels in fixed point, Pillow with 22 binary digits, torch, which takes less than half the time, with 14.
-    Enlarging 480 to 768 pixels weighs them by sixteenths, which both hold exactly; 427 to 683 does not.
-    """
-    if all(_has_exact_weights(old, new) for old, new in zip(image.shape[:2], size, strict=True)):
-        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)  # a copy: the array may be turned or read-only
-        return F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
-    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.asarray(resized).transpose(2, 0, 1).copy())
-
-
-def _has_exact_weights(old: int, new: int) -> bool:
-    """Whether bilinear weights that enlarge an axis, `old` pixels to `new`, have at most 14 binary digits.
-
-    Pixel x has its centre at (x + 0.5) * old / new - 0.5, a multiple of 1 / 2q, with q the denominator of that ratio.
-    """
-    denominator = new // gcd(old, new)
-    return old <= new and denominator & (denominator - 1) == 0 and denominator <= 1 << 13
-
-
-def _resize_crop(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:
-    """The square of `side` pixels at `corner` (top, left) of the image resized to `size` (h, w), without the rest.
-
-    Equal to resizing and then cropping, but for rounding.
-    """
-    height, width = size
-    top, left = corner
-    down, across = image.shape[0] / height, image.shape[1] / width  # source pixels per resized pixel
-    box = (left * across, top * down, (left + side) * across, (top + side) * down)
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
 def _normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], scale: float | None = None) -> Tensor:

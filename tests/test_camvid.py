@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model, LlamaForCausalLM, LlavaForConditionalGeneration
 
-from data.sources import SOURCES
+from data.sources import build_source
 from systems.assistant import build
 from tests.tiny_run import start, train_log
 from toy.base import language
@@ -51,7 +51,7 @@ def test_the_recipe_of_coco_photographs_has_its_classes_in_order(tmp_path):
     (tmp_path / "coco").symlink_to((REAL / "coco").resolve())
     recipe = load_recipe(ROOT / "configs/coco_photographs.yaml")
     (task,) = recipe.data.mixture
-    sources = [SOURCES[entry.source](tmp_path, **entry.options) for entry in (*task.sets, *recipe.eval.custom)]
+    sources = [build_source(entry.source, tmp_path, **entry.options) for entry in (*task.sets, *recipe.eval.custom)]
     for source in sources:
         assert (
             source.vocabulary == sources[0].vocabulary and len(source.vocabulary) == recipe.options["num_all_classes"]

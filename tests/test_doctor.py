@@ -20,6 +20,7 @@ from data.tokens import load_tokenizer
 from data.types import IMAGE_ID
 from systems.base import SYSTEMS, build_system
 from tests.records import OWN
+from tests.tiny_assistant import ON_PHOTOGRAPHS
 from tools.doctor.__main__ import main
 from tools.doctor.examine import Report
 from tools.doctor.plan import Need
@@ -36,7 +37,6 @@ MAPS, REASON, SAID = (
     "reason_seg/ReasonSeg/train",
     "llava_dataset/llava_instruct_150k.json",
 )
-ON_PHOTOGRAPHS = {"real_mini_qwen3_vl", "camvid", "coco_photographs"}  # their classes are not in the toy world
 RECIPES = list(  # one for each choice of data: those of other sizes, backbones and mask heads have the same
     {
         repr((recipe.system, recipe.options, recipe.data, recipe.eval)): path

@@ -25,7 +25,7 @@ from model.losses import objective
 from systems.assistant import build
 from systems.base import SYSTEMS, build_system, systems_accepting
 from tests.records import OWN
-from tests.tiny_assistant import toy_world
+from tests.tiny_assistant import ON_PHOTOGRAPHS, toy_world
 from tests.tiny_parts import Parts
 from tools.memory.released_sizes import released_config
 from utils.config import Recipe, TowerConfig, load_recipe
@@ -91,8 +91,6 @@ def test_published_recipes_have_the_published_names(path):
 # The sizes, in which the recipes of a system differ most, are those of the toy weights here: CI takes the released
 # recipe of each system, and one of each kind that has none.
 ALSO_FAST = {"unified_7b", "real_mini", "lisa_qwen3_2b"}
-# Heads and classes of these belong to their photographs; scripts/camvid.sh and scripts/real_mini.sh train them.
-ON_PHOTOGRAPHS = {"camvid", "coco_photographs", "real_mini_qwen3_vl"}
 ON_TOY_WEIGHTS = [
     path if path.parent.name == "released" or path.stem in ALSO_FAST else pytest.param(path, marks=pytest.mark.slow)
     for path in CONFIGS

@@ -14,6 +14,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from data.resize import resize_bilinear
 from data.views import (
     CLIP_MEAN,
     CLIP_STD,
@@ -26,7 +27,6 @@ from data.views import (
     SamView,
     SquareView,
     StretchedView,
-    _resize_bilinear,
     load_view,
     read_image,
 )
@@ -92,7 +92,7 @@ def test_the_padded_view_has_the_bytes_of_pillow(shape, size):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     height, width = PaddedView(size).geometry(*shape).resized
     expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    assert np.array_equal(_resize_bilinear(image, (height, width)).permute(1, 2, 0), expected)
+    assert np.array_equal(resize_bilinear(image, (height, width)).transpose(1, 2, 0), expected)
 
 
 def test_normalisation_is_per_channel():

@@ -10,6 +10,11 @@ from tests.records import OWN
 from toy.world import __main__ as make_toy_dataset
 
 CLASSES = "toy_classes/{source}.txt"
+ON_PHOTOGRAPHS = {
+    "camvid",
+    "coco_photographs",
+    "real_mini_qwen3_vl",
+}  # recipes whose heads and classes do not fit the toy world
 
 
 def tiny(system: str, *, eager: float = 0.0) -> Assistant:

@@ -61,8 +61,8 @@ def _phrase(rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-# After an image, phrases must be found among 256 other positions, so turns that repeat stand in both kinds; about
-# half of the answers of a row with an image are those of the LLaVA stage, so that nothing is forgotten.
+# After an image, phrases must be found among 256 other positions, so rows with an image have turns that repeat, too.
+# About half of their answers are those of the LLaVA stage, so that nothing is forgotten.
 MIXED: dict[TurnBuilder, float] = {**MENU, repeat: 10.0}
 
 
