@@ -117,7 +117,7 @@ def box_iou(head: SamHead, scene, thing) -> float:
 def test_the_log_is_of_the_run_that_made_the_files():
     lines = [json.loads(line) for line in (BASE / "train_log.jsonl").read_text().splitlines()]
     last = {line["stage"]: line["held_out"] for line in lines if "held_out" in line}
-    assert set(last) == {"tower", "llava", "sam"}
+    assert set(last) == {"tower", "llava", "repeat", "sam"}
     assert last["sam"]["box_iou"] > 0.7
 
 

@@ -20,7 +20,7 @@ from toy.study.rows import ABLATION, ROWS, SYSTEM, Trial, trials
 from toy.world.layouts import LAYOUTS
 from utils.config import Recipe, from_dict, load_yaml, override
 
-TINY = ["--base_minutes", "0.01", "--steps", "1", "--patience", "1", "--batch_size", "1"]
+TINY = ["--steps", "1", "--patience", "1", "--batch_size", "1"]
 TINY += ["--images", "40", "--most", "1", "--jobs", "1"]
 ABLATED = "lasagna-any-order"
 

@@ -1,11 +1,11 @@
 """Train the small pretrained base of the toy world from scratch: a LLaVA folder and a SAM file.
 
-    python -m toy.base                                                      # about 50 minutes on two CPU cores
+    python -m toy.base                                                      # about 65 minutes on two CPU cores
     python -m toy.base --resume                                             # continue an interrupted run
     python -m toy.base --minutes 2 --out runs/trial --scratch runs/trial    # a short trial
 
 SAM trains on one core. On the other core the vision tower learns to recognise objects, then the whole LLaVA learns to
-talk about scenes; it takes both cores once SAM has finished. Each stage is a process that writes a checkpoint and the
+talk about scenes, then its language model to repeat phrases; they take both cores once SAM has finished. Each stage is a process that writes a checkpoint and the
 weights every few minutes, so that an interrupted run leaves a usable base. No scene is used twice, and none belongs to
 the train or val split of the toy datasets.
 """
@@ -15,9 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHARES = {"tower": 0.168, "llava": 0.832, "sam": 0.7}  # of --minutes; tower and llava run one after the other
+SHARES = {"tower": 0.13, "llava": 0.64, "repeat": 0.23, "sam": 0.54}  # of --minutes; the first three run in this order
 SAM_DONE = "sam.done"  # file in --scratch that frees the second core for LLaVA
-RATES = {"tower": 1e-3, "llava": 1e-3, "sam": 1e-3}  # peak learning rates
+RATES = {"tower": 1e-3, "llava": 1e-3, "repeat": 5e-4, "sam": 1e-3}  # peak learning rates
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     args.scratch.mkdir(parents=True, exist_ok=True)
     (args.scratch / SAM_DONE).unlink(missing_ok=True)
     sam = start_stage("sam", args)
-    for stage in ("tower", "llava"):
+    for stage in ("tower", "llava", "repeat"):
         wait_for(start_stage(stage, args), stage)
     wait_for(sam, "sam")
     wait_for(start_stage("report", args), "report")
@@ -41,10 +41,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--scratch", type=Path, default=Path("runs/toy_base"), help="checkpoints and logs (%(default)s)"
     )
-    parser.add_argument("--minutes", type=float, default=50, help="training time on two cores (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=65, help="training time on two cores (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, scenes and words (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --scratch")
-    parser.add_argument("--only", choices=("tower", "sam", "llava", "report"), help="run one stage and stop")
+    parser.add_argument("--only", choices=("tower", "sam", "llava", "repeat", "report"), help="run one stage and stop")
     return parser.parse_args()
 
 
@@ -72,7 +72,7 @@ def run_stage(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     stage = args.only
     seconds = 60 * args.minutes * SHARES.get(stage, 0)
-    spare_core = args.scratch / SAM_DONE if stage == "llava" else None
+    spare_core = args.scratch / SAM_DONE if stage in ("llava", "repeat") else None
     plan = StagePlan(stage, seconds, RATES.get(stage, 0), args.scratch, args.resume, spare_core)
     if stage == "tower":
         from toy.base.tower import train_tower
@@ -95,6 +95,12 @@ def run_stage(args: argparse.Namespace) -> None:
             train_vocabulary(folder, args.seed)
         tower = load_tower(args.scratch / "tower.pt")
         train_llava(plan, args.seed, folder, tower, publish=lambda trained: save_llava(trained.llava, args.out))
+    elif stage == "repeat":
+        from toy.base.publish import LLAVA_FOLDER, save_llava
+        from toy.base.repeat import train_repeat
+
+        folder = args.out / LLAVA_FOLDER
+        train_repeat(plan, args.seed, folder, publish=lambda trained: save_llava(trained.llava, args.out))
     else:
         from toy.base.publish import write_report
 

@@ -26,7 +26,12 @@ _PARTS = NameTable(
 )
 _UPSTREAM = NameTable(SAM_NAMES)
 LOG = "train_log.jsonl"
-STAGES = {"tower": "vision tower alone", "llava": "LLaVA (tower, projector, language model)", "sam": "SAM"}
+STAGES = {
+    "tower": "vision tower alone",
+    "llava": "LLaVA (tower, projector, language model)",
+    "repeat": "its language model, repeating phrases",
+    "sam": "SAM",
+}
 _TEXT = """# The toy base
 
 The counterparts of LLaVA and SAM for the toy world, trained from scratch on procedural scenes by
@@ -46,7 +51,8 @@ All weights are fp16. The vocabulary has 1792 sentencepiece pieces, then `<im_pa
 {rows}
 
 In the table, `present` and `find` ask for lists of classes, `shown` and `absent` are the accuracies on classes that
-are and are not in view, `near` is the share of place words within one cell; all are per token, with teacher forcing.
+are and are not in view, `near` is the share of place words within one cell, `repeat` is of answers that repeat phrases and
+`others` of those of the stage before; all are per token, with teacher forcing.
 IoUs of SAM are at half the input side for points, boxes, several points, and part / thing / class levels.
 """
 

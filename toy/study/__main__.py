@@ -39,14 +39,7 @@ LAYOUTS = (
     *("refzom", "R-refcoco", "R-refcoco+", "R-refcocog", "fprefcoco", "fprefcoco+", "fprefcocog", "muse", "reason_seg"),
     *("llava_instruct", "paco_lvis", "pascal_part", "openimage"),
 )
-SETTINGS = (
-    "base_minutes",
-    "steps",
-    "patience",
-    "batch_size",
-    "images",
-    "most",
-)  # flags that all rows of a folder share
+SETTINGS = ("steps", "patience", "batch_size", "images", "most")  # flags that all rows of a folder share
 VAL_IMAGES = 60  # per benchmark; the evaluation uses this many or fewer
 REPORT_SECONDS = 30  # between two lines of progress
 SAVE_STEPS = 40  # steps between two checkpoints: what an interruption costs at most
@@ -63,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed: list[str] = []
         if not args.write_doc:
             render_world(args)
-            teach_base(args)
             failed = TrialRunner(args).run(trials(rows, args.seeds))
             measure_speed(args)
         write_results(args)
@@ -80,9 +72,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs/miniature"), help="default: runs/miniature")
     parser.add_argument("--only", nargs="+", default=[row.name for row in ROWS], metavar="ROW", help="only these rows")
-    parser.add_argument(
-        "--base_minutes", type=float, default=15, help="training of the base before the rows (default 15)"
-    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="SEED", help="default: 0 1")
     parser.add_argument("--steps", type=int, default=1600, help="training steps of each row at most (default 1600)")
     parser.add_argument(
@@ -91,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=8,  # the losses of a new mask decoder, and of SESAME's, rest for 200 to 300 steps before they fall
         help=f"stop after this many validations ({CHECK_STEPS} steps apart) without a better one; 0: never (default 8)",
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="images per step (default 8)")
+    parser.add_argument("--batch_size", type=int, default=4, help="images per step (default 4)")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="trainings at the same time (default: number of cores)"
     )
@@ -141,16 +130,6 @@ def render_world(args: argparse.Namespace) -> None:
         print("rendering the toy world", flush=True)
         flags = ["--force", "--images", args.images, "--val_images", args.most or VAL_IMAGES, "--only", *LAYOUTS]
         run_program(["-m", "toy.world", args.out / "dataset", *flags], args.out / "dataset.log", {})
-        done.touch()
-
-
-def teach_base(args: argparse.Namespace) -> None:
-    """The base that all rows start from: the toy base, taught to repeat phrases. An interrupted training resumes."""
-    done = args.out / "base.done"
-    if not done.is_file():
-        print("teaching the base to repeat phrases", flush=True)
-        flags = ["--resume", "--minutes", args.base_minutes]
-        run_program(["-m", "toy.base.repeat", args.out / "base", *flags], args.out / "base.log", {})
         done.touch()
 
 
@@ -204,7 +183,6 @@ class TrialRunner:
             "eval.batch_size": 4,
             "eval.max_new_tokens": 160,
             "run.tensorboard": "false",
-            "model.version": self.args.out / "base" / "llava",
             "model.embedding_cache.folder": self.args.out / "embeddings",  # of images that other rows have, too
         }
         changes = [*(f"{name}={value}" for name, value in settings.items()), *trial.row.changes]
