@@ -5,9 +5,9 @@
     python -m toy.base --minutes 2 --out runs/trial --scratch runs/trial    # a short trial
 
 SAM trains on one core. On the other core the vision tower learns to recognise objects, then the whole LLaVA learns to
-talk about scenes, then its language model to repeat phrases; they take both cores once SAM has finished. Each stage is a process that writes a checkpoint and the
-weights every few minutes, so that an interrupted run leaves a usable base. No scene is used twice, and none belongs to
-the train or val split of the toy datasets.
+talk about scenes, then its language model to repeat phrases; they take both cores once SAM has finished. Each stage is
+a process that writes a checkpoint and the weights every few minutes, so that an interrupted run leaves a usable base.
+No scene is used twice, and none belongs to the train or val split of the toy datasets.
 """
 
 import argparse

@@ -51,8 +51,8 @@ All weights are fp16. The vocabulary has 1792 sentencepiece pieces, then `<im_pa
 {rows}
 
 In the table, `present` and `find` ask for lists of classes, `shown` and `absent` are the accuracies on classes that
-are and are not in view, `near` is the share of place words within one cell, `repeat` is of answers that repeat phrases and
-`others` of those of the stage before; all are per token, with teacher forcing.
+are and are not in view, `near` is the share of place words within one cell, `repeat` is of answers that repeat phrases
+and `others` of those of the stage before; all are per token, with teacher forcing.
 IoUs of SAM are at half the input side for points, boxes, several points, and part / thing / class levels.
 """
 

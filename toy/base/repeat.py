@@ -1,8 +1,8 @@
 """Stage 3: the language model alone learns to repeat phrases of a question in its answer.
 
-Every real LLaVA can do that; stage 2 teaches to name classes and places. GSVA and SESAME write a phrase before its mask, and the
-mask follows what was repeated; a class list repeats its names. Vision tower and projector stay as they are, and every other
-step has images and turns of stage 2, so that nothing is forgotten.
+Every real LLaVA can do that; stage 2 teaches to name classes and places. GSVA and SESAME write a phrase before its
+mask, and the mask follows what was repeated; a class list repeats its names. Vision tower and projector stay as they
+are, and every other step has images and turns of stage 2, so that nothing is forgotten.
 """
 
 from __future__ import annotations
