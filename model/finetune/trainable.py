@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -95,6 +96,7 @@ def _head_adapters(model: SegModel, options: dict[str, Any]) -> list[Adapters]:
 def _inject(adapters: Iterable[Adapters], seed: int) -> None:
     for part, config in adapters:
         # here, not above: peft imports bitsandbytes and torch's compiler, and only training has adapters
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that only 4-bit layers use
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
 

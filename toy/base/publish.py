@@ -119,7 +119,7 @@ def _row(stage: str, entry: dict) -> str:
 
 def save_assistant(run: Path, out: Path) -> None:
     """Writes the best checkpoint of `run`. Of its recipe only the system and the model are kept: the rest says where
-    its data and its log were."""
+    its data, its embeddings and its log were."""
     found = find_checkpoint(run)
     place = out / CHECKPOINTS / found.name
     place.mkdir(parents=True, exist_ok=True)
@@ -129,5 +129,6 @@ def save_assistant(run: Path, out: Path) -> None:
     write_atomically(out / CHECKPOINTS / "last", f"{found.name}\n")
     recipe, default = load_recipe(run), to_dict(Recipe())
     kept = {key: value for key, value in to_dict(recipe)["model"].items() if value != default["model"][key]}
+    kept.pop("embedding_cache", None)
     content = {"system": recipe.system, "options": dict(recipe.options), "model": kept}
     write_atomically(out / RECIPE, yaml.safe_dump(content, sort_keys=False))
