@@ -1,7 +1,7 @@
 """Write the language model of the toy base as a plain LLaMA folder, for a LLaVA with another vision tower.
 
 python -m toy.base.language runs/llama
-python -m toy.base.language runs/llama --base runs/base   # of a base that python -m toy.base.repeat has taught
+python -m toy.base.language runs/llama --base runs/base   # of a base that python -m toy.base --out runs/base has made
 """
 
 import argparse
