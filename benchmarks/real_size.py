@@ -2,9 +2,9 @@
 
     python benchmarks/real_size.py --json real_size.json
 
-Prints seconds to make the model, for a forward pass with teacher forcing (logits of the answers and their masks) and for two
-short answers, and the peak memory of the process. What is written first must be what the forward pass predicts, or the
-program fails.
+Prints seconds to make the model, for a forward pass with teacher forcing (logits of the answers, and their masks) and
+for two short answers, and the peak memory of the process. What is written first must be what the forward pass predicts,
+or the program fails.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ started=$SECONDS
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
 step "1/5 Rendering the toy world"
-python scripts/make_toy_dataset.py "$out/dataset" --force --seed 0 --images 5000 --val_images 100 \
+python scripts/make_toy_dataset.py "$out/dataset" --force --seed 0 --images 3000 --val_images 100 \
   --only ade20k refcoco reason_seg llava_instruct
 
 step "2/5 Training (LoRA on the toy base, the recipe of configs/toy/lasagna.yaml)"

@@ -10,7 +10,7 @@ from toy.world.scene import make_scene, scene_seed
 
 EXAMPLES = (  # index of a validation scene, kind of question, its words
     (11, "classes", "sky, sand, airplane, boat, clock"),
-    (8, "phrases", "the blue bus, the black car, the yellow chair"),
+    (24, "phrases", "the orange boat, the white airplane, the black flag"),
     (0, "question", "which part of this picture shows the thing that floats and sails?"),
     (5, "classes", "sky, road, ball, flower, boat"),
 )
