@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job end to end on the embedded toy world: set-up, data, training with LoRA, merge, evaluation, images.
-# 10 to 15 minutes on two CPU cores, about 25 on CPUs without bf16 instructions. usage: bash scripts/demo.sh [OUT]   (default runs/demo; a second run starts afresh)
+# 5 minutes on two CPU cores with bf16 instructions, 10 to 15 without (by counting). usage: bash scripts/demo.sh [OUT]   (default runs/demo; a second run starts afresh)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/demo}

@@ -108,15 +108,19 @@ def iou(predicted: np.ndarray | None, truth: np.ndarray | None) -> float:
 def strip(panels: Sequence[HeroPanel]) -> Image.Image:
     """The panels side by side: question above, answer below."""
     side = max(round(panel.image.shape[0] * WIDTH / panel.image.shape[1]) for panel in panels)
-    page = Image.new("RGB", (len(panels) * (WIDTH + MARGIN) + MARGIN, side + 3 * LINE + 2 * MARGIN), PAPER)
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
+    font = ImageFont.load_default(FONT_SIZE)
+    questions = [wrapped(f"“{panel.question}”", font) for panel in panels]
+    top = MARGIN + LINE * max(map(len, questions))
+    page = Image.new("RGB", (len(panels) * (WIDTH + MARGIN) + MARGIN, top + side + 2 * LINE + MARGIN), PAPER)
+    draw = ImageDraw.Draw(page)
     for column, panel in enumerate(panels):
         left = MARGIN + column * (WIDTH + MARGIN)
-        draw.text((left, MARGIN), f"“{panel.question}”", fill=INK, font=font)
+        for number, line in enumerate(questions[column]):
+            draw.text((left, MARGIN + number * LINE), line, fill=INK, font=font)
         image = scale_image(panel.image, WIDTH)
         fitted = [Layer(scale_mask(layer.mask, image.shape[:2]), "", layer.colour) for layer in panel.layers]
-        page.paste(Image.fromarray(overlay(image, fitted)), (left, MARGIN + LINE))
-        x, y = left, MARGIN + LINE + side + 6
+        page.paste(Image.fromarray(overlay(image, fitted)), (left, top))
+        x, y = left, top + side + 6
         for text, colour, struck in panel.words:
             width = draw.textlength(text, font=font)
             if x > left and x + width > left + WIDTH:
@@ -126,3 +130,15 @@ def strip(panels: Sequence[HeroPanel]) -> Image.Image:
                 draw.line((x, y + FONT_SIZE * 0.65, x + width, y + FONT_SIZE * 0.65), fill=colour, width=2)
             x += width + MARGIN
     return page
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """The text in lines no wider than an image."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= WIDTH or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

@@ -42,13 +42,14 @@ def write_plots(results: dict[str, Any], out: Path) -> list[Path]:
 
 def lists(rows: Rows, colours: dict[str, str]) -> plt.Figure:
     """mIoU and the share of absent classes refused, by the absent share of the list; left systems, right ablation."""
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, sharey="row", layout="constrained")
-    groups = {
-        "systems": {name: row for name, row in rows.items() if row["kind"] == SYSTEM},
-        "LaSagnA's strategies": {
-            name: row for name, row in rows.items() if row["kind"] == ABLATION or name == "lasagna"
-        },
-    }
+    groups = {"systems": {name: row for name, row in rows.items() if row["kind"] == SYSTEM}}
+    if any(row["kind"] == ABLATION for row in rows.values()):
+        strategies = {name: row for name, row in rows.items() if row["kind"] == ABLATION or name == "lasagna"}
+        groups["LaSagnA's strategies"] = strategies
+    size = (5 * len(groups), 7)
+    figure, axes = plt.subplots(
+        2, len(groups), figsize=size, squeeze=False, sharex=True, sharey="row", layout="constrained"
+    )
     for column, (title, group) in enumerate(groups.items()):
         for place, metric in enumerate(("mIoU", "absent_accuracy")):
             part_names = [name for name in LISTS if metric == "mIoU" or name != "present"]
