@@ -14,7 +14,7 @@ from data.sources import build_source
 from data.types import Record
 from data.views import read_image
 from evaluation.predictor import Predictor
-from evaluation.report.draw import Layer, overlay, scale_image, scale_mask
+from evaluation.report.draw import Layer, overlay, scale_image, scale_mask, wrap_text
 
 WIDTH, MARGIN, FONT_SIZE, LINE = 340, 12, 17, 26  # of a panel, in pixels
 INK, QUIET, PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)
@@ -109,7 +109,7 @@ def strip(panels: Sequence[HeroPanel]) -> Image.Image:
     """The panels side by side: question above, answer below."""
     side = max(round(panel.image.shape[0] * WIDTH / panel.image.shape[1]) for panel in panels)
     font = ImageFont.load_default(FONT_SIZE)
-    questions = [wrapped(f"“{panel.question}”", font) for panel in panels]
+    questions = [wrap_text(f"“{panel.question}”", WIDTH, font=font) for panel in panels]
     top = MARGIN + LINE * max(map(len, questions))
     page = Image.new("RGB", (len(panels) * (WIDTH + MARGIN) + MARGIN, top + side + 2 * LINE + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
@@ -130,15 +130,3 @@ def strip(panels: Sequence[HeroPanel]) -> Image.Image:
                 draw.line((x, y + FONT_SIZE * 0.65, x + width, y + FONT_SIZE * 0.65), fill=colour, width=2)
             x += width + MARGIN
     return page
-
-
-def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """The text in lines no wider than an image."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= WIDTH or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

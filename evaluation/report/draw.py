@@ -20,6 +20,7 @@ MARGIN = 6
 LINE = FONT_SIZE + 5
 
 Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,13 @@ def _words(panel: Panel, width: int) -> np.ndarray:
     return np.asarray(page)
 
 
-def wrap_text(text: str, width: float, most: int = 14) -> list[str]:
+def wrap_text(text: str, width: float, most: int = 14, font: Font | None = None) -> list[str]:
     """Lines of at most `width` pixels, broken at blanks and after tokens such as <ins>. Of more than `most` lines the
-    last become [...]."""
+    last become [...]. font: by default that of the sheets."""
+    font = font or _font()
     lines = [""]
     for piece in re.findall(r"[^\s>]*>\s*|[^\s>]+\s*", text.strip()):
-        if lines[-1] and _font().getlength((lines[-1] + piece).rstrip()) > width:
+        if lines[-1] and font.getlength((lines[-1] + piece).rstrip()) > width:
             lines.append("")
         lines[-1] += piece
     lines = [line.strip() for line in lines]
@@ -164,5 +166,5 @@ def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font() -> Font:
     return ImageFont.load_default(FONT_SIZE)
