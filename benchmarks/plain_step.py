@@ -12,21 +12,37 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.sam.modeling_sam import SamAttention, SamVisionSdpaAttention
+from transformers.models.sam.modeling_sam import SamMaskDecoder, SamVisionSdpaAttention
 
 from benchmarks.shapes import sam_head
 from data.types import IGNORE_ID, Batch
-from model.heads.doubling import Doubling
-from model.heads.sam_attention import ChunkedGlobalAttention, FoldedCrossAttention
+from model.heads.sam_attention import ChunkedGlobalAttention
+from model.heads.sam_decoder import SamCellDecoder
 from model.losses import COUNT_EPS, text_loss
 from model.runtime import RuntimeOptions
 from model.seg_model import SegModel
 from model.vlm.base import Vision
 from utils.config import LossConfig
 
-RELEASED: dict[type, type] = {FoldedCrossAttention: SamAttention, Doubling: nn.ConvTranspose2d}
+
+class ReleasedDecoder(SamMaskDecoder):
+    """transformers' mask decoder with the weights of ours, and called as ours is."""
+
+    def __init__(self, ours: SamCellDecoder):
+        super().__init__(ours.transformer.config)
+        self.load_state_dict(ours.state_dict(), assign=True)
+
+    def forward(  # ty: ignore[incompatible-method-override]
+        self, cells: Tensor, positions: Tensor, prompts: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        images, places = (part.mT.unflatten(2, size) for part in (cells, positions))
+        nothing = images.new_zeros(1, 1, 1, 1)  # the cells have the dense prompt
+        logits, _ = super().forward(images, places.expand_as(images), prompts[:, None], nothing, multimask_output=False)
+        return logits[:, 0, 0]
+
+
 LADDER = ("vision_once", "packed_rows", "supervised_logits", "encoder_strips")  # then all images together: the product
 
 
@@ -34,9 +50,8 @@ def take_apart(model: SegModel, on: Collection[str]) -> None:
     """Switch off the optimisations of `model` that are not in `on`."""
     together = len(on) > len(LADDER)
     model.configure(RuntimeOptions(pack_rows="packed_rows" in on, checkpoint_decoder=together))
-    for layer in sam_head(model).decoder.modules():  # the same weights as released
-        if not together and type(layer) in RELEASED:
-            layer.__class__ = RELEASED[type(layer)]
+    if not together:
+        model.head.decoder = ReleasedDecoder(sam_head(model).decoder)
     if "encoder_strips" not in on:
         for attention in sam_head(model).encoder.modules():
             if isinstance(attention, ChunkedGlobalAttention):

@@ -167,9 +167,8 @@ def watched(assistant: Assistant) -> Iterator[Seen]:
         seen.calls["prompts"].append(made.flatten(1))
 
     def decoder(_: Any, given: Any, made: tuple[Tensor, ...]) -> None:
-        for name, part in zip(("candidates", "iou"), made, strict=False):
-            seen.calls[name].append(part[:, 0])
-        seen.calls["presence"].append(made[3].flatten())
+        for name, part in zip(("candidates", "iou", "presence"), made, strict=True):
+            seen.calls[name].append(part)
 
     hooks = [
         language.model.register_forward_pre_hook(

@@ -22,6 +22,7 @@ from model.checkpoints.load import assemble, build_model, load_folder, views_for
 from model.checkpoints.save import save_folder, save_original
 from model.finetune.trainable import from_training_file, load_frozen_head, mark_trainable, trainable_names
 from model.heads import HEADS, HeadContext
+from model.heads.doubling import to_cells
 from model.heads.pixel import PixelHead
 from model.seg_model import SegModel
 from model.vlm.towers.clip import ClipTower
@@ -98,10 +99,12 @@ def test_sizes_double_level_by_level(assistant, number):
     head = assistant.model.head
     features, decoder = [torch.randn(1, 32, 32, 32), torch.randn(1, 32, 64, 64)], head.decoder
     prompts, image = torch.randn(number, 32), torch.zeros(number, dtype=torch.long)
-    dense = torch.zeros(1, 32, 1, 1)
+    cells = [to_cells(level)[image] for level in features]
+    positions = [torch.zeros(1, 32**2, 32), torch.zeros(1, 64**2, 32)]
+    dense = torch.zeros(32)
     with torch.no_grad():
-        first = decoder(0, features[0][image], torch.zeros(1, 32, 32, 32), dense, prompts, None)
-        second = decoder(1, features[1][image], torch.zeros(1, 32, 64, 64), dense, prompts, first)
+        first = decoder(0, cells[0], positions[0], (32, 32), dense, prompts, None)
+        second = decoder(1, cells[1], positions[1], (64, 64), dense, prompts, first)
         whole = head._low_resolution(features, torch.randn(number, 6, 32), image)
     assert first.shape == (number, 64, 64) and second.shape == whole.shape == (number, 128, 128)
 

@@ -1,35 +1,43 @@
-"""The transposed convolutions with which SAM's mask decoders double their cells, trained as matrix products.
+"""The transposed convolutions with which SAM's mask decoders double their cells, as matrix products on cells.
 
-A kernel of 2 x 2 with stride 2 lets nothing overlap: each cell becomes four by one product, (4 C', C) @ (C, h * w). On
-a CPU, torch's backward pass of the convolution takes several times as long as that of the product. Without gradients
-it stays the convolution, which is as fast there.
+A kernel of 2 x 2 with stride 2 lets nothing overlap, so one product, (N, C) @ (C, 4 C'), makes four parts of each
+cell. All that follows up to the logits (layer norm, GELU, the next doubling, the dot product with a mask's kernel)
+treats every part alone, wherever it lies. So the parts stay beside their cell, and only the logits, one value where the
+features have 32, are arranged as an image.
 """
 
 from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Doubling(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d` with kernel and stride 2, one group and a bias: the same weights and values."""
+    """The weights of an `nn.ConvTranspose2d` with kernel and stride 2, one group and a bias."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(B, C, h, w) -> (B, C', 2h, 2w)."""
-        if not torch.is_grad_enabled():
-            return super().forward(input, output_size)
-        number, _, height, width = input.shape
-        product = self.weight.flatten(1).T @ input.flatten(2)  # (B, C' * 2 * 2, h * w)
-        four = product.view(number, self.out_channels, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
-        bias = cast(Tensor, self.bias)[:, None, None, None, None]
-        return (four + bias).reshape(number, -1, 2 * height, 2 * width)
+        """(..., C) cells -> (..., 4, C'), the parts of each in reading order."""
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 C', C)
+        bias = cast(Tensor, self.bias).repeat(4)
+        return F.linear(input, weight, bias).unflatten(-1, (4, self.out_channels))
 
 
-def use_doubling(decoder: nn.Module) -> nn.Module:
-    """Every transposed convolution of a mask decoder of SAM 1, 2 or 3 is computed so."""
-    for module in decoder.modules():
-        if type(module) is nn.ConvTranspose2d:
-            module.__class__ = Doubling
-    return decoder
+def to_cells(image: Tensor, doublings: int = 0) -> Tensor:
+    """(B, C, 2^k h, 2^k w) -> (B, h * w, 4, ..., 4, C), contiguous, with the parts of k doublings."""
+    number, channels, height, width = image.shape
+    height, width, halves = height >> doublings, width >> doublings, [2] * doublings
+    split = image.reshape(number, channels, height, *halves, width, *halves)
+    rows, columns = range(2, 3 + doublings), range(3 + doublings, 4 + 2 * doublings)
+    pairs = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
+    return split.permute(0, *pairs, 1).reshape(number, height * width, *[4] * doublings, channels).contiguous()
+
+
+def to_image(cells: Tensor, height: int, width: int) -> Tensor:
+    """(B, h * w, 4, ..., 4, C) with the parts of k doublings -> (B, C, 2^k h, 2^k w)."""
+    doublings = cells.dim() - 3
+    split = cells.reshape(len(cells), height, width, *[2] * 2 * doublings, cells.shape[-1])
+    rows, columns = range(1, 3 + 2 * doublings, 2), range(2, 3 + 2 * doublings, 2)
+    image = split.permute(0, split.dim() - 1, *rows, *columns)
+    return image.reshape(len(cells), cells.shape[-1], height << doublings, width << doublings)

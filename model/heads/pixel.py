@@ -21,6 +21,7 @@ from data.views import LanguageView
 from model.checkpoints.name_table import Pair, under
 from model.checkpoints.size_keys import SizeKeys
 from model.heads.base import HEADS, Decoded, HeadContext, MaskHead, decode_in_chunks, fourier_positions, split_by_image
+from model.heads.doubling import to_cells
 from model.heads.pixel_decoder import PixelDecoder
 from model.heads.sam_weights import MLP_NAMES, SAM_NAMES
 from model.vlm.base import Vision
@@ -162,7 +163,7 @@ class PixelHead(MaskHead):
         side = math.isqrt(states.shape[1])
         narrow = self.neck(states.transpose(1, 2).unflatten(2, (side, side)))
         first, *rest = narrow.chunk(len(self.levels))
-        return [first, *map(self.decoder.grow, rest)]
+        return [first, *map(self.decoder.enlarge, rest)]
 
     def decode(
         self, features: list[Tensor], queries: Tensor, query_image: Tensor, geometry: list[Geometry], full: bool = True
@@ -175,19 +176,21 @@ class PixelHead(MaskHead):
     def _low_resolution(self, features: list[Tensor], queries: Tensor, query_image: Tensor) -> Tensor:
         """(Q, L * T, D) -> (Q, 4h, 4w) float32 logits."""
         # Weights are read here, not in the checkpointed function: ZeRO-3 has them gathered in the forward pass only.
-        dense = self.prompts.no_mask_embed.weight[:, :, None, None]
+        dense = self.prompts.no_mask_embed.weight[0]
         embeddings = [self.prompts.shared_embedding, self.fine_positions][: len(features)]
-        positions = [fourier_positions(*pair) for pair in zip(embeddings, features, strict=True)]
+        positions = [to_cells(fourier_positions(*pair)) for pair in zip(embeddings, features, strict=True)]
         balance = self.balance
         if balance is None:
             balance = queries.new_full((len(features),), 1 / len(features))
-        decode = partial(self._decode, features, positions, dense, balance.float())
+        sizes = [(level.shape[-2], level.shape[-1]) for level in features]
+        decode = partial(self._decode, list(map(to_cells, features)), positions, sizes, dense, balance.float())
         return decode_in_chunks(decode, self.fuse_levels(queries), query_image, self.checkpoint_decoder)[0]
 
     def _decode(
         self,
-        features: list[Tensor],
+        cells: list[Tensor],
         positions: list[Tensor],
+        sizes: list[tuple[int, int]],
         dense: Tensor,
         balance: Tensor,
         prompts: Tensor,
@@ -197,8 +200,8 @@ class PixelHead(MaskHead):
         fine: each level's logits weigh the features of the next."""
         levels: list[Tensor] = []
         for level, prompt in enumerate(prompts.unbind(1)):
-            previous = levels[-1] if levels else None
-            levels.append(self.decoder(level, features[level][query_image], positions[level], dense, prompt, previous))
+            own, previous = cells[level][query_image], levels[-1] if levels else None
+            levels.append(self.decoder(level, own, positions[level], sizes[level], dense, prompt, previous))
         size = levels[-1].shape[-2:]
         resized = [F.interpolate(part[:, None].float(), size, mode="bilinear", align_corners=False) for part in levels]
         first, *others = [weight * part for weight, part in zip(balance, resized, strict=True)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import SamMaskDecoderConfig
-from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm, SamTwoWayTransformer
+from transformers.models.sam.modeling_sam import SamFeedForward, SamTwoWayTransformer
 
-from model.heads.doubling import Doubling
+from model.heads.doubling import Doubling, to_cells, to_image
 from model.heads.sam_attention import use_folded_attention
+from model.heads.sam_decoder import attend_both_ways
 
 MASK_TOKENS = 4  # of which the first decodes; the others, and the score's, take part in attention only
 NARROW = 8  # the features that a mask is decoded from have a width of 1 / NARROW
@@ -34,30 +35,35 @@ class PixelDecoder(nn.Module):
         )
         self.iou_prediction_head = SamFeedForward(width, width, MASK_TOKENS, 3)  # in weight files; never used
 
+    def enlarge(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, 2h, 2w)."""
+        return to_image(self.grow(to_cells(features)), *features.shape[-2:])
+
     def forward(
-        self, level: int, features: Tensor, positions: Tensor, dense: Tensor, prompts: Tensor, previous: Tensor | None
+        self,
+        level: int,
+        cells: Tensor,
+        positions: Tensor,
+        size: tuple[int, int],
+        dense: Tensor,
+        prompts: Tensor,
+        previous: Tensor | None,
     ) -> Tensor:
-        """One level: (Q, C, h, w) features, (1, C, h, w) positions, (1, C, 1, 1) dense prompt, (Q, C) prompts, and
-        previous, the (Q, h, w) logits of the level before, if any -> (Q, 2h, 2w) logits."""
+        """One level: (Q, h * w, C) cells and (1, h * w, C) positions of features of `size` (h, w), (C,) dense prompt,
+        (Q, C) prompts, and previous, the (Q, h, w) logits of the level before, if any -> (Q, 2h, 2w) logits."""
         if previous is not None:
             # by 1 to 2: the previous mask directs attention but cannot erase what it missed
-            features = features * (torch.sigmoid(previous) + 1)[:, None]
-        number, channels, height, width = features.shape
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(number, -1, -1)
+            cells = cells * (torch.sigmoid(previous) + 1).flatten(1)[..., None]
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(len(cells), -1, -1)
         tokens = torch.cat([own, prompts[:, None]], dim=1) + self.level_embed.weight[level]
-        states, features = self.transformer[level](
-            point_embeddings=tokens[:, None],
-            image_embeddings=features + dense,
-            image_positional_embeddings=positions.expand(number, -1, -1, -1),
-            attention_similarity=None,
-        )
-        features = self.upscale(features[:, 0].transpose(1, 2).reshape(number, channels, height, width))
+        states, cells = attend_both_ways(self.transformer[level], tokens, cells + dense, positions)
         # a hyper-network turns the first mask token (position 0 is the IoU token) into a 1 x 1 kernel: logits are its
         # dot product with every cell
-        kernel = self.output_hypernetworks_mlps[0](states[:, 0, 1])  # (Q, C / NARROW)
-        return (kernel[:, None] @ features.flatten(2)).view(number, *features.shape[2:])
+        kernel = self.output_hypernetworks_mlps[0](states[:, 1])  # (Q, C / NARROW)
+        logits = self.upscale(cells) @ kernel[:, None, :, None]  # (Q, h * w, 4, 1)
+        return to_image(logits, *size)[:, 0]
 
 
 def _double(width: int, out: int) -> nn.Sequential:
-    norm = SamLayerNorm(out, eps=1e-6, data_format="channels_first")
+    norm = nn.LayerNorm(out, eps=1e-6)
     return nn.Sequential(Doubling(width, out, kernel_size=2, stride=2), norm, nn.GELU())

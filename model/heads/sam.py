@@ -15,9 +15,10 @@ from data.views import SamView
 from model.checkpoints.files import read_tensors
 from model.checkpoints.name_table import under
 from model.heads.base import HEADS
-from model.heads.doubling import use_doubling
+from model.heads.doubling import to_cells
 from model.heads.promptable import Levels, Options, PromptableHead
-from model.heads.sam_attention import use_chunked_attention, use_folded_attention
+from model.heads.sam_attention import use_chunked_attention
+from model.heads.sam_decoder import SamCellDecoder
 from model.heads.sam_weights import SAM_NAMES, SAM_RELEASED, SAM_SIZE_KEYS, folder_decoder_heads, rename_sam, sam_sizes
 
 
@@ -33,9 +34,9 @@ class SamHead(PromptableHead):
     LORA_LAYERS = ("qkv",)
     encoder: SamVisionEncoder
     prompts: SamPromptEncoder
-    decoder: SamMaskDecoder
+    decoder: SamCellDecoder
 
-    def __init__(self, encoder: SamVisionEncoder, prompts: SamPromptEncoder, decoder: SamMaskDecoder):
+    def __init__(self, encoder: SamVisionEncoder, prompts: SamPromptEncoder, decoder: SamCellDecoder):
         super().__init__()
         self.encoder = encoder
         self.prompts = prompts
@@ -53,9 +54,7 @@ class SamHead(PromptableHead):
         for part in (sam, vision, mask_decoder):
             part._attn_implementation = attention
         encoder = use_chunked_attention(SamVisionEncoder(vision))
-        decoder = SamMaskDecoder(mask_decoder)
-        use_folded_attention(decoder.transformer)
-        use_doubling(decoder)
+        decoder = SamCellDecoder(SamMaskDecoder(mask_decoder))
         return cls(encoder, SamPromptEncoder(sam), decoder)
 
     @staticmethod
@@ -84,19 +83,12 @@ class SamHead(PromptableHead):
 
     def chunk_decoder(self, levels: Levels) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
         (features,) = levels
-        return partial(self._low_resolution, features, self.dense_prompt(levels), self.positions(features))
+        cells, positions = to_cells(features + self.dense_prompt(levels)), to_cells(self.positions(features))
+        return partial(self._low_resolution, cells, positions, (features.shape[-2], features.shape[-1]))
 
     def _low_resolution(
-        self, features: Tensor, dense: Tensor, positions: Tensor, queries: Tensor, query_image: Tensor
+        self, cells: Tensor, positions: Tensor, size: tuple[int, int], queries: Tensor, query_image: Tensor
     ) -> tuple[Tensor]:
         """(Q, K, D) -> (Q, 4h, 4w) logits: each query with its own copy of its image's embedding. No scores: LISA's
         family never trains SAM's estimate of the IoU, and text prompts are strange to it."""
-        # Of SAM's four mask tokens the first: the single-mask output, as released.
-        logits, _ = self.decoder(
-            image_embeddings=features[query_image],
-            image_positional_embeddings=positions.expand(len(queries), -1, -1, -1),
-            sparse_prompt_embeddings=queries[:, None],
-            dense_prompt_embeddings=dense,
-            multimask_output=False,
-        )
-        return (logits[:, 0, 0],)
+        return (self.decoder(cells[query_image], positions, queries, size),)

@@ -24,7 +24,7 @@ from model.checkpoints.files import read_tensors
 from model.checkpoints.name_table import Pair, under
 from model.embedding_cache import EmbeddingCache
 from model.heads.base import HEADS, HeadContext
-from model.heads.doubling import use_doubling
+from model.heads.doubling import to_cells
 from model.heads.promptable import Levels, Options, PromptableHead, rename
 from model.heads.sam2_weights import (
     DECODER,
@@ -42,7 +42,7 @@ from model.heads.sam2_weights import (
     split_points,
     without,
 )
-from model.heads.sam_attention import use_folded_attention
+from model.heads.sam_decoder import Sam2CellDecoder
 from utils.config import CacheConfig, from_dict, merge
 from utils.log import log
 from utils.plain import read_mapping
@@ -161,9 +161,7 @@ class Sam2Head(PromptableHead):
         # one tensor each, as upstream's files have them; a text prompt uses none
         width = prompts.hidden_size
         prompts.point_embed = nn.ModuleList(nn.Embedding(1, width) for _ in range(prompt_config.num_point_embeddings))
-        decoder = cls.DECODER_PARTS[1](decoder_config)
-        use_folded_attention(decoder.transformer)
-        use_doubling(decoder)
+        decoder = Sam2CellDecoder(cls.DECODER_PARTS[1](decoder_config))
         return cls(cls.build_encoder(config, side, attention), prompts, decoder, side, decoding)
 
     @classmethod
@@ -229,34 +227,34 @@ class Sam2Head(PromptableHead):
         return self.decoder.conv_s0(fine), self.decoder.conv_s1(middle), coarse
 
     def chunk_decoder(self, levels: Levels) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
-        *fine, coarse = levels
+        finest, middle, coarse = levels
         coarse = coarse + self.no_memory_embedding.to(coarse.dtype).reshape(1, -1, 1, 1)
         points = self.prompts.not_a_point_embed.weight.to(coarse.dtype).expand(self.decoding.not_a_point_tokens, -1)
-        return partial(self._low_resolution, fine, coarse, points, self.dense_prompt(levels), self.positions(coarse))
+        cells, positions = to_cells(coarse + self.dense_prompt(levels)), to_cells(self.positions(coarse))
+        fine = [to_cells(middle, 1), to_cells(finest, 2)]
+        return partial(self._low_resolution, cells, positions, (coarse.shape[-2], coarse.shape[-1]), fine, points)
 
     def _low_resolution(
         self,
-        fine: list[Tensor],
-        coarse: Tensor,
-        points: Tensor,
-        dense: Tensor,
+        cells: Tensor,
         positions: Tensor,
+        size: tuple[int, int],
+        fine: list[Tensor],
+        points: Tensor,
         queries: Tensor,
         query_image: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(Q, K, D) -> (Q, 4h, 4w) logits of the coarsest level's h and w, and (Q,) scores: the IoU estimate times the
         probability that the object is there. Each query has its own copy of its image's levels."""
-        best = self.decoding.masks == "best_of_three"
-        sparse = torch.cat([points.expand(len(queries), -1, -1), queries], dim=1)
-        logits, iou, _, presence = self.decoder(
-            image_embeddings=coarse[query_image],
-            image_positional_embeddings=positions.expand(len(queries), -1, -1, -1),
-            sparse_prompt_embeddings=sparse[:, None],
-            dense_prompt_embeddings=dense,
-            multimask_output=best,
-            high_resolution_features=[level[query_image] for level in fine],
-        )
-        logits, iou, presence = logits[:, 0], iou[:, 0], presence[:, 0, 0]  # (Q, M, 4h, 4w), (Q, M), (Q,)
+        prompts = torch.cat([points.expand(len(queries), -1, -1), queries], dim=1)
+        logits, iou, presence = self.decoder(
+            cells[query_image],
+            positions,
+            prompts,
+            size,
+            several=self.decoding.masks == "best_of_three",
+            fine=[level[query_image] for level in fine],
+        )  # (Q, M, 4h, 4w), (Q, M), (Q,)
         chosen = (torch.arange(len(iou), device=iou.device), iou.argmax(-1))
         logits, scores = logits[chosen], iou[chosen].float() * presence.float().sigmoid()
         if self.decoding.reject == "object" and not self.training:

@@ -93,14 +93,15 @@ class Folded(nn.Module):
         return self.output(output.transpose(1, 2).flatten(2) + self.v_proj.bias)
 
     def _image_to_prompts(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """N cells attend to T prompts. Here the bias of the queries does count: it differs between keys."""
+        """N cells attend to T prompts. Here the bias of the queries does count: it differs between keys. That of the
+        output is added to the few prompts, by parts, because the weights of a head sum to one."""
         key, value = self._heads(self.k_proj(key) * self.scaling), self._heads(self.v_proj(value))  # (Q, H, T, D)
         folded = key @ self._rows(self.q_proj)  # (Q, H, T, C)
         offset = key @ self.q_proj.bias.view(self.num_attention_heads, -1, 1)  # (Q, H, T, 1)
         scores = torch.baddbmm(offset.flatten(1, 2), folded.flatten(1, 2), query.mT)  # (Q, H * T, N)
         weights = scores.float().unflatten(1, folded.shape[1:3]).softmax(2).to(value.dtype).flatten(1, 2)
         projected = value @ self.output.weight.T.unflatten(0, (self.num_attention_heads, -1))  # (Q, H, T, C)
-        return torch.baddbmm(self.output.bias, weights.mT, projected.flatten(1, 2))
+        return weights.mT @ (projected + self.output.bias / self.num_attention_heads).flatten(1, 2)
 
     @property
     def output(self) -> nn.Linear:
