@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.shapes import sam_head, vlm_of
 from data.types import Batch
@@ -29,6 +29,14 @@ PEAK_FLOPS = {  # dense, 16 bit, from the data sheets; by a part of the device's
     "3090": 71e12,
 }
 PRODUCT_SIDES = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product shows what a device reaches
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+CPU_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+ATTENTIONS = {
+    CPU_ATTENTION,
+    torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_efficient_attention,
+    torch.ops.aten._scaled_dot_product_cudnn_attention,
+}
 PRODUCT_SECONDS, PRODUCTS = 1.0, 3  # for so long, and at least so often
 
 
@@ -106,11 +114,12 @@ def step_flops(model: SegModel, batch: Batch) -> float:
     """Floating-point operations that a training step needs; recomputation to save memory does not count.
 
     The forward pass as torch counts it, by part: once for frozen parts, twice where gradients pass through frozen
-    weights, three times for trained parts. Attention on a CPU is not counted (torch has no formula for its kernel).
+    weights, three times for trained parts and for attention that gradients pass through, which has no weights.
+    Attention counts in full, masked positions too, as in PaLM's MFU (arXiv 2204.02311, appendix B).
     """
-    with FlopCounterMode(display=False) as counter:  # with gradients: inference takes other paths in places
-        model(batch)
-    by_part = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    with flop_counter() as counter:
+        model(batch)  # with gradients: inference takes other paths in places
+    counts = counter.get_flop_counts()
     names = {part: name for name, part in model.named_modules()}
     root = type(model).__name__
     vlm = vlm_of(model)
@@ -121,9 +130,22 @@ def step_flops(model: SegModel, batch: Batch) -> float:
     factors: dict[nn.Module, int] = dict.fromkeys(frozen, 1)
     factors[vlm.decoder] = 2  # with LoRA's own products
     factors[vocabulary] = 3 if vocabulary.weight.requires_grad else 2
-    flops = {part: by_part.get(f"{root}.{names[part]}", 0) for part in factors}
-    rest = by_part["Global"] - sum(flops.values())  # trained: text MLP and mask decoder
-    return 3 * rest + sum(factors[part] * number for part, number in flops.items())
+    parts = {part: counts.get(f"{root}.{names[part]}", {}) for part in factors}
+    rest = sum(counts["Global"].values()) - sum(sum(part.values()) for part in parts.values())
+    return 3 * rest + sum(  # the rest trains: text MLP and mask decoder
+        number * (3 if operation in ATTENTIONS and factors[part] > 1 else factors[part])
+        for part, operations in parts.items()
+        for operation, number in operations.items()
+    )
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's, which has no formula for the attention kernel on CPUs."""
+    formulas = {
+        CPU_ATTENTION: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+        CPU_ATTENTION_BACKWARD: lambda grad, *shapes, **__: sdpa_backward_flop_count(grad, *shapes[:3]),
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def utilisation(flops: float, seconds: float, device: str) -> float | None:

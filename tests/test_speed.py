@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measuring
-from benchmarks.measuring import step_flops, utilisation
+from benchmarks.measuring import flop_counter, step_flops, utilisation
 from benchmarks.shapes import BACKBONES, SHAPES, make_batch, random_model
 from benchmarks.speed import LINES, check_losses, measure_line, parse
 from data.views import ClipView
@@ -73,7 +72,7 @@ def test_operations_are_those_that_torch_counts(vocabulary, precision, backbone)
         )
         prepare_training(model, config).configure(RuntimeOptions(pack_rows=True))
         batch = make_batch(shape, model.vlm.view, images=2, each=3).to("cpu", model.dtype)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             objective(model(batch), batch, LossConfig()).total.backward()
         counts.append((step_flops(model, batch), counter.get_total_flops()))
     assert counts[0][0] == counts[1][0]
