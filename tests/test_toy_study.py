@@ -89,11 +89,12 @@ def results(*, steps=3, **rows):
     for name, figures in rows.items():
         made = [
             {
+                "seed": seed,
                 "exam": {"whole": {LIST_SUITE: {"mIoU": value}}, "own": {}},
                 "training": {"step": [1, 3]},
                 "speed": {"phrase_ms": ms},
             }
-            for value, ms in figures
+            for seed, (value, ms) in enumerate(figures)
         ]
         table[name] = {"title": name, "kind": SYSTEM, "trials": made}
     return {"settings": {"steps": steps}, "rows": table}
@@ -174,6 +175,9 @@ def test_rows_of_an_earlier_study_stay_where_the_settings_are_the_same(tmp_path)
     newer = page.with_earlier(results(gsva=[(0.75, 1.0)]), doc.with_suffix(".json"))
     assert list(newer["rows"]) == ["lisa", "gsva"]  # in the order of the table
     assert [page.MAIN[0].cell(row) for row in newer["rows"].values()] == ["0.25", "0.75"]
+    other_seed = results(gsva=[(0.75, 1.0)])
+    other_seed["rows"]["gsva"]["trials"][0]["seed"] = 1
+    assert page.MAIN[0].cell(page.with_earlier(other_seed, doc.with_suffix(".json"))["rows"]["gsva"]) == "0.50 / 0.75"
     assert list(page.with_earlier(results(steps=4, gsva=[(0.75, 1.0)]), doc.with_suffix(".json"))["rows"]) == ["gsva"]
 
 

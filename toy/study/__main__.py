@@ -9,7 +9,7 @@ train/ (the run folder), one folder of answers per part of the evaluation, exam.
 trained with every seed, ablations with the first. A training ends after --steps, or before, when --patience validations
 in a row were no better than the best before them. Finished stages are not repeated, interrupted ones resume. Writes
 OUT/results.json, OUT/table.md and OUT/*.png; --write_doc also updates docs/miniature.md, its images and
-docs/miniature.json, from which it takes rows that OUT lacks, where they were made with the same settings.
+docs/miniature.json, from which it takes rows and seeds that OUT lacks, where they were made with the same settings.
 """
 
 from __future__ import annotations

@@ -93,11 +93,15 @@ def collect_results(out: Path, done: Sequence[Trial]) -> dict[str, Any]:
 
 
 def with_earlier(results: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The results and those rows of `file` that they lack, where both were made with the same settings."""
+    """The results and those rows and seeds of `file` that they lack, where both were made with the same settings."""
     earlier = read_json(file) if file.is_file() else results
     if earlier["settings"] != results["settings"]:
         return results
-    return {**results, "rows": in_order({**earlier["rows"], **results["rows"]})}
+    rows = {**earlier["rows"], **results["rows"]}
+    for name in earlier["rows"].keys() & results["rows"].keys():
+        trials = {trial["seed"]: trial for part in (earlier, results) for trial in part["rows"][name]["trials"]}
+        rows[name] = {**rows[name], "trials": [trials[seed] for seed in sorted(trials)]}
+    return {**results, "rows": in_order(rows)}
 
 
 def in_order(rows: dict[str, Any]) -> dict[str, Any]:
