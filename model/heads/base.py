@@ -29,7 +29,8 @@ from utils.registry import Registry
 
 HEADS: Registry[type[MaskHead]] = Registry("mask head")  # name -> MaskHead class
 Features = Any  # whatever a head's `features` returns for its own `decode`
-QUERIES_AT_ONCE = {"cpu": 4, "cuda": 64}  # without gradients; each costs about a dozen copies of an image embedding
+QUERIES_AT_ONCE = {"cpu": 16, "cuda": 64}  # without gradients; each costs about a dozen copies of an image embedding
+CPU_CACHE = 2**23  # bytes of such copies on a CPU: more of them at once leave its cache, and each takes longer
 CHECKPOINTED_AT_ONCE = {"cpu": 2, "cuda": 8, "meta": 8}  # in the backward pass, with twice that and more
 
 
@@ -158,19 +159,25 @@ def decode_in_chunks(
     decode: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
     queries: Tensor,
     query_image: Tensor,
+    embedding_bytes: int,
     checkpointed: bool = False,
 ) -> tuple[Tensor, ...]:
     """All of `decode(queries, query_image)`, whose results have one entry per query: in one pass with gradients, in
     chunks without.
 
     Every query needs its own copy of its image's embedding, since SAM's decoder changes it by attention: chunks bound
-    that memory. checkpointed: with gradients also in chunks, each but the last under activation checkpointing: the
-    backward pass begins with the last, whose activations are gone when those of the next are there again.
+    that memory. embedding_bytes: of one such copy. checkpointed: with gradients also in chunks, each but the last under
+    activation checkpointing: the backward pass begins with the last, whose activations are gone when those of the next
+    are there again.
     """
-    size = len(queries) if torch.is_grad_enabled() else QUERIES_AT_ONCE[queries.device.type]
+    device = queries.device.type
+    size = len(queries)
+    if not torch.is_grad_enabled():
+        fitting = max(1, CPU_CACHE // embedding_bytes) if device == "cpu" else QUERIES_AT_ONCE[device]
+        size = min(fitting, QUERIES_AT_ONCE[device])
     again = decode
     if torch.is_grad_enabled() and checkpointed:
-        size = CHECKPOINTED_AT_ONCE[queries.device.type]
+        size = CHECKPOINTED_AT_ONCE[device]
         # Decoding is deterministic, so no RNG state is kept. The determinism check must be off: ZeRO-3 parameters are
         # gathered in one pass and sharded in the other.
         again = partial(checkpoint, decode, use_reentrant=False, preserve_rng_state=False, determinism_check="none")

@@ -184,7 +184,8 @@ class PixelHead(MaskHead):
             balance = queries.new_full((len(features),), 1 / len(features))
         sizes = [(level.shape[-2], level.shape[-1]) for level in features]
         decode = partial(self._decode, list(map(to_cells, features)), positions, sizes, dense, balance.float())
-        return decode_in_chunks(decode, self.fuse_levels(queries), query_image, self.checkpoint_decoder)[0]
+        prompts, size = self.fuse_levels(queries), features[-1][0].nbytes
+        return decode_in_chunks(decode, prompts, query_image, size, self.checkpoint_decoder)[0]
 
     def _decode(
         self,

@@ -153,7 +153,9 @@ class PromptableHead(MaskHead):
         """(Q, K, D) -> B x (N_b, H_b, W_b) float32 logits."""
         queries = queries.to(features[-1].dtype)
         decode = self.chunk_decoder(features)
-        logits, *scores = decode_in_chunks(decode, queries, query_image, self.checkpoint_decoder)
+        logits, *scores = decode_in_chunks(
+            decode, queries, query_image, features[-1][0].nbytes, self.checkpoint_decoder
+        )
         masks = split_by_image(logits, query_image, geometry, [self.padded_side] * len(geometry), full)
         counts = [len(image_masks) for image_masks in masks]
         return Decoded(masks, list(scores[0].split(counts)) if scores else None)

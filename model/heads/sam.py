@@ -18,7 +18,7 @@ from model.heads.base import HEADS
 from model.heads.doubling import to_cells
 from model.heads.promptable import Levels, Options, PromptableHead
 from model.heads.sam_attention import use_chunked_attention
-from model.heads.sam_decoder import SamCellDecoder
+from model.heads.sam_decoder import SamCellDecoder, of_queries
 from model.heads.sam_weights import SAM_NAMES, SAM_RELEASED, SAM_SIZE_KEYS, folder_decoder_heads, rename_sam, sam_sizes
 
 
@@ -91,4 +91,4 @@ class SamHead(PromptableHead):
     ) -> tuple[Tensor]:
         """(Q, K, D) -> (Q, 4h, 4w) logits: each query with its own copy of its image's embedding. No scores: LISA's
         family never trains SAM's estimate of the IoU, and text prompts are strange to it."""
-        return (self.decoder(cells[query_image], positions, queries, size),)
+        return (self.decoder(of_queries(cells, query_image), positions, queries, size),)

@@ -42,7 +42,7 @@ from model.heads.sam2_weights import (
     split_points,
     without,
 )
-from model.heads.sam_decoder import Sam2CellDecoder
+from model.heads.sam_decoder import Sam2CellDecoder, of_queries
 from utils.config import CacheConfig, from_dict, merge
 from utils.log import log
 from utils.plain import read_mapping
@@ -248,12 +248,12 @@ class Sam2Head(PromptableHead):
         probability that the object is there. Each query has its own copy of its image's levels."""
         prompts = torch.cat([points.expand(len(queries), -1, -1), queries], dim=1)
         logits, iou, presence = self.decoder(
-            cells[query_image],
+            of_queries(cells, query_image),
             positions,
             prompts,
             size,
             several=self.decoding.masks == "best_of_three",
-            fine=[level[query_image] for level in fine],
+            fine=[of_queries(level, query_image) for level in fine],
         )  # (Q, M, 4h, 4w), (Q, M), (Q,)
         chosen = (torch.arange(len(iou), device=iou.device), iou.argmax(-1))
         logits, scores = logits[chosen], iou[chosen].float() * presence.float().sigmoid()

@@ -63,7 +63,8 @@ def use_chunked_attention(encoder: SamVisionEncoder) -> SamVisionEncoder:
 
 class Folded(nn.Module):
     """With the weights and the interface of the class it is mixed into, a `SamAttention` or its like in SAM 2 and 3:
-    (Q, 1, T or N, C) query, (Q, 1, N or T, C) key and value."""
+    (Q, 1, T or N, C) query, (Q, 1, N or T, C) key and value. Cells that all Q prompts share may stand there once,
+    (1, 1, N, C): a batch of small products becomes one."""
 
     OUTPUT: ClassVar[str]  # the name of the last projection
     q_proj: nn.Linear
@@ -85,11 +86,11 @@ class Folded(nn.Module):
         not see it; the bias of the values passes through, because attention weights sum to one."""
         heads = self._heads(self.q_proj(query) * self.scaling)  # (Q, H, T, D)
         folded = heads @ self._rows(self.k_proj)  # (Q, H, T, C)
-        scores = folded.flatten(1, 2) @ key.mT  # (Q, H * T, N)
+        scores = folded.flatten(1, 2) @ _once(key).mT  # (Q, H * T, N)
         if torch.is_grad_enabled():  # the bias of the keys stays in the graph: every trained weight has a gradient
             scores = scores + (heads @ self.k_proj.bias.view(self.num_attention_heads, -1, 1)).flatten(1, 2)
         weights = scores.float().softmax(-1).to(value.dtype)
-        output = (weights @ value).view(folded.shape) @ self._rows(self.v_proj).mT  # (Q, H, T, D)
+        output = (weights @ _once(value)).view(folded.shape) @ self._rows(self.v_proj).mT  # (Q, H, T, D)
         return self.output(output.transpose(1, 2).flatten(2) + self.v_proj.bias)
 
     def _image_to_prompts(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ class Folded(nn.Module):
         key, value = self._heads(self.k_proj(key) * self.scaling), self._heads(self.v_proj(value))  # (Q, H, T, D)
         folded = key @ self._rows(self.q_proj)  # (Q, H, T, C)
         offset = key @ self.q_proj.bias.view(self.num_attention_heads, -1, 1)  # (Q, H, T, 1)
-        scores = torch.baddbmm(offset.flatten(1, 2), folded.flatten(1, 2), query.mT)  # (Q, H * T, N)
+        scores = folded.flatten(1, 2) @ _once(query).mT + offset.flatten(1, 2)  # (Q, H * T, N)
         weights = scores.float().unflatten(1, folded.shape[1:3]).softmax(2).to(value.dtype).flatten(1, 2)
         projected = value @ self.output.weight.T.unflatten(0, (self.num_attention_heads, -1))  # (Q, H, T, C)
         return weights.mT @ (projected + self.output.bias / self.num_attention_heads).flatten(1, 2)
@@ -114,6 +115,11 @@ class Folded(nn.Module):
     def _heads(self, values: Tensor) -> Tensor:
         """(Q, T, H * D) -> (Q, H, T, D)."""
         return values.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
+
+
+def _once(cells: Tensor) -> Tensor:
+    """(1, N, C) -> (N, C), which all rows of a product share; others as they are."""
+    return cells[0] if len(cells) == 1 else cells
 
 
 class FoldedCrossAttention(Folded, SamAttention):

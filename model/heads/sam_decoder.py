@@ -19,8 +19,8 @@ from model.heads.sam_attention import use_folded_attention
 
 
 def attend_both_ways(transformer: Any, tokens: Tensor, cells: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """The two-way transformer of SAM's mask decoder: (Q, T, C) tokens, (Q, N, C) cells and their positions, (1, N, C),
-    -> tokens and cells as attention between them has changed them."""
+    """The two-way transformer of SAM's mask decoder: (Q, T, C) tokens, (Q or 1, N, C) cells and their positions,
+    (1, N, C), -> (Q, T, C) tokens and (Q, N, C) cells as attention between them has changed them."""
     tokens, cells, positions = tokens[:, None], cells[:, None], positions[:, None]  # the layers' dimension of points
     states = tokens
     for layer in transformer.layers:
@@ -38,6 +38,12 @@ def attend_both_ways(transformer: Any, tokens: Tensor, cells: Tensor, positions:
         cells = layer.layer_norm4(cells + told)
     seen = transformer.final_attn_token_to_image(query=states + tokens, key=cells + positions, value=cells)[0]
     return transformer.layer_norm_final_attn(states + seen)[:, 0], cells[:, 0]
+
+
+def of_queries(cells: Tensor, query_image: Tensor) -> Tensor:
+    """(B, N, ...) cells -> (Q, N, ...), or of a single image (1, N, ...): up to the first layer that changes them, its
+    queries share them."""
+    return cells if len(cells) == 1 else cells[query_image]
 
 
 class CellDecoder(nn.Module):
@@ -72,8 +78,9 @@ class CellDecoder(nn.Module):
         chosen: Sequence[int],
         fine: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor]:
-        """(Q, h * w, C) cells with the dense prompt, (1, h * w, C) positions and (Q, T, C) prompts -> (Q, M, 4h, 4w)
-        logits of the M chosen mask tokens, and the states of all tokens, (Q, ..., C), the decoder's own first.
+        """Cells with the dense prompt, (Q or 1, h * w, C), their positions, (1, h * w, C), and (Q, T, C) prompts ->
+        (Q, M, 4h, 4w) logits of the M chosen mask tokens, and the states of all tokens, (Q, ..., C), the decoder's own
+        first.
 
         fine: what SAM 2 and 3 add after the first doubling, (Q, h * w, 4, C / 4), and after the second,
         (Q, h * w, 4, 4, C / 8).
