@@ -173,8 +173,9 @@ def decode_in_chunks(
     device = queries.device.type
     size = len(queries)
     if not torch.is_grad_enabled():
-        fitting = max(1, CPU_CACHE // embedding_bytes) if device == "cpu" else QUERIES_AT_ONCE[device]
-        size = min(fitting, QUERIES_AT_ONCE[device])
+        size = QUERIES_AT_ONCE[device]
+        if device == "cpu":
+            size = max(1, min(size, CPU_CACHE // embedding_bytes))
     again = decode
     if torch.is_grad_enabled() and checkpointed:
         size = CHECKPOINTED_AT_ONCE[device]
