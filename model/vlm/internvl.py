@@ -32,6 +32,7 @@ from model.checkpoints.name_table import Pair
 from model.checkpoints.size_keys import SizeKeys
 from model.checkpoints.weight_source import WeightSource
 from model.vlm.base import VLMS, BackboneSizes, Vision
+from model.vlm.causal_strips import of_language
 from model.vlm.decoder import DecoderVLM, sees_all
 from utils.config import ModelConfig
 from utils.registry import unknown
@@ -141,7 +142,7 @@ class InternVL(DecoderVLM):
         vision, text = sizes.configs()
         projector = InternVLMultiModalProjector(InternVLConfig(vision_config=vision, text_config=text, **_FIXED))
         # only now: the whole configuration gives its parts an attention of its own
-        text._attn_implementation = vision._attn_implementation = attention
+        text._attn_implementation, vision._attn_implementation = of_language(attention), attention
         language = TEXTS[sizes.text["model_type"]][1](text)
         return cls(InternVLVisionModel(vision), projector, language, view or _usual_view(sizes))
 

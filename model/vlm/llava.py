@@ -19,6 +19,7 @@ from data.types import Geometry
 from data.views import LanguageView, PaddedView
 from model.embedding_cache import EmbeddingCache
 from model.vlm.base import VLMS, Vision
+from model.vlm.causal_strips import of_language
 from model.vlm.decoder import DecoderVLM
 from model.vlm.llava_checkpoint import LlavaFiles, LlavaSizes, family_of
 from model.vlm.llava_released import released_sizes
@@ -79,7 +80,7 @@ class Llava(LlavaFiles, DecoderVLM):
         shown = TowerInput(**sizes.tower_input)
         tower = family_of(config).build(sizes.tower, "eager" if attention == "eager" else "sdpa")
         language = LlamaConfig(**sizes.language)
-        language._attn_implementation = attention
+        language._attn_implementation = of_language(attention)
         width, depth = language.hidden_size, sizes.projector_depth
         return cls(
             tower,

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.vlm.causal_strips import STRIPS
 from utils.log import log
 
-MASKED = ("sdpa", "eager")  # attention implementations that take a mask of any shape
+MASKED = ("sdpa", STRIPS, "eager")  # attention implementations that take a mask of any shape
 
 
 @dataclass(frozen=True)

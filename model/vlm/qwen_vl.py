@@ -28,6 +28,7 @@ from data.patch_view import PatchView
 from data.types import Geometry
 from data.views import CLIP_MEAN, CLIP_STD, LanguageView
 from model.vlm.base import VLMS, Vision
+from model.vlm.causal_strips import of_language
 from model.vlm.decoder import DecoderVLM, sees_all
 from model.vlm.prefix_packing import MASKED
 from model.vlm.qwen_vl_checkpoint import QwenSizes, QwenVLFiles
@@ -71,7 +72,7 @@ class QwenVL(QwenVLFiles, DecoderVLM):
         """An uninitialised model of QwenSizes; `attention` is also the tower's."""
         sizes = QwenSizes(**config)
         text, vision = cls.TEXT_CONFIG(**sizes.text), cls.VISION_CONFIG(**sizes.vision)
-        text._attn_implementation = vision._attn_implementation = attention
+        text._attn_implementation, vision._attn_implementation = of_language(attention), attention
         shown = cast(PatchView, view or cls.usual_view(sizes))  # no other is ever given to a Qwen-VL
         return cls(cls.TOWER(vision), TextModel(text, cls.TEXT), shown)
 
