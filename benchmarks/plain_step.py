@@ -37,9 +37,10 @@ class ReleasedDecoder(SamMaskDecoder):
     def forward(  # ty: ignore[incompatible-method-override]
         self, cells: Tensor, positions: Tensor, prompts: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        images, places = (part.mT.unflatten(2, size) for part in (cells, positions))
+        number = len(prompts)
+        images, places = (part.mT.unflatten(2, size).expand(number, -1, -1, -1) for part in (cells, positions))
         nothing = images.new_zeros(1, 1, 1, 1)  # the cells have the dense prompt
-        logits, _ = super().forward(images, places.expand_as(images), prompts[:, None], nothing, multimask_output=False)
+        logits, _ = super().forward(images, places, prompts[:, None], nothing, multimask_output=False)
         return logits[:, 0, 0]
 
 

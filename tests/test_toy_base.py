@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import CLIPImageProcessor, LlamaTokenizer, LlavaForConditionalGeneration
 
+from model.heads.doubling import to_cells
 from model.heads.sam import SamHead
 from toy.base.attention import attend, dialogue_mask
 from toy.base.facts import CELL_SIDE, CELLS, GRID, Facts, cell_at
@@ -109,8 +110,9 @@ def box_iou(head: SamHead, scene, thing) -> float:
         pixels = normalise_sam(torch.from_numpy(scene.image.transpose(2, 0, 1).copy())[None]).float()
         embedding = head.encoder(pixels).last_hidden_state
         sparse, dense = head.prompts(None, None, torch.tensor([[[x0, y0, x1 - 1, y1 - 1]]], dtype=torch.float32), None)
-        masks, _ = head.decoder(embedding, head.positions(embedding), sparse, dense, multimask_output=False)
-        shown = nn.functional.interpolate(masks[:, 0], size=SCENE_SIDE, mode="bilinear")[0, 0] > 0
+        cells, positions = to_cells(embedding + dense), to_cells(head.positions(embedding))
+        masks = head.decoder(cells, positions, sparse[:, 0], tuple(embedding.shape[-2:]))
+        shown = nn.functional.interpolate(masks[:, None], size=SCENE_SIDE, mode="bilinear")[0, 0] > 0
     return binary_iou(shown.flatten(), torch.from_numpy(thing.mask).flatten()).item()
 
 

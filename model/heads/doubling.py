@@ -2,8 +2,8 @@
 
 A kernel of 2 x 2 with stride 2 lets nothing overlap, so one product, (N, C) @ (C, 4 C'), makes four parts of each
 cell. All that follows up to the logits (layer norm, GELU, the next doubling, the dot product with a mask's kernel)
-treats every part alone, wherever it lies. So the parts stay beside their cell, and only the logits, one value where the
-features have 32, are arranged as an image.
+treats every part alone, wherever it lies. So the parts stay next to their cell, and only the logits, one value where
+the features have 32, are arranged as an image.
 """
 
 from __future__ import annotations
