@@ -62,13 +62,21 @@ def test_the_recipe_of_coco_photographs_has_its_classes_in_order(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "camvid").is_dir(), reason="photographs: set REAL_DIR to the folder that holds camvid/")
 def test_class_lists_of_street_scenes_are_learned(tmp_path):
-    """The recipe of `scripts/camvid.sh`, a tenth of its images."""
+    """The recipe of `scripts/camvid.sh`, a seventh of its images: with a tenth no mask has been learned yet."""
     language.main([str(tmp_path / "language")])
     (tmp_path / "data").mkdir()
     (tmp_path / "data/camvid").symlink_to((REAL / "camvid").resolve())  # the index is written next to it
     words = ["--dataset_dir", tmp_path / "data", "--log_base_dir", tmp_path, "--exp_name", "train", "--workers", "0"]
-    words += ["--version", tmp_path / "language", "--vision_tower", REAL / "towers/vits14", "--steps_per_epoch", "110"]
-    words += ["--epochs", "1", "--no_eval", "--set", f"model.embedding_cache.folder={tmp_path}/embeddings"]
+    words += ["--version", tmp_path / "language", "--vision_tower", REAL / "towers/vits14", "--steps_per_epoch", "150"]
+    words += [
+        "--epochs",
+        "1",
+        "--batch_size",
+        "4",
+        "--no_eval",
+        "--set",
+        f"model.embedding_cache.folder={tmp_path}/embeddings",
+    ]
     start("train_ds.py", "--config", "configs/camvid.yaml", *words, timeout=1800)
     first, *_, last = train_log(tmp_path / "train")
     assert last["ce"] < 0.2 * first["ce"], "which classes are there"
