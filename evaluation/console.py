@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from utils.registry import unknown
@@ -63,13 +65,45 @@ class Console:
         return "\n".join(f"  {command.usage:<{width}}  {command.help}" for command in self.commands)
 
 
-class Typist:
-    """Prints a growing text: each call the part that is new."""
+@contextmanager
+def remembered_interrupt() -> Generator[Callable[[], None]]:
+    """Ctrl-C raises KeyboardInterrupt as ever, and the function that is given raises it again.
 
-    def __init__(self) -> None:
+    C code that looks an attribute or a key up drops every exception of the Python code that it runs meanwhile, so one
+    raised there would be lost. Where Ctrl-C raises nothing, in a program that ignores it, has its own handler or calls
+    from another thread, that stays so.
+    """
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Typist:
+    """Prints a growing text: each call the part that is new. check: called first, may raise to stop the text."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
         self.text = ""
+        self.check = check
 
     def __call__(self, text: str) -> None:
+        self.check()
         print(text[len(self.text) :], end="", flush=True)
         self.text = text
 

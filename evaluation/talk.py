@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.types import Query
-from evaluation.console import Command, Console, Typist
+from evaluation.console import Command, Console, Typist, remembered_interrupt
 from evaluation.export.answers import save_answer, save_conversation
 from evaluation.predictor import Conversation, Predictor, free_query
 
@@ -79,16 +79,17 @@ class Talk:
 
     def answer(self, subject: Subject, prompt: str, classes: str) -> None:
         """Asks in the conversation, prints words as they come, saves."""
-        typist = Typist()
-        try:
-            queries = make_queries(self.predictor, prompt, classes)
-            exchange = subject.conversation.session.ask(queries, typist)
-        except KeyboardInterrupt:
-            print("\nStopped: the conversation is as if this had not been asked.")
-            return
-        except (OSError, ValueError) as error:
-            print(f"{typist.line_end}Cannot answer: {error}")
-            return
+        with remembered_interrupt() as check:
+            typist = Typist(check)
+            try:
+                queries = make_queries(self.predictor, prompt, classes)
+                exchange = subject.conversation.session.ask(queries, typist)
+            except KeyboardInterrupt:
+                print("\nStopped: the conversation is as if this had not been asked.")
+                return
+            except (OSError, ValueError) as error:
+                print(f"{typist.line_end}Cannot answer: {error}")
+                return
         print()
         try:
             report = save_answer(

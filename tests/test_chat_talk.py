@@ -7,9 +7,11 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 from PIL import Image
 
 import chat
+from evaluation.console import Typist, remembered_interrupt
 from tests.records import OWN, ROOT
 from tests.tiny_assistant import tiny
 
@@ -114,6 +117,20 @@ def test_rounds_that_no_longer_fit_are_dropped_with_a_sentence(tmp_path, piped):
     assert "would take more than 400 positions" in said and len(list(tmp_path.glob("*.json"))) == 3
     _, said = piped(tmp_path, ["Where?"], "--image", str(IMAGE), "--model_max_length", "100")
     assert "Cannot answer: " in said and "leaves none of 100 for an answer" in said
+
+
+def test_a_ctrl_c_that_something_drops_stops_at_the_next_word(capsys):
+    """C code that looks up an attribute drops what Python code raises in it (`PyObject_HasAttr`)."""
+    before = signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+    with remembered_interrupt() as check:
+        typist = Typist(check)
+        typist("The cat")
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            typist("The cat is")
+    assert capsys.readouterr().out == "The cat" and signal.getsignal(signal.SIGINT) is before
 
 
 class Terminal:

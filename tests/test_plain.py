@@ -14,7 +14,7 @@ from utils.config import load_recipe, load_yaml, override
 from utils.plain import MAX_DEPTH, MAX_NODES, parse_json, parse_yaml, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = [path for path in ROOT.rglob("*.py") if not {".venv", "tests"} & set(path.relative_to(ROOT).parts)]
+CODE = [path for path in ROOT.rglob("*.py") if not {".venv", "tests", "runs"} & set(path.relative_to(ROOT).parts)]
 
 
 FOR_OTHERS = {
