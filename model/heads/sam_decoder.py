@@ -109,7 +109,7 @@ class SamCellDecoder(CellDecoder):
 
 
 class Sam2CellDecoder(CellDecoder):
-    """That of SAM 3's tracker, too."""
+    """SAM 2's, and that of SAM 3's tracker."""
 
     OWN = ("obj_score_token", "iou_token", "mask_tokens")
 

@@ -208,7 +208,7 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def attention_implementation(self) -> str:
-        """Of the language model: sdpa, eager or flash_attention_2."""
+        """Of the language model: eager, flash_attention_2, or sdpa (`causal_strips` where a CPU takes it in strips)."""
         raise NotImplementedError
 
     @property
