@@ -20,12 +20,15 @@ from systems.targets import ABSENT, REASONING, label_set, random_name, sample_it
 from systems.wording import Wording, about_image, fill_template, load_wording, merge_text, pattern_before_mask
 
 TOKENS = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
-LIST_PROMPT = " What are {list} in this image? Please output segmentation masks."
-RELEASED_LIST_PROMPT = " What are {list}in this image? Please output segmentation masks."  # blanks and all
-LIST_START = "Sure,"  # of the reference answer, which has no blank after it
+# By options.blanks: what the published program writes, and the same with a blank after every comma and word.
+LIST_PROMPTS = {
+    "released": " What are {list}in this image? Please output segmentation masks.",
+    "all": " What are {list} in this image? Please output segmentation masks.",
+}
+LIST_STARTS = {"released": "Sure,", "all": "Sure, "}  # of the reference answer
+CLASS_SEPARATORS = {"released": ",", "all": ", "}  # between the classes of a training answer
 LIST_PART = "{phrase}:{mask}"
-SEPARATORS = {"classes": ","}  # between the parts of an answer, by kind of record; as published
-SEPARATOR = ", "
+SEPARATOR = ", "  # between phrases, and between the parts of a reference answer
 FLAGS = ("mllm_model_path", "segmentation_model_path", "val_refzom")
 
 
@@ -34,9 +37,10 @@ class Options:
     num_classes_per_sample: int = 3  # phrases or classes in a question; reasoning: dialogues per image
     all_absent: str = "skip"  # a question whose phrases are all absent: skip (published: never trained on) | train
     phrases_per_query: int = 0  # evaluation: phrases in one question; 0: all of the image's, as published
-    # Evaluation: a blank after the phrases. Published without, which makes the last word another one ("skyin"): a large
-    # language model reads it, a small one whose words are whole pieces does not.
-    blank_after_list: bool = False
+    # Published without some: between the classes of a training answer (",road") and after the phrases of an evaluation
+    # question ("skyin"). A large language model reads that; for a small one, whose vocabulary has whole words with the
+    # blank before them, the answer names a class by other tokens than the question.
+    blanks: str = "released"  # released | all
     empty_mask: str = "error"  # a mask without a pixel of what is there: error | refuse (published: as if absent)
     explanatory: float = 0.1  # share of explained images answered in text only; below 0: no explanations
     wording: str = "gsva"  # training templates: a name in systems/wording or a YAML path
@@ -44,6 +48,7 @@ class Options:
     def __post_init__(self) -> None:
         one_of("all_absent", self.all_absent, ("skip", "train"))
         one_of("empty_mask", self.empty_mask, ("error", "refuse"))
+        one_of("blanks", self.blanks, LIST_PROMPTS)
         if self.phrases_per_query < 0:
             raise ValueError(f"options.phrases_per_query must be 0 (all) or more, got {self.phrases_per_query}")
 
@@ -55,8 +60,7 @@ def gsva(**values: Any) -> System:
     if len(wording.lists["start"]) != len(wording.lists["part"]):
         raise ValueError(f"wording {options.wording}: start and part belong together, they must be equally many")
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
-    prompt = LIST_PROMPT if options.blank_after_list else RELEASED_LIST_PROMPT
-    task = GsvaTask(single, PhraseList(options, wording, prompt))
+    task = GsvaTask(single, PhraseList(options, wording))
     released = Released(
         architectures=("LisaGSVAForCausalLM",),
         tokenization=KEEP,
@@ -90,9 +94,6 @@ class PhraseList:
 
     options: Options
     wording: Wording
-    prompt: str = RELEASED_LIST_PROMPT
-    start: str = LIST_START
-    part: str = LIST_PART
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         """One dialogue about a sample of the targets. None where all of them are absent, unless they are to train."""
@@ -105,7 +106,7 @@ class PhraseList:
         question = self.wording.sample("list", rng).format(list=SEPARATOR.join(names).lower())
         style = int(rng.integers(len(self.wording.lists["start"])))  # the k-th start belongs to the k-th part
         start, part = (self.wording.lists[key][style] for key in ("start", "part"))
-        separator = SEPARATORS.get(record.kind, SEPARATOR)
+        separator = CLASS_SEPARATORS[self.options.blanks] if record.kind == "classes" else SEPARATOR
         return [(Turn(about_image(question), answer_of(f"{start} ", part, separator, names, holes)),)]
 
     def queries(self, record: Record) -> list[Query]:
@@ -123,9 +124,10 @@ class PhraseList:
 
     def _query(self, record: Record, names: Sequence[str], targets: Sequence[int]) -> Query:
         holes = [self._hole(record, index) for index in targets]
+        prompt, start = LIST_PROMPTS[self.options.blanks], LIST_STARTS[self.options.blanks]
         return Query(
-            question=about_image(self.prompt.format(list=SEPARATOR.join(names))),
-            reference_answer=answer_of(self.start, self.part, SEPARATOR, names, holes),
+            question=about_image(prompt.format(list=SEPARATOR.join(names))),
+            reference_answer=answer_of(start, LIST_PART, SEPARATOR, names, holes),
             targets=tuple(index for index in targets if index >= 0),
             phrases=tuple(names),
         )
@@ -167,7 +169,7 @@ def answer_of(start: str, part: str, separator: str, names: Sequence[str], holes
 
 def read_phrase_list(answer: str, wording: Wording, tokens: TokenSpec = TOKENS) -> list[Claim]:
     """Each mask and refusal with the name before it, without the words that the templates put around names."""
-    starts = sorted({*wording.lists["start"], LIST_START}, key=len, reverse=True)
+    starts = sorted({*wording.lists["start"], LIST_STARTS["released"]}, key=len, reverse=True)
     lead = re.compile(r"\s*(?:" + "|".join(map(re.escape, starts)) + r")?\s*")
     around = sorted(map(pattern_before_mask, wording.lists["part"]), key=len, reverse=True)  # the most specific first
     return [replace(claim, phrase=_name(claim.phrase, lead, around)) for claim in read_claims(answer, tokens)]

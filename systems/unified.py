@@ -73,7 +73,7 @@ def unified(**values: Any) -> System:
     task = UnifiedTask(
         options,
         classes=lasagna.ClassList(options, CLASSES, wording),
-        phrases=gsva.PhraseList(_list_options(options), wording, prompt=gsva.LIST_PROMPT, start="Sure, "),
+        phrases=gsva.PhraseList(_list_options(options), wording),
         premise=sesame.SesameTask(_premise_options(options), wording),
         explanations=SingleTarget(wording, options.num_classes_per_sample, options.explanatory),
         dataset_questions=pixellm.DatasetQuestions(wording, options.questions_per_picture, "several", SEVERAL_PROMPT),
@@ -86,6 +86,7 @@ def _list_options(options: Options) -> gsva.Options:
         num_classes_per_sample=options.num_classes_per_question,
         all_absent="train",
         phrases_per_query=options.phrases_per_query,
+        blanks="all",
     )
 
 

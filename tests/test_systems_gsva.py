@@ -88,6 +88,24 @@ def test_classes_are_joined_without_a_blank_and_never_rejected():
     assert ", " in turn.answer[2]
 
 
+def test_with_all_blanks_an_answer_names_a_class_as_the_question_does():
+    """A vocabulary of whole words has the blank before them: without it "road" is another token than " road"."""
+    names = ("sky", "road", "sea")
+    classes = record("classes", absent=(), names=names, vocabulary=names)
+    for seed in range(6):
+        ((turn,),) = converse(classes, seed, blanks="all")
+        answer = "".join(part for part in turn.answer if isinstance(part, str))
+        assert all(f" {name}" in turn.question and f" {name}" in answer for name in names), (turn.question, answer)
+    (query,) = build_system("gsva", {"blanks": "all"}).task.queries(classes)
+    assert "sky, road, sea in this image" in query.question
+    assert [part for part in query.reference_answer if isinstance(part, str)] == [
+        "Sure, sky:",
+        ", road:",
+        ", sea:",
+        ".",
+    ]
+
+
 @pytest.mark.parametrize("kind", ["reason", "phrase"])
 def test_reasoning_is_asked_one_by_one(kind):
     dialogues = converse(record(kind, absent=(), names=("What swims?", "What flies?")))
