@@ -8,6 +8,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 import pytest
 
+pytest.register_assert_rewrite("tests.backbone_contract")  # tests that are not in a file of tests
+
 
 @pytest.fixture(autouse=True)
 def plain_linears(monkeypatch):

@@ -7,36 +7,32 @@ import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from data.encode import Encoder
 from data.tile_view import TileView
-from data.tokens import TokenSpec, load_tokenizer
+from data.tokens import load_tokenizer
 from data.types import IMAGE_ID, Mask, Turn
 from model.checkpoints.files import read_tensors, write_tensors
 from model.checkpoints.load import build_model, load_folder
-from model.checkpoints.save import save_folder, save_original
-from model.finetune.trainable import prepare_training, trainable_names
-from model.losses import objective
+from model.checkpoints.save import save_folder
 from model.seg_model import SegModel
 from model.vlm import VLMS
 from model.vlm.internvl import InternVL
 from systems.assistant import _by_tokens
-from tests.test_qwen_vl import EOS, LORA, ROWS, SHOWING, batch_of, expand, seen_by
+from tests.backbone_contract import SIZES, SPEC, BackboneContract, images_shown, seen_by, stock_of
 from tests.tiny_base import GOLDEN, write_sam
 from tests.tiny_internvl import SIDE, TEXTS, stock_internvl, tiny_internvl_tokenizer
-from tests.tiny_qwen import IMAGE_PAD, load_backbone, segmenter
+from tests.tiny_qwen import IMAGE_PAD, load_backbone
 from tools.memory.__main__ import main as plan_memory
 from tools.memory.released_sizes import released_architecture
-from utils.config import LoraConfig, LossConfig, ModelConfig, TowerConfig
+from utils.config import LoraConfig, ModelConfig, TowerConfig
 
-SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 READING = ModelConfig(
     precision="fp32",
     vision_tower=None,
@@ -57,139 +53,49 @@ def vlm(folder) -> Any:
     return load_backbone(folder).requires_grad_(False)
 
 
-def stock_of(folder: Path, attention: str = "sdpa") -> PreTrainedModel:
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
-    return model.eval()
-
-
-def stock_inputs(vlm: Any, ids: Tensor, attention: Tensor, row_image: Tensor) -> dict[str, Tensor]:
-    """What the library's class takes: the tiles of an image again for every row about it."""
-    pixels, _, counts = seen_by(vlm)
-    tiles = pixels.split([count // vlm.view.tile_tokens for count in counts])
-    shown = [image for row, image in enumerate(row_image.tolist()) if bool((ids[row] == IMAGE_ID).any())]
-    return {
-        "input_ids": ids.masked_fill(ids == IMAGE_ID, IMAGE_PAD),
-        "attention_mask": attention.long(),
-        "pixel_values": torch.cat([tiles[image] for image in shown]),
+class TestContract(BackboneContract):
+    PATCHES = "vlm.tower.embeddings.patch_embeddings.projection.weight"
+    PARTS: ClassVar[dict[str, str]] = {
+        "lora": ".lora_",
+        "new_rows": ".new_rows",
+        "projector": "vlm.projector.",
+        "tower": "vlm.tower.",
+        "vocabulary": "embed_tokens.weight",
+        "language": "layers.0.mlp.up_proj.weight",
     }
 
+    def stock_inputs(self, vlm, ids, attention, row_image):
+        pixels, _, counts = seen_by(vlm)
+        tiles = pixels.split([count // vlm.view.tile_tokens for count in counts])
+        return {
+            "input_ids": ids.masked_fill(ids == IMAGE_ID, IMAGE_PAD),
+            "attention_mask": attention.long(),
+            "pixel_values": torch.cat([tiles[image] for image in images_shown(ids, row_image)]),
+        }
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_states_and_logits_are_those_of_the_library(folder, attention):
-    vlm, stock = load_backbone(folder, attention=attention), stock_of(folder, attention)
-    pixels, geometry, counts = seen_by(vlm)
-    assert len(set(counts)) == 2 and len(pixels) > 3
-    ids, real, row_image = expand(ROWS, counts)
-    with torch.no_grad():
-        vision = vlm.encode_images(pixels, geometry)
-        states = vlm(ids, real, vision, row_image).final
-        inputs = stock_inputs(vlm, ids, real, row_image)
-        features = stock.model.get_image_features(pixels).pooler_output
-        expected = stock(**inputs)
-        hidden = stock.model(**inputs).last_hidden_state
-    assert torch.equal(vision.states, features.flatten(0, 1)) and vision.counts == counts
-    assert torch.equal(states[real], hidden[real])
-    assert torch.equal(vlm.logits(states)[real], expected.logits[real])
+    def stock_features(self, stock, vlm):
+        pixels, _, _ = seen_by(vlm)
+        assert len(pixels) > len(SIZES)  # an image has several tiles
+        return stock.model.get_image_features(pixels).pooler_output.flatten(0, 1), []
 
+    def write_windowed(self, folder):
+        stock_internvl(use_sliding_window=True, sliding_window=8, max_window_layers=2).save_pretrained(folder)
 
-@pytest.mark.parametrize("most", [0, 200])
-def test_packed_rows_have_the_states_of_rows(vlm, most):
-    pixels, geometry, counts = seen_by(vlm)
-    ids, real, row_image = expand(ROWS, counts)
-    vision = vlm.encode_images(pixels, geometry)
-    vlm.set_packing(False, 0)
-    apart = vlm(ids, real, vision, row_image).final[real]
-    shapes = []
-    hook = vlm.decoder_layers[0].register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape[:2]))
-    vlm.set_packing(True, most)
-    packed = vlm(ids, real, vision, row_image).final[real]
-    hook.remove()
-    vlm.set_packing(False, 0)
-    assert shapes[0][0] == (1 if most else 3) and shapes[0].numel() < ids.numel()
-    torch.testing.assert_close(packed, apart, atol=5e-6, rtol=1e-5)
+    def read(self, folder):
+        return read(folder)
 
-
-@pytest.mark.parametrize("rows", [SHOWING, ROWS[1:4]], ids=["shared", "one each"])
-def test_answers_are_those_of_the_library(folder, vlm, rows):
-    """Greedy, of prompts of unequal length about images of different grids, with and without a shared prefix."""
-    pixels, geometry, counts = seen_by(vlm)
-    ids, real, row_image = expand([(row[:-2], image) for row, image in rows], counts, left=True)
-    vision = vlm.encode_images(pixels, geometry)
-    written = vlm.generate(ids, real, vision, row_image, max_new_tokens=12, eos=EOS)
-    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": EOS, "pad_token_id": EOS}
-    with torch.no_grad():
-        inputs = stock_inputs(vlm, ids, real, row_image)
-        expected = stock_of(folder).generate(**inputs, **options)[:, ids.shape[1] :].tolist()
-    for mine, theirs in zip(written.ids, expected, strict=True):
-        assert mine == theirs[: len(mine)] and (len(mine) == 12 or mine[-1] == EOS)
-    assert len({tuple(row) for row in written.ids}) > 1
-
-
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_packed_rows_have_the_loss_and_gradients_of_rows(folder, checkpointed):
-    results = []
-    for packed in (False, True):
-        model = segmenter(folder).double()
-        model.vlm.set_packing(packed, 0)
-        model.train()
-        if checkpointed:
-            model.vlm.checkpoint_gradients()
-        batch = batch_of(model.vlm).to("cpu", torch.float64)
-        losses = objective(model(batch), batch, LossConfig())
-        losses.total.backward()
-        grads = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-        results.append((losses.total.detach(), grads))
-    torch.testing.assert_close(results[1][0], results[0][0], atol=1e-6, rtol=1e-6)
-    assert results[0][1].keys() == results[1][1].keys() > {"vlm.tower.embeddings.patch_embeddings.projection.weight"}
-    torch.testing.assert_close(results[1][1], results[0][1], atol=1e-6, rtol=1e-5)
-
-
-TRAINED = [
-    ({}, {"lora", "vocabulary"}),
-    ({"train_vocabulary": "new_tokens"}, {"lora", "new_rows"}),
-    ({"tower": TowerConfig(train_projector=True)}, {"lora", "vocabulary", "projector"}),
-    ({"tower": TowerConfig(train=True)}, {"lora", "vocabulary", "tower"}),
-    ({"lora": LoraConfig(r=0)}, {"vocabulary", "language"}),
-]
-
-
-@pytest.mark.parametrize(("recipe", "expected"), TRAINED)
-def test_gradients_reach_what_trains_and_nothing_else(folder, recipe, expected):
-    model = segmenter(folder)
-    prepare_training(model, ModelConfig(**{"precision": "fp32", "lora": LORA} | recipe))
-    batch = batch_of(model.vlm)
-    objective(model(batch), batch, LossConfig()).total.backward()
-    have = {name for name, weight in model.named_parameters() if weight.grad is not None}
-    wanted = set(trainable_names(model))
-    # scores of masks are in no loss, and one of the decoder's candidate masks counts
-    assert have <= wanted and not [name for name in wanted - have if not name.startswith("head.")]
-    assert all(bool(model.get_parameter(name).grad.isfinite().all()) for name in have)
-    parts = {"lora": ".lora_", "new_rows": ".new_rows", "projector": "vlm.projector.", "tower": "vlm.tower."}
-    parts |= {"vocabulary": "embed_tokens.weight", "language": "layers.0.mlp.up_proj.weight"}
-    assert {part for part, key in parts.items() if any(key in name for name in have)} == expected
-    mine = {name for name in have if ".lora_" in name}
-    assert all(name.startswith("vlm.language.model.layers.") for name in mine)
-
-
-def test_rotary_frequencies_stay_float32_whatever_the_weights_are(folder):
-    vlm = load_backbone(folder)
-    before = {name: buffer.clone() for name, buffer in vlm.named_buffers()}
-    assert before and all("inv_freq" in name for name in before)
-    vlm.bfloat16()
-    assert all(torch.equal(buffer, before[name]) for name, buffer in vlm.named_buffers())
-
-
-def test_a_sliding_window_switches_packing_off(tmp_path):
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
-    stock_internvl(**window).save_pretrained(tmp_path)
-    vlm: Any = load_backbone(tmp_path).requires_grad_(False)
-    vlm.set_packing(True, 0)
-    pixels, geometry, counts = seen_by(vlm)
-    ids, real, row_image = expand(ROWS, counts)
-    with torch.no_grad():
-        expected = stock_of(tmp_path).model(**stock_inputs(vlm, ids, real, row_image)).last_hidden_state
-    states = vlm(ids, real, vlm.encode_images(pixels, geometry), row_image).final
-    assert not vlm.packs and torch.equal(states[real], expected[real])
+    @pytest.mark.parametrize(
+        ("recipe", "expected"),
+        [
+            ({}, {"lora", "vocabulary"}),
+            ({"train_vocabulary": "new_tokens"}, {"lora", "new_rows"}),
+            ({"tower": TowerConfig(train_projector=True)}, {"lora", "vocabulary", "projector"}),
+            ({"tower": TowerConfig(train=True)}, {"lora", "vocabulary", "tower"}),
+            ({"lora": LoraConfig(r=0)}, {"vocabulary", "language"}),
+        ],
+    )
+    def test_gradients_reach_what_trains_and_nothing_else(self, folder, recipe, expected):
+        self.check_gradients(folder, recipe, expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -236,15 +142,8 @@ def test_our_folder_is_the_librarys_too(base, finished):
         mine = ours.state_dict()[name]
         rows = size if name.endswith(("embed_tokens.weight", "lm_head.weight")) else len(tensor)
         assert torch.equal(tensor[:rows], mine[:rows]), name
-    assert ours.config.image_token_id == IMAGE_PAD and ours.config.image_seq_length == 4
+    assert ours.config.image_seq_length == 4
     assert again.vlm.view == TileView(SIDE, 8, 1, 3)
-    vlm: Any = again.vlm
-    pixels, geometry, counts = seen_by(vlm)
-    ids, real, row_image = expand(ROWS, counts)
-    with torch.no_grad():
-        mine = vlm(ids, real, vlm.encode_images(pixels, geometry), row_image).final
-        theirs = ours(**stock_inputs(vlm, ids, real, row_image)).logits
-    assert torch.equal(vlm.logits(mine)[real], theirs[real])
 
 
 def test_the_library_reads_our_words_and_settings_of_images(finished):
@@ -252,15 +151,6 @@ def test_the_library_reads_our_words_and_settings_of_images(finished):
     assert tokenizer.get_vocab() == load_tokenizer(finished, SPEC).get_vocab()
     processor = GotOcr2ImageProcessorPil.from_pretrained(finished)
     assert (processor.crop_to_patches, processor.min_patches, processor.max_patches) == (True, 1, 3)
-
-
-def test_our_folder_reads_back_equal(finished, tmp_path):
-    model = read(finished)
-    save_folder(model, tmp_path / "again", load_tokenizer(finished, SPEC))
-    again, expected = read(tmp_path / "again"), model.state_dict()
-    assert again.architecture == model.architecture and again.vlm.view == model.vlm.view
-    assert again.state_dict().keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
 
 
 def test_the_view_is_known_without_weights(finished, tmp_path):
@@ -315,11 +205,6 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(base, folder, tmp_
         build_model(replace(config, mask_head="pixel"), SPEC, tokenizer)
     with pytest.raises(ValueError, match=r"model\.tower\.resize: the backbone 'internvl'.*max_pixels, min_pixels"):
         build_model(replace(config, tower=TowerConfig(resize="twice")), SPEC, tokenizer)
-
-
-def test_there_is_no_released_layout_to_write(finished, tmp_path):
-    with pytest.raises(ValueError, match=r"no common layout.*InternVLForConditionalGeneration"):
-        save_original(read(finished), tmp_path / "out", load_tokenizer(finished, SPEC))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
