@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evaluation.compare import Comparison, Difference, QueryDifference, SuiteComparison
+from evaluation.compare import Comparison, QueryDifference, SuiteComparison
 from evaluation.metrics.base import STANDARD
 from evaluation.prediction_schema import Prediction
 from evaluation.report.draw import Panel
 from evaluation.report.examples import Example, examples
-from evaluation.report.html import card, choices, esc, group_of, inline, legend, page_of, table, words
+from evaluation.report.html import card, choices, esc, group_of, in_per_cent, inline, legend, page_of, table, words
 from utils.config import SuiteConfig
 from utils.files import write_atomically
 
@@ -84,8 +84,8 @@ def _figures(suite: SuiteComparison) -> str:
         mark = ' class="own"' if figure.is_clear else ""
         rows.append(
             f"<tr{mark}><td>{esc(figure.metric)}<td>{variant}<td>{esc(suite.protocol)}"
-            f'<td class="n">{_per_cent(figure.first)}<td class="n">{_per_cent(figure.second)}'
-            f'<td class="n">{_difference(figure)}'
+            f'<td class="n">{in_per_cent(figure.first)}<td class="n">{in_per_cent(figure.second)}'
+            f'<td class="n">{in_per_cent(figure.value, figure.interval, sign="+")}'
         )
     return table(["metric", "scoring", "protocol", "A", "B", "B - A"], rows, left=3)
 
@@ -133,17 +133,3 @@ def _of_target(panel: Panel, line: Prediction, target: int | None) -> Panel:
         return panel
     place = targets.index(target)
     return replace(panel, predicted=panel.predicted[place : place + 1], true=panel.true[place : place + 1])
-
-
-def _per_cent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _difference(figure: Difference) -> str:
-    if figure.value is None:
-        return "-"
-    interval = ""
-    if figure.interval:
-        low, high = figure.interval
-        interval = f"<small>{100 * low:+.1f} to {100 * high:+.1f}</small>"
-    return f"{100 * figure.value:+.1f}{interval}"

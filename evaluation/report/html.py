@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data.types import IMAGE_PLACEHOLDER
-from evaluation.metrics.base import RELEASED, STANDARD, Figure
+from evaluation.metrics.base import RELEASED, STANDARD, Figure, Interval
 from evaluation.prediction_schema import Answer, Prediction, reading
 from evaluation.predictions import predictions, settings_of
 from evaluation.report.draw import Layer, Panel, overlay, scale_image, scale_mask
@@ -129,7 +129,7 @@ def overview(suites: dict[str, SuiteResult]) -> str:
                 best_cell = f"{best.values[metric]:.1f}<small>{esc(best.model)}, {esc(best.protocol)}</small>"
             rows.append(
                 f'<tr data-suite="{esc(name)}" data-group="{group_of(name)}"><td><a href="#{esc(name)}">{esc(name)}</a>'
-                f'<td>{esc(metric)}<td>{esc(suite.protocol)}<td class="n">{in_per_cent(figure)}'
+                f'<td>{esc(metric)}<td>{esc(suite.protocol)}<td class="n">{in_per_cent(figure.value, figure.interval)}'
                 f'<td class="n">{best_cell}'
                 f'<td class="n">{suite.images}<td class="n">{suite.queries}'
                 f'<td class="n">{suite.parse_failures}<td class="n">{suite.unfinished}'
@@ -183,7 +183,8 @@ def comparison(suite: SuiteResult, models: Sequence[Published]) -> str:
     rows = []
     for variant, figures in own.items():
         if figures:
-            cells = "".join(f'<td class="n">{in_per_cent(figures[m]) if m in figures else ""}' for m in metrics)
+            shown = {name: in_per_cent(figure.value, figure.interval) for name, figure in figures.items()}
+            cells = "".join(f'<td class="n">{shown.get(name, "")}' for name in metrics)
             label = "standard" if variant == STANDARD else "as released"
             rows.append(f'<tr class="own"><td>measured<td><td>{esc(suite.protocol)}<td>{label}{cells}')
     for model in models:
@@ -331,15 +332,15 @@ def card(title: str, content: str, kind: str = "") -> str:
     return f'<div class="card {kind}"><h3>{title}</h3><div class="wide">{content}</div></div>'
 
 
-def in_per_cent(figure: Figure) -> str:
-    """A figure in per cent, with its interval below."""
-    if figure.value is None:
+def in_per_cent(value: float | None, interval: Interval | None = None, sign: str = "") -> str:
+    """A figure in per cent, with its interval below. sign: `+` of differences."""
+    if value is None:
         return "-"
-    interval = ""
-    if figure.interval:
-        low, high = figure.interval
-        interval = f"<small>{100 * low:.1f} to {100 * high:.1f}</small>"
-    return f"{100 * figure.value:.1f}{interval}"
+    below = ""
+    if interval:
+        low, high = interval
+        below = f"<small>{100 * low:{sign}.1f} to {100 * high:{sign}.1f}</small>"
+    return f"{100 * value:{sign}.1f}{below}"
 
 
 def words(answers: Sequence[Answer]) -> str:
