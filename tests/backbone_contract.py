@@ -1,4 +1,4 @@
-"""What every backbone is held to, next to its class in transformers: derive from `BackboneContract` to test a new one."""
+"""What every backbone is held to, next to its class in transformers: a new one derives from `BackboneContract`."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from torch import nn
 
 from training.checkpoint import TENSORS, Checkpoints, TrainState, check_writable, restore
 from training.engine import Engine, check_settings, engine_settings
+from training.validation import validate
 from utils import dist
-from utils.config import ModelConfig, Recipe, TrainConfig
+from utils.config import EvalConfig, ModelConfig, Recipe, TrainConfig
 from utils.files import write_atomically
 
 
@@ -265,6 +267,17 @@ def test_a_later_best_score_is_stored(stored):
     assert (stored.folder / "best").read_text().strip() == "step_4"
     assert json.loads((stored.folder / "step_4" / "state.json").read_text())["best"] == 0.5
     assert [path.name for path in stored.complete()] == ["step_3", "step_4"]
+
+
+def test_without_validation_the_newest_is_best_until_one_has_a_score(stored):
+    """A start with --no_eval neither takes the place of a validated checkpoint nor inherits its score."""
+    settings: Any = replace(recipe(0, epochs=4, steps_per_epoch=1), eval=EvalConfig(validate=False))
+    nothing: Any = None
+    for best, expected in ((0.9, "step_1"), (None, "step_4")):
+        state = TrainState(step=4, best=best, best_step=None if best is None else 1)
+        validate(nothing, nothing, settings, state, stored, nothing)
+        assert (stored.folder / "best").read_text().strip() == expected
+        assert (stored.folder / expected).is_dir()
 
 
 def tree(folder) -> dict:

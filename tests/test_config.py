@@ -26,6 +26,7 @@ OLD = {  # every field of earlier recipes, with a value that is not its default
     "loss": {"alpha": 3.0, "refinement": "paper", "refused": "counted"},
     "train": {"clip": 0.5},
     "eval": {"pictures": 9, "no_eval": True},
+    "options": {"blank_after_list": True},
 }
 NEW = {
     "model": {
@@ -37,6 +38,7 @@ NEW = {
     "loss": {"overlap_weight": 3.0, "overlap_refinement": "paper", "count_refused": True},
     "train": {"grad_clip": 0.5},
     "eval": {"num_examples": 9, "validate": False},
+    "options": {"blanks": "all"},
 }
 
 

@@ -167,6 +167,17 @@ def test_a_task_at_rate_0_is_known_and_asks_for_its_rate():
             rates(**given)
 
 
+def test_a_recipe_may_have_several_entries_of_a_task_and_flags_do_not_choose_between_them():
+    sets = [{"source": "jsonl", "options": {"file": name}} for name in ("a", "b")]
+    base = [{"task": "mine", "rate": rate, "sets": sets[:rate]} for rate in (2, 1)]
+    assert mix(base, {}) == base
+    for given in ({"dataset": "mine"}, {"sample_rates": "1,2"}, {"mine_data": "jsonl"}):
+        with pytest.raises(ValueError, match=r"--\w+: the recipe has several entries of task mine; .*data\.mixture"):
+            mix(base, given)
+    with pytest.raises(ValueError, match="--mine_data: the recipe has several sets of source jsonl"):
+        mix(base[:1], {"mine_data": "jsonl"})
+
+
 def test_dashes_and_underscores_are_the_same():
     assert recipe("--vision-tower=A --lora-r 4") == recipe("--vision_tower A --lora_r=4")
 

@@ -295,6 +295,17 @@ def test_new_rows_and_text_mlp_are_drawn_by_seed(published, sam, tmp_path):
         assert not torch.equal(one[name], other[name])
 
 
+def test_new_rows_are_drawn_also_where_a_base_is_padded(published, sam, tmp_path):
+    """A llava-hf folder has 64 rows more than tokens: rows of padding that were never trained as inputs."""
+    tensors = base_tensors(published)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], torch.full((8, tensors[name].shape[1]), 7.0)])
+    state = build(write_base(tmp_path / "llava", tensors), sam).state_dict()
+    for name in ("vlm.language.model.embed_tokens.weight", "vlm.language.lm_head.weight"):
+        rows = state[name]
+        assert len(rows) == PIECES + 3 and 0.01 < rows[PIECES:].std() < 0.03
+
+
 def test_tied_embeddings_become_two(published, sam, tmp_path):
     tensors = base_tensors(published)
     tensors.pop("lm_head.weight")

@@ -59,6 +59,8 @@ def merges(levels: int) -> str:
         (f"a: {'9' * 5000}", "4300 digits"),
         ("a: 2026-13-45", "month"),
         ("a: 1\n---\nb: 2", "single document"),
+        ("train: {lr: 1}\ndata: 2\ntrain: {steps: 4}", "the key 'train' stands twice in one mapping .lines 1 and 3"),
+        ("a: [{b: 1, b: 1}]", "the key 'b' stands twice"),
     ],
 )
 def test_a_yaml_text_that_does_harm_is_an_error(text, says, tmp_path):
@@ -67,6 +69,10 @@ def test_a_yaml_text_that_does_harm_is_an_error(text, says, tmp_path):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ValueError, match=f"recipe.yaml: .*{says}"):
         load_recipe(tmp_path)
+
+
+def test_a_merged_key_may_be_replaced():
+    assert parse_yaml("a: &a {b: 1, c: 2}\nd: {<<: *a, b: 3}")["d"] == {"b": 3, "c": 2}
 
 
 def test_aliases_in_measure_are_what_they_stand_for():

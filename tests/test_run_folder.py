@@ -115,6 +115,25 @@ def test_what_merely_differs_is_said_and_recorded(world, run, capsys):
     assert load_recipe(folder).train.lr == 5e-4
 
 
+def test_a_score_of_another_figure_stays_forgotten_if_the_start_is_killed(world, run, monkeypatch):
+    folder, _ = run
+    newest = folder / "checkpoints" / "step_2" / "state.json"
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"best": 0.9, "best_step": 2}))
+    words = ["--config", str(world[1]), "--exp_name", "copy", "--no_eval", "--epochs", "2"]
+    words += ["--set", "eval.best_by=cIoU"]
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.run.save_recipe", die)
+    with pytest.raises(KeyboardInterrupt):
+        train_ds.main(words)
+    monkeypatch.undo()
+    assert json.loads(newest.read_text())["best"] is None
+    train_ds.main(words)
+    assert load_recipe(folder).eval.best_by == "cIoU"
+
+
 def test_precision_auto_is_recorded_as_what_it_meant(world, run, monkeypatch):
     folder, _ = run
     monkeypatch.setattr(dist, "computes_bf16", lambda: False)
@@ -267,6 +286,28 @@ def test_the_one_before_is_gone_on_with_and_the_newer_stands_aside(world, run, f
     ends = [load_file(run / "checkpoints" / "step_2" / "trainable.safetensors") for run in (folder, finished)]
     assert all((ends[0][name] == ends[1][name]).all() for name in ends[0])
     assert [row["step"] for row in train_log(folder)] == [1, 2]
+
+
+def test_the_same_command_again_goes_on_and_does_not_go_back(world, run):
+    """A scheduler gives the command of an interrupted job again; --resume in it names where the first start began."""
+    folder, _ = run
+    words = ["--config", str(world[1]), "--exp_name", "copy", "--no_eval", "--epochs", "2"]
+    words += ["--resume", str(folder / "checkpoints" / "step_1")]
+    train_ds.main(words)
+    before = [path.stat().st_ino for path in sorted((folder / "checkpoints").glob("step_*"))]
+    train_ds.main(words)
+    assert [path.stat().st_ino for path in sorted((folder / "checkpoints").glob("step_*"))] == before
+    assert [path.name for path in (folder / "checkpoints").glob("aside_*")] == ["aside_step_2"]
+
+
+def test_what_stands_aside_can_be_resumed(world, run):
+    folder, _ = run
+    checkpoints = folder / "checkpoints"
+    (checkpoints / "step_2").rename(checkpoints / "aside_step_2")
+    words = ["--config", str(world[1]), "--exp_name", "copy", "--no_eval", "--set", "train.steps_per_epoch=3"]
+    train_ds.main([*words, "--resume", str(checkpoints / "aside_step_2")])
+    assert [row["step"] for row in train_log(folder)] == [1, 2, 3]
+    assert {path.name for path in checkpoints.glob("*step_*")} == {"step_1", "aside_step_2", "step_3"}
 
 
 @pytest.mark.parametrize(("last", "best"), [(None, None), ("step_1", "step_1"), ("step_77", "step_77"), ("", "\0")])

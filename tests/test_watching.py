@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -24,6 +25,8 @@ from evaluation.protocols import Reply
 from evaluation.report.draw import Layer
 from evaluation.report.panels import panel, replay
 from tools import plot_run
+from training.checkpoint import TrainState
+from training.loop import kinds_to_log_again
 from training.meters import CUT_ROWS, CUT_TOKENS, LEFT_OUT, MEMORY, SPEED, WAIT, Meters, peak_memory
 from training.provenance import describe_data, describe_start, fingerprint, starts, versions
 from utils.config import RunConfig
@@ -86,6 +89,39 @@ def test_a_validation_that_is_owed_again_is_logged_once(tmp_path):
     kept = RunLog(run, step=2)  # what is not owed stays
     kept.close()
     assert len(read_log(run.folder / "log.jsonl")) == 3 and len(board(run.folder).Scalars("val/gIoU")) == 1
+
+
+def test_a_final_line_stays_until_the_next_is_there(tmp_path):
+    """More epochs are asked for, or the evaluation that is repeated is killed."""
+    run = RunConfig(str(tmp_path), "mine")
+    run.folder.mkdir()
+    first = RunLog(run)
+    first.write("train", 2, {"loss": 1.0})
+    first.write("final", 2, {"gIoU": 0.5})
+    first.close()
+    again = RunLog(run, step=2, again=kinds_to_log_again(TrainState(step=2, validated=2)))
+    assert read_log(run.folder / "log.jsonl")[-1]["gIoU"] == 0.5
+    again.rewrite("final", 2, {"gIoU": 0.25})
+    again.close()
+    assert [(row["kind"], row.get("gIoU")) for row in read_log(run.folder / "log.jsonl")] == [
+        ("train", None),
+        ("final", 0.25),
+    ]
+
+
+def test_a_picture_that_was_cut_off_does_not_stop_a_start(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("utils.log.log.propagate", True)
+    run = RunConfig(str(tmp_path), "mine")
+    run.folder.mkdir()
+    first = RunLog(run)
+    first.write("val", 2, {"gIoU": 0.5})
+    first.picture("val", 2, RED)
+    first.close()
+    file = run.folder / "pictures" / "val_00000002.png"
+    file.write_bytes(file.read_bytes()[:-30])
+    RunLog(run, step=2).close()
+    assert "val_00000002.png is not shown" in caplog.text
+    assert [event.value for event in board(run.folder).Scalars("val/gIoU")] == [0.5]
 
 
 def test_tensorboard_holds_what_the_log_holds_whatever_a_kill_left(tmp_path):
@@ -248,6 +284,20 @@ def test_versions_are_of_all_that_is_required():
     found = versions()
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
     assert {"transformers", "deepspeed", "opencv-python-headless", "PyYAML"} <= found.keys()
+
+
+def test_a_package_under_another_name_stops_no_run(monkeypatch):
+    """Conda and containers have e.g. opencv-python in place of opencv-python-headless."""
+    version = importlib.metadata.version
+
+    def without_opencv(name):
+        if name.startswith("opencv"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr("importlib.metadata.version", without_opencv)
+    found = versions()
+    assert found["opencv-python-headless"] is None and found["torch"]
 
 
 class TestPictures:

@@ -153,7 +153,7 @@ class Checkpoints:
         if dist.is_main() and target.is_dir():
             if best:
                 self._point("best", target.name)
-            write_atomically(target / STATE, json.dumps(asdict(state)))
+            store_state(state, target)
             self._thin()
         dist.barrier()
 
@@ -161,7 +161,7 @@ class Checkpoints:
         """Checkpoints, oldest first, judged by their names (`damage` reads the files)."""
         paths = [path for path in self.folder.glob("step_*") if NAME.fullmatch(path.name)]
         checkpoints = [path for path in paths if path.is_dir() and any((path / file).is_file() for file in FILES)]
-        return sorted(checkpoints, key=_step)
+        return sorted(checkpoints, key=step_of)
 
     def last(self) -> Path | None:
         """The newest checkpoint, whatever the pointer says: a process may be killed between the two."""
@@ -175,7 +175,7 @@ class Checkpoints:
             return
         message = f"{checkpoint} {reason}"
         if checkpoint.parent.resolve() == self.folder.resolve():
-            older = [path for path in self.complete() if _step(path) < _step(checkpoint)]
+            older = [path for path in self.complete() if step_of(path) < step_of(checkpoint)]
             undamaged = next((path for path in reversed(older) if not damage(path)), None)
             if undamaged:
                 message += (
@@ -201,7 +201,7 @@ class Checkpoints:
             state.meters = []  # sums since the last line of the other run's log
             return state
         for path in self.complete():
-            if _step(path) > _step(checkpoint):
+            if step_of(path) > state.step:
                 self._set_aside(path)
         self._point("last", checkpoint.name)
         best = f"step_{state.best_step}" if state.best_step is not None else self._pointed("best")
@@ -273,8 +273,15 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step_"))
+def store_state(state: TrainState, checkpoint: Path) -> None:
+    """Replaces the state in a checkpoint (main process)."""
+    write_atomically(checkpoint / STATE, json.dumps(asdict(state)))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint, also of one that stands aside (`aside_step_500_1`)."""
+    found = NAME.match(checkpoint.name.removeprefix(ASIDE))
+    return int(found[1]) if found else 0
 
 
 def _empty(folder: Path) -> None:

@@ -17,8 +17,8 @@ from training.checkpoint import TrainState, restore
 from training.engine import Engine, check_settings
 from training.loss_guard import LossGuard
 from training.meters import Meters, Progress
-from training.run import Run, StopSignal, open_run, with_epochs, with_precision
-from training.validation import check_suites, evaluation_splits, out_of_patience, score_final, score_only, validate
+from training.run import Run, StopSignal, open_run, out_of_patience, with_epochs, with_precision
+from training.validation import check_suites, evaluation_splits, score_final, score_only, validate
 from utils import dist
 from utils.config import Recipe
 from utils.flags import resolve
@@ -151,7 +151,7 @@ def kinds_to_log_again(state: TrainState) -> tuple[str, ...]:
     A run can be killed after it wrote a validation line and before its checkpoint noted the validation; then both the
     validation and its line are repeated.
     """
-    return ("final",) if state.validated == state.step else ("final", "val")
+    return () if state.validated == state.step else ("val",)
 
 
 def seed_dropout(*key: int) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,16 @@ def revision() -> str:
         return "unknown"
 
 
-def versions() -> dict[str, str]:
-    """The installed version of every package in requirements.txt."""
+def versions() -> dict[str, str | None]:
+    """The installed version of every package in requirements.txt; None of one that is not installed under that name,
+    e.g. because another build of OpenCV is there."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if line[:1].isalpha()]
-    return {name: importlib.metadata.version(name) for name in names}
+    found: dict[str, str | None] = dict.fromkeys(names)
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from data.mixture import Part
-from training.checkpoint import Checkpoints, TrainState, check_writable, global_batch_size
+from training.checkpoint import Checkpoints, TrainState, check_writable, global_batch_size, step_of, store_state
 from training.compatibility import BEST_BY, Change, contents, differences
 from training.lock import Lock
 from training.provenance import describe_data, describe_start, last_start
@@ -86,8 +86,8 @@ def find_resume(recipe: Recipe) -> Path | None:
     """The checkpoint to resume from; None for a new run.
 
     `train.resume` may name one of the folder's own checkpoints, or, while the folder has none, one of another run.
-    Without it, or where it names another run's although the folder has checkpoints (the same command line given again
-    after an interruption), it is the folder's last one.
+    Without it, or where the same command line is given again after an interruption, it is the folder's last one: that
+    is, where it names another run's although the folder has checkpoints, or the one that the last start named, too.
     """
     checkpoints = checkpoints_of(recipe)
     last = checkpoints.last()
@@ -99,10 +99,23 @@ def find_resume(recipe: Recipe) -> Path | None:
             "--exp_name, or remove the folder"
         )
     checkpoint = resume if is_own or last is None else last
+    if is_own and last and step_of(last) > step_of(resume) and _resumed_before(recipe):
+        log.warning(
+            "%s: the last start resumed from it, too, so this one continues from %s; rename that and what else is newer "
+            "to go back once more",
+            *(resume, last.name),
+        )
+        checkpoint = last
     if checkpoint is not None:
         checkpoints.check(checkpoint)
         check_recipe(recipe, checkpoint)
     return checkpoint
+
+
+def _resumed_before(recipe: Recipe) -> bool:
+    """Whether the last start that trained in the recipe's folder named the same checkpoint to resume from."""
+    folder = recipe.run.folder
+    return (folder / RECIPE).is_file() and recipe_of(folder).train.resume == recipe.train.resume
 
 
 def check_recipe(recipe: Recipe, checkpoint: Path) -> None:
@@ -165,20 +178,21 @@ class Run:
         folder = recipe.run.folder
         changed: list[Change] = []
         more: dict[str, Any] = {"content": contents(recipe), "step": state.step}
-        finished = state.step >= recipe.train.total_steps
         if self.resume is not None:
             run = self.resume.absolute().parents[1]
             more["from"] = str(self.resume)
             if (run / RECIPE).is_file():
                 _, changed = differences(recipe_of(run), recipe, last_start(run).get("content", {}))
+        state = checkpoints.resume_at(self.resume, state)  # without a best score where that of another run stands
+        if self.resume and state.best is not None and any(change.field.startswith(BEST_BY) for change in changed):
+            log.warning("what validation measures has changed: the best score so far, %s, no longer counts", state.best)
+            state.forget_best()
+            store_state(state, self.resume)  # before the recipe, without which no next start would see the change
+        finished = state.step >= recipe.train.total_steps or out_of_patience(recipe, state)
         if changed:
             more["changes"] = {change.field: [change.before, change.now] for change in changed}
             how = "is finished, and nothing was trained with" if finished else "resumes with"
             log.warning("%s %s other settings: %s", folder, how, "; ".join(map(str, changed)))
-        state = checkpoints.resume_at(self.resume, state)
-        if any(change.field.startswith(BEST_BY) for change in changed) and state.best is not None:
-            log.warning("what validation measures has changed: the best score so far, %s, no longer counts", state.best)
-            state.forget_best()
         # Before the recipe: if the process is killed between the two, the next start reports the changes again.
         describe_start(folder, **more)
         describe_data(folder, parts)
@@ -187,6 +201,11 @@ class Run:
             save_recipe(recipe, folder)
         self.lock.sign()
         return state
+
+
+def out_of_patience(recipe: Recipe, state: TrainState) -> bool:
+    """Whether `train.patience` ends the run here. The same on all processes: they have the same scores and state."""
+    return 0 < recipe.train.patience <= state.no_better
 
 
 class StopSignal:

@@ -29,14 +29,15 @@ def validate(
     """At the end of an epoch, once: scores the validation suites and notes whether the checkpoint just saved is best.
 
     Does nothing within an epoch, or where this step has been validated already. Without validation the newest
-    checkpoint counts as best. All processes call it.
+    checkpoint counts as best, until one has a score: it stays the best while validation is off. All processes call it.
     """
     if not recipe.ends_epoch(state.step) or state.validated == state.step:
         return
     state.validated = state.step
     settings = recipe.eval
-    is_best = not (settings.validate and settings.suites)
-    if not is_best and recipe.validates_after(state.step):
+    validates = settings.validate and settings.suites
+    is_best = not validates and state.best is None
+    if validates and recipe.validates_after(state.step):
         out = recipe.run.folder / "validation"
         with engine.gathered():
             scores = score(assistant, recipe, settings.suites, out=out)
@@ -47,20 +48,16 @@ def validate(
         is_best = value is not None and (state.best is None or value > state.best)
         if is_best:
             state.best = value
-        state.no_better = 0 if is_best else state.no_better + 1
+        if value is not None:  # a figure of which nothing was counted says neither
+            state.no_better = 0 if is_best else state.no_better + 1
     checkpoints.note(state, best=is_best)
-
-
-def out_of_patience(recipe: Recipe, state: TrainState) -> bool:
-    """Whether `train.patience` ends the run here. The same on all processes: they have the same scores and state."""
-    return 0 < recipe.train.patience <= state.no_better
 
 
 def score_final(assistant: Assistant, engine: Engine, recipe: Recipe, state: TrainState, run_log: RunLog) -> None:
     """Scores the final suites after the last step, where the recipe has some. All processes call it."""
     if recipe.eval.final_eval and recipe.eval.final_suites:
         with engine.gathered():
-            run_log.write("final", state.step, score(assistant, recipe, recipe.eval.final_suites))
+            run_log.rewrite("final", state.step, score(assistant, recipe, recipe.eval.final_suites))
 
 
 def score_only(recipe: Recipe) -> None:

@@ -123,6 +123,8 @@ def _cast(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{where}: expected a list, got {value!r}")
         return tuple(_cast(item, args[0], f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is dict and not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a mapping, got {value!r}")
     if origin is dict or kind is Any:
         return value
     if dataclasses.is_dataclass(kind):

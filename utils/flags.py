@@ -75,8 +75,17 @@ def mix(mixture: list[dict[str, Any]], arguments: dict[str, Any]) -> list[dict[s
     """The recipe's mixture changed by --dataset, --sample_rates and --<task>_data.
 
     A task or set that the recipe already has keeps its rate and options; a new one starts at rate 1. The recipe knows a
-    task at rate 0 but does not train on it, until --dataset names it and --sample_rates gives it a rate.
+    task at rate 0 but does not train on it, until --dataset names it and --sample_rates gives it a rate. A recipe may
+    have several entries of one task; these flags, which know a task by its name, are refused then.
     """
+    used = [name for name in arguments if name in ("dataset", "sample_rates") or name.endswith(TASK_DATA)]
+    if not used:
+        return mixture
+    known = [task["task"] for task in mixture]
+    if twice := [name for name in known if known.count(name) > 1]:
+        raise ValueError(
+            f"--{used[0]}: the recipe has several entries of task {twice[0]}; change its data.mixture instead"
+        )
     tasks = {task["task"]: dict(task) for task in mixture}
     listing = _split(arguments.get("dataset", ""), "||")  # of --dataset
     names = listing or list(tasks)
@@ -86,6 +95,12 @@ def mix(mixture: list[dict[str, Any]], arguments: dict[str, Any]) -> list[dict[s
             raise ValueError(f"--{name}{TASK_DATA}: {unknown('task', name, names)}")
         task = tasks.get(name, {"task": name, "rate": 1.0, "sets": ()})
         entries = {entry["source"]: entry for entry in task["sets"]}
+        sources = [entry["source"] for entry in task["sets"]]
+        if twice := [source for source in _split(text, "||") if sources.count(source) > 1]:
+            raise ValueError(
+                f"--{name}{TASK_DATA}: the recipe has several sets of source {twice[0]}; change its data.mixture "
+                "instead"
+            )
         new = [entries.get(source, {"source": source, "rate": 1.0, "options": {}}) for source in _split(text, "||")]
         tasks[name] = {**task, "sets": new}
     for name in names:

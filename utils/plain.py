@@ -50,7 +50,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; refuses tags that create objects and aliases that multiply ("billion laughs")."""
+    """The value of a YAML text; refuses tags that create objects, aliases that multiply ("billion laughs"), and a key
+    that stands twice in a mapping, of which YAML libraries silently take the last."""
     loader = None
     try:
         loader = yaml.SafeLoader(text)
@@ -94,6 +95,8 @@ def _weigh(node: yaml.Node, weights: dict[int, tuple[int, int] | None]) -> tuple
             raise ValueError(f"an alias stands inside what it names (line {node.start_mark.line + 1})")
         return result
     weights[id(node)] = None
+    if isinstance(node, yaml.MappingNode):
+        _check_keys(node)
     parts = [] if isinstance(node, yaml.ScalarNode) else node.value  # of a mapping: (key, value) pairs
     inner = [_weigh(one, weights) for part in parts for one in (part if isinstance(part, tuple) else (part,))]
     weight = 1 + sum(count for count, _ in inner)
@@ -104,6 +107,17 @@ def _weigh(node: yaml.Node, weights: dict[int, tuple[int, int] | None]) -> tuple
         raise ValueError(f"its lists and mappings are nested more than {MAX_DEPTH} deep")
     weights[id(node)] = weight, depth
     return weight, depth
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Raises where a key stands twice. Merge keys (<<) may: each adds what its alias has."""
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in lines:
+                raise ValueError(f"the key {key.value!r} stands twice in one mapping (lines {lines[name]} and {line})")
+            lines[name] = line
 
 
 def not_finite(name: str) -> None:

@@ -229,7 +229,7 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        return Path(self.log_base_dir) / self.exp_name
+        return Path(self.log_base_dir).expanduser() / self.exp_name
 
 
 @dataclass(frozen=True)

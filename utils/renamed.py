@@ -24,6 +24,7 @@ class Renamed:
 
 
 RENAMED = (
+    Renamed("options.blank_after_list", "options.blanks", {True: "all", False: "released"}),
     Renamed("model.decoder_heads", "model.head_options.decoder_heads"),
     Renamed("model.head", "model.head_options"),
     Renamed("model.weight", "model.checkpoint_file"),

@@ -20,6 +20,7 @@ from utils.files import describe_write_error, write_atomically
 from utils.log import log
 from utils.plain import read_yaml
 
+LOG = "log.jsonl"
 ROW = ("kind", "step", "time")  # fields of every line of the log, next to its values
 
 
@@ -40,7 +41,7 @@ class RunLog:
         self.wandb: Any = None  # the run of Weights & Biases
         if not enabled:
             return
-        path = self.folder / "log.jsonl"
+        path = self.folder / LOG
         rows = _drop_beyond(path, step, again)
         self.file = path.open("a", encoding="utf-8")
         if run.tensorboard:
@@ -57,10 +58,20 @@ class RunLog:
             self.file.write(json.dumps({"kind": kind, "step": step, "time": round(now, 3), **values}) + "\n")
             self.file.flush()
         except OSError as error:
-            raise describe_write_error(error, self.folder / "log.jsonl") from None
+            raise describe_write_error(error, self.folder / LOG) from None
         self._to_board(lambda board: _add_numbers(board, kind, step, values, now))
         if self.wandb:
             self.wandb.log({**_numbers(kind, values), "step": step})
+
+    def rewrite(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """As `write`, in place of the line of this kind that an earlier start wrote at this step, the last of the log.
+        Until then that one stays: this start may be killed before it has new values."""
+        if self.file is None:
+            return
+        self.file.close()
+        _drop_beyond(self.folder / LOG, step, (kind,))
+        self.file = (self.folder / LOG).open("a", encoding="utf-8")
+        self.write(kind, step, values)
 
     def picture(self, kind: str, step: int, image: np.ndarray) -> None:
         """Saves an image, (H, W, 3) uint8, as `pictures/<kind>_<step>.png` and on the boards."""
@@ -101,8 +112,12 @@ class RunLog:
             values = {name: value for name, value in row.items() if name not in ROW}
             self._to_board(partial(_add_numbers, kind=kind, step=step, values=values, now=row.get("time")))
             if (path := self._image_path(kind, step)).is_file():
-                image = np.asarray(Image.open(path).convert("RGB"))
-                self._to_board(partial(_add_image, kind=kind, step=step, image=image))
+                try:
+                    image = np.asarray(Image.open(path).convert("RGB"))
+                except OSError as error:  # e.g. of a process that was killed while it wrote the file
+                    log.warning("%s is not shown on TensorBoard: %s", path, error)
+                else:
+                    self._to_board(partial(_add_image, kind=kind, step=step, image=image))
         self._to_board(lambda board: board.flush())
         if self.board:
             for path in old_files:

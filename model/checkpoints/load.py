@@ -315,7 +315,7 @@ def _fit_vocabulary(
             "its tokenizer files belong to another checkpoint"
         )
     for name, table in ((backbone.EMBEDDING, embedding), (backbone.LM_HEAD, lm_head)):
-        old = min(len(table), size if source.finished or not padded else tokenizer.own_size)
+        old = min(len(table), size if source.finished else tokenizer.own_size)
         new = torch.randn(max(0, size - old), table.shape[1], generator=generator) * NEW_ROW_STD
         if len(new) or len(table) != wanted:
             source.tensors[name] = torch.cat([table[:old], new.to(table.dtype), table[size:wanted]])
