@@ -101,8 +101,8 @@ def find_resume(recipe: Recipe) -> Path | None:
     checkpoint = resume if is_own or last is None else last
     if is_own and last and step_of(last) > step_of(resume) and _resumed_before(recipe):
         log.warning(
-            "%s: the last start resumed from it, too, so this one continues from %s; rename that and what else is newer "
-            "to go back once more",
+            "%s: the last start resumed from it, too, so this one continues from %s; rename that and what else is "
+            "newer to go back once more",
             *(resume, last.name),
         )
         checkpoint = last
