@@ -12,6 +12,7 @@ from data.types import Claim, Mask, Query, Record, Refuse, Target
 from evaluation.metrics import SCORERS
 from evaluation.metrics import no_target as absent  # noqa: F401  (it registers its scorers)
 from evaluation.protocols import FORCED, GENERATED, TWO_PASS, Reply, all_accepted, apply_decisions
+from systems.base import ReleasedTruth
 
 LEFT = np.zeros((4, 4), bool)
 LEFT[:, :2] = True
@@ -87,8 +88,48 @@ def test_see_and_segment():
 
 def test_forced_answers_give_no_accuracy_of_presence():
     assert figures("premise", RIGHT, protocol=FORCED)["See", "standard"] is None
-    assert figures("generalised", RIGHT, protocol=FORCED)["N-acc", "standard"] is None
-    assert figures("generalised", RIGHT, protocol=TWO_PASS)["N-acc", "standard"] == 1
+    for metric in ("generalised", "overlap"):
+        for name in ("N-acc", "T-acc"):
+            assert figures(metric, RIGHT, protocol=FORCED)[name, "standard"] is None
+            assert figures(metric, RIGHT, protocol=TWO_PASS)[name, "standard"] == 1
+
+
+@pytest.mark.parametrize(
+    ("claims", "refuses"),
+    [
+        ((), True),
+        ((Claim("", None),), True),
+        ((Claim("", None), Claim("red dog", 0, is_substitute=True)), True),  # "no, but here is a red dog"
+        ((Claim("", 1),), True),  # an empty mask
+        ((Claim("", 0),), False),
+    ],
+)
+def test_say_and_see_agree_on_what_a_refusal_is(claims, refuses):
+    record = Record(Path("x.png"), "refer", (Target("blue dog", None, correction="a red dog"),))
+    reply = Reply("there is a red dog", claims, logits(LEFT, LEFT & False))
+    counts = SCORERS["premise"].count(record, [Query("q", (), (0,), ("blue dog",))], [reply], GENERATED)
+    ((_, claimed),), ((_, refused),) = counts["seen"], counts["said"]
+    assert (claimed, refused) == (not refuses, refuses)
+
+
+@pytest.mark.parametrize("metric", ["premise", "generalised"])
+@pytest.mark.parametrize("parts", ["exclude", "union"])
+@pytest.mark.parametrize("ignored", ["leave out", "object", "background"])
+def test_as_released_compares_with_what_the_release_takes_for_the_truth(metric, parts, ignored):
+    """As the scorer of sets without absent targets does; what is not there stays so, whatever is ignored."""
+    top, upper = np.zeros((2, 4, 4), bool)
+    top[0], upper[:2] = True, True
+    seen = Target("car", lambda: LEFT, released_mask=lambda: LEFT & ~top)
+    unseen, dog = Target("bus", lambda: upper & LEFT & top), Target("dog", None)
+    record = Record(Path("x.png"), "reason", (seen, unseen, dog), ignore=lambda: top)
+    queries = [Query("q", (), (place,), (target.phrase,)) for place, target in enumerate(record.targets)]
+    replies = [Reply("", (Claim("", 0),), logits(upper)) for _ in queries]
+    truth = ReleasedTruth(parts, ignored)
+    rows = SCORERS[metric].count(record, queries, replies, GENERATED, truth)["rows"]
+    plain = SCORERS["overlap"].count(record, queries, replies, GENERATED, truth)
+    assert rows["standard"] == plain["overlaps"] and rows["as_released"] == plain["released"]
+    assert len(rows["standard"]) == 2 and len(rows["as_released"]) == 3  # without and with the bus
+    assert rows["standard"][-1][2] == rows["as_released"][-1][2] == 0  # true pixels of the dog
 
 
 def test_nothing_to_score_gives_no_figure():

@@ -112,13 +112,15 @@ class Overlaps:
             "T-acc": ratio(sum(not row.rejected for row in present), len(present)),
         }
 
-    def figures(self, released: Overlaps | None = None) -> list[Figure]:
+    def figures(self, released: Overlaps | None = None, *, forced: bool = False) -> list[Figure]:
         """The standard variant of these rows, and LISA's of `released`: the rows by the truth that the release compares
-        with, where it is another; default: these rows."""
+        with, where it is another; default: these rows. forced: the true answers were fed, which decide nothing, so
+        N-acc and T-acc are None."""
         figures = [Figure("gIoU", STANDARD, self.giou()), Figure("cIoU", STANDARD, self.ciou())]
         figures += [Figure(f"Pr@{level}", STANDARD, self.precision(level)) for level in PRECISIONS]
         if any(not row.truth for row in self.rows):
-            figures += [Figure("N-acc", STANDARD, self.n_acc()), Figure("T-acc", STANDARD, self.t_acc())]
+            decisions = {"N-acc": self.n_acc(), "T-acc": self.t_acc()}
+            figures += [Figure(name, STANDARD, None if forced else value) for name, value in decisions.items()]
         scores = released or self
         return figures + [Figure(name, RELEASED, value) for name, value in scores.released().items() if scores.rows]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Self
@@ -109,7 +110,7 @@ class MatchedScorer:
             for (_, row, _), union in zip(pairs, seen_unions, strict=True)
         ]
         released = {
-            "gIoU": sum(terms) / (self.larger + LISA_EPS),
+            "gIoU": math.fsum(terms) / (self.larger + LISA_EPS),
             "cIoU": hits / (sum(seen_unions) + CIOU_EPS),
         }
         return [

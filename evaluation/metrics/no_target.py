@@ -17,6 +17,7 @@ from evaluation.metrics.base import AS_LISA, RELEASED, SCORERS, STANDARD, Counts
 from evaluation.metrics.counts import Overlap, Overlaps, mean, overlap, ratio
 from evaluation.metrics.intervals import Ratio, Statistics, of_ratios
 from evaluation.metrics.matching import assign_claims, without_tokens
+from evaluation.metrics.overlap import released_pixels
 from evaluation.metrics.ratios import overlap_ratios, stack_ratios, sum_ratios
 from evaluation.metrics.truth import ignored_pixels, is_present, true_mask
 from evaluation.protocols import FORCED, Reply
@@ -32,9 +33,9 @@ SEE = ("See", "See_precision", "See_recall", "See_absent", "See_F1")
 class NoTargetBase:
     """One row of pixel counts per phrase, in two variants.
 
-    standard: a rejected phrase has no mask. as_released: the published decision rule counts where the protocol has one,
-    and a rejected phrase keeps its withheld mask. Ignored pixels count in neither variant, and a target that lies
-    completely in them is not scored.
+    standard: a rejected phrase has no mask; ignored pixels do not count, and a target that lies completely in them is
+    not scored. as_released: the published decision rule counts where the protocol has one, a rejected phrase keeps its
+    withheld mask, and the truth is the system's own `ReleasedTruth`.
 
     Counts: `rows` (variant -> rows of `Overlap`, one per phrase), `forced` and `unmatched`, which is 0.
     """
@@ -64,14 +65,14 @@ class NoTargetBase:
             released_claims = claims if reply.released is None else assign_claims(reply.released, query.phrases)
             for target, claim, released_claim in zip(query.targets, claims, released_claims, strict=True):
                 truth = true_mask(record, target, reply.size).to(reply.masks.device)
-                if ignore is not None and is_present(record, target) and not (truth & ~ignore).any():
-                    continue
-                mask = claim.mask if claim else None
-                rows[STANDARD].append(_row(reply, claim, mask, truth, ignore))
+                if ignore is None or not is_present(record, target) or (truth & ~ignore).any():
+                    mask = claim.mask if claim else None
+                    rows[STANDARD].append(_row(reply, claim, mask, truth, ignore))
                 mask = released_claim.mask if released_claim else None
                 if released_claim and mask is None:
                     mask = released_claim.withheld_mask
-                rows[RELEASED].append(_row(reply, released_claim, mask, truth, ignore))
+                pixels = released_pixels(record, target, truth, ignore, released)
+                rows[RELEASED].append(_row(reply, released_claim, mask, *pixels))
         return {"rows": rows, "forced": protocol == FORCED, "unmatched": 0}
 
     @staticmethod
@@ -160,7 +161,7 @@ class PremiseScorer(NoTargetBase):
     there instead, over all false premises and over those that the answer refuses.
 
     Counts: those of `NoTargetBase`, `seen` (per phrase: is it there, does the answer claim it) and `said` (per false
-    premise: chrF, refused).
+    premise: chrF, and whether the answer has no mask for it, by the same rule as `seen`).
     """
 
     def __init__(self) -> None:
@@ -182,11 +183,10 @@ class PremiseScorer(NoTargetBase):
             for index, claim in zip(query.targets, assign_claims(reply.claims, query.phrases), strict=True):
                 claimed = claim is not None and claim.mask is not None and bool((reply.masks[claim.mask] > 0).any())
                 seen.append([int(is_present(record, index)), int(claimed)])
-            target = record.targets[query.targets[0]] if len(query.targets) == 1 else None
-            if target is not None and target.mask is None and target.correction:
-                refused = all(claim.mask is None for claim in reply.claims)
-                said.append([similarity(reply.text, target.correction), int(refused)])
-        return {**NoTargetBase.count(record, queries, replies, protocol), "seen": seen, "said": said}
+                target = record.targets[index]
+                if len(query.targets) == 1 and target.mask is None and target.correction:
+                    said.append([similarity(reply.text, target.correction), int(not claimed)])
+        return {**NoTargetBase.count(record, queries, replies, protocol, released), "seen": seen, "said": said}
 
     def add(self, counts: Counts) -> None:
         super().add(counts)

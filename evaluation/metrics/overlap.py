@@ -15,7 +15,7 @@ from evaluation.metrics.intervals import Statistics, of_ratios
 from evaluation.metrics.matching import Names, assign
 from evaluation.metrics.ratios import overlap_ratios
 from evaluation.metrics.truth import ignored_pixels, is_present, targets_by_class, true_mask
-from evaluation.protocols import Reply
+from evaluation.protocols import FORCED, Reply
 from systems.base import ReleasedTruth
 
 LENGTHS = {"phrase": "short", "reason": "long"}  # kind of record -> the papers' word for its queries
@@ -30,7 +30,7 @@ class OverlapScorer:
     completely in them is not scored. as_released: the system's own `ReleasedTruth`.
 
     Counts: `kind` of the record, `overlaps` and `released` (rows of `Overlap`, one per phrase, in the two variants),
-    `unseen` (targets that lie completely in ignored pixels) and `unmatched`, which is 0.
+    `unseen` (targets that lie completely in ignored pixels), `forced` and `unmatched`, which is 0.
     """
 
     kinds = ("refer", "reason", "phrase", "multi", "classes")
@@ -41,6 +41,7 @@ class OverlapScorer:
         self.released = Overlaps()
         self.images: list[tuple[str, list[list[int]]]] = []  # kind and standard rows of each
         self.unseen = 0
+        self.forced = False
 
     @staticmethod
     def count(
@@ -72,7 +73,14 @@ class OverlapScorer:
                     rows.append(list(row))
                 pixels = released_pixels(record, target, truth, ignore, released)
                 released_rows.append(list(overlap(predicted, *pixels, rejected=mask is None)))
-        return {"kind": record.kind, "overlaps": rows, "released": released_rows, "unseen": unseen, "unmatched": 0}
+        return {
+            "kind": record.kind,
+            "overlaps": rows,
+            "released": released_rows,
+            "unseen": unseen,
+            "forced": protocol == FORCED,
+            "unmatched": 0,
+        }
 
     @staticmethod
     def needs_logits(queries: Sequence[Query], replies: Sequence[Reply], counts: Counts) -> bool:
@@ -83,10 +91,11 @@ class OverlapScorer:
         scores = self.by_kind.setdefault(counts["kind"], Overlaps())
         for row in counts["overlaps"]:
             scores.add(row)
-        # Files of early versions hold neither `released` nor `unseen`.
+        # Files of early versions hold neither `released`, `unseen` nor `forced`.
         for row in counts.get("released", counts["overlaps"]):
             self.released.add(row)
         self.unseen += counts.get("unseen", 0)
+        self.forced |= counts.get("forced", False)
 
     def merge(self, other: Self) -> None:
         for kind, scores in other.by_kind.items():
@@ -94,13 +103,14 @@ class OverlapScorer:
         self.released.merge(other.released)
         self.images += other.images
         self.unseen += other.unseen
+        self.forced |= other.forced
 
     def figures(self) -> list[Figure]:
         """Of all queries, and of short and long ones separately where the set has both (lisa.md 6)."""
         total = Overlaps()
         for scores in self.by_kind.values():
             total.merge(scores)
-        figures = total.figures(self.released)
+        figures = total.figures(self.released, forced=self.forced)
         for kind, length in self._lengths():
             scores = self.by_kind[kind]
             figures.append(Figure(f"gIoU_{length}", STANDARD, scores.giou()))
@@ -146,10 +156,12 @@ def asked_targets(record: Record, query: Query) -> Sequence[int | None]:
 def released_pixels(
     record: Record, target: int, truth: Tensor, ignore: Tensor | None, released: ReleasedTruth
 ) -> tuple[Tensor, Tensor | None]:
-    """True mask and ignored pixels, (H, W) bool both, as the paper's released program has them."""
-    released_mask = record.targets[target].released_mask if is_present(record, target) else None
+    """True mask and ignored pixels, (H, W) bool both, as the paper's released program has them. An absent target stays
+    empty: ignored pixels can only stand for an object that is there."""
+    present = is_present(record, target)
+    released_mask = record.targets[target].released_mask if present else None
     if released.parts == "exclude" and released_mask is not None:
         truth = torch.from_numpy(released_mask()).to(truth.device)
     if ignore is None or released.ignored == "leave out":
         return truth, ignore
-    return (truth | ignore if released.ignored == "object" else truth & ~ignore), None
+    return (truth | ignore if released.ignored == "object" and present else truth & ~ignore), None
