@@ -106,8 +106,9 @@ def evaluate(
     it; None: what the recipe says. An image that nothing can be asked about (no labelled pixel) is left out and counted
     in any case.
 
-    A suite whose data are not there is reported in `missing`, and the others are evaluated. Raises NotNumbers where
-    weights or masks are NaN. Must be called on all processes: each answers its share, all return the results of all.
+    A suite whose data are not there, for one of the processes, is reported in `missing`, and the others are evaluated.
+    Raises NotNumbers where weights or masks are NaN. Must be called on all processes: each answers its share, all
+    return the results of all.
     """
     protocol_named(protocol)  # an unknown one raises before anything is done
     on_bad_sample = on_bad_sample or assistant.recipe.data.on_bad_sample
@@ -124,6 +125,7 @@ def evaluate(
     assistant.model.eval()
     try:
         for suite in find_suites(suites, custom):
+            problem = ""
             try:
                 options = source_options(assistant.recipe, suite, classes)
                 source = suite.open(root, options)
@@ -132,8 +134,11 @@ def evaluate(
                 notes = first_of(source, partial(protocol_notes, suite, assistant.system, suite_protocol)) or []
                 settings = {**assistant_identity, **identity.of_data(suite, source, root, options)} if folder else {}
             except (OSError, ValueError) as error:
-                log.warning("%s cannot be evaluated: %s", suite.name, error)
-                results.missing[suite.name] = str(error)
+                problem = str(error) or type(error).__name__
+            # What one process cannot open none begins: they would wait for it, or gather another suite's score.
+            if problems := [found for found in dist.all_gather(problem) if found]:
+                log.warning("%s cannot be evaluated: %s", suite.name, problems[0])
+                results.missing[suite.name] = problems[0]
                 continue
             for note in notes:
                 log.info("%s: %s", suite.name, note)

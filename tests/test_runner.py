@@ -212,17 +212,32 @@ def test_own_suites_are_scored_and_scored_again_without_touching_code(tmp_path, 
         test_sem.main([*command, "--suites", "kitchn"])
 
 
+WITH_DATA_OF_ITS_OWN = """
+import os, sys, test_sem
+test_sem.main(["--dataset_dir", sys.argv[1 + int(os.environ["RANK"])], *sys.argv[3:]])
+"""
+
+
 def test_two_processes_give_what_one_gives(world, tmp_path):
+    """Also where only one of them has the data of a suite, which is then missing for both."""
     chosen, out = ["ade20k|val", "ReasonSeg|val"], tmp_path / "two"
-    command = ["test_sem.py", "--version", str(OWN / "lasagna"), "--vision_tower", str(OWN / "lasagna" / "clip")]
-    command += ["--dataset_dir", str(world), "--suites", *chosen, "--protocol", FORCED, "--classes", CLASSES]
+    program, less = tmp_path / "evaluate.py", tmp_path / "less"
+    program.write_text(WITH_DATA_OF_ITS_OWN)
+    less.mkdir()
+    for folder in world.iterdir():
+        if folder.name != "refer_seg":
+            (less / folder.name).symlink_to(folder)
+    command = [program, world, less, "--version", OWN / "lasagna", "--vision_tower", OWN / "lasagna" / "clip"]
+    command += ["--suites", "ade20k|val", "refcoco|unc|val", "ReasonSeg|val", "--protocol", FORCED]
+    command += ["--classes", CLASSES, "--out", out]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     env = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, *launcher, *command, "--out", str(out)], cwd=ROOT, env=env, check=True)
+    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *launcher, *map(str, command)], cwd=ROOT, env=env, check=True)
     two = read_results(out / FORCED)
     one = evaluate(tiny("lasagna"), chosen, world, FORCED, classes=CLASSES)
     assert values(one) == values(two)
+    assert list(two.missing) == ["refcoco|unc|val"] and str(less) in two.missing["refcoco|unc|val"]
     for name in chosen:
         assert one.suites[name].images == two.suites[name].images == 3  # uneven: two and one
         parts = sorted((out / FORCED / "predictions").glob(f"{name.replace('|', '_')}*.jsonl"))
