@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from evaluation.metrics import SCORERS
 from evaluation.metrics.base import STANDARD, Interval
 from evaluation.prediction_schema import LEFT_OUT, Prediction, reading
-from evaluation.predictions import predictions, settings_of
+from evaluation.predictions import place_of, predictions, settings_of
 from evaluation.report.examples import query_ious
 from evaluation.suites import find_suites
 from utils.registry import unknown
@@ -22,8 +23,8 @@ SAME = ("source", "suite_options", "metric", "present_only", "groups", "options"
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of both. interval: 95 %, of `second` minus `first` over the choice of images; None where it is not
-    estimated (as released) or nothing is counted."""
+    """One figure of both, None on a side that does not have it. interval: 95 %, of `second` minus `first` over the
+    choice of images; None where it is not estimated (as released) or nothing is counted on a side."""
 
     metric: str
     variant: str
@@ -86,8 +87,8 @@ def compare(first: str | Path, second: str | Path, suites: Sequence[str] | None 
     suites: names, groups or globs of those to compare; None: all that both have. Raises ValueError where the two do not
     measure the same: another protocol, metric, other options or annotations of the data.
     """
-    lines = [predictions([_place(path)]) for path in (first, second)]
-    settings = [settings_of([_place(path)]) for path in (first, second)]
+    lines = [predictions([place_of(path)]) for path in (first, second)]
+    settings = [settings_of([place_of(path)]) for path in (first, second)]
     have = [*lines[0], *(name for name in lines[1] if name not in lines[0])]
     names = _chosen(suites, have)
     results, missing = [], {}
@@ -159,20 +160,15 @@ def _compare_suite(
             scorer.add(lines[index]["counts"])
         scorers.append(scorer)
     intervals: dict[str, Interval | None] = {}
-    for one, other in zip(scorers[0].statistics(), scorers[1].statistics(), strict=True):
+    # Each part with each: one may lack a part, as Say where no answer has words. Names pair the figures.
+    for one, other in product(scorers[0].statistics(), scorers[1].statistics()):
         intervals |= one.differences(other)
-    others = {(figure.metric, figure.variant): figure.value for figure in scorers[1].figures()}
-    figures = [
-        Difference(
-            figure.metric,
-            figure.variant,
-            figure.value,
-            others[figure.metric, figure.variant],
-            intervals.get(figure.metric) if figure.variant == STANDARD else None,
-        )
-        for figure in scorers[0].figures()
-        if (figure.metric, figure.variant) in others
-    ]
+    values = [{(figure.metric, figure.variant): figure.value for figure in scorer.figures()} for scorer in scorers]
+    figures = []
+    for metric, variant in {**values[0], **values[1]}:
+        ours, theirs = (side.get((metric, variant)) for side in values)
+        counted = variant == STANDARD and ours is not None and theirs is not None
+        figures.append(Difference(metric, variant, ours, theirs, intervals.get(metric) if counted else None))
     first, second = ({index: lines[index] for index in common} for lines in scored)
     differing = _differing(first, second)
     return SuiteComparison(
@@ -225,12 +221,6 @@ def _chosen(suites: Sequence[str] | None, have: Sequence[str]) -> list[str]:
     if not names:
         raise ValueError(f"neither has predictions of {', '.join(suites)}; they have: {', '.join(have)}")
     return names
-
-
-def _place(path: str | Path) -> Path:
-    """The folder of predictions in a folder of results, else the path itself."""
-    folder = Path(path) / "predictions"
-    return folder if folder.is_dir() else Path(path)
 
 
 def _number(value: float | None, sign: str = "") -> str:

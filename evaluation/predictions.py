@@ -249,6 +249,12 @@ def reply_of(answer: Answer, size: tuple[int, int]) -> Reply:
     return Reply(answer["text"], claims, masks, answer["finished"], answer["unread"], released, scores)
 
 
+def place_of(path: str | Path) -> Path:
+    """The folder of predictions in a folder of results, else the path itself."""
+    folder = Path(path) / "predictions"
+    return folder if folder.is_dir() else Path(path)
+
+
 def settings_of(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
     """Suite -> the settings that its predictions, in these files or folders, were made with; none of a suite without.
 

@@ -80,6 +80,27 @@ def test_the_same_results_do_not_differ(results):
         assert all(query.first == query.second for query in suite.differing)
 
 
+def test_a_figure_that_only_one_has_is_shown(tmp_path):
+    """Say of answers in words, against answers without."""
+    name = "fprefcoco|berkeley_exclude_unified|val"
+    world = toy_world(tmp_path / "world", "fprefcoco", val_images=2)
+    words = true_answers(name, world)
+    places = []
+    for place, answers in enumerate((words, [{**answer, "text": ""} for answer in words])):
+        places.append(tmp_path / str(place))
+        judge([write(tmp_path / f"{place}.jsonl", answers)], [name], world, out_dir=places[-1])
+    (one,), (other,) = compare(*places).suites, compare(*reversed(places)).suites
+    assert {(f.metric, f.variant): (f.first, f.second) for f in one.figures} == {
+        (f.metric, f.variant): (f.second, f.first) for f in other.figures
+    }
+    for suite in (one, other):
+        found = {figure.metric: figure for figure in suite.figures if figure.variant == "standard"}
+        assert found["See"].interval == (0.0, 0.0)
+        assert {found["Say"].first is None, found["Say"].second is None} == {True, False}
+        assert found["Say"].value is found["Say"].interval is None
+    assert "Say" in page_of(world, (places[0], places[1]), tmp_path / "page").read_text()
+
+
 def test_what_does_not_compare_is_refused(world, results, tmp_path):
     evaluate(tiny("gsva"), [REFER], world, FORCED, 0, tmp_path / "forced", workers=0)
     with pytest.raises(ValueError, match=r"protocols differ \(external, teacher_forced\)"):
