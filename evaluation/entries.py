@@ -100,11 +100,6 @@ def printable(text: str, most: int = 120) -> str:
     return shown if len(shown) <= most else f"{shown[:most]} ..."
 
 
-def is_answer(values: Mapping[str, Any]) -> bool:
-    """Whether an entry is the whole answer to its question, not one mask of it or one refusal."""
-    return "masks" in values or not any(key in values for key in MASK_FIELDS)
-
-
 def phrase_of(values: Mapping[str, Any]) -> str:
     """What a mask or an entry calls its object."""
     return str(values.get("phrase") or values.get("category") or "").strip()

@@ -29,7 +29,15 @@ from evaluation.metrics import SCORERS
 from evaluation.metrics.base import AS_LISA
 from evaluation.names import ON_MISSING
 from evaluation.prediction_schema import LEFT_OUT, Answer, Prediction
-from evaluation.predictions import PredictionFile, answers_of, left_out_line, read_lines, reply_of, settings_of
+from evaluation.predictions import (
+    PredictionFile,
+    answers_of,
+    left_out_line,
+    place_of,
+    read_lines,
+    reply_of,
+    settings_of,
+)
 from evaluation.protocols import Reply
 from evaluation.results import EvaluationResults, SuiteResult, write_results
 from evaluation.runner import BrokenSuite, source_options
@@ -83,12 +91,17 @@ def judge(
     named either way, and so are doubled and unknown entries.
 
     A suite whose data are not there, or that no entry is about, is reported in `missing`. Raises ValueError that names
-    file and place for an entry that cannot be read: damage, an unknown field's type, a mask of another size.
+    file and place for an entry that cannot be read: damage, an unknown field's type, a mask of another size. Raises it
+    as well, before anything is written, where the predictions in out_dir are those that are judged.
     """
     if on_missing not in ON_MISSING:
         raise ValueError(unknown("way with missing entries", on_missing, ON_MISSING))
-    own_files, other_files = sort_files(paths)
-    settings = settings_of(paths)
+    places = [place_of(path) for path in paths]
+    own_files, other_files = sort_files(places)
+    folder = Path(out_dir) / "predictions" if out_dir else None
+    if folder and folder.resolve() in (file.resolve().parent for file in (*own_files, *other_files)):
+        raise ValueError(f"--out {out_dir} is the folder that is judged, and would be overwritten; give another")
+    settings = settings_of(places)
     own = read_own(own_files)
     root = Path(dataset_dir)
     results = EvaluationResults(limit=limit, sources=[str(path) for path in paths])
@@ -123,7 +136,6 @@ def judge(
         made_by = settings.get(name, {}) if name in own else {"weights": _digest(other_files)}
         try:
             data = identity.of_data(suite, source, root, options) if out_dir else {}
-            folder = Path(out_dir) / "predictions" if out_dir else None
             results.suites[name] = judged(limit, PredictionFile(folder, name), {**made_by, **data})
         except BrokenSuite as error:
             log.warning("%s was given up: %s", name, error)
@@ -191,7 +203,7 @@ class SuiteJudge:
             absent = f"; {gaps.absent} of them are about what is not there and count as refused" if gaps.absent else ""
             notes.append(f"missing, scored as answers without a mask: {gaps.missing}{absent}")
         if gaps.doubled.count:
-            rule = "the highest score counts" if by_phrase and not self.own else "the last counts"
+            rule = "the last and the highest score count" if by_phrase and not self.own else "the last counts"
             notes.append(f"answered several times, of which {rule}: {gaps.doubled}")
         if self.submission.unknown.count and not self.own:
             notes.append(f"unknown entries, which do not count: {self.submission.unknown}")
@@ -229,8 +241,8 @@ class SuiteJudge:
             counts = SCORERS[metric].count(record, scored.queries, scored.replies, protocol, self.truth)
             if SCORERS[metric].needs_logits(scored.queries, scored.replies, counts):
                 counts["by_logits"] = True
-            if not self.own and not any(reply.text for reply in scored.replies):
-                counts |= {"said": []} if "said" in counts else {}  # no words were given, so none are judged
+            if "said" in counts and not self.own and self.suite.name not in self.submission.worded:
+                counts["said"] = []  # no words were given, so none are judged
         except NothingToAsk as error:
             return left_out_line(suite, metric, protocol, notes, index, str(error))
         except (BadEntry, *MISTAKES):
@@ -276,9 +288,10 @@ class SuiteJudge:
                 except ValueError as error:
                     raise BadEntry(f"{where}: answers[{number}]: {error}") from None
         answered = {target for query in queries for target in query.targets}
+        nothing = not queries
         for question in asked:
             left = [place for place, target in enumerate(question.query.targets) if target not in answered]
-            if left or not (queries or question.query.targets):
+            if left or (nothing and not question.query.targets):
                 targets, phrases = question.query.targets, question.query.phrases
                 part = replace(
                     question.query,
@@ -299,23 +312,22 @@ class SuiteJudge:
         return Scored([q.query for q in asked], [reply for reply, _ in answers], [scores for _, scores in answers])
 
 
-def sort_files(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+def sort_files(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Files of this program's predictions, and files of other programs. A folder holds the former."""
-    own, others = [], []
-    for path in map(Path, paths):
+    own: list[Path] = []
+    others: list[Path] = []
+    for path in places:
         if path.is_dir():
-            folder = path / "predictions" if (path / "predictions").is_dir() else path
-            files = sorted(folder.glob("*.jsonl"))
+            files = sorted(path.glob("*.jsonl"))
             if not files:
                 raise FileNotFoundError(f"{path} holds no predictions (*.jsonl)")
-        else:
-            files = [path]
-        for file in files:
-            if not file.is_file():
-                raise FileNotFoundError(f"no file of predictions {file}")
-            first = next(entries_of(file), ("", None))[1]
-            is_own = isinstance(first, dict) and "counts" in first and "answers" in first
-            (own if is_own else others).append(file)
+            own += files  # not looked into: that of a process may be empty, or end in half a line
+            continue
+        if not path.is_file():
+            raise FileNotFoundError(f"no file of predictions {path}")
+        first = next(entries_of(path), ("", None))[1]
+        is_own = isinstance(first, dict) and "counts" in first and "answers" in first
+        (own if is_own else others).append(path)
     return own, others
 
 

@@ -21,7 +21,7 @@ from data.collate import NothingToAsk
 from data.sources import Source
 from data.types import Claim
 from evaluation.asked import Asked, asked_about, image_id, image_name, query_id
-from evaluation.entries import Found, check_entry, entries_of, is_answer, phrase_of
+from evaluation.entries import MASK_FIELDS, Found, check_entry, entries_of, phrase_of
 from evaluation.metrics.matching import Names, compact
 from evaluation.protocols import Reply
 from utils.limits import ENTRIES
@@ -148,11 +148,12 @@ class Submission:
         self.unknown = Found()
         self.others = Found()  # of suites that are not judged now
         self.protocols: set[str] = set()
+        self.worded: set[str] = set()  # suites with an answer in words
         self.files: list[str] = []
         self._places: dict[tuple[str, int], list[int]] = defaultdict(list)  # (suite, index) -> offsets
         self._answers: Counter[tuple[str, int, int]] = Counter()  # entries per question, and those that are answers
         self._entries: Counter[tuple[str, int, int]] = Counter()
-        self._masks: Counter[tuple[str, int, int, str]] = Counter()  # masks per phrase of a question
+        self._masks: Counter[tuple[str, int, int, str]] = Counter()  # masks and refusals per phrase of a question
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as this object)
         self._end = 0
 
@@ -174,6 +175,8 @@ class Submission:
                 raise ValueError(f"{where}: {error}") from None
             if "protocol" in values:
                 self.protocols.add(values["protocol"])
+            if values.get("text", "").strip():
+                self.worded.add(suite)
             self._count(suite, index, number, phrase, values, where)
             self._places[suite, index].append(self._end)
             self._end += self._spool.write((json.dumps([where, number, phrase, values]) + "\n").encode())
@@ -197,8 +200,7 @@ class Submission:
         for index in indices:
             for number, asked in self.catalogues[suite].asked.get(index, {}).items():
                 key = suite, index, number
-                phrases = asked.query.phrases if len(asked.query.phrases) > 1 else ("", *asked.query.phrases)
-                several = by_phrase and any(self._masks[*key, compact(phrase)] > 1 for phrase in phrases)
+                several = by_phrase and any(self._masks[*key, _key(name, asked)] > 1 for name in asked.query.phrases)
                 if not self._entries[key]:
                     gaps.add_missing(self.catalogues[suite], index, number)
                 elif several or self._answers[key] > 1:
@@ -209,16 +211,16 @@ class Submission:
         asked = self.catalogues[suite].asked[index][number]
         key = suite, index, number
         self._entries[key] += 1
-        self._answers[key] += is_answer(values)
-        if "segmentation" in values:
-            self._masks[*key, compact(phrase)] += 1
+        self._answers[key] += _is_whole(values, asked)
+        if "segmentation" in values or values.get("refused"):
+            self._masks[*key, _key(phrase, asked)] += 1
         for place, mask in enumerate(values.get("masks", ())):
             try:
                 name = mask_phrase(mask, asked) or phrase
             except Unknown as error:
                 self.unknown.add(f"{where}: masks[{place}]: {error}")
             else:
-                self._masks[*key, compact(name)] += 1
+                self._masks[*key, _key(name, asked)] += 1
 
     def _find(self, values: Mapping[str, Any]) -> tuple[str, tuple[int, int, str]]:
         """The suite and the question of an entry. Without a suite's name it is looked for in all of them."""
@@ -256,6 +258,18 @@ def mask_phrase(values: Mapping[str, Any], asked: Asked) -> str:
     return "" if place is None else names[place]
 
 
+def _key(name: str, asked: Asked) -> str:
+    """Stands for the phrase that a mask of this name is of; a single phrase has all masks, whatever their names."""
+    return compact(name) if len(asked.query.phrases) > 1 else ""
+
+
+def _is_whole(values: Mapping[str, Any], asked: Asked) -> bool:
+    """Whether an entry is the whole answer to its question, not one mask of it or the refusal of one of its phrases."""
+    if values.get("refused") and len(asked.query.phrases) == 1:
+        return True
+    return "masks" in values or not any(key in values for key in MASK_FIELDS)
+
+
 @cache
 def _look_up(names: tuple[str, ...]) -> Names:
     return Names(names)
@@ -272,16 +286,17 @@ def answer_from(entries: Sequence[Entry], asked: Asked, size: Size, by_phrase: b
     The last whole answer counts, with all masks that are entries of their own. by_phrase: of several masks of a phrase
     the one of the highest score counts, the first of equal ones. Where masks of classes overlap, a higher score wins.
     """
-    whole = [entry for entry in entries if is_answer(entry.values)][-1:]
+    whole = [entry for entry in entries if _is_whole(entry.values, asked)][-1:]
+    parts = [entry for entry in entries if not _is_whole(entry.values, asked)]
     found: list[tuple[str, float, torch.Tensor]] = []
     best: dict[str, int] = {}
-    for entry, values, where in _masks_of([*whole, *(entry for entry in entries if not is_answer(entry.values))]):
+    for entry, values, where in _masks_of([*whole, *parts]):
         try:
             name = mask_phrase(values, asked) or entry.phrase
         except Unknown:  # counted when the file was read
             continue
         score = float(values.get("score", 1.0))
-        key = compact(name) if len(asked.query.phrases) > 1 else ""
+        key = _key(name, asked)
         once = by_phrase and (key or len(asked.query.phrases) == 1)
         if once and key in best and found[best[key]][1] >= score:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from utils.limits import ENTRY, MASKS
 from utils.masks import encode_rle
 
 REFER, LIST, ABSENT, SEVERAL = "refcoco|unc|val", "ade20k|val", "grefcoco|unc|val", "muse|val"
+PREMISE, WORDS, TOGETHER = "ReasonSeg-premise|val", "vqa|val", "multirefcoco|unc|val"
 ONE_OF_EACH_GROUP = tuple(next(suite.name for suite in ENTRIES if suite.group == group) for group in GROUPS)
 
 
@@ -140,7 +142,10 @@ def test_missing_doubled_and_unknown_entries_are_counted_and_named(world, tmp_pa
     result = judge([file], [ABSENT], world).suites[ABSENT]
     notes = "\n".join(result.notes)
     assert f"missing, scored as answers without a mask: 1 (the first: {absent['query']}); 1 of them are about" in notes
-    assert f"answered several times, of which the highest score counts: 1 (the first: {rest[0]['query']})" in notes
+    assert (
+        f"answered several times, of which the last and the highest score count: 1 (the first: {rest[0]['query']})"
+        in notes
+    )
     assert "unknown entries, which do not count: 2" in notes and "line" in notes and "no image 'no.jpg'" in notes
     assert "entries of other suites: 1 (the first: ade20k|val)" in notes
     with pytest.raises(ValueError, match=r"queries without an entry: 1"):
@@ -266,6 +271,107 @@ def test_counts_in_a_file_are_not_believed_and_a_target_counts_once(world, tmp_p
     file.write_text(json.dumps({**line, "answers": line["answers"] * 2}) + "\n")
     with pytest.raises(ValueError, match=r"line 1: answers\[\d\]: asks about target 0 again"):
         judge([file], [REFER], world, limit=1)
+
+
+def own_lines(name: str, answers: list[dict], world: Path, folder: Path) -> Path:
+    """The answers as this program's own predictions, in `folder`; returns their file."""
+    judge([write(folder.with_suffix(".jsonl"), answers)], [name], world, out_dir=folder)
+    return folder / "predictions" / f"{name.replace('|', '_')}.jsonl"
+
+
+def test_a_folder_is_not_judged_into_itself(world, tmp_path):
+    out = tmp_path / "out"
+    file = own_lines(REFER, true_answers(REFER, world), world, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for path in (out, out / "predictions", file, out / "predictions" / ".." / "predictions"):
+        with pytest.raises(ValueError, match=r"is the folder that is judged, .*give another"):
+            judge([path], [REFER], world, limit=1, out_dir=out)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert judge([out], [REFER], world, out_dir=out / "again").suites[REFER].values()["gIoU"] == 1.0
+
+
+def test_parts_of_processes_may_be_empty_or_cut(world, tmp_path):
+    file = own_lines(REFER, true_answers(REFER, world), world, tmp_path / "out")
+    first, second = file.read_text().splitlines(keepends=True)
+    file.write_text("")
+    for place, text in enumerate((first, second, "", second[:50]), 1):
+        file.with_suffix(f".{place}.jsonl").write_text(text)
+    assert judge([tmp_path / "out"], [REFER], world).suites[REFER].values()["gIoU"] == 1.0
+
+
+def test_predictions_are_judged_by_the_released_scoring_of_their_system(world, tmp_path):
+    """Ignored pixels are background for SESAME, and count nowhere for LISA."""
+    data = shutil.copytree(world / "reason_seg", tmp_path / "data" / "reason_seg").parent
+    for file in data.glob("reason_seg/ReasonSeg/val/*.json"):
+        image = json.loads(file.read_text())
+        image["shapes"].append({"label": "ignore", "points": [[0, 0], [30, 0], [30, 30], [0, 30]]})
+        file.write_text(json.dumps(image))
+    evaluate(tiny("sesame"), [PREMISE], data, FORCED, 0, tmp_path, workers=0)
+    file = tmp_path / "predictions" / "ReasonSeg-premise_val.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for answer in (answer for line in lines for answer in line["answers"]):  # every pixel, so these, too
+        answer["masks"] = [rle(*mask["size"]) for mask in answer["masks"]]
+    write(file, lines)
+    own, sesame, lisa = (
+        values(judge([tmp_path], [PREMISE], data, system=system).suites[PREMISE]) for system in (None, "sesame", "lisa")
+    )
+    assert own == sesame and own["Segment", STANDARD] == lisa["Segment", STANDARD]
+    assert own["Segment", RELEASED] < lisa["Segment", RELEASED]
+
+
+def test_an_image_that_own_predictions_lack_is_asked_all_its_questions(world, tmp_path):
+    answers = true_answers(WORDS, world)
+    file = own_lines(WORDS, answers, world, tmp_path / "out")
+    file.write_text(file.read_text().splitlines(keepends=True)[0])
+    own = judge([file], [WORDS], world)
+    rest = [answer for answer in answers if answer["query"].startswith(f"{WORDS}/0/")]
+    others = judge([write(tmp_path / "rest.jsonl", rest)], [WORDS], world)
+    assert 1 < len(rest) < len(answers) and not own.missing
+    assert own.suites[WORDS].figures == others.suites[WORDS].figures
+    assert own.suites[WORDS].queries == len(answers)
+
+
+def test_say_is_of_all_answers_where_any_has_words(world, tmp_path):
+    """An answer without words has none that are right, as a missing one; a file without any is not judged by words."""
+    answers = true_answers(PREMISE, world)
+
+    def say(first: dict, others: dict) -> float | None:
+        entries = [
+            {key: value for key, value in answer.items() if key != "text"}
+            | (first if answer["query"].startswith(f"{PREMISE}/0/") else others)
+            for answer in answers
+        ]
+        return judge([write(tmp_path / "a.jsonl", entries)], [PREMISE], world).suites[PREMISE].values().get("Say")
+
+    word = {"text": "a fish"}
+    assert 0 < say(word, {}) == say(word, {"text": " "}) < say(word, word)
+    assert say({}, {}) is say({"text": ""}, {"text": " "}) is None
+
+
+def test_the_last_answer_counts_whatever_its_form(world, tmp_path):
+    """A refusal is a whole answer where one thing is asked for, and one part of an answer where several are."""
+
+    def score(name: str, answers: list[dict]):
+        result = judge([write(tmp_path / "a.jsonl", answers)], [name], world).suites[name]
+        return result.values()["gIoU"], [note for note in result.notes if note.startswith("answered several times")]
+
+    first, *rest = true_answers(REFER, world)
+    part = 1 / (1 + len(rest))
+    name = {"query": first["query"]}
+    refusals = [{**name, "refused": True}, {**name, "masks": []}, {**name, "masks": [], "refused": True}]
+    for refusal in refusals:
+        for entries, expected in (([first, refusal], 1 - part), ([refusal, first], 1), ([refusal, refusal], 1 - part)):
+            found, (note,) = score(REFER, [*entries, *rest])
+            assert found == pytest.approx(expected) and f": 1 (the first: {first['query']})" in note
+    for called in ({}, {"category": "person"}, {"phrase": "x"}):  # as a detector names its boxes
+        masks = [{**name, **called, "segmentation": mask["segmentation"]} for mask in first["masks"] * 2]
+        found, (note,) = score(REFER, [*masks, *rest])
+        assert found == 1 and first["query"] in note
+    together = true_answers(TOGETHER, world)
+    several = next(answer for answer in together if len(answer["masks"]) > 1)
+    refusal = {"query": several["query"], "phrase": several["masks"][0]["phrase"], "refused": True}
+    found, (note,) = score(TOGETHER, [*together, refusal])
+    assert found == 1 and several["query"] in note
 
 
 def test_the_program_judges_reports_and_exports(world, tmp_path, capsys):
