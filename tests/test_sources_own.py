@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from data.readers.index import keeping_faults
 from data.sources import build_source
 from data.views import read_image
 from evaluation.suites import find_suites
@@ -153,6 +154,51 @@ def test_pictures_may_be_elsewhere(tmp_path):
     lines(tmp_path, {**PHRASE, "image": "x.jpg", "polygons": [BOX]})
     put(tmp_path / "photos/x.jpg")
     assert opened(tmp_path, images="photos")[0].image == tmp_path / "photos/x.jpg"
+
+
+def test_lines_about_one_thing_have_the_union_of_their_shapes(tmp_path):
+    labels = put_map(tmp_path / "mine/masks/1.png", (0, 0, 9))
+    lines(
+        tmp_path,
+        {**PHRASE, "polygons": [BOX]},
+        {**PHRASE, "phrase": "one", "polygons": [OTHER]},
+        {**PHRASE, "phrase": " the cup ", "polygons": [OTHER]},
+        {**PHRASE, "mask": "masks/1.png", "answer": "They hold tea."},
+    )
+    source = opened(tmp_path)
+    whole = labels > 0
+    whole[1:4, 1:4] = whole[5:9, 6:10] = True
+    plain, explained = source[0], source[1]
+    assert sums(plain) == {"the cup": int(whole.sum()), "one": 16}
+    assert explained.kind == "phrase" and sums(explained) == {"the cup": int(whole.sum())}
+    assert {path.name for path in source.annotation_paths()} == {"queries.jsonl", "1.png"}
+
+
+def test_questions_with_one_answer_each_keep_it(tmp_path):
+    entry = {**QUESTION, "polygons": [BOX], "answer": "It is flat."}
+    lines(tmp_path, entry, {**entry, "question": "What is level?"})
+    source = opened(tmp_path)
+    explained = [
+        turn.question for record in (source[i] for i in range(len(source))) for ((turn,),) in [record.dialogues]
+    ]
+    assert explained == ["What holds tea?", "What is level?"]
+
+
+@pytest.mark.parametrize("text", [PHRASE, QUESTION])
+@pytest.mark.parametrize("here", [{"polygons": [BOX]}, {"polygons": [BOX], "answer": "Because."}, {"mask": "1.png"}])
+@pytest.mark.parametrize("absent", [{"mask": None}, {"rle": None, "answer": "Nothing."}])
+@pytest.mark.parametrize("swap", [False, True])
+def test_lines_that_contradict_each_other_are_a_fault_of_both(tmp_path, text, here, absent, swap):
+    first, second = ({**text, **here}, {**text, **absent})[:: -1 if swap else 1]
+    lines(tmp_path, first, {**text, "image": "other.jpg", "mask": None}, second)
+    with pytest.raises(ValueError) as caught:
+        opened(tmp_path)
+    assert all(words in str(caught.value) for words in ("line 1", "line 3", "is not in a b é.jpg"))
+    with keeping_faults():
+        source = opened(tmp_path)
+    assert sorted(Path(path).name for path in source.image_paths()) == ["a b é.jpg", "other.jpg"]
+    with pytest.raises(ValueError, match="line 3"):
+        source[0]
 
 
 @pytest.mark.parametrize(

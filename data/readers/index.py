@@ -57,7 +57,12 @@ def attempt(make: Callable[[], Any], image: Any = "") -> Any:
     try:
         return make()
     except ValueError as error:
-        return Fault(str(error), image if isinstance(image, str) else "")
+        return Fault(str(error), with_slashes(image) if isinstance(image, str) else "")
+
+
+def with_slashes(name: str) -> str:
+    """A path as an annotation file writes it, with / between its parts: in files made on Windows it is a backslash."""
+    return name.replace("\\", "/")
 
 
 @contextmanager
@@ -127,6 +132,11 @@ class Rows:
         if isinstance(row, dict) and FAULT in row:
             raise ValueError(row[FAULT])
         return row
+
+    def sound(self, count: int | None = None) -> Iterator[Any]:
+        """Those of the first `count` rows (None: of all) that do not stand for bad entries."""
+        bad = set(self.faults)
+        return (self[index] for index in range(len(self))[:count] if index not in bad)
 
     def _decode(self, index: int) -> Any:
         if not 0 <= index < len(self):

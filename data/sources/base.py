@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from PIL.TiffImagePlugin import TiffImageFile
 
-from data.readers.index import Fault, Rows, attempt, indexed_rows  # noqa: F401  (re-exported for source files)
+from data.readers.index import Fault, Rows, attempt, indexed_rows, with_slashes  # noqa: F401  (re-exported for source files)
 from data.readers.json_stream import read_entries  # noqa: F401
 from data.types import Record
 from utils.images import EXIF_ORIENTATION, TURNED, open_image
@@ -116,6 +116,11 @@ def field(entry: Any, key: str, where: str, kind: type | None = None) -> Any:
     return entry[key] if kind is None else of_kind(entry[key], kind, key, where)
 
 
+def file_field(entry: Any, key: str, where: str) -> str:
+    """`field` for the path of a file, with / between its parts."""
+    return with_slashes(field(entry, key, where, str))
+
+
 KINDS: dict[type, str] = {str: "text", list: "a list", dict: "a mapping"}
 
 
@@ -213,7 +218,7 @@ def path_below(folder: Path, name: Any, where: str, what: str = "image") -> Path
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}: names no {what} ({name!r})")
-    parts = PurePosixPath(name.replace("\\", "/"))
+    parts = PurePosixPath(with_slashes(name))
     if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
         raise ValueError(f"{where}: the path {name!r} leaves {folder}; annotations may only name files below it")
     return folder / parts

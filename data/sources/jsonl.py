@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from data.sources.base import (
     file_below,
     image_size,
     indexed_rows,
+    with_slashes,
 )
 from data.sources.semantic import read_label_map
 from data.types import EmptyMask, Record, Target, Turn
@@ -35,10 +37,11 @@ KEYS = ("image", *TEXTS, *SHAPES, "answer")
 
 @SOURCES.register("jsonl")
 class JsonLines:
-    """One record for all lines about one image that are of one kind and have one explanation.
+    """One record for all lines about one image that are of one kind; each explained text has a record of its own.
 
     A phrase is asked as a referring expression, a question as it stands. `answer` explains what is there. For what is
     not there (its shape is null), `answer` says what is there instead of a phrase, or is the full answer to a question.
+    Lines of one image and one text have one mask, the union of their shapes.
 
     file: below the dataset folder, or absolute. images: the folder of the images, the same way; None: the file's.
     """
@@ -53,13 +56,15 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> Record:
         row = self._rows[index]
-        where = f"{self.files[0]}: line {row['queries'][0][0]}"
-        image = file_below(self._folder, row["image"], where)
+        where = f"{self.files[0]}: line"
+        image = file_below(self._folder, row["image"], f"{where} {row['queries'][0][0]}")
         targets = []
-        for line, text, kind, shape, correction in row["queries"]:
-            place = f"{self.files[0]}: line {line}"
-            mask = CachedMask(partial(self._mask, image, kind, shape, place), place)
-            targets.append(Target(text, None if shape is None else mask, correction))
+        for _, text, shapes, correction in row["queries"]:
+            mask = None
+            if shapes:
+                lines = ", ".join(str(number) for number, *_ in shapes)
+                mask = CachedMask(partial(self._union, image, shapes), f"{where}{'s' * (len(shapes) > 1)} {lines}")
+            targets.append(Target(text, mask, correction))
         dialogues = ((Turn(targets[0].phrase, (row["explanation"],)),),) if row["explanation"] else ()
         return Record(image, row["kind"], tuple(targets), dialogues=dialogues)
 
@@ -67,8 +72,13 @@ class JsonLines:
         return [f"{self._folder}/{name}" for name in self._rows.image_names()]
 
     def annotation_paths(self) -> list[Path]:
-        queries = (query for index in range(len(self)) for query in self._rows[index]["queries"])
-        return [*self.files, *(self._folder / shape for _, _, kind, shape, _ in queries if kind == "mask" and shape)]
+        shapes = (shape for row in self._rows.sound() for _, _, shapes, _ in row["queries"] for shape in shapes)
+        return [*self.files, *(self._folder / value for _, kind, value in shapes if kind == "mask")]
+
+    def _union(self, image: Path, shapes: list[list[Any]]) -> np.ndarray:
+        """(H, W) bool: where any of the shapes is; each must cover a pixel."""
+        masks = [self._mask(image, kind, shape, f"{self.files[0]}: line {line}") for line, kind, shape in shapes]
+        return np.logical_or.reduce(masks)
 
     def _mask(self, image: Path, kind: str, shape: Any, where: str) -> np.ndarray:
         """(H, W) bool of the image's size, from polygons, RLE or a mask file."""
@@ -85,26 +95,66 @@ class JsonLines:
 
 
 def parse(path: Path) -> Iterator[Any]:
-    """A row per image, kind and explanation; its queries are [line, text, kind of shape, shape, correction]."""
-    groups: dict[tuple[str, str, str | None], list[list[Any]]] = {}
+    """A row per image and kind, and one per explained text; its queries are [line, text, shapes, correction].
+
+    Shapes are [line, kind of shape, shape], of all lines about this image and text; what is not there has none.
+    """
+    lines: list[Line] = []
     faults = 0
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
+    for number, text in enumerate(read_text(path).split("\n"), start=1):
+        if not text.strip():
             continue
-        query = attempt(partial(read_line, line, f"{path}: line {number}"))
-        if isinstance(query, Fault):
+        line = attempt(partial(read_line, text, number, f"{path}: line {number}"))
+        if isinstance(line, Fault):
             faults += 1
-            yield query
+            yield line
         else:
-            groups.setdefault(query[0], []).append([number, *query[1]])
-    if not groups and not faults:
+            lines.append(line)
+    if not lines and not faults:
         raise ValueError(f"{path}: holds no line")
-    for (image, kind, explanation), queries in groups.items():
-        yield {"image": image, "kind": kind, "explanation": explanation, "queries": queries}
+    about: dict[tuple[str, str], list[Line]] = {}  # image and text -> its lines
+    for line in lines:
+        about.setdefault((line.image, line.text), []).append(line)
+    groups: dict[tuple[str, str, str | None, str | None], dict[tuple[str, str | None], list[Any]]] = {}
+    for same in about.values():
+        shapes = [[line.number, line.shape_key, line.shape] for line in same if line.shape is not None]
+        if 0 < len(shapes) < len(same):
+            yield _contradiction(path, same)
+            continue
+        for line in same:
+            explained = line.text if line.explanation else None
+            queries = groups.setdefault((line.image, line.kind, line.explanation, explained), {})
+            queries.setdefault((line.text, line.correction), [line.number, line.text, shapes, line.correction])
+    for (image, kind, explanation, _), queries in groups.items():
+        yield {"image": image, "kind": kind, "explanation": explanation, "queries": list(queries.values())}
 
 
-def read_line(line: str, where: str) -> tuple[tuple[str, str, str | None], list[Any]]:
-    """(image, kind of record, explanation) and [text, kind of shape, shape, correction] of a line."""
+@dataclass(frozen=True)
+class Line:
+    """A query. shape is None for what is not in the image; then `correction`, not `explanation`, is the answer."""
+
+    number: int
+    image: str
+    kind: str  # of its record
+    text: str
+    shape_key: str
+    shape: Any
+    explanation: str | None
+    correction: str | None
+
+
+def _contradiction(path: Path, lines: list[Line]) -> Fault:
+    """Of lines with one image and text, some of which have a shape and some null."""
+    here, absent = (next(line for line in lines if (line.shape is None) == null) for null in (False, True))
+    return Fault(
+        f"{path}: line {absent.number} says that {here.text!r} is not in {here.image} ({absent.shape_key} is null), "
+        f"line {here.number} says where it is",
+        here.image,
+    )
+
+
+def read_line(line: str, number: int, where: str) -> Line:
+    """The query of a line; ValueError if anything about it is wrong."""
     try:
         entry = parse_json(line)
     except json.JSONDecodeError as error:
@@ -127,8 +177,10 @@ def read_line(line: str, where: str) -> tuple[tuple[str, str, str | None], list[
     kind = "phrase" if explanation else "refer"
     if text_key == "question":
         kind = "reason"
-    shape = [shape] if shape_key == "rle" and shape is not None else shape
-    return (entry["image"], kind, explanation), [text.strip(), shape_key, shape, correction]
+    if shape is not None and shape_key != "polygons":
+        shape = [shape] if shape_key == "rle" else with_slashes(shape)
+    image = with_slashes(entry["image"])
+    return Line(number, image, kind, text.strip(), shape_key, shape, explanation, correction)
 
 
 def _check_shape(key: str, shape: Any, where: str) -> None:
