@@ -151,9 +151,10 @@ class Mixture(Dataset):
     ) -> Mixture:
         """The mixture of a recipe. `held_out`: the sources that it is evaluated on, for `data.exclude_val`."""
         root = Path(data.dataset_dir)
-        blocklist = Blocklist.build(data.exclude_val, root, held_out)
         parts = []
         skip = data.on_bad_sample == "skip"
+        with keeping_faults(skip):
+            blocklist = Blocklist.build(data.exclude_val, root, held_out)
         for family, mix in enumerate(data.mixture):
             total = sum(entry.rate for entry in mix.sets)
             for entry in mix.sets:

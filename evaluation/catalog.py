@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.readers.index import keeping_faults
 from data.sources import Source, build_source
 from data.sources.base import first_of
 from evaluation.metrics import SCORERS
@@ -36,10 +37,14 @@ class Suite:
     groups: tuple[int, ...] = ()
     own: bool = False
 
-    def open(self, dataset_dir: str | Path, options: dict[str, Any] | None = None) -> Source:
-        """The suite's records. The suite's own options win over `options`. Raises an error that names the paths where
-        data are missing, and ValueError where there is no record or the metric cannot score this kind of record."""
-        source = build_source(self.source or self.name, dataset_dir, **{**(options or {}), **self.options})
+    def open(
+        self, dataset_dir: str | Path, options: dict[str, Any] | None = None, *, keep_faults: bool = False
+    ) -> Source:
+        """The suite's records. The suite's own options win over `options`. keep_faults: a bad entry of a file is raised
+        by its record, not here. Raises an error that names the paths where data are missing, and ValueError where there
+        is no record or the metric cannot score this kind of record."""
+        with keeping_faults(keep_faults):
+            source = build_source(self.source or self.name, dataset_dir, **{**(options or {}), **self.options})
         if not len(source):
             raise ValueError(f"suite {self.name!r}: {self.base} holds no image; there is nothing to score")
         if self.own:  # those of the catalog fit

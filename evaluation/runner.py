@@ -128,7 +128,7 @@ def evaluate(
             problem = ""
             try:
                 options = source_options(assistant.recipe, suite, classes)
-                source = suite.open(root, options)
+                source = suite.open(root, options, keep_faults=on_bad_sample == "skip")
                 suite_protocol = suite.teacher_forced_protocol if protocol == FORCED else protocol
                 answer = protocol_named(suite_protocol)
                 notes = first_of(source, partial(protocol_notes, suite, assistant.system, suite_protocol)) or []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.readers.digest import annotation_paths
 from data.sources import Source
-from data.sources.base import image_paths
+from data.sources.base import first_of, image_paths
 from data.types import Mask, Record, Target, Turn
 from utils.log import log
 
@@ -22,8 +22,8 @@ class PresentOnly:
 
     def __init__(self, source: Source):
         self.source = source
-        has_lists = len(source) > 0 and source[0].kind == "classes"
-        self._records = [index for index in range(len(source)) if has_lists or _present_targets(source[index])]
+        has_lists = first_of(source, lambda record: record.kind) == "classes"
+        self._records = [index for index in range(len(source)) if has_lists or _may_be_present(source, index)]
         left_out = len(source) - len(self._records)
         if left_out:
             log.info("present_only: left out %d of %d records, where nothing is present", left_out, len(source))
@@ -75,6 +75,14 @@ class Grouped:
 
     def annotation_paths(self) -> list[Path]:
         return annotation_paths(self.source)
+
+
+def _may_be_present(source: Source, index: int) -> bool:
+    """Whether something is present in a record; also True where it cannot be read, which is said when it is asked."""
+    try:
+        return bool(_present_targets(source[index]))
+    except (OSError, ValueError):
+        return True
 
 
 def _present_targets(record: Record) -> tuple[Target, ...]:

@@ -8,11 +8,13 @@ import io
 import json
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data.readers.digest import annotation_digest
 from data.readers.index import keeping_faults
 from data.sources import build_source
 from data.sources.base import IMAGE_SUFFIXES, image_size
@@ -247,7 +249,7 @@ def test_label_maps_of_every_one_channel_mode_give_their_values(tmp_path, mode):
 # --- COCO files
 
 
-@pytest.mark.parametrize("segmentation", [[], None, {}, "absent"])
+@pytest.mark.parametrize("segmentation", [[], None, {}, [[]], [[], []], "absent"])
 def test_a_box_alone_is_no_mask_unless_it_is_asked_to_be(tmp_path, segmentation):
     entry = messy.annotation(segmentation=segmentation, bbox=[10, 8, 30, 22])
     if segmentation == "absent":
@@ -398,6 +400,58 @@ def test_the_size_in_a_header_is_that_of_the_picture_as_it_is_read(tmp_path, suf
     assert image_size(path) == read_image(path).shape[:2] == (SIZE if orientation < 5 else SIZE[::-1])
 
 
+def two_images(root, change, drop=()):
+    """A file of two images, each with a cup; `change` goes into the annotation of the second."""
+    messy.picture(root / "img/1.jpg")
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": SIZE[0], "width": SIZE[1]} for n in (0, 1)]
+    bad = messy.annotation(id=20, image_id=1) | change
+    return messy.coco(
+        root, images=images, annotations=[messy.annotation(id=10), {k: bad[k] for k in bad.keys() - {*drop}}]
+    )
+
+
+BAD_ANNOTATIONS = [
+    ({"iscrowd": "no"}, (), "annotation 20: iscrowd must be 0 or 1"),
+    ({}, ("category_id",), "annotation 20: no 'category_id'"),
+    ({"category_id": 99}, (), "annotation 20: names category 99"),
+    ({"id": 10}, (), "the id 10 is given twice"),
+    ({"segmentation": []}, (), "annotation 20: no 'segmentation'"),
+    ({"image_id": None}, (), r"annotations\[1\]: image_id must be"),
+    ({"image_id": 9}, (), "annotation 20: names image 9, which is not in"),
+]
+
+
+@pytest.mark.parametrize(("change", "drop", "says"), BAD_ANNOTATIONS)
+@pytest.mark.parametrize("options", [{}, {"serve": "refer"}])
+def test_a_bad_annotation_costs_its_image_only(tmp_path, change, drop, says, options):
+    two_images(tmp_path, change, drop)
+    with pytest.raises(ValueError, match=says):
+        as_coco(tmp_path, **options)
+    with keeping_faults():
+        source = as_coco(tmp_path, **options)
+    assert drawn(source) == {"cup": AREA}
+    sound, faults = [], []
+    for index in range(len(source)):
+        try:
+            sound.append(source[index].image.name)
+        except ValueError as error:
+            faults.append(str(error))
+    (fault,) = faults
+    assert re.search(says, fault)
+    if "image_id" in change:  # its image, if it has one, is not known
+        assert sound == (["0.jpg", "1.jpg"] if not options else ["0.jpg"])
+    else:
+        assert sound == ["0.jpg"] and source.image_paths()[1].endswith("/1.jpg")
+    assert annotation_digest(source, tmp_path)
+
+
+def test_annotations_of_missing_images_are_counted(tmp_path):
+    strays = [messy.annotation(id=n, image_id=9) for n in (5, 6, 7)]
+    messy.coco(tmp_path, annotations=[messy.annotation(), *strays])
+    with pytest.raises(ValueError, match=r"annotation 5 \(of 3\): names image 9"):
+        as_coco(tmp_path)
+
+
 # --- referring sets
 
 
@@ -473,6 +527,7 @@ def test_a_bad_line_is_named_and_only_it_is_skipped(tmp_path, line):
     with keeping_faults():
         source = build_source("jsonl", tmp_path, file="q.jsonl")
     assert len(source) == len(source.image_paths()) == 2 and drawn(source, 1) == {"whole": AREA}
+    assert annotation_digest(source, tmp_path)
     with pytest.raises(ValueError, match=r"q\.jsonl: line 1: "):
         source[0]
 
@@ -537,6 +592,11 @@ def test_a_muse_entry_of_other_types_names_itself(tmp_path, fields, says):
     (tmp_path / "muse/muse_train.json").write_text(json.dumps([entry]))
     with pytest.raises(ValueError, match=rf"muse_train.json: entry 0.*{says}"):
         build_source("muse", tmp_path)
+    with keeping_faults():
+        source = build_source("muse", tmp_path)
+    assert len(source.image_paths()) == 1, "what is wrong is said by the record, not by the list of images"
+    with pytest.raises(ValueError, match=says):
+        source[0]
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,15 @@ def test_an_empty_mask_gives_a_suite_up_and_names_file_and_entry_or_is_left_out_
     assert "1 left out, the first: record 0" in page
 
 
+@pytest.mark.parametrize("present_only", [False, True])
+def test_a_bad_entry_of_a_suites_file_is_left_out_and_counted_where_that_is_asked(assistant, tmp_path, present_only):
+    root, custom = own(tmp_path, [{**GOOD, "phrase": 5}, GOOD]), (replace(MINE[0], present_only=present_only),)
+    scored = partial(evaluate, assistant, ["mine"], root, FORCED, custom=custom, out_dir=tmp_path / "out")
+    assert "line 1: phrase must be text" in scored().missing["mine"]
+    suite = scored(on_bad_sample="skip").suites["mine"]
+    assert (suite.images, suite.left_out) == (1, 1) and "line 1: phrase must be text" in suite.notes[0]
+
+
 def test_the_recipe_says_what_a_bad_sample_means_unless_told(assistant, tmp_path, monkeypatch):
     root = own(tmp_path, [EMPTY, GOOD])
     recipe = replace(assistant.recipe, data=replace(assistant.recipe.data, on_bad_sample="skip"))

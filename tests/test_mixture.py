@@ -296,6 +296,19 @@ def test_pictures_of_the_suites_stay_out_and_are_counted(monkeypatch, caplog):
         Mixture.build(held(exclude_val="eval_suites", sets=(DatasetConfig("counted"),)), Names(), held_out=suites)
 
 
+def test_a_bad_entry_of_an_evaluated_file_blocks_nothing_where_bad_samples_are_skipped(tmp_path):
+    lines = [{"image": "a.jpg", "phrase": "cup", "polygons": [[1, 1, 5, 1, 5, 5]]}, {"image": "b.jpg", "phrase": 5}]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({**lines[0], "image": f"{n}.jpg"}) for n in "abc"))
+    (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    sets = (DatasetConfig("jsonl", options={"file": "train.jsonl"}),)
+    suites = [DatasetConfig("jsonl", options={"file": "val.jsonl"})]
+    config = partial(held, exclude_val="eval_suites", sets=sets, dataset_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="line 2: give one of polygons"):
+        Mixture.build(config(), Names(), held_out=suites)
+    (part,) = Mixture.build(config(on_bad_sample="skip"), Names(), held_out=suites).parts
+    assert list(part.records) == [1, 2]
+
+
 def test_pictures_are_told_apart_across_coco_releases():
     assert picture_key("a/COCO_train2014_000000000009.jpg") == picture_key(Path("b/000000000009.jpg"))
     assert picture_key("train/0001.jpg") != picture_key("val/0001.jpg"), "equal names are not equal images"

@@ -127,7 +127,11 @@ def check_suites(recipe: Recipe) -> None:
     names = suites_needed(recipe)
     suites = find_suites(names, settings.custom) if names else []
     for suite in suites:
-        suite.open(recipe.data.dataset_dir, source_options(recipe, suite))
+        suite.open(
+            recipe.data.dataset_dir,
+            source_options(recipe, suite),
+            keep_faults=recipe.data.on_bad_sample == "skip",
+        )
     if settings.validate and settings.suites:
         first = find_suites(settings.suites, settings.custom)[0]
         figures = {figure.metric for figure in SCORERS[first.metric]().figures()}

@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field as member
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.readers.index import Fault, attempt
 from data.sources.base import field, read_entries
 from data.types import EmptyMask
 from utils.limits import PIXELS
@@ -102,16 +104,31 @@ def _number(key: int | str) -> int | None:
 
 @dataclass
 class CocoFile:
-    """A COCO-style file, read entry by entry. Annotations are kept as JSON text, an eighth of the size of objects."""
+    """A COCO-style file, read entry by entry. Annotations are kept as JSON text, an eighth of the size of objects.
+
+    strays: bad annotations that belong to no image of the file.
+    """
 
     path: Path
     images: Table
     categories: Table
-    _annotations: dict[Any, list[bytes]] = member(default_factory=dict)  # by image
+    strays: list[Fault] = member(default_factory=list)
+    _annotations: dict[Any, list[bytes | Fault]] = member(default_factory=dict)  # by image
 
     def annotations(self, image_id: Any) -> list[dict[str, Any]]:
-        """The annotations of an image, in the order of the file, as `keep` of `read_coco` left them."""
-        return [json.loads(text) for text in self._annotations.get(image_id, ())]
+        """The annotations of an image, in the order of the file, as `keep` of `read_coco` left them.
+
+        ValueError if one of them is bad: without it, what else is said of the image would be incomplete.
+        """
+        entries = self._annotations.get(image_id, ())
+        for entry in entries:
+            if isinstance(entry, Fault):
+                raise ValueError(entry.text)
+        return [json.loads(text) for text in entries if not isinstance(text, Fault)]
+
+    def is_annotated(self, image_id: Any) -> bool:
+        """Whether the file has an annotation of an image, good or bad."""
+        return image_id in self._annotations
 
     def category(self, annotation: dict[str, Any], where: str) -> dict[str, Any]:
         """The category entry of an annotation."""
@@ -126,11 +143,13 @@ def read_coco(path: Path, keep: Callable[[dict[str, Any], str], dict[str, Any]])
     """Images, categories and annotations of a file.
 
     keep: `keep(annotation, where)` returns the part of an annotation that is needed, and is called as it is read.
-    Raises ValueError for a file without one of the three lists, and for ids that are missing, repeated or unknown.
+    Raises ValueError for a file without one of the three lists, and for ids of images or categories that are missing
+    or repeated. What is wrong with one annotation is a fault of its image, or one of the strays.
     """
     coco = CocoFile(path, Table(path), Table(path))
     numbers = Table(path)  # of the annotations, to find repeated ids
     sections = set()
+    read = 0  # annotations so far
     for key, entry in read_entries(path):
         sections.add(key)
         if key in ("images", "categories"):
@@ -138,25 +157,53 @@ def read_coco(path: Path, keep: Callable[[dict[str, Any], str], dict[str, Any]])
             where = f"{path}: {key}[{len(table)}]"
             table.put(field(entry, "id", where), entry, where)
         elif key == "annotations":
-            where = f"{path}: annotations[{len(numbers)}]"
-            image_id = id_of(field(entry, "image_id", where), where, "image_id")
-            number = numbers.put(entry.get("id", f"of image {image_id}"), True, where)  # panoptic files have no ids
-            text = json.dumps(keep(entry, f"{path}: annotation {number}"))
-            coco._annotations.setdefault(image_id, []).append(text.encode("ascii"))
+            where, read = f"{path}: annotations[{read}]", read + 1
+            image_id = attempt(partial(_image_of, entry, where))
+            if isinstance(image_id, Fault):
+                coco.strays.append(image_id)
+                continue
+            kept = attempt(partial(_kept, entry, image_id, numbers, keep, path, where))
+            coco._annotations.setdefault(image_id, []).append(kept)
     if missing := {"images", "categories", "annotations"} - sections:
         have = ", ".join(sorted(sections)) or "nothing"
         raise ValueError(f"{path}: no {' or '.join(sorted(missing))} (or an empty list); it has {have}")
     # Annotations may come before the images in the file, so their spelling of image ids is resolved at the end.
     for image_id in [image_id for image_id in coco._annotations if image_id not in coco.images]:
-        key = coco.images.key(image_id, "image", f"{path}: an annotation")
-        coco._annotations.setdefault(key, []).extend(coco._annotations.pop(image_id))
+        entries = coco._annotations.pop(image_id)
+        key = attempt(partial(coco.images.key, image_id, "image", f"{path}: {_names(entries)}"))
+        if isinstance(key, Fault):
+            coco.strays.append(key)
+        else:
+            coco._annotations.setdefault(key, []).extend(entries)
     return coco
+
+
+def _image_of(annotation: Any, where: str) -> int | str:
+    return id_of(field(annotation, "image_id", where), where, "image_id")
+
+
+def _kept(
+    entry: Any, image_id: int | str, numbers: Table, keep: Callable[..., dict[str, Any]], path: Path, where: str
+) -> bytes:
+    """What `keep` leaves of an annotation, as JSON. numbers: the ids so far; ValueError if its own is among them."""
+    number = numbers.put(entry.get("id", f"of image {image_id}"), True, where)  # panoptic files have no ids
+    return json.dumps(keep(entry, f"{path}: annotation {number}")).encode("ascii")
+
+
+def _names(entries: list[bytes | Fault]) -> str:
+    """The subject of a message about these annotations: the id of the first, and how many there are."""
+    first = entries[0]
+    number = None if isinstance(first, Fault) else json.loads(first).get("id")
+    name = "an annotation" if number is None else f"annotation {number}"
+    return name if len(entries) == 1 else f"{name} (of {len(entries)})"
 
 
 def shape_of(annotation: dict[str, Any], where: str) -> dict[str, Any]:
     """What masks need of an annotation: id, category, segmentation, iscrowd; without a segmentation, its box."""
     shape = {key: field(annotation, key, where) for key in ("id", "category_id")}
     segmentation = annotation.get("segmentation") or []
+    if isinstance(segmentation, list) and not any(segmentation):  # [[]] is none either
+        segmentation = []
     box = {} if segmentation else {"bbox": annotation.get("bbox")}
     return {**shape, "segmentation": segmentation, "iscrowd": is_crowd(annotation, where), **box}
 

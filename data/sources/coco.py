@@ -28,6 +28,7 @@ from data.sources.base import (
     existing_file,
     field,
     file_below,
+    file_field,
     indexed_rows,
     name_of,
     read_entries,
@@ -125,11 +126,11 @@ class Coco:
         return [f"{self._folder}/{name}" for name in self._rows.image_names()[: len(self)]]
 
     def annotation_paths(self) -> list[Path]:
-        maps = [self._rows[index]["png"] for index in range(len(self))] if self._is_panoptic() else []
+        maps = [row["png"] for row in self._rows.sound(len(self))] if self._is_panoptic() else []
         return [*self.files, *(self._png / name for name in maps if name)]
 
     def _is_panoptic(self) -> bool:
-        return any(self._rows[index]["png"] for index in range(min(len(self), 100)))
+        return any(row["png"] for row in self._rows.sound(min(len(self), 100)))
 
     def _is_asked(self, shapes: list[Any]) -> bool:
         """Whether a category with these shapes is a target; with `single`, only if they are one object."""
@@ -171,6 +172,7 @@ def parse(path: Path, names: list[str], empty_too: bool, boxes: str) -> Iterator
         row = attempt(partial(_row, coco, number, image, names, boxes), image.get("file_name"))
         if empty_too or not isinstance(row, dict) or row["shapes"]:
             yield row
+    yield from coco.strays
 
 
 def _row(coco: CocoFile, number: Any, image: dict[str, Any], names: list[str], boxes: str) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def _row(coco: CocoFile, number: Any, image: dict[str, Any], names: list[str], b
             if name in names:
                 segmentation = None if panoptic else outline(shape, place, boxes)
                 shapes.append([name, shape["id"], segmentation, shape["iscrowd"]])
-    name, size = field(image, "file_name", where, str), size_of(image, where)
+    name, size = file_field(image, "file_name", where), size_of(image, where)
     return {"image_id": number, "file_name": name, "size": size, "png": png, "shapes": shapes}
 
 
@@ -232,7 +234,7 @@ def _trim_annotation(annotation: dict[str, Any], where: str) -> dict[str, Any]:
         }
         for segment in field(annotation, "segments_info", where, list)
     ]
-    return {"file_name": field(annotation, "file_name", where, str), "segments": segments}
+    return {"file_name": file_field(annotation, "file_name", where), "segments": segments}
 
 
 def _name(category: dict[str, Any], path: Path, panoptic: bool) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import SOURCES, attempt, field, file_below, indexed_rows, locate, read_json
+from data.sources.base import SOURCES, attempt, field, file_below, file_field, indexed_rows, locate, read_json
 from data.types import IMAGE_PLACEHOLDER, Dialogue, Record, Turn
 from utils.text import preview
 
@@ -47,7 +47,7 @@ def parse(path: Path) -> Iterator[Any]:
 
 
 def _entry(entry: Any, where: str) -> list[Any]:
-    image, messages = field(entry, "image", where, str), field(entry, "conversations", where, list)
+    image, messages = file_field(entry, "image", where), field(entry, "conversations", where, list)
     where += f" (id {entry.get('id')})"
     rounds = [
         [field(one, key, f"{where}: conversations[{number}]", str) for key in ("from", "value")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ from data.sources.base import (
     attempt,
     choice,
     field,
+    file_field,
     indexed_rows,
     locate,
     non_blank,
@@ -66,18 +68,19 @@ class Muse:
                 mask = CachedMask(partial(rasterize, [segmentation], tuple(row["size"]), "union", origin), origin)
                 targets.append(Target(names[0], mask, aliases=tuple(names[1:])))
             dialogues.append((Turn(question, answer(text, range(first, len(targets)))),))
-        image = self._image_path(row["file_name"], where)
+        path_below(self._folders[0], row["file_name"], where)  # refuses a name that leaves the folder
+        image = Path(self._image_path(row["file_name"]))
         if not image.is_file():
             raise FileNotFoundError(f"{where}: no image {row['file_name']} in {', '.join(map(str, self._folders))}")
         return Record(image, "multi", tuple(targets), dialogues=tuple(dialogues))
 
     def image_paths(self) -> list[str]:
-        return [str(self._image_path(name, self.files[0].name)) for name in self._rows.image_names()]
+        return [self._image_path(name) for name in self._rows.image_names()]
 
-    def _image_path(self, name: str, where: str) -> Path:
+    def _image_path(self, name: str) -> str:
         """The path of an image in the first COCO folder that has it; without any, its path in the first folder."""
-        paths = [path_below(folder, name, where) for folder in self._folders]
-        return next((path for path in paths if path.is_file()), paths[0])
+        paths = [f"{folder}/{name}" for folder in self._folders]
+        return next((path for path in paths if os.path.isfile(path)), paths[0])
 
 
 def answer(text: str | None, targets: range) -> Script:
@@ -159,6 +162,6 @@ def _names(instance: dict[str, Any], where: str, plain: bool) -> list[str]:
 def _file_name(entry: dict[str, Any], where: str) -> str:
     """The image's path below a COCO folder: `train2014/<file_name>`, or year and name from the end of its URL."""
     if entry.get("file_name"):
-        return f"train2014/{field(entry, 'file_name', where, str)}"
+        return f"train2014/{file_field(entry, 'file_name', where)}"
     url = PurePosixPath(str(field(entry, "coco_url", where)))
     return f"{'train2017' if 'train2017' in url.parts else 'val2017'}/{url.name}"

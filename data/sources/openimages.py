@@ -65,7 +65,7 @@ class OpenImages:
         return Record(image, "classes", tuple(targets), self.vocabulary)
 
     def annotation_paths(self) -> list[Path]:
-        files = (file for row in self._rows for class_files in row["classes"].values() for file in class_files)
+        files = (file for row in self._rows.sound() for class_files in row["classes"].values() for file in class_files)
         return [*self.files, *(self._masks / file for file in files)]
 
     def image_paths(self) -> list[str]:

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from data.readers.coco_file import CocoFile, outline, rasterize, read_coco, shape_of, size_of
-from data.sources.base import SOURCES, attempt, choice, field, file_below, indexed_rows, locate, name_of, read_entries
+from data.sources.base import (
+    SOURCES,
+    attempt,
+    choice,
+    field,
+    file_below,
+    file_field,
+    indexed_rows,
+    locate,
+    name_of,
+    read_entries,
+)
 from data.types import Record, Target
 from utils.masks import CachedMask
 
@@ -105,8 +116,9 @@ def parse(path: Path) -> Iterator[Any]:
     coco = read_coco(path, shape_of)
     names = {number: split_name(entry, path) for number, entry in coco.categories.items()}
     for number, image in coco.images.items():
-        if coco.annotations(number):
+        if coco.is_annotated(number):
             yield attempt(partial(_row, coco, number, image, names), image.get("file_name"))
+    yield from coco.strays
 
 
 def _row(coco: CocoFile, number: Any, image: dict[str, Any], names: dict[Any, tuple[str, str | None]]) -> Any:
@@ -116,7 +128,7 @@ def _row(coco: CocoFile, number: Any, image: dict[str, Any], names: dict[Any, tu
         category = coco.categories.key(entry["category_id"], "category", place)
         shapes.append([*names[category], entry["id"], outline(entry, place)])
     where = coco.place("image", number)
-    name, size = field(image, "file_name", where, str), size_of(image, where)
+    name, size = file_field(image, "file_name", where), size_of(image, where)
     return {"image_id": number, "file_name": name, "size": size, "annotations": shapes}
 
 

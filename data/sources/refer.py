@@ -16,6 +16,7 @@ from data.sources.base import (
     choice,
     field,
     file_below,
+    file_field,
     indexed_rows,
     locate,
     read_json,
@@ -169,7 +170,7 @@ def parse(
 
 
 def _row(number: Any, image: dict[str, Any], refs: list[dict[str, Any]], where: str) -> dict[str, Any]:
-    name, size = field(image, "file_name", where, str), size_of(image, where)
+    name, size = file_field(image, "file_name", where), size_of(image, where)
     return {"image_id": number, "file_name": name, "size": size, "refs": refs}
 
 

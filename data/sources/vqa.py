@@ -7,7 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.sources.base import SOURCES, Fault, attempt, existing_file, field, file_below, indexed_rows, locate, read_json
+from data.sources.base import (
+    SOURCES,
+    Fault,
+    attempt,
+    existing_file,
+    field,
+    file_below,
+    indexed_rows,
+    locate,
+    read_json,
+    with_slashes,
+)
 from data.types import IMAGE_PLACEHOLDER, Record, Turn
 from utils.text import preview
 
@@ -72,8 +83,8 @@ def parse(path: Path) -> Iterator[Any]:
 
 def _entry(entry: Any, where: str) -> list[Any]:
     """[image, question, accepted answers]."""
-    texts = [_text(field(entry, key, where), key, where) for key in ("image", "question")]
-    return [*texts, _answers(entry, where)]
+    image, question = (_text(field(entry, key, where), key, where) for key in ("image", "question"))
+    return [with_slashes(image), question, _answers(entry, where)]
 
 
 def _answers(entry: dict[str, Any], where: str) -> list[str]:

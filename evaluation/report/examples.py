@@ -96,7 +96,7 @@ def reopen_source(
         if image_folders != EVERYWHERE and leaves(options):  # options of somebody else may name any path
             return None
         (suite,) = find_suites([settings["suite"]], custom)
-        source = suite.open(settings["data"], options)
+        source = suite.open(settings["data"], options, keep_faults=True)
         return source if len(source) == settings["records"] else None
     except (OSError, ValueError, TypeError, LookupError):
         return None

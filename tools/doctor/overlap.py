@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.blocklist import Blocklist, picture_key
+from data.readers.index import keeping_faults
 from tools.doctor.examine import FAULT, WARNING, Report
 from tools.doctor.plan import EVAL, TRAIN
 from utils.config import DatasetConfig, Recipe
@@ -18,7 +19,8 @@ def check_overlap(reports: list[Report], recipe: Recipe, root: Path) -> None:
     suites = [DatasetConfig(report.need.source, options=report.need.options) for report in evaluated]
     held_out = {report.need.label: {picture_key(path) for path in report.images} for report in evaluated}
     try:
-        blocklist = Blocklist.build(recipe.data.exclude_val, root, suites)
+        with keeping_faults():  # each of them is a finding of its record
+            blocklist = Blocklist.build(recipe.data.exclude_val, root, suites)
     except (ValueError, OSError) as error:
         for report in trained:
             report.note(FAULT, "exclude_val", str(error))
