@@ -70,6 +70,19 @@ def test_what_cannot_be_drawn_says_why(segmentation, says):
         segmentation_to_mask(segmentation, SIZE)
 
 
+@pytest.mark.parametrize("count", range(3, 9))
+def test_opencv_contours_are_polygons_and_points_of_three_numbers_are_not(count):
+    angles = 2 * np.pi * np.arange(count) / count
+    points = np.stack([6 + 4 * np.cos(angles), 5 + 4 * np.sin(angles)], axis=1)
+    flat = segmentation_to_mask([points.ravel().tolist()], SIZE)
+    assert np.array_equal(segmentation_to_mask([points[:, None].tolist()], SIZE), flat) and flat.any()
+    for extra in (0, 2):  # a third coordinate, or COCO's visibility of keypoints
+        for shaped in (points, points[:, None]):
+            with_third = np.concatenate([shaped, np.full((*shaped.shape[:-1], 1), extra)], axis=-1).tolist()
+            with pytest.raises(ValueError, match=r"polygon 0 is .*; a point is x, y"):
+                segmentation_to_mask([with_third], SIZE)
+
+
 def packed_runs(deltas: list[int]) -> str:
     """COCO's text form of these signed numbers, each of which is relative to the last but one."""
     text = ""

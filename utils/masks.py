@@ -107,14 +107,24 @@ def _polygon_parts(polygons: list[Any], size: Size) -> list[dict[str, Any]]:
 
 
 def as_flat(polygon: Any) -> Any:
-    """[[x, y], ...] as [x, y, x, y, ...]; anything else unchanged."""
-    pairs = isinstance(polygon, (list, tuple)) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in polygon)
-    return [number for point in polygon for number in point] if pairs else polygon
+    """[[x, y], ...], or OpenCV's [[[x, y]], ...], as [x, y, x, y, ...]; anything else unchanged."""
+    if _all_lists_of(polygon, 1):
+        polygon = [point for (point,) in polygon]
+    return [number for point in polygon for number in point] if _all_lists_of(polygon, 2) else polygon
+
+
+def _all_lists_of(values: Any, length: int) -> bool:
+    """Whether this is a list of lists that all have this length."""
+    return isinstance(values, (list, tuple)) and all(
+        isinstance(value, (list, tuple)) and len(value) == length for value in values
+    )
 
 
 def _points(polygon: Any, what: str) -> np.ndarray:
     """(N, 2) float64 of a polygon, flat or in pairs; four numbers are refused, which COCO's code takes for a box."""
     polygon = as_flat(polygon)
+    if isinstance(polygon, (list, tuple)) and any(isinstance(point, (list, tuple)) for point in polygon):
+        raise ValueError(f"{what} is {preview(polygon)}; a point is x, y")
     if not isinstance(polygon, (list, tuple)) or len(polygon) < 6 or len(polygon) % 2:
         have = f"{len(polygon)} numbers" if isinstance(polygon, (list, tuple)) else repr(polygon)
         raise ValueError(f"{what} has {have}; a polygon is x, y, x, y, ... of three or more points")
