@@ -52,7 +52,7 @@ def a_folder(root: Path, lines: str, values, split="") -> np.ndarray:
 @pytest.mark.parametrize(
     ("lines", "values", "named"),
     [
-        ("Wall\nred cup\n\ndoor", (0, 1, 1, 255), {"wall": 0, "red cup": 1}),
+        ("Wall\nred cup\n\n", (0, 1, 1, 255), {"wall": 0, "red cup": 1}),
         ("1: wall\n2: red cup", (0, 1, 2, 255), {"wall": 1, "red cup": 2}),
         ("255: cup", (0, 255), {"cup": 255}),
     ],

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from utils.limits import PIXELS
 
@@ -18,6 +19,15 @@ BYTES_PER_PIXEL = 8  # four channels of 16 bits, uncompressed
 OVERHEAD = 2**24  # bytes of what else a file may hold
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # orientations that swap rows and columns
+UPRIGHT = {  # orientation -> what turns the image as it is stored into the image as it is shown
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @contextmanager
@@ -68,10 +78,34 @@ def orientation(path: Path) -> int:
     """The EXIF orientation of an image, 1 where there is none or it cannot be read."""
     try:
         with open_image(path) as image:
-            value = image.getexif().get(EXIF_ORIENTATION, 1)
+            return orientation_of(image)
     except OSError:
         return 1
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The orientation that OpenCV applies to an open image, 1 where there is none.
+
+    Not Pillow's `getexif`, which also takes what XMP says; OpenCV reads the EXIF block only, and none of an AVIF. After
+    the pixels of a TIFF are read it is 1, because Pillow has turned them.
+    """
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # the block may come after the pixels
+    exif = Image.Exif()
+    if image.format != "AVIF":
+        exif.load(image.info.get("exif", b""))
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else exif
+    value = tags.get(EXIF_ORIENTATION, 1)
     return value if value in range(1, 9) else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An open mask or label map, turned as OpenCV turns the images, so that files with one orientation agree."""
+    if isinstance(image, TiffImageFile):
+        image.filename = ""  # else Pillow maps the file, and mixes up the rows of an uncompressed one that is turned
+    image.load()
+    method = UPRIGHT.get(orientation_of(image))
+    return image if method is None else image.transpose(method)
 
 
 def size_mismatch(image: Path, what: str, mask: tuple[int, ...], shape: tuple[int, int]) -> str:

@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from data.readers.index import Fault, Rows, attempt, indexed_rows, with_slashes  # noqa: F401  (re-exported for source files)
 from data.readers.json_stream import read_entries  # noqa: F401
 from data.types import Record
-from utils.images import EXIF_ORIENTATION, TURNED, open_image
+from utils.images import TURNED, open_image, orientation_of
 from utils.plain import parse_json
 from utils.registry import Registry, unknown
 from utils.text import preview, read_text
@@ -230,7 +230,7 @@ def image_size(path: Path) -> tuple[int, int]:
         width, height = image.size
         if isinstance(image, TiffImageFile):  # Pillow versions differ in whether its `size` is before or after turning
             width, height = (image.tag_v2[tag] for tag in TIFF_SIZE)
-        swapped = image.getexif().get(EXIF_ORIENTATION) in TURNED
+        swapped = orientation_of(image) in TURNED
     return (width, height) if swapped else (height, width)
 
 

@@ -35,7 +35,7 @@ from data.sources.base import (
 )
 from data.sources.semantic import Classes, class_names
 from data.types import MaskFn, Record, Target
-from utils.images import open_image
+from utils.images import open_image, upright
 from utils.masks import CachedMask, Size
 from utils.registry import unknown
 
@@ -207,7 +207,8 @@ def categories(path: Path) -> Iterator[str]:
 def read_segments(path: Path, size: Size) -> np.ndarray:
     """(H, W) int32 segment ids of a panoptic PNG: R + 256 G + 65536 B."""
     with open_image(path, "segment map") as image:
-        found, pixels = image.size[::-1], image.convert("RGB").tobytes("raw", "RGBX")  # four bytes per pixel
+        turned = upright(image)
+        found, pixels = turned.size[::-1], turned.convert("RGB").tobytes("raw", "RGBX")  # four bytes per pixel
     if found != size:
         raise ValueError(f"{path}: the segment map is {found}, the image (H, W) {size}")
     return (np.frombuffer(pixels, "<u4").reshape(size) & 0xFFFFFF).view(np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from data.sources.semantic import (
 from utils.text import read_text
 
 NUMBERED = re.compile(r"([+-]?\d+)\s*:\s*(.+)")
-ALMOST = re.compile(r"[+-]?\d+\s*([,;=\t]| +\S)")  # a number in front, but not with a colon
+ALMOST = re.compile(r"[+-]?\d+\s*([,;=\t.)|]| +\S)")  # a number in front, but not with a colon
+NUMBER_LAST = re.compile(r".*[:,;=\t]\s*\d+")  # a number at the end
 UNLABELLED = frozenset({0, 255})  # unless classes.txt gives them a name
 LARGEST = 65535
 SAMPLE = 8  # label maps that are read when the folder is opened, to find 0/255 masks
@@ -66,8 +68,8 @@ def read_classes(path: Path) -> tuple[list[tuple[int, str]], bool]:
         raise ValueError(f"{path}: names no class; write one name per line, or `value: name`")
     matches = [NUMBERED.fullmatch(line) for _, line in lines]
     if not any(matches):
-        if all(ALMOST.match(line) for _, line in lines):
-            raise ValueError(f"{path}: {lines[0][1]!r} begins with a number; write `value: name`, with a colon")
+        if reason := _no_plain_names(lines):
+            raise ValueError(f"{path}: {reason}")
         return list(enumerate(line for _, line in lines)), False
     numbered = [match for match in matches if match is not None]
     if len(numbered) < len(lines):
@@ -86,6 +88,26 @@ def read_classes(path: Path) -> tuple[list[tuple[int, str]], bool]:
             )
         first[value] = number, line
     return [(int(match[1]), match[2]) for match in numbered], True
+
+
+def _no_plain_names(lines: list[tuple[int, str]]) -> str:
+    """Why lines are not names that count from 0, "" if they are: one line too many would shift every class.
+
+    lines: number and text of those that are not blank.
+    """
+    texts = [text for _, text in lines]
+    if marked := [text for text in texts if text.startswith(("#", "- "))]:
+        return f"{marked[0]!r} is no plain name; write names alone, one per line, or `value: name`"
+    if all(map(ALMOST.match, texts)):
+        return f"{texts[0]!r} begins with a number; write `value: name`, with a colon"
+    if len(texts) > 1 and all(map(ALMOST.match, texts[1:])):
+        return f"{texts[1]!r} begins with a number, as all lines but {texts[0]!r}; write `value: name`, with a colon"
+    if all(map(NUMBER_LAST.fullmatch, texts)):
+        return f"{texts[0]!r} ends with a number; write `value: name`, the value first"
+    for (before, _), (number, text) in pairwise(lines):
+        if number > before + 1:
+            return f"a blank line stands before {text!r}, so its value is not clear; write `value: name`"
+    return ""
 
 
 def _refuse_binary(pairs: Pairs, maps: Path, hint: str) -> None:

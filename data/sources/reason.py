@@ -24,7 +24,7 @@ from data.sources.base import (
     single_file,
 )
 from data.types import Record, Target, Turn
-from utils.images import open_image
+from utils.images import open_image, size_mismatch
 from utils.masks import CachedMask, Size, paint_shapes
 from utils.text import preview
 
@@ -71,7 +71,11 @@ class ReasonSeg:
     def __getitem__(self, index: int) -> Record:
         image, path = self._files[index]
         entry = read_json(path, ENCODINGS)
-        labels = CachedMask(partial(paint, field(entry, "shapes", str(path), list), image_size(image), path))
+        shapes, size = field(entry, "shapes", str(path), list), image_size(image)
+        labelled = entry.get("imageHeight"), entry.get("imageWidth")
+        if None not in labelled and labelled != size:
+            raise ValueError(size_mismatch(image, f"{path} (imageHeight, imageWidth)", labelled, size))
+        labels = CachedMask(partial(paint, shapes, size, path))
         mask = CachedMask(partial(_equals, labels, TARGET), f"{path}: shapes")
         true = [Target(text, mask) for text in _texts(entry, path)]
         false = _false_premises(entry, path)

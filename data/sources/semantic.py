@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.sources.base import IMAGE_SUFFIXES, Rows, group_by_stem, list_files, name_of, single_file
 from data.types import Record, Target
-from utils.images import open_image
+from utils.images import open_image, upright
 from utils.log import log
 from utils.registry import unknown
 from utils.text import preview, read_text
 
 Classes = str | Path | list[str] | tuple[str, ...] | None  # names to use, or a file with one per line; None: all
 LABELS = Path(__file__).parents[1] / "labels"
+LOSSY = ("JPEG", "MPO", "JPEG2000")  # may be lossless, but then nothing says so
 MAPS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")  # formats that keep label values as they are
 
 
@@ -194,20 +196,41 @@ def pair_files(images: Path, maps: Path, image_end: str = "", map_end: str = "")
 def read_label_map(path: Path) -> np.ndarray:
     """(H, W) uint8 or uint16 label values; of a palette PNG the indices, not the colours.
 
-    ValueError for several channels or frames, and for values that are not whole numbers from 0 to 65535.
+    ValueError for several channels or frames, and for values that are not whole numbers from 0 to 65535. OSError for a
+    JPEG, whatever the file's name.
     """
     with open_image(path, "label map") as image:
-        mode, labels, frames = image.mode, np.asarray(image), getattr(image, "n_frames", 1)
+        if image.format in LOSSY:
+            raise ValueError(f"it is a {image.format}, which changes label values; make it again and save it as PNG")
+        largest = _largest_value(next(iter(getattr(image, "tile", ())), None))
+        mode, labels, frames = image.mode, np.asarray(upright(image)), getattr(image, "n_frames", 1)
     if labels.ndim != 2 or frames > 1:
         have = f"{frames} frames" if frames > 1 else f"{mode} of shape {labels.shape}"
         raise ValueError(f"{path}: a label map has one channel, this one is {have}")
     if labels.dtype == bool:
         return labels.astype(np.uint8)
+    if largest is not None:
+        whole = np.iinfo(np.uint8 if mode == "L" else np.uint16).max
+        labels = (labels.astype(np.int64) * largest + whole // 2) // whole  # rounds to the value of the file
+        return labels.astype(np.uint8 if mode == "L" else np.uint16)
     integral = labels.dtype.kind in "ui" or bool((np.isfinite(labels) & (labels == np.floor(labels))).all())
     if not integral or labels.min() < 0 or labels.max() > np.iinfo(np.uint16).max:
         what = "" if integral else ", some not whole"
         raise ValueError(f"{path}: label values from {labels.min()} to {labels.max()}{what}; expected 0 to 65535")
     return labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
+
+
+def _largest_value(tile: Any) -> int | None:
+    """The value that Pillow makes 255 (65535 in its mode I), those below in proportion; None if it keeps the values.
+
+    tile: how it will decode the pixels. It scales grey of 2 and 4 bits, and PGM files with another largest value.
+    """
+    if tile is None:
+        return None
+    arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    if tile.codec_name.startswith("ppm") and len(arguments) > 1:
+        return arguments[-1]
+    return {"L;2": 3, "L;4": 15}.get(str(arguments[0])[:3])
 
 
 def values_in(labels: np.ndarray) -> set[int]:
