@@ -32,7 +32,9 @@ REFER_FAMILY = tuple(
     for split in splits
 )
 REFER_TRAINING = re.compile(r"(R-|fp|g)?refcoco[+g]?")  # the training sets that such a split can leak into
-COCO = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})")
+COCO_NAME = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12})")
+COCO_NUMBER = re.compile(r"(\d{12})")  # the name of an image in COCO's own folders from 2017 on
+COCO_FOLDER = re.compile(r"(?:train|val|test|unlabeled)20(?:14|15|17)")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,11 @@ def _first_existing(names: tuple[str, ...], root: Path) -> tuple[str, Source | N
 def picture_key(path: str | Path) -> str:
     """What identifies an image: COCO's number, which all its releases and derived sets share; else the file's path.
 
-    So "COCO_train2014_000000000009.jpg" of RefCOCO and "000000000009.jpg" of COCO-Stuff have one key.
+    So "COCO_train2014_000000000009.jpg" of RefCOCO and "train2017/000000000009.jpg" of COCO-Stuff have one key. Twelve
+    digits in a folder that is not COCO's are a name like any other. Links are followed.
     """
-    number = COCO.fullmatch(Path(path).stem)
-    return f"coco {number[1]}" if number else os.path.abspath(path)
+    path = Path(path)
+    number = COCO_NAME.fullmatch(path.stem)
+    if not number and COCO_FOLDER.fullmatch(path.parent.name):
+        number = COCO_NUMBER.fullmatch(path.stem)
+    return f"coco {number[1]}" if number else os.path.realpath(path)

@@ -11,13 +11,14 @@ import pickle
 import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from data.readers.digest import annotation_digest
+from data.readers.digest import annotation_digest, annotation_paths
 from data.readers.index import keeping_faults
 from data.sources import build_source
 from data.sources.base import IMAGE_SUFFIXES, image_size
@@ -560,6 +561,31 @@ def test_annotations_of_missing_images_are_counted(tmp_path):
     messy.coco(tmp_path, annotations=[messy.annotation(), *strays])
     with pytest.raises(ValueError, match=r"annotation 5 \(of 3\): names image 9"):
         as_coco(tmp_path)
+
+
+# --- paths
+
+
+@pytest.mark.parametrize("name", ["0.jpg", "sub/0.jpg", "sub\\0.jpg", "sub\\deep\\0.jpg", ".\\sub\\0.jpg"])
+def test_paths_of_windows_are_those_of_the_files(tmp_path, name):
+    plain = name.replace("\\", "/")
+    messy.picture(tmp_path / "img" / plain)
+    messy.mask(tmp_path / "img/masks/m.png")
+    messy.coco(tmp_path, images=[{"id": 0, "file_name": name, "height": SIZE[0], "width": SIZE[1]}])
+    line = {"image": name, "phrase": "the cup"}
+    lines = [line | {"mask": "masks\\m.png"}, line | {"image": plain, "polygons": [BOX]}]
+    (tmp_path / "img/q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    questions = [{"image": name, "question": "What?", "answer": "A cup."}]
+    (tmp_path / "img/val.json").write_text(json.dumps(questions))
+    for source in (
+        as_coco(tmp_path),
+        build_source("jsonl", tmp_path, file="img/q.jsonl"),
+        build_source("vqa", tmp_path, file="img/val.json"),
+    ):
+        assert len(source) == 1, "both spellings are one image"
+        (path,) = source.image_paths()
+        assert Path(path) == source[0].image == tmp_path / "img" / plain
+        assert all(path.is_file() for path in annotation_paths(source))
 
 
 # --- referring sets

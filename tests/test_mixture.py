@@ -310,9 +310,19 @@ def test_a_bad_entry_of_an_evaluated_file_blocks_nothing_where_bad_samples_are_s
 
 
 def test_pictures_are_told_apart_across_coco_releases():
-    assert picture_key("a/COCO_train2014_000000000009.jpg") == picture_key(Path("b/000000000009.jpg"))
+    assert picture_key("a/COCO_train2014_000000000009.jpg") == picture_key(Path("b/val2017/000000000009.jpg"))
+    assert picture_key("train/000000000009.jpg") != picture_key("val/000000000009.jpg"), "nor are equal numbers"
     assert picture_key("train/0001.jpg") != picture_key("val/0001.jpg"), "equal names are not equal images"
     assert picture_key("x/../val/1.jpg") == picture_key("val/1.jpg")
+
+
+def test_links_to_one_picture_are_one_picture(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(b"")
+    (tmp_path / "all").symlink_to(tmp_path / "images")
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "all/a.jpg")
+    names = ("images/a.jpg", "all/a.jpg", "b.jpg")
+    assert len({picture_key(tmp_path / name) for name in names}) == 1
 
 
 @pytest.fixture
