@@ -174,6 +174,19 @@ def test_lines_about_one_thing_have_the_union_of_their_shapes(tmp_path):
     assert {path.name for path in source.annotation_paths()} == {"queries.jsonl", "1.png"}
 
 
+def test_a_union_without_one_of_its_shapes_is_skipped(tmp_path):
+    lines(tmp_path, {**PHRASE, "polygons": [BOX]}, {**PHRASE, "polygons": []}, {**QUESTION, "polygons": [OTHER]})
+    with keeping_faults():
+        source = opened(tmp_path)
+    faults = []
+    for index in range(len(source)):
+        try:
+            assert source[index].kind == "reason"
+        except ValueError as error:
+            faults.append(str(error))
+    assert len(faults) == 2 and "line 2: polygons must be" in faults[0] and "line 1: another line" in faults[1]
+
+
 def test_questions_with_one_answer_each_keep_it(tmp_path):
     entry = {**QUESTION, "polygons": [BOX], "answer": "It is flat."}
     lines(tmp_path, entry, {**entry, "question": "What is level?"})

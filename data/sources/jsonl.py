@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,23 +101,26 @@ def parse(path: Path) -> Iterator[Any]:
     Shapes are [line, kind of shape, shape], of all lines about this image and text; what is not there has none.
     """
     lines: list[Line] = []
-    faults = 0
+    faulty: set[tuple[str, str] | None] = set()  # images and texts of bad lines
     for number, text in enumerate(read_text(path).split("\n"), start=1):
         if not text.strip():
             continue
         line = attempt(partial(read_line, text, number, f"{path}: line {number}"))
         if isinstance(line, Fault):
-            faults += 1
+            faulty.add(_about(text))
             yield line
         else:
             lines.append(line)
-    if not lines and not faults:
+    if not lines and not faulty:
         raise ValueError(f"{path}: holds no line")
     about: dict[tuple[str, str], list[Line]] = {}  # image and text -> its lines
     for line in lines:
         about.setdefault((line.image, line.text), []).append(line)
     groups: dict[tuple[str, str, str | None, str | None], dict[tuple[str, str | None], list[Any]]] = {}
-    for same in about.values():
+    for key, same in about.items():
+        if key in faulty:  # without that line, the union would lack a shape
+            yield Fault(f"{path}: line {same[0].number}: another line about {same[0].text!r} is bad", same[0].image)
+            continue
         shapes = [[line.number, line.shape_key, line.shape] for line in same if line.shape is not None]
         if 0 < len(shapes) < len(same):
             yield _contradiction(path, same)
@@ -141,6 +145,17 @@ class Line:
     shape: Any
     explanation: str | None
     correction: str | None
+
+
+def _about(line: str) -> tuple[str, str] | None:
+    """Image and text of a bad line, None where they are what is bad."""
+    with suppress(ValueError):
+        entry = parse_json(line)
+        if isinstance(entry, dict):
+            image, text = entry.get("image"), entry.get("phrase", entry.get("question"))
+            if isinstance(image, str) and isinstance(text, str):
+                return with_slashes(image), text.strip()
+    return None
 
 
 def _contradiction(path: Path, lines: list[Line]) -> Fault:

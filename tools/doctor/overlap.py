@@ -19,7 +19,7 @@ def check_overlap(reports: list[Report], recipe: Recipe, root: Path) -> None:
     suites = [DatasetConfig(report.need.source, options=report.need.options) for report in evaluated]
     held_out = {report.need.label: {picture_key(path) for path in report.images} for report in evaluated}
     try:
-        with keeping_faults():  # each of them is a finding of its record
+        with keeping_faults(recipe.data.on_bad_sample == "skip"):
             blocklist = Blocklist.build(recipe.data.exclude_val, root, suites)
     except (ValueError, OSError) as error:
         for report in trained:
