@@ -103,6 +103,7 @@ def judge(
         raise ValueError(f"--out {out_dir} is the folder that is judged, and would be overwritten; give another")
     settings = settings_of(places)
     own = read_own(own_files)
+    skip_bad = on_bad_sample == "skip"
     root = Path(dataset_dir)
     results = EvaluationResults(limit=limit, sources=[str(path) for path in paths])
     opened: dict[str, tuple[Suite, Source, dict[str, Any], Catalogue]] = {}
@@ -110,8 +111,8 @@ def judge(
         try:
             options = dict(settings.get(suite.name, {}).get("options") or {}) if suite.name in own else {}
             options |= source_options(Recipe(), suite, classes)
-            source = suite.open(root, options)
-            opened[suite.name] = suite, source, options, Catalogue(suite.name, source, root)
+            source = suite.open(root, options, keep_faults=skip_bad)
+            opened[suite.name] = suite, source, options, Catalogue(suite.name, source, root, skip_bad)
         except (OSError, ValueError, TypeError) as error:
             log.warning("%s cannot be judged: %s", suite.name, error)
             results.missing[suite.name] = str(error)
@@ -130,7 +131,7 @@ def judge(
             own=own.get(name),
             submission=submission,
             truth=_released_truth(system or settings.get(name, {}).get("system")),
-            skip_bad=on_bad_sample == "skip",
+            skip_bad=skip_bad,
             strict=on_missing == "error",
         )
         made_by = settings.get(name, {}) if name in own else {"weights": _digest(other_files)}

@@ -69,15 +69,21 @@ class Entry:
 
 
 class Catalogue:
-    """The questions of one suite, to be looked up by what an entry says of them."""
+    """The questions of one suite, to be looked up by what an entry says of them. keep_faults: a record that cannot be
+    read has none here, and is met again where its answers are scored."""
 
-    def __init__(self, name: str, source: Source, root: Path):
+    def __init__(self, name: str, source: Source, root: Path, keep_faults: bool = False):
         self.name = name
         self.asked: dict[int, dict[int, Asked]] = {}  # index -> number -> question
         self.absent: set[tuple[int, int]] = set()  # index and number of questions about what is not there
         self._images: dict[str, set[int]] = defaultdict(set)  # path, name or number -> indices
         for index in range(len(source)):
-            record = source[index]
+            try:
+                record = source[index]
+            except (OSError, ValueError):
+                if not keep_faults:
+                    raise
+                continue
             for key in {image_name(record.image, root), record.image.name, str(image_id(record.image, index))}:
                 self._images[key].add(index)
             with suppress(NothingToAsk):

@@ -22,9 +22,10 @@ from evaluation.protocols import FORCED, GENERATED
 from evaluation.runner import evaluate, source_options
 from evaluation.score import rescore
 from evaluation.suites import GROUPS, SUITES
+from tests import messy
 from tests.tiny_assistant import CLASSES, tiny, toy_world
 from toy.world import __main__ as make_toy_dataset
-from utils.config import Recipe
+from utils.config import Recipe, SuiteConfig
 from utils.limits import ENTRY, MASKS
 from utils.masks import encode_rle
 
@@ -385,3 +386,14 @@ def test_the_program_judges_reports_and_exports(world, tmp_path, capsys):
         test_sem.main([*words, "--from", str(file)])
     with pytest.raises(SystemExit, match="--export needs --out"):
         test_sem.main([*words, "--export", "coco"])
+
+
+def test_a_bad_line_of_the_data_is_left_out_where_asked_for(tmp_path):
+    """In a folder of mask files and lines of one's own, of which one cannot be used."""
+    root = messy.jsonl(tmp_path / "own", {"polygons": [messy.BOX]}, {"polygons": [], "phrase": "the pan"})
+    own = SuiteConfig(name="mine", source="jsonl", metric="generalised", options={"file": "q.jsonl"})
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"query": "mine/1/0", "masks": []}) + "\n")
+    assert "q.jsonl" in judge([answers], ["mine"], root, custom=[own]).missing["mine"]
+    result = judge([answers], ["mine"], root, custom=[own], on_bad_sample="skip").suites["mine"]
+    assert result.images == 1 and any("1" in note and "left out" in note for note in result.notes)
