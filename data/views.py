@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +28,8 @@ Resample = Literal["bilinear", "pil_bicubic"]
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB as OpenCV reads it: EXIF orientation applied; 16 bit, palette, CMYK and grey converted.
+    """(H, W, 3) uint8 RGB as OpenCV reads it: EXIF orientation applied; 16 bit, palette, CMYK and grey converted; alpha
+    dropped.
 
     Of an animation, the first frame. A missing, unreadable or truncated file, or one of more pixels than
     ASSISTANT_MAX_PIXELS, raises an OSError that names it; OpenCV alone would return a truncated JPEG with a grey end.
@@ -38,7 +39,11 @@ def read_image(path: str | Path) -> np.ndarray:
     path = Path(path)
     check_file(path)
     data = path.read_bytes()
-    _check_complete(data, path)
+    with open_image(path, data=data) as header:
+        # OpenCV swaps red and blue of an AVIF with alpha and does not turn it; it multiplies a TIFF's colours by alpha
+        if header.format == "AVIF" or (header.format == "TIFF" and header.has_transparency_data):
+            return as_rgb(ImageOps.exif_transpose(header))
+        _check_complete(header, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
@@ -46,6 +51,23 @@ def read_image(path: str | Path) -> np.ndarray:
     if image is None:
         raise OSError(f"cannot read image {path}: OpenCV does not know its format, or it is damaged")
     return image
+
+
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of a PIL image, equal to what `read_image` makes of the same file.
+
+    Of 16 bits the lower 8 are dropped; PIL's own conversion would make everything above 255 white. Raises ValueError
+    for modes without an agreed range of values.
+    """
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"an image of PIL mode {image.mode!r} has no agreed range of values; bring it to 0 .. 255 and uint8 "
+            "first, or give the path of its file"
+        )
+    return np.asarray(image.convert("RGB"))
 
 
 @dataclass(frozen=True)
@@ -350,17 +372,17 @@ def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 
-def _check_complete(data: bytes, path: Path) -> None:
-    """OSError if the file is truncated: Pillow notices a missing end, OpenCV does not. JPEGs at 1/8 size, for speed.
+def _check_complete(image: Image.Image, data: bytes) -> None:
+    """Raises an error of Pillow's if the file is truncated: it notices a missing end, OpenCV does not. JPEGs at 1/8
+    size, for speed.
 
     A JPEG that ends with its end marker is whole: the two bytes cannot stand in coded pixels, and where a cut leaves
     those of a thumbnail in the header at the end, there is no pixel and OpenCV refuses the file.
     """
-    with open_image(path, data=data) as image:
-        if data.startswith(JPEG_START) and data.endswith(JPEG_END):
-            return
-        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-        image.load()
+    if data.startswith(JPEG_START) and data.endswith(JPEG_END):
+        return
+    image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+    image.load()
 
 
 def _edge(size: Any, file: Path) -> int:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from data.collate import Sample, make_views
 from data.types import IMAGE_PLACEHOLDER, Query, Record, Target
-from data.views import read_image
+from data.views import as_rgb, read_image
 from evaluation.metrics.counts import class_map
 from evaluation.metrics.matching import Names, assign_claims, read_list
 from evaluation.protocols import Reply, generate
@@ -259,23 +259,6 @@ class _Asker(Predictor):
     def replies(self, images: Sequence[ImageLike], queries: Sequence[Sequence[Query]]) -> list[list[Reply]]:
         self.exchanges += [self.session.ask(group, self.on_text) for group in queries]
         return [exchange.replies for exchange in self.exchanges]
-
-
-def as_rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 of a PIL image, equal to what `read_image` makes of the same file.
-
-    Of 16 bits the lower 8 are dropped; PIL's own conversion would make everything above 255 white. Raises ValueError
-    for modes without an agreed range of values.
-    """
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"an image of PIL mode {image.mode!r} has no agreed range of values; bring it to 0 .. 255 and uint8 "
-            "first, or give the path of its file"
-        )
-    return np.asarray(image.convert("RGB"))
 
 
 def free_query(question: str) -> Query:

@@ -13,10 +13,9 @@ from PIL import Image
 from data.collate import SampleBuilder
 from data.mixture import Mixture, Part
 from data.types import Record, Target
-from data.views import ClipView, SamView, Views, read_image
+from data.views import ClipView, SamView, Views, as_rgb, read_image
 from evaluation.catalog import Suite
 from evaluation.metrics.matching import Names, assign_claims, read_list
-from evaluation.predictor import as_rgb
 from evaluation.runner import source_options
 from evaluation.wrappers import PresentOnly
 from systems.base import build_system

@@ -130,7 +130,7 @@ def test_formats_with_powerful_readers_are_not_tried(head, tmp_path):
             read(tmp_path / "x.png")
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "gif", "tif"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "gif", "tif", "avif"])
 def test_every_cut_of_a_file_is_an_error_or_the_whole_picture(ending, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8))
     image.save(tmp_path / f"x.{ending}")
@@ -146,7 +146,7 @@ def test_every_cut_of_a_file_is_an_error_or_the_whole_picture(ending, tmp_path):
 @pytest.mark.parametrize("seed", range(40))
 def test_damaged_bytes_are_an_error_that_names_the_file(seed, tmp_path):
     rng = np.random.default_rng(seed)
-    kind = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "PPM")[seed % 8]
+    kind = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "PPM", "AVIF")[seed % 9]
     held = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(held, kind)
     data = np.frombuffer(held.getvalue(), np.uint8).copy()
@@ -160,7 +160,7 @@ def test_damaged_bytes_are_an_error_that_names_the_file(seed, tmp_path):
             assert "x.img" in str(error)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_of_an_animation_the_first_picture_counts(kind, tmp_path):
     frames = [Image.new("RGB", (40, 24), colour) for colour in ((250, 0, 0), (0, 0, 250))]
     frames[0].save(tmp_path / "x.img", kind, save_all=True, append_images=frames[1:])

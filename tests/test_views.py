@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -27,6 +27,7 @@ from data.views import (
     SamView,
     SquareView,
     StretchedView,
+    as_rgb,
     load_view,
     read_image,
 )
@@ -254,6 +255,29 @@ def test_deep_grey_one_bit_and_half_transparent_pictures(tmp_path):
     palette.info["transparency"] = 0
     palette.save(tmp_path / "palette.png")
     assert np.array_equal(read_image(tmp_path / "palette.png"), np.asarray(palette.convert("RGBA"))[..., :3])
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize("alpha", [255, 128, 0])
+@pytest.mark.parametrize("ending", ["png", "webp", "tif", "avif", "jp2"])
+def test_alpha_changes_no_colour(tmp_path, ending, alpha, turned):
+    """Neither of a file nor of the image that a caller has opened."""
+    if ending == "jp2" and turned > 1:
+        pytest.skip("a JPEG 2000 has no EXIF orientation")
+    path, exif = tmp_path / f"a.{ending}", Image.Exif()
+    exif[0x0112] = turned
+    colours = np.zeros((40, 60, 3), np.uint8)
+    colours[:20], colours[20:] = (220, 60, 10), (20, 30, 200)
+    image = Image.fromarray(colours)
+    image.putalpha(alpha)
+    exact = {"webp": {"lossless": True, "exact": True}, "avif": {"quality": 100, "subsampling": "4:4:4"}}
+    image.save(path, exif=exif, **exact.get(ending, {}))
+    expected = colours if turned == 1 else np.rot90(colours, -1)
+    # from bytes: Pillow 12 maps the file of an uncompressed TIFF with its sides swapped
+    with Image.open(io.BytesIO(path.read_bytes())) as opened:
+        in_memory = as_rgb(ImageOps.exif_transpose(opened))
+    for pixels in (read_image(path), in_memory):
+        assert pixels.shape == expected.shape and np.abs(pixels.astype(int) - expected).max() < 4
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "bmp"])
