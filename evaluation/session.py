@@ -73,7 +73,7 @@ class Session:
         """
         exchange = Exchange(list(queries), [])
         with self.assistant.lock:
-            rounds = self.rounds
+            rounds = begun = self.rounds
             for number, query in enumerate(queries, 1):
                 rounds, ids, room = self._fit(rounds, query.question, exchange.notes)
                 begin = "".join(f"{reply.text}\n" for reply in exchange.replies)
@@ -87,13 +87,13 @@ class Session:
                     exchange.notes.append(f"{what} was cut after {room} tokens{limit}.")
                 exchange.replies.append(reply)
                 rounds = [*rounds, Round(query.question, tuple(written.ids))]
-            self.rounds = rounds
+            begun[:] = rounds  # in place: where `forget` has begun a new list meanwhile, that one stays empty
         return exchange
 
     def forget(self) -> None:
-        """Drops all rounds; the image stays encoded and read."""
-        with self.assistant.lock:
-            self.rounds = []
+        """Drops all rounds, also that of an answer that is being written; the image stays encoded and read. Waits for
+        nobody's answer."""
+        self.rounds = []
 
     def _fit(self, rounds: list[Round], question: str, notes: list[str]) -> tuple[list[Round], list[int], int]:
         """The rounds that stay, the ids of the prompt, and the number of tokens that the answer may take."""

@@ -158,6 +158,14 @@ def test_the_rounds_before_matter(predictors):
     assert conversation.ask(QUESTIONS[1]).text == predictors().ask(IMAGE, QUESTIONS[1]).text
 
 
+def test_a_round_that_is_forgotten_while_it_is_written_is_not_kept(predictors):
+    conversation = predictors().chat(IMAGE)
+    conversation.ask(QUESTIONS[0])
+    conversation.ask(QUESTIONS[1], on_text=lambda _: conversation.forget())
+    assert conversation.session.rounds == []
+    assert conversation.ask(QUESTIONS[1]).text == predictors().ask(IMAGE, QUESTIONS[1]).text
+
+
 def test_a_round_costs_its_own_tokens_and_the_image_is_encoded_once(predictors, monkeypatch):
     model = predictors().assistant.model
     monkeypatch.setattr(model.vlm, "draft_tokens", 0)

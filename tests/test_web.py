@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,6 +120,33 @@ def test_the_documented_call_gives_the_answers_of_the_predictor(address):
     assert one.predict("Where is the dog?", "question", api_name="/ask")["text"] == answer["text"]
     with pytest.raises(Exception, match="names with commas between them"):
         one.predict(" ", "phrases", api_name="/ask")
+
+
+@needs_gradio
+def test_a_question_leaves_its_line_when_it_is_asked_and_returns_when_it_is_refused(tmp_path):
+    """So that a next one may be typed while the model answers."""
+    import gradio as gr
+
+    from web.page import _Page
+    from web.visit import FREE, PHRASES, Visits
+
+    page = _Page(Visits(Predictor(tiny("lisa", eager=5), max_new_tokens=NEW), tmp_path, max_pixels=10**6, most=2))
+    visitor = SimpleNamespace(session_hash="one")
+
+    def lines() -> list[object]:
+        return [update[0] for update in page.ask(visitor)]
+
+    assert page.wait(FREE, "No image?", visitor)[0] == "" and lines() == ["No image?"]
+    page.open(str(IMAGE), visitor)
+    assert page.wait(FREE, "Where is the dog?", visitor)[0] == ""
+    answers = page.ask(visitor)
+    next(answers)
+    assert page.wait(FREE, "And the cat?", visitor) == (gr.skip(), gr.skip()), "the model is not free: it stays typed"
+    assert {str(update[0]) for update in answers} == {str(gr.skip())} and lines() == [gr.skip()]
+    assert page.wait(PHRASES, " , ", visitor)[0] == "" and lines() == [" , "]
+    page.wait(FREE, "Stopped?", visitor)
+    page.stop(visitor)
+    assert lines() == ["Stopped?"]
 
 
 @needs_gradio

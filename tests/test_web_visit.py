@@ -25,7 +25,7 @@ from evaluation.protocols import Reply
 from tests.records import OWN
 from tests.tiny_assistant import tiny
 from web.view import MASKS, SIDE, shown
-from web.visit import CLASSES, FREE, PHRASES, Answer, Refused, Visit, Visits, names_of, safe_name
+from web.visit import CLASSES, FREE, PHRASES, STOPPED, Answer, Question, Refused, Visit, Visits, names_of, safe_name
 
 IMAGE = OWN / "lisa" / "image0.png"
 ASKED = "Where is the dog?"
@@ -43,7 +43,7 @@ def visits(predictor, tmp_path) -> Visits:
 
 def ask(visit: Visit, kind: str, words: str) -> Answer:
     """The answer, whose texts grow."""
-    texts, answers = [""], visit.ask(kind, words)
+    texts, answers = [""], visit.ask(Question(kind, words, visit.talk))
     while True:
         try:
             texts.append(next(answers))
@@ -87,7 +87,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_images_that_cannot_be_used_are_refused_in_a_sentence_and_leave_the_one_before(visits, tmp_path):
     visit = visits.of("one")
     with pytest.raises(Refused, match="no image yet"):
-        next(visit.ask(FREE, ASKED))
+        next(visit.ask(Question(FREE, ASKED, visit.talk)))
     talk = visit.open(IMAGE)
     files = {
         "large.png": (png_header(2000, 1000), r"2000 x 1000 pixels are too many: at most 1 million"),
@@ -140,8 +140,13 @@ def test_an_answer_can_be_stopped_left_and_overtaken(visits, request):
     request.addfinalizer(hook.remove)
     visit = visits.of("one")
     visit.open(IMAGE)
-    for interrupt in (lambda answers: visit.stop(), lambda answers: answers.close(), lambda answers: visit.open(IMAGE)):
-        talk, answers = visit.talk, visit.ask(FREE, ASKED)
+    for interrupt in (
+        lambda answers: visit.stop(),
+        lambda answers: answers.close(),
+        lambda answers: visit.open(IMAGE),
+        lambda answers: visit.forget(),
+    ):
+        talk, answers = visit.talk, visit.ask(Question(FREE, ASKED, visit.talk))
         next(answers)
         interrupt(answers)
         with pytest.raises((Refused, StopIteration)) as refused:
@@ -152,6 +157,37 @@ def test_an_answer_can_be_stopped_left_and_overtaken(visits, request):
         assert not talk.answers and not talk.conversation.session.rounds
         assert not visit.talk.answers
     assert len(ask(visit, FREE, ASKED).report["masks"]) and len(visit.talk.answers) == 1
+
+
+@pytest.mark.parametrize("interrupt", ["stop", "forget", "open"])
+def test_a_question_that_waits_for_its_turn_is_interrupted_as_one_that_is_answered(visits, interrupt):
+    visit = visits.of("one")
+    visit.open(IMAGE)
+    assert visit.turn() is None and visit.wait(FREE, "Never asked?") and visit.wait(FREE, ASKED)
+    getattr(visit, interrupt)(*([IMAGE] if interrupt == "open" else []))
+    question = visit.turn()
+    with pytest.raises(Refused, match=STOPPED):
+        next(visit.ask(question))
+    assert question.words == ASKED and not visit.talk.conversation.session.rounds
+    assert visit.wait(FREE, ASKED) and not visit.answering
+    answers = visit.ask(visit.turn())  # an interruption counts for one question
+    next(answers)
+    assert not visit.wait(FREE, "Too early?") and visit.turn() is None
+    answers.close()
+    assert visit.wait(FREE, ASKED) and visit.turn().words == ASKED
+
+
+def test_starting_over_waits_for_nobody_else_s_answer(visits):
+    one, other = visits.of("one"), visits.of("two")
+    one.open(IMAGE)
+    other.open(IMAGE)
+    ask(one, FREE, ASKED)
+    with visits.predictor.assistant.lock:  # as while the other's answer is written
+        done = threading.Thread(target=one.forget)
+        done.start()
+        done.join(10)
+        assert not done.is_alive()
+    assert not one.talk.answers and not one.talk.conversation.session.rounds
 
 
 def test_visits_are_apart_and_end_with_their_memory_and_files(visits, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from web.view import ANSWER, NOTE, QUESTION, Sample, code, example_buttons, said, shown
-from web.visit import CLASSES, FREE, KINDS, PHRASES, Answer, Refused, Talk, Visit, Visits
+from web.visit import CLASSES, FREE, KINDS, PHRASES, Answer, Question, Refused, Talk, Visit, Visits
 
 MODEL = "model"  # the queue of everything that asks the model, which answers one question at a time
 WAITING = 50  # questions that may wait in it
@@ -99,8 +99,8 @@ def build(visits: Visits, name: str, samples: Sequence[Sample], note: str = "") 
         upload.upload(page.open, upload, [upload, *everything], **quiet)
         examples.click(page.sample(samples), None, [kind, words, *everything], **quiet)
         kind.change(lambda kind: gr.update(placeholder=HINTS.get(kind, "")), kind, words, queue=False, **quiet)
-        waiting = gr.on([ask.click, words.submit], page.wait, words, chat, queue=False, **quiet)
-        waiting.then(page.ask, [kind, words], [words, *everything], concurrency_id=MODEL, concurrency_limit=1, **quiet)
+        waiting = gr.on([ask.click, words.submit], page.wait, [kind, words], [words, chat], queue=False, **quiet)
+        waiting.then(page.ask, None, [words, *everything], concurrency_id=MODEL, concurrency_limit=1, **quiet)
         stop.click(page.stop, None, None, queue=False, **quiet)
         new.click(page.forget, None, everything, queue=False, **quiet)
         blocks.unload(page.leave)
@@ -144,26 +144,32 @@ class _Page:
             return self._all(visit, str(error))
         return self._all(visit, f"{talk.image.name}, {talk.size[1]} x {talk.size[0]} pixels: ask about it.")
 
-    def wait(self, words: str, request: gr.Request) -> Any:
-        """What stands in the conversation until the model has answered those who asked before."""
-        talk = self._visit(request).talk
-        return (
-            said(talk, (QUESTION, words.strip()), (NOTE, "Waiting for the model ...")) if words.strip() else gr.skip()
-        )
-
-    def ask(self, kind: str, words: str, request: gr.Request) -> Generator[Update]:
+    def wait(self, kind: str, words: str, request: gr.Request) -> Update:
+        """Empties the line for the next question, and what stands in the conversation until the model has answered
+        those who asked before. While an answer is being written, all stays as it is."""
         visit = self._visit(request)
-        asked = [(QUESTION, words.strip())] if words.strip() else []
+        if not visit.wait(kind, words):
+            return gr.skip(), gr.skip()
+        return "", said(visit.talk, *_asked(words), (NOTE, "Waiting for the model ...")) if words.strip() else gr.skip()
+
+    def ask(self, request: gr.Request) -> Generator[Update]:
+        """Answers the question that waits; one that is refused returns to the line."""
+        visit = self._visit(request)
         same = [gr.skip()] * 4
-        answers = visit.ask(kind, words)
+        question = visit.turn()
+        if question is None:
+            yield gr.skip(), gr.skip(), *same
+            return
+        asked = _asked(question.words)
+        answers = visit.ask(question)
         try:
             while True:
                 text = next(answers)
                 yield gr.skip(), said(visit.talk, *asked, (ANSWER, text)), *same
         except StopIteration:
-            yield "", *self._all(visit)
+            yield gr.skip(), *self._all(visit)
         except Refused as error:
-            yield gr.skip(), said(visit.talk, *asked, (NOTE, str(error))), *same
+            yield question.words, said(visit.talk, *asked, (NOTE, str(error))), *same
         finally:
             answers.close()
 
@@ -195,7 +201,8 @@ class _Page:
         Yields {"text": ...} as the answer is written, at last the whole answer: text, finished, notes, masks, absent,
         unmentioned, coco (COCO results).
         """
-        answers = self._visit(request).ask(kind, words)
+        visit = self._visit(request)
+        answers = visit.ask(Question(kind, words, visit.talk))
         try:
             while True:
                 yield {"text": next(answers)}
@@ -221,6 +228,11 @@ class _Page:
         """The conversation, the viewer, and the files of the last answer."""
         talk = visit.talk
         return said(talk, *((NOTE, note) for note in notes)), shown(talk), *map(_download, _files(talk))
+
+
+def _asked(words: str) -> list[tuple[str, str]]:
+    """The question as it stands in the conversation; nothing of an empty one."""
+    return [(QUESTION, words.strip())] if words.strip() else []
 
 
 def _files(talk: Talk | None) -> list[Path | None]:

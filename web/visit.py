@@ -50,12 +50,22 @@ class Answer:
 
 @dataclass
 class Talk:
-    """A conversation about one image. stop: set to interrupt the answer that is being written."""
+    """A conversation about one image, and its answers."""
 
     image: Path
     size: tuple[int, int]  # height, width
     conversation: Conversation
     answers: list[Answer] = field(default_factory=list)
+
+
+@dataclass
+class Question:
+    """What was asked, and in which conversation; None where there was no image. stop: set to interrupt its answer, also
+    before that has begun."""
+
+    kind: str
+    words: str
+    talk: Talk | None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -68,6 +78,8 @@ class Visit:
     def __init__(self, predictor: Predictor, folder: Path, max_pixels: int):
         self.predictor, self.folder, self.max_pixels = predictor, folder, max_pixels
         self.talk: Talk | None = None
+        self.waiting: Question | None = None
+        self.answering: Question | None = None
 
     def open(self, file: str | Path | None) -> Talk:
         """Starts a conversation about a copy of an image file; where it cannot be used, the one before continues."""
@@ -92,27 +104,51 @@ class Visit:
         self.talk = Talk(image, (height, width), conversation)
         return self.talk
 
-    def ask(self, kind: str, words: str) -> Generator[str, None, Answer]:
+    def wait(self, kind: str, words: str) -> bool:
+        """A question about the image as it is now waits for the model, in place of one that waits already. False where
+        an answer is being written: the question is not taken."""
+        if self.answering is not None:
+            return False
+        self.waiting = Question(kind, words, self.talk)
+        return True
+
+    def turn(self) -> Question | None:
+        """The question that waits, which `ask` must answer now; None where there is none, or an answer is being
+        written."""
+        if self.answering is None:
+            self.answering, self.waiting = self.waiting, None  # in this order: `stop` finds it at any time
+            return self.answering
+        return None
+
+    def ask(self, question: Question) -> Generator[str, None, Answer]:
         """Yields the text so far as it grows, and returns the answer.
 
-        Closing the generator, `stop`, or another image interrupts the answer, and the conversation is as if nothing
-        had been asked.
+        Closing the generator, `stop`, another image or `forget` interrupts the answer, and the conversation is as if
+        nothing had been asked.
         """
-        talk = self.talk
+        self.answering = question
+        try:
+            return (yield from self._ask(question))
+        finally:
+            self.answering = None
+
+    def _ask(self, question: Question) -> Generator[str, None, Answer]:
+        talk = question.talk
         if talk is None:
             raise Refused(NO_IMAGE)
-        queries = self._queries(kind, words)
-        talk.stop.clear()
+        if question.stop.is_set() or self.talk is not talk:
+            raise Refused(STOPPED)
+        queries = self._queries(question.kind, question.words)
         said: SimpleQueue[str | None] = SimpleQueue()
         done: list[Exchange | BaseException] = []
-        thread = threading.Thread(target=_answer, args=(talk, queries, said, done), daemon=True)
+        thread = threading.Thread(target=_answer, args=(talk, queries, question.stop, said, done), daemon=True)
         thread.start()
         try:
             while (text := said.get()) is not None:
                 yield text
         finally:
             if not done:  # the visitor left while the model was writing
-                talk.stop.set()
+                question.stop.set()
             thread.join()
         exchange = done[0]
         if isinstance(exchange, _Stopped):
@@ -122,11 +158,11 @@ class Visit:
         if isinstance(exchange, BaseException):
             traceback.print_exception(exchange)
             raise Refused(FAILED) from None
-        if self.talk is not talk:  # another image was opened just when the model had finished
+        if self.talk is not talk:  # another conversation was begun just when the model had finished
             raise Refused(STOPPED)
         report = save_answer(talk.image, exchange.queries, exchange.replies, talk.image.parent / "answers", [COCO])
         silent = [name for pair in zip(exchange.queries, exchange.replies, strict=True) for name in unmentioned(*pair)]
-        answer = Answer(words.strip(), exchange.text, exchange.notes, report, silent)
+        answer = Answer(question.words.strip(), exchange.text, exchange.notes, report, silent)
         talk.answers.append(answer)
         return answer
 
@@ -144,22 +180,23 @@ class Visit:
             raise Refused(f"This cannot be asked: {_for_visitors(error)}") from None
 
     def stop(self) -> None:
-        """Interrupts the answer that is being written."""
-        if self.talk is not None:
-            self.talk.stop.set()
+        """Interrupts the answer that is being written, and one that waits for its turn."""
+        for question in (self.waiting, self.answering):
+            if question is not None:
+                question.stop.set()
 
     def forget(self) -> None:
         """Drops all rounds and answers, not the image."""
         if self.talk is None:
             raise Refused(NO_IMAGE)
-        old, self.talk = self.talk, replace(self.talk, answers=[], stop=threading.Event())
-        old.stop.set()
+        self.stop()
+        self.talk = replace(self.talk, answers=[])
         self.talk.conversation.forget()
 
     def close(self) -> None:
         """Ends the conversation and removes its files."""
+        self.stop()
         if self.talk is not None:
-            self.talk.stop.set()
             shutil.rmtree(self.talk.image.parent, ignore_errors=True)
             self.talk = None
 
@@ -216,12 +253,16 @@ class _Stopped(Exception):
 
 
 def _answer(
-    talk: Talk, queries: list[Query], said: SimpleQueue[str | None], done: list[Exchange | BaseException]
+    talk: Talk,
+    queries: list[Query],
+    stop: threading.Event,
+    said: SimpleQueue[str | None],
+    done: list[Exchange | BaseException],
 ) -> None:
     """Asks; says the text as it grows, then None, after whatever came of it was put into `done`."""
 
     def on_text(text: str) -> None:
-        if talk.stop.is_set():
+        if stop.is_set():
             raise _Stopped
         said.put(text)
 

@@ -75,6 +75,7 @@ const show = async (value) => {
   const [width, height] = [image.naturalWidth, image.naturalHeight];
   const thick = Math.max(1, Math.round(Math.max(width, height) / 500));
   const canvas = make("canvas", { width, height, tabIndex: 0, role: "img" });
+  canvas.dataset.answers = answers.length;
   canvas.style.width = `min(100%, calc(60vh * ${width / height}))`;
   canvas.setAttribute("aria-label", `the image ${value.name} with its masks`);
   const tip = make("div", { className: "tip", hidden: true });
