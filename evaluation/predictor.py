@@ -35,8 +35,8 @@ from data.types import IMAGE_PLACEHOLDER, Query, Record, Target
 from data.views import as_rgb, read_image
 from evaluation.metrics.counts import class_map
 from evaluation.metrics.matching import Names, assign_claims, read_list
-from evaluation.protocols import Reply, generate
-from evaluation.session import Exchange, OnText, Session
+from evaluation.protocols import Reply, generate, open_prompts
+from evaluation.session import Exchange, OnText, Session, check_room
 from systems.assistant import Assistant, load
 from utils.limits import PIXELS
 
@@ -179,6 +179,9 @@ class Predictor:
             raise ValueError(f"{len(images)} images, but questions about {len(queries)}")
         samples = [self._sample(image) for image in images]
         with self.assistant.lock:
+            for sample, group in zip(samples, queries, strict=True):
+                for ids in open_prompts(self.assistant, sample, group):
+                    check_room(sample, ids, self.assistant.model.vlm.most_positions)
             return generate(self.assistant, samples, queries, self.max_new_tokens)
 
     def class_queries(self, names: Sequence[str]) -> list[Query]:

@@ -78,7 +78,7 @@ def generate(
 def _generate_batch(
     assistant: Assistant, samples: Sequence[Sample], queries: Sequence[Sequence[Query]], max_new_tokens: int
 ) -> list[list[Reply]]:
-    prompts = [_prompts(assistant, sample, group) for sample, group in zip(samples, queries, strict=True)]
+    prompts = [open_prompts(assistant, sample, group) for sample, group in zip(samples, queries, strict=True)]
     replies = iter(answer_prompts(assistant, samples, prompts, max_new_tokens))
     return [[next(replies) for _ in group] for group in queries]
 
@@ -132,7 +132,7 @@ def teacher_forced(
     ]
 
 
-def _prompts(assistant: Assistant, sample: Sample, queries: Sequence[Query]) -> list[list[int]]:
+def open_prompts(assistant: Assistant, sample: Sample, queries: Sequence[Query]) -> list[list[int]]:
     """Ids of the questions about an image; an error of the encoder gets the image's name."""
     try:
         return [assistant.encoder.prompt(query.question) for query in queries]

@@ -103,16 +103,11 @@ class Session:
                 ids = encoder.continued([(past.question, past.ids) for past in kept], question)
             except ValueError as error:
                 raise ValueError(f"{self.sample.name}: {error}") from None
-            taken = len(ids) - 1 + self.sample.image_tokens  # one of the ids stands for the whole image
-            room = self.most_positions - taken
+            room = self.most_positions - _taken(self.sample, ids)
             if room >= self.max_new_tokens or not kept:
                 break
             kept = kept[1:]
-        if room < 1:
-            raise ValueError(
-                f"{self.sample.name}: the question takes {taken} positions, {self.sample.image_tokens} of them for the "
-                f"image, and leaves none of {self.most_positions} for an answer"
-            )
+        check_room(self.sample, ids, self.most_positions)
         if dropped := len(rounds) - len(kept):
             what = "The oldest round is" if dropped == 1 else f"The {dropped} oldest rounds are"
             notes.append(
@@ -120,6 +115,20 @@ class Session:
                 f"more than {self.most_positions} positions."
             )
         return kept, ids, min(room, self.max_new_tokens)
+
+
+def check_room(sample: Sample, ids: Sequence[int], most: int) -> None:
+    """ValueError if a prompt (ids) about an image leaves none of `most` positions for an answer."""
+    if (taken := _taken(sample, ids)) >= most:
+        raise ValueError(
+            f"{sample.name}: the question takes {taken} positions, {sample.image_tokens} of them for the image, and "
+            f"leaves none of {most} for an answer"
+        )
+
+
+def _taken(sample: Sample, ids: Sequence[int]) -> int:
+    """Positions of a prompt about an image: one of the ids stands for the whole image."""
+    return len(ids) - 1 + sample.image_tokens
 
 
 class _Written:

@@ -258,6 +258,22 @@ def test_prompts_have_a_limit(predictor, monkeypatch):
         predictor.ask(PICTURE, "Where is the small dog?")
 
 
+def test_a_question_beyond_the_positions_of_the_model_is_refused_however_it_is_asked(predictor):
+    most = predictor.assistant.model.vlm.most_positions
+    long = "sky " * most
+    for ask in (
+        lambda: predictor.ask(PICTURE, long),
+        lambda: predictor(PICTURE, ["the dog", long]),
+        lambda: predictor.classes(PICTURE, [long]),
+        lambda: predictor.label_map(PICTURE, [long]),
+        lambda: predictor.chat(PICTURE).ask(long),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"the question takes \d+ positions.* leaves none of {most} for an answer"
+        ):
+            ask()
+
+
 @pytest.mark.parametrize("text", ["a \ud800 dog", "caf\udce9"])
 def test_half_characters_in_prompts_are_named(text, predictor, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"holds '\\ud\w+' at character \d+, which is no character"):
