@@ -146,6 +146,8 @@ class Predictor:
     ) -> tuple[dict[int, Tensor], dict[int, float], dict[int | None, str]]:
         """Of the classes that have a mask, (H, W) logits and the mask head's own score, if it has one; and the answer
         about each class, all by the place of the class."""
+        if isinstance(names, str):
+            raise ValueError(f"classes are a list of names, not one text: pass [{names!r}]")
         if not names or any(not name.strip() for name in names):
             raise ValueError(f"classes need at least one name and no empty one, not {list(names)}")
         queries = self.class_queries(names)
@@ -201,8 +203,10 @@ class Predictor:
         if isinstance(image, Image.Image):
             PIXELS.check(image.width * image.height, f"an image of {image.width} x {image.height}")
             image = as_rgb(ImageOps.exif_transpose(image))
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
+        if not isinstance(image, np.ndarray):
+            raise ValueError(f"an image is a path, a PIL image or an (H, W, 3) uint8 array, not {type(image).__name__}")
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise ValueError(f"an image is (H, W, 3) uint8 with at least one pixel, not {image.shape} {image.dtype}")
         PIXELS.check(image.shape[0] * image.shape[1], f"an image of shape {image.shape}")
         return make_views(image, self.assistant.views, str(NO_FILE))
 

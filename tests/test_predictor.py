@@ -111,10 +111,19 @@ def test_bad_input_is_refused_with_what_is_wrong(lisa):
             lisa(IMAGE, phrases)
     with pytest.raises(ValueError, match="at least one name"):
         lisa.classes(IMAGE, [])
+    for classes in (lisa.classes, lisa.label_map, lambda image, names: lisa.chat(image).ask(classes=names)):
+        with pytest.raises(ValueError, match=r"pass \['road'\]"):
+            classes(IMAGE, "road")
     with pytest.raises(ValueError, match="question is empty"):
         lisa.ask(IMAGE, " ")
-    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, not \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8 .*not \(4, 4\)"):
         lisa(np.zeros((4, 4), np.uint8), ["dog"])
+    for nothing in (np.zeros((0, 4, 3), np.uint8), Image.new("RGB", (4, 0))):
+        with pytest.raises(ValueError, match="at least one pixel"):
+            lisa.ask(nothing, "Where is it?")
+    for other in (None, IMAGE.read_bytes(), [[[0, 0, 0]]]):
+        with pytest.raises(ValueError, match=f"a PIL image .*not {type(other).__name__}"):
+            lisa.ask(other, "Where is it?")
     with pytest.raises(ValueError, match="2 images, but questions about 1"):
         lisa.batch([IMAGE, IMAGE], [PHRASES])
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
