@@ -29,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from evaluation.talk import Talk, answer
 
     predictor = Predictor(load_assistant(args), max_new_tokens=args.max_new_tokens)
+    most = predictor.assistant.model.vlm.most_positions
+    if args.model_max_length is not None and args.model_max_length > most:
+        raise SystemExit(
+            f"chat.py: --model_max_length {args.model_max_length}: this language model has {most} positions"
+        )
     if args.prompt or args.classes:
         return 0 if answer(predictor, args.image, args.prompt, args.classes, args) else 1
     return Talk(predictor, args).run()
@@ -39,8 +44,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_flags(parser)
     chat = parser.add_argument_group("question and answer")
     chat.add_argument("--image", metavar="FILE", help="image of a conversation, or of a single question")
-    chat.add_argument("--prompt", default="", metavar="TEXT", help="a single question about --image")
-    chat.add_argument("--classes", default="", metavar="A,B,C", help="look for each of these classes in --image")
+    chat.add_argument("--prompt", metavar="TEXT", help="a single question about --image")
+    chat.add_argument("--classes", metavar="A,B,C", help="look for each of these classes in --image")
     chat.add_argument(
         "--max_new_tokens", type=at_least(1), default=512, metavar="N", help="token limit of an answer [512]"
     )
@@ -66,9 +71,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--export semantic and panoptic are of a class list: give --classes")
     if not args.version:
         parser.error("--version is needed: a run folder, a merged folder or a published checkpoint")
-    if (args.prompt or args.classes) and not args.image:
+    single = args.prompt is not None or args.classes is not None  # also empty, as of a shell variable that is not set
+    args.prompt, args.classes = args.prompt or "", args.classes or ""
+    if single and not args.image:
         parser.error("--prompt and --classes go with --image; without them the program asks")
-    if (args.prompt or args.classes) and bool(args.prompt.strip()) == bool(args.classes.strip(" ,")):
+    if single and bool(args.prompt.strip()) == bool(args.classes.strip(" ,")):
         parser.error("--image needs a --prompt or a list of --classes, one of the two, and not an empty one")
     return args
 

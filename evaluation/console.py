@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import sys
 import threading
@@ -36,8 +38,9 @@ class Console:
             with suppress(ImportError):  # Python for Windows has none; lines can be typed without it
                 import readline  # noqa: F401  input() then has arrow keys and a history
 
-    def read(self, prompt: str) -> str | None:
-        """The next line without outer blanks; None at the end of input. Ctrl-C drops the line and asks again."""
+    def read(self, prompt: str, *, again: bool = True) -> str | None:
+        """The next line without outer blanks; None at the end of input. Ctrl-C drops the line and asks again, or is an
+        empty line where `again` is False."""
         while True:
             try:
                 return input(prompt).strip()
@@ -45,6 +48,9 @@ class Console:
                 print()
                 return None
             except KeyboardInterrupt:
+                if not again:
+                    print()
+                    return ""
                 print(f"\n{SLASH}quit or Ctrl-D leaves.")
 
     def run(self, line: str) -> bool:
@@ -52,17 +58,34 @@ class Console:
         if not line.startswith(SLASH):
             return False
         name, _, rest = line.partition(" ")
-        command = next((command for command in self.commands if command.name == name), None)
+        command = self.find(line)
         if command is None:
             print(f"{unknown('command', name, [command.name for command in self.commands])}\n{self.help()}")
         else:
             command.run(rest.strip())
         return True
 
+    def find(self, line: str) -> Command | None:
+        """The command that a line begins with; None of any other line, such as a path that begins with a slash."""
+        return next((command for command in self.commands if command.name == line.partition(" ")[0]), None)
+
     def help(self) -> str:
         """The commands, one per line."""
         width = max(len(command.usage) for command in self.commands)
         return "\n".join(f"  {command.usage:<{width}}  {command.help}" for command in self.commands)
+
+
+def typed_path(words: str) -> str:
+    """A path as it is typed, or as a terminal pastes it where a file is dropped on it: with `~` for the home folder, in
+    quotes, or with backslashes before its blanks, unless there is a file of that very name."""
+    path = os.path.expanduser(words)
+    if os.path.exists(path) or not (os.sep == "/" or words.startswith(('"', "'"))):
+        return path  # elsewhere a backslash stands between folders
+    try:
+        parts = shlex.split(words)
+    except ValueError:  # one quote, as in an apostrophe
+        return path
+    return os.path.expanduser(parts[0]) if len(parts) == 1 else path
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.types import Query
-from evaluation.console import Command, Console, Typist, remembered_interrupt
+from evaluation.console import Command, Console, Typist, remembered_interrupt, typed_path
 from evaluation.export.answers import save_answer, save_conversation
 from evaluation.predictor import Conversation, Predictor, free_query
 
@@ -35,7 +35,9 @@ class Talk:
         self.leaving = False
         self.console = Console(
             [
-                Command("/image PATH", "starts a conversation about an image", self.open),
+                Command(
+                    "/image PATH", "starts a conversation about an image", lambda words: self.open(typed_path(words))
+                ),
                 Command("/new", "forgets the conversation, not its image", self.forget),
                 Command("/classes A, B, C", "looks for each of these classes", self.classes),
                 Command("/save [FOLDER]", "saves the whole conversation with its masks in a new folder", self.save),
@@ -67,13 +69,19 @@ class Talk:
         return 0
 
     def ask_once(self, prompt: str) -> None:
-        """Asks for an image, and it alone the question."""
-        image = self.console.read("Please input the image path: ")
-        if image is None:
+        """Asks for an image, and it alone the question. A command in place of the image drops the question."""
+        line = self.console.read("Please input the image path: ", again=False)
+        if line is None:
             self.leaving = True
             return
+        if not line:
+            print("No image: the question is dropped.")
+            return
+        if self.console.find(line):
+            self.console.run(line)
+            return
         try:
-            answer(self.predictor, image, prompt, "", self.args)
+            answer(self.predictor, typed_path(line), prompt, "", self.args)
         except KeyboardInterrupt:
             print("\nStopped.")
 
@@ -131,13 +139,14 @@ class Talk:
             else:
                 print("/classes needs names: /classes road, car, sky")
 
-    def save(self, folder: str) -> None:
+    def save(self, words: str) -> None:
         if subject := self._subject():
             if not subject.reports:
                 print("There is nothing to save: nothing was asked yet.")
                 return
+            folder = Path(typed_path(words) or self.args.vis_save_path)
             try:
-                place = save_conversation(subject.image, subject.reports, Path(folder or self.args.vis_save_path))
+                place = save_conversation(subject.image, subject.reports, folder)
             except OSError as error:
                 print(f"Cannot save: {error}")
             else:

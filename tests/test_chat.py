@@ -99,8 +99,11 @@ def test_bad_command_lines_are_refused(use, tmp_path):
     use("lisa")
     with pytest.raises(SystemExit, match="--version is needed"):
         chat.main([])
-    with pytest.raises(SystemExit, match="needs a --prompt or a list of --classes"):
-        run(tmp_path, "--image", str(PICTURE), "--prompt", " ")
+    for nothing in (["--prompt", " "], ["--prompt", ""], ["--classes", ""], ["--classes", " ,", "--prompt", ""]):
+        with pytest.raises(SystemExit, match="needs a --prompt or a list of --classes"):
+            run(tmp_path, "--image", str(PICTURE), *nothing)
+    with pytest.raises(SystemExit, match=r"--model_max_length 99999: this language model has \d+ positions"):
+        run(tmp_path, "--image", str(PICTURE), "--model_max_length", "99999")
     with pytest.raises(SystemExit, match="go with --image"):
         run(tmp_path, "--prompt", PROMPT)
     assert run(tmp_path, "--image", str(tmp_path / "none.png"), "--prompt", PROMPT) == 1

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from PIL import Image
 
 import chat
-from evaluation.console import Typist, remembered_interrupt
+from evaluation.console import Console, Typist, remembered_interrupt, typed_path
 from tests.records import OWN, ROOT
 from tests.tiny_assistant import tiny
 
@@ -109,6 +110,44 @@ def test_in_the_loop_of_the_original_a_question_knows_nothing_of_earlier_ones(tm
     assert status == 0 and said.count("Please input the image path") == 3
     first, second = (json.loads((tmp_path / name).read_text())["answers"] for name in ("image0.json", "image0_2.json"))
     assert first == second
+
+
+def test_a_command_or_nothing_in_place_of_the_image_drops_the_question(tmp_path, piped):
+    status, said = piped(tmp_path, ["Where?", "", "Where?", f"/image {IMAGE}", "/new", "/quit", "never asked"])
+    assert status == 0 and "No image: the question is dropped." in said and f"A conversation about {IMAGE}" in said
+    status, said = piped(tmp_path, ["Where?", "/quit", "never asked"])
+    assert status == 0 and said.count("Please input your prompt") == 1 and "Cannot answer" not in said
+    status, said = piped(tmp_path, ["Where?", f"'{IMAGE}'"])  # a path that begins with a slash is no command
+    assert status == 0 and "saved " in said
+
+
+def test_ctrl_c_drops_a_line_and_asks_again_or_returns(monkeypatch):
+    keys = iter([KeyboardInterrupt, "typed ", KeyboardInterrupt])
+
+    def read(_: str) -> str:
+        key = next(keys)
+        if isinstance(key, str):
+            return key
+        raise key
+
+    monkeypatch.setattr("builtins.input", read)
+    assert Console([]).read("> ") == "typed" and Console([]).read("> ", again=False) == ""
+
+
+@pytest.mark.skipif(os.sep != "/", reason="backslashes stand between folders here")
+def test_paths_are_read_as_they_are_typed_and_pasted(tmp_path, monkeypatch, piped):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ["plain.png", "two words.png", "it's (1).png", 'a "b" c.png', "back\\slash.png", "~", "'quoted'.png"]
+    for name in names:
+        file = tmp_path / name
+        file.write_bytes(IMAGE.read_bytes())
+        pasted = re.sub(r"([^\w/.~-])", r"\\\1", str(file))
+        for typed in (str(file), shlex.quote(str(file)), pasted, f"~/{name}"):
+            assert typed_path(typed) == str(file), typed
+    assert typed_path("new folder") == "new folder" and typed_path("'new folder'") == "new folder"
+    assert typed_path("~/new") == str(tmp_path / "new") and typed_path("") == "" and typed_path("it's") == "it's"
+    _, said = piped(tmp_path / "out", [f'/image "{tmp_path}/two words.png"', "Where?", "/save ~/kept"])
+    assert "Saved 1 answers in" in said and (tmp_path / "kept").is_dir() and not Path("~").exists()
 
 
 def test_rounds_that_no_longer_fit_are_dropped_with_a_sentence(tmp_path, piped):
