@@ -22,6 +22,7 @@ from evaluation.cli import Parser, add_model_flags, load_assistant
 from utils.flags import at_least
 from web.server import Place, check_address, launch, own_folder
 
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 TOY = Path(__file__).resolve().parent / "assets" / "toy"
 
 
@@ -33,11 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_address(args.host, args.port)
     except OSError as error:
         raise SystemExit(f"app.py: {error}") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the page as Ctrl-C does
+    for number in ENDING:
+        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup the page outlives its terminal
+            signal.signal(number, end)
     with contextlib.suppress(KeyboardInterrupt), served(args) as address:
         print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
         threading.Event().wait()
     return 0
+
+
+def end(*_: object) -> None:
+    """Ends the page as Ctrl-C does. A second signal, as of a terminal and then its shell, leaves the clean-up alone."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

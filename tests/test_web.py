@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pycocotools import mask as coco_mask
 import app
 from evaluation.predictor import Predictor
 from tests.records import OWN, ROOT
+from tests.test_chat_talk import Terminal
 from tests.test_web_visit import png_header
 from tests.tiny_assistant import tiny
 from toy.page_examples import EXAMPLES, write_examples
@@ -203,6 +205,45 @@ def start(*words: str, before: str = "") -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
+
+
+HANGING_UP = """
+import contextlib, os, pathlib, signal, sys, time, app
+app.importlib.util.find_spec = lambda name: name
+keeps, cleaned = sys.argv.pop(), pathlib.Path(sys.argv.pop())
+if keeps: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+@contextlib.contextmanager
+def served(args):
+    try:
+        yield str(os.getpid())
+    finally:
+        os.kill(os.getpid(), signal.SIGHUP)  # a shell sends it again
+        time.sleep(0.1)
+        cleaned.touch()
+
+app.served = served
+raise SystemExit(app.main([]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="terminals that hang up are POSIX")
+@pytest.mark.parametrize("keeps", ["", "nohup"])
+def test_a_terminal_that_is_closed_ends_the_page_with_its_clean_up_but_not_under_nohup(tmp_path, keeps):
+    cleaned = tmp_path / "cleaned"
+    terminal = Terminal([sys.executable, "-c", HANGING_UP, str(cleaned), keeps])
+    try:
+        terminal.wait_for("page is at")
+        os.close(terminal.master)
+        if keeps:
+            with pytest.raises(subprocess.TimeoutExpired):
+                terminal.program.wait(1)
+            terminal.program.terminate()
+        terminal.program.wait(60)
+        assert cleaned.exists()
+    finally:
+        terminal.program.kill()
+        terminal.program.wait()
 
 
 def test_without_gradio_the_program_says_in_one_line_what_to_install():
