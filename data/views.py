@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from data.resize import Size, resize_bilinear, resize_crop
 from data.types import Geometry
-from utils.images import check_file, open_image
+from utils.images import check_file, open_image, upright
 from utils.limits import VIEW
 from utils.plain import read_mapping
 
@@ -42,7 +42,7 @@ def read_image(path: str | Path) -> np.ndarray:
     with open_image(path, data=data) as header:
         # OpenCV swaps red and blue of an AVIF with alpha and does not turn it; it multiplies a TIFF's colours by alpha
         if header.format == "AVIF" or (header.format == "TIFF" and header.has_transparency_data):
-            return as_rgb(ImageOps.exif_transpose(header))
+            return as_rgb(upright(header))
         _check_complete(header, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)

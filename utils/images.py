@@ -84,23 +84,22 @@ def orientation(path: Path) -> int:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The orientation that OpenCV applies to an open image, 1 where there is none.
+    """The orientation in the EXIF block of an open image, which images are read by; 1 where there is none.
 
-    Not Pillow's `getexif`, which also takes what XMP says; OpenCV reads the EXIF block only, and none of an AVIF. After
-    the pixels of a TIFF are read it is 1, because Pillow has turned them.
+    Not Pillow's `getexif`, which also takes what XMP says: OpenCV does not. After the pixels of a TIFF are read it is
+    1, because Pillow has turned them.
     """
     if image.format == "PNG" and "exif" not in image.info:
         image.load()  # the block may come after the pixels
     exif = Image.Exif()
-    if image.format != "AVIF":
-        exif.load(image.info.get("exif", b""))
+    exif.load(image.info.get("exif", b""))
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else exif
     value = tags.get(EXIF_ORIENTATION, 1)
     return value if value in range(1, 9) else 1
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An open mask or label map, turned as OpenCV turns the images, so that files with one orientation agree."""
+    """An open image, label map or mask, turned as OpenCV turns images, so that files with one orientation agree."""
     if isinstance(image, TiffImageFile):
         image.filename = ""  # else Pillow maps the file, and mixes up the rows of an uncompressed one that is turned
     image.load()
