@@ -14,7 +14,7 @@ import contextlib
 import importlib.util
 import json
 import signal
-import threading
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -34,20 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_address(args.host, args.port)
     except OSError as error:
         raise SystemExit(f"app.py: {error}") from None
+    ended: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        """As Ctrl-C does. A second signal, as of a terminal and then its shell, leaves the clean-up alone."""
+        ended.append(number)
+        for other in ENDING:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
     for number in ENDING:
         if signal.getsignal(number) == signal.SIG_DFL:  # under nohup the page outlives its terminal
             signal.signal(number, end)
     with contextlib.suppress(KeyboardInterrupt), served(args) as address:
         print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
-        threading.Event().wait()
+        while not ended:  # an exception that a handler raises is lost where C code asks Python something
+            time.sleep(1)
     return 0
-
-
-def end(*_: object) -> None:
-    """Ends the page as Ctrl-C does. A second signal, as of a terminal and then its shell, leaves the clean-up alone."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

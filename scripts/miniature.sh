@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All five papers and the unified model in miniature: training, every toy benchmark, table, plots and images.
-# Two seeds of every system until it has learned: an hour and a half on two CPU cores with bf16 instructions, by counting.
-# (The systems alone with `--seeds 0 --steps 1000` take half an hour; without bf16 instructions a step takes two to three times as long.)
+# Two seeds of every system until it has learned: one and a half to three hours on two CPU cores with bf16 instructions, by counting.
+# (The systems alone with `--seeds 0 --steps 1000` take 30 to 50 minutes; without bf16 instructions a step takes two to three times as long.)
 # usage: bash scripts/miniature.sh [OUT] [flags of `python -m toy.study`]
 # (default runs/miniature; an interrupted run resumes)
 set -euo pipefail
