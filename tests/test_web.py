@@ -211,7 +211,7 @@ HANGING_UP = """
 import contextlib, os, pathlib, signal, sys, time, app
 app.importlib.util.find_spec = lambda name: name
 keeps, cleaned = sys.argv.pop(), pathlib.Path(sys.argv.pop())
-if keeps: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if keeps else signal.SIG_DFL)  # whatever the tests run under
 
 @contextlib.contextmanager
 def served(args):
