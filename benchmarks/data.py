@@ -30,9 +30,10 @@ from data.mixture import Mixture, Stream
 from data.readers.index import set_index_folder
 from data.tokens import load_tokenizer
 from data.types import Record
-from data.views import ClipView, SamView, SegView, Views, read_image
+from data.views import ClipView, SamView, SegView, Views
 from systems.base import build_system
 from utils.config import Recipe, from_dict, load_recipe, to_dict, with_overrides
+from utils.images import read_image
 
 PATCH, SAM_SIDE = 14, 1024
 STEPS = ("facts", "words", "ids", "read and decode", "language-side view", "mask-side view", "masks", "batch")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from data.encode import Encoded, Encoder, SequenceTooLong
 from data.types import IGNORE_ID, IMAGE_ID, Batch, Dialogue, EmptyMask, Geometry, MaskFn, Record
-from data.views import Views, read_image
-from utils.images import size_mismatch
+from data.views import Views
+from utils.images import read_image, size_mismatch
 
 
 class NothingToAsk(ValueError):

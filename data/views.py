@@ -1,4 +1,4 @@
-"""Reading images, and their two views: the vision tower's and the mask encoder's (lisa.md 1.7)."""
+"""The two views of an image: the vision tower's and the mask encoder's (lisa.md 1.7)."""
 
 from __future__ import annotations
 
@@ -15,59 +15,14 @@ from torch.nn import functional as F
 
 from data.resize import Size, resize_bilinear, resize_crop
 from data.types import Geometry
-from utils.images import check_file, open_image, upright
 from utils.limits import VIEW
 from utils.plain import read_mapping
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 CROP_FIRST = 32  # ratio of the sides beyond which only the part that the centre crop keeps is resized
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # on the 0..255 scale
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Resample = Literal["bilinear", "pil_bicubic"]
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB as OpenCV reads it: EXIF orientation applied; 16 bit, palette, CMYK and grey converted; alpha
-    dropped.
-
-    Of an animation, the first frame. A missing, unreadable or truncated file, or one of more pixels than
-    ASSISTANT_MAX_PIXELS, raises an OSError that names it; OpenCV alone would return a truncated JPEG with a grey end.
-    """
-    import cv2  # reading files needs it, answering about an image that is in memory does not
-
-    path = Path(path)
-    check_file(path)
-    data = path.read_bytes()
-    with open_image(path, data=data) as header:
-        # OpenCV swaps red and blue of an AVIF with alpha and does not turn it; it multiplies a TIFF's colours by alpha
-        if header.format == "AVIF" or (header.format == "TIFF" and header.has_transparency_data):
-            return as_rgb(upright(header))
-        _check_complete(header, data)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error as error:
-        raise OSError(f"cannot read image {path}: {str(error).strip()}") from None
-    if image is None:
-        raise OSError(f"cannot read image {path}: OpenCV does not know its format, or it is damaged")
-    return image
-
-
-def as_rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 of a PIL image, equal to what `read_image` makes of the same file.
-
-    Of 16 bits the lower 8 are dropped; PIL's own conversion would make everything above 255 white. Raises ValueError
-    for modes without an agreed range of values.
-    """
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"an image of PIL mode {image.mode!r} has no agreed range of values; bring it to 0 .. 255 and uint8 "
-            "first, or give the path of its file"
-        )
-    return np.asarray(image.convert("RGB"))
 
 
 @dataclass(frozen=True)
@@ -370,19 +325,6 @@ def _normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], scal
 
 def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)[:, None, None]
-
-
-def _check_complete(image: Image.Image, data: bytes) -> None:
-    """Raises an error of Pillow's if the file is truncated: it notices a missing end, OpenCV does not. JPEGs at 1/8
-    size, for speed.
-
-    A JPEG that ends with its end marker is whole: the two bytes cannot stand in coded pixels, and where a cut leaves
-    those of a thumbnail in the header at the end, there is no pixel and OpenCV refuses the file.
-    """
-    if data.startswith(JPEG_START) and data.endswith(JPEG_END):
-        return
-    image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-    image.load()
 
 
 def _edge(size: Any, file: Path) -> int:

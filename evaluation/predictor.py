@@ -32,12 +32,12 @@ from torch import Tensor
 
 from data.collate import Sample, make_views
 from data.types import IMAGE_PLACEHOLDER, Query, Record, Target
-from data.views import as_rgb, read_image
 from evaluation.metrics.counts import class_map
 from evaluation.metrics.matching import Names, assign_claims, read_list
 from evaluation.protocols import Reply, generate, open_prompts
 from evaluation.session import Exchange, OnText, Session, check_room
 from systems.assistant import Assistant, load
+from utils.images import as_rgb, read_image
 from utils.limits import PIXELS
 
 ImageLike = str | Path | Image.Image | np.ndarray

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from data.collate import collate, collate_prompts, load_views
 from data.tokens import mask_ids
 from data.types import Turn
-from data.views import read_image
 from model.checkpoints.save import save_folder
 from model.finetune.trainable import trainable_state
 from systems.assistant import Assistant, build, find_checkpoint, load
@@ -24,6 +23,7 @@ from systems.lasagna import LasagnaTask, ListOptions
 from tests.records import OWN
 from tests.tiny_assistant import tiny
 from utils.config import LoraConfig, ModelConfig, Recipe, save_recipe
+from utils.images import read_image
 
 TINY = {"head_options": {"decoder_heads": 4}}  # heads of the golden mask decoder, which no file tells
 QUESTION, ANSWER = "<image>\n What is sky in this image? Please output segmentation mask.", ("it is ",)

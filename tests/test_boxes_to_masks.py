@@ -13,13 +13,13 @@ from transformers import SamConfig, SamModel
 import test_sem
 from data.collate import rasterize_target
 from data.sources.base import image_size
-from data.views import read_image
 from evaluation.export.coco import box_of
 from evaluation.judge import judge
 from evaluation.suites import SUITES
 from tests.tiny_assistant import toy_world
 from tools.box_masks import Sam
 from tools.boxes_to_masks import main
+from utils.images import read_image
 from utils.masks import rle_to_mask
 
 REFER = "refcoco|unc|val"

@@ -27,7 +27,6 @@ from data.collate import Sample, collate, collate_prompts, load_views
 from data.patch_view import PatchView
 from data.tokens import decode, mask_ids, token_id
 from data.types import IMAGE_ID, Turn
-from data.views import read_image
 from model.checkpoints.layouts import reading_table
 from model.heads.sam2 import REJECTED
 from model.losses import objective
@@ -36,6 +35,7 @@ from systems.assistant import Assistant, build, load
 from systems.wording import about_image
 from tests.records import GOLDEN, ROOT, names, record_folder, script_of, system_of
 from utils.config import Recipe, from_dict, load_recipe, merge, to_dict
+from utils.images import read_image
 
 TRUNK = {"num_attention_heads_per_stage": [1, 2, 4, 8], "global_attention_blocks": [4]}
 NORM = 1e-6  # smaller gradients are rounding

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from data.types import Geometry
-from data.views import read_image
 from model.checkpoints.files import read_tensors
 from model.checkpoints.layouts import Report, reading_table, to_model_names
 from model.heads import HEADS
@@ -24,6 +23,7 @@ from model.heads.sam2 import Sam2Head
 from tests.records import GOLDEN
 from tests.tiny_model import tiny_batch
 from tests.tiny_sam2 import from_tensors
+from utils.images import read_image
 
 TRUNK = {"num_attention_heads_per_stage": [1, 2, 4, 8], "global_attention_blocks": [4]}
 PUBLISHED = {"masks": "best_of_three", "not_a_point_tokens": 2}

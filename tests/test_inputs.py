@@ -24,9 +24,9 @@ from data.sources import build_source
 from data.sources.base import IMAGE_SUFFIXES, image_size
 from data.sources.reason import NOTHING_INSIDE
 from data.sources.semantic import read_label_map
-from data.views import read_image
 from tests import messy
 from tests.messy import AREA, BOX, SIZE
+from utils.images import read_image
 
 COCO = {"annotations": "a.json", "images": "img"}
 

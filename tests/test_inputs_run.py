@@ -13,7 +13,7 @@ from PIL import Image
 from data.collate import SampleBuilder
 from data.mixture import Mixture, Part
 from data.types import Record, Target
-from data.views import ClipView, SamView, Views, as_rgb, read_image
+from data.views import ClipView, SamView, Views
 from evaluation.catalog import Suite
 from evaluation.metrics.matching import Names, assign_claims, read_list
 from evaluation.runner import source_options
@@ -24,6 +24,7 @@ from tests.messy import BOX
 from tools.doctor.__main__ import main as doctor_main
 from tools.doctor.rehearsal import Rehearsal
 from utils.config import DataConfig, Recipe, from_dict, load_recipe
+from utils.images import as_rgb, read_image
 
 JSONL = {"source": "jsonl", "options": {"file": "q.jsonl"}}
 

@@ -16,8 +16,8 @@ from PIL import Image
 from data.sources.base import image_size
 from data.sources.coco import read_segments
 from data.sources.semantic import pair_files, read_label_map
-from data.views import ClipView, PaddedView, SamView, read_image
-from utils.images import check_file, known_formats, open_image
+from data.views import ClipView, PaddedView, SamView
+from utils.images import check_file, known_formats, open_image, read_image
 
 READERS = (read_image, image_size, read_label_map, lambda path: read_segments(path, (4, 4)))
 

@@ -17,7 +17,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from data.patch_view import PatchView
 from data.tokens import load_tokenizer
 from data.types import IMAGE_ID
-from data.views import read_image
 from model.checkpoints.files import read_tensors, write_tensors
 from model.checkpoints.layouts import to_layout_names
 from model.checkpoints.load import build_model, load_folder
@@ -56,6 +55,7 @@ from tests.tiny_words import tiny_qwen_tokenizer
 from tools.memory.__main__ import main as plan_memory
 from tools.memory.released_sizes import released_architecture
 from utils.config import LoraConfig, LossConfig, ModelConfig, TowerConfig
+from utils.images import read_image
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data.sources import build_source
-from data.views import read_image
+from utils.images import read_image
 
 SIZE = (10, 12)
 BOX, OTHER = [1, 1, 4, 1, 4, 4, 1, 4], [6, 5, 10, 5, 10, 9, 6, 9]

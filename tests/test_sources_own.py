@@ -12,9 +12,9 @@ from PIL import Image
 
 from data.readers.index import keeping_faults
 from data.sources import build_source
-from data.views import read_image
 from evaluation.suites import find_suites
 from utils.config import Recipe, from_dict
+from utils.images import read_image
 from utils.masks import encode_rle
 
 SIZE = (10, 12)

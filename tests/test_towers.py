@@ -33,7 +33,7 @@ from transformers import (
 
 from data.tokens import TokenSpec, load_tokenizer
 from data.types import Geometry
-from data.views import IMAGENET_MEAN, IMAGENET_STD, ClipView, PaddedView, StretchedView, read_image
+from data.views import IMAGENET_MEAN, IMAGENET_STD, ClipView, PaddedView, StretchedView
 from model.checkpoints.files import read_tensors
 from model.checkpoints.load import build_model, load_folder
 from model.checkpoints.save import save_folder, save_original
@@ -45,6 +45,7 @@ from tests.tiny_base import GOLDEN, base_tensors, write_base, write_sam
 from tests.tiny_model import llava_of
 from tools.memory.released_sizes import released_architecture
 from utils.config import ModelConfig, TowerConfig
+from utils.images import read_image
 from utils.log import log
 
 REAL = Path(os.environ.get("REAL_DIR") or "real")

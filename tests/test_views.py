@@ -27,11 +27,10 @@ from data.views import (
     SamView,
     SquareView,
     StretchedView,
-    as_rgb,
     load_view,
-    read_image,
 )
 from tests.records import names, record_folder
+from utils.images import as_rgb, read_image
 
 
 def scene(height=48, width=64):

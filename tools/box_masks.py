@@ -17,12 +17,12 @@ from transformers import SamImageProcessor, SamModel
 
 from data.readers.json_stream import read_json_lines
 from data.sources.base import path_below
-from data.views import read_image
 from evaluation.entries import entries_of
 from evaluation.export.coco import box_of
 from model.checkpoints.hub import fetch
 from utils.dist import device
 from utils.files import open_atomically
+from utils.images import read_image
 from utils.limits import ENTRY
 from utils.masks import encode_rle
 from utils.text import preview

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data.sources import build_source
 from data.types import Record
-from data.views import read_image
 from evaluation.predictor import Predictor
 from evaluation.report.draw import Layer, overlay, scale_image, scale_mask, wrap_text
+from utils.images import read_image
 
 WIDTH, MARGIN, FONT_SIZE, LINE = 340, 12, 17, 26  # of a panel, in pixels
 INK, QUIET, PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)

@@ -1,4 +1,4 @@
-"""Opening image files with Pillow: known formats only, a limit on pixels, errors that name the file; orientation."""
+"""Opening and reading image files: known formats only, a limit on pixels, errors that name the file; orientation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -18,6 +19,7 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "SUN",
 BYTES_PER_PIXEL = 8  # four channels of 16 bits, uncompressed
 OVERHEAD = 2**24  # bytes of what else a file may hold
 EXIF_ORIENTATION = 0x0112
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 TURNED = (5, 6, 7, 8)  # orientations that swap rows and columns
 UPRIGHT = {  # orientation -> what turns the image as it is stored into the image as it is shown
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,6 +30,49 @@ UPRIGHT = {  # orientation -> what turns the image as it is stored into the imag
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB as OpenCV reads it: EXIF orientation applied; 16 bit, palette, CMYK and grey converted; alpha
+    dropped.
+
+    Of an animation, the first frame. A missing, unreadable or truncated file, or one of more pixels than
+    ASSISTANT_MAX_PIXELS, raises an OSError that names it; OpenCV alone would return a truncated JPEG with a grey end.
+    """
+    import cv2  # reading files needs it, answering about an image that is in memory does not
+
+    path = Path(path)
+    check_file(path)
+    data = path.read_bytes()
+    with open_image(path, data=data) as header:
+        # OpenCV swaps red and blue of an AVIF with alpha and does not turn it; it multiplies a TIFF's colours by alpha
+        if header.format == "AVIF" or (header.format == "TIFF" and header.has_transparency_data):
+            return as_rgb(upright(header))
+        _check_complete(header, data)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise OSError(f"cannot read image {path}: {str(error).strip()}") from None
+    if image is None:
+        raise OSError(f"cannot read image {path}: OpenCV does not know its format, or it is damaged")
+    return image
+
+
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of a PIL image, equal to what `read_image` makes of the same file.
+
+    Of 16 bits the lower 8 are dropped; PIL's own conversion would make everything above 255 white. Raises ValueError
+    for modes without an agreed range of values.
+    """
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"an image of PIL mode {image.mode!r} has no agreed range of values; bring it to 0 .. 255 and uint8 "
+            "first, or give the path of its file"
+        )
+    return np.asarray(image.convert("RGB"))
 
 
 @contextmanager
@@ -72,6 +117,19 @@ def check_file(path: Path, what: str = "image") -> None:
             f"cannot read {what} {path}: a file of {size} bytes, more than an image of {PIXELS.value} pixels can have "
             f"(set {PIXELS.name} to raise that)"
         )
+
+
+def _check_complete(image: Image.Image, data: bytes) -> None:
+    """Raises an error of Pillow's if the file is truncated: it notices a missing end, OpenCV does not. JPEGs at 1/8
+    size, for speed.
+
+    A JPEG that ends with its end marker is whole: the two bytes cannot stand in coded pixels, and where a cut leaves
+    those of a thumbnail in the header at the end, there is no pixel and OpenCV refuses the file.
+    """
+    if data.startswith(JPEG_START) and data.endswith(JPEG_END):
+        return
+    image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+    image.load()
 
 
 def orientation(path: Path) -> int:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.views import read_image
 from evaluation.report.draw import scale_image, scale_mask
+from utils.images import read_image
 from web.visit import Answer, Talk
 
 SIDE = 1280  # pixels of the longer side of what is shown; files to download have the image's own size

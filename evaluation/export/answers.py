@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from data.types import Query
-from data.views import read_image
 from evaluation.export.coco import coco_results
 from evaluation.export.label_maps import panoptic_image, save_png, semantic_image
 from evaluation.export.suites import COCO, PANOPTIC, SEMANTIC
@@ -24,6 +23,7 @@ from evaluation.predictor import mask_score, segments_of
 from evaluation.protocols import Reply
 from evaluation.report.draw import Layer, colour_of, with_legend
 from utils.files import write_atomically
+from utils.images import read_image
 
 ENDINGS = {COCO: "_coco.json", SEMANTIC: "_semantic.png", PANOPTIC: "_panoptic.png"}  # of exported files
 

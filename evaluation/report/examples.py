@@ -11,7 +11,6 @@ import numpy as np
 
 from data.sources import Source
 from data.types import IMAGE_PLACEHOLDER
-from data.views import read_image
 from evaluation.metrics.base import STANDARD
 from evaluation.metrics.matched import BOTH
 from evaluation.prediction_schema import LEFT_OUT, Prediction
@@ -20,6 +19,7 @@ from evaluation.report.draw import Colour, Layer, Panel, colour_of, grid
 from evaluation.report.panels import replay
 from evaluation.suites import find_suites
 from utils.config import EvalConfig, SuiteConfig
+from utils.images import read_image
 from utils.masks import rle_to_mask
 from utils.plain import leaves
 

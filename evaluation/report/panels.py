@@ -9,7 +9,6 @@ import torch
 
 from data.sources.base import image_size
 from data.types import IMAGE_PLACEHOLDER, Query, Record
-from data.views import read_image
 from evaluation.metrics.counts import IGNORE
 from evaluation.metrics.matched import match
 from evaluation.metrics.matching import Names, assign
@@ -19,6 +18,7 @@ from evaluation.prediction_schema import Answer
 from evaluation.predictions import reply_of
 from evaluation.protocols import Reply
 from evaluation.report.draw import Colour, Layer, Panel, colour_of
+from utils.images import read_image
 
 Layers = list[Layer]
 EXTRA_COLOUR = (120, 120, 120)  # of a mask that matches nothing asked for

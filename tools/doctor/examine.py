@@ -19,11 +19,10 @@ from data.readers.index import keeping_faults
 from data.sources import Source
 from data.sources.base import image_paths
 from data.types import Record
-from data.views import read_image
 from evaluation.questions import questions
 from tools.doctor.plan import TRAIN, Need
 from tools.doctor.rehearsal import Rehearsal, texts_of
-from utils.images import orientation, orientation_hint
+from utils.images import orientation, orientation_hint, read_image
 
 FAULT, WARNING, NOTE = "fault", "warning", "note"
 EXAMPLES = 3  # shown per finding

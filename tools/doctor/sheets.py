@@ -15,10 +15,10 @@ from data.sources import Source
 from data.templates import Template
 from data.tokenizer_family import TokenizerFamily
 from data.types import Record
-from data.views import read_image
 from evaluation.report.draw import Layer, colour_of, with_legend
 from systems.base import System
 from tools.doctor.words import row_text
+from utils.images import read_image
 
 SIDE, COLUMN, MARGIN, FONT = 384, 960, 10, 13  # width of an image and of the words, blank edge, font size, in pixels
 LINE, MOST_LINES = FONT + 4, 90
