@@ -29,6 +29,7 @@ from tests.records import OWN, ROOT
 from tests.test_chat_talk import Terminal
 from tests.test_web_visit import png_header
 from tests.tiny_assistant import tiny
+from tests.webdriver import wait_for
 from toy.page_examples import EXAMPLES, write_examples
 from toy.world.scene import make_scene, scene_seed
 
@@ -149,6 +150,28 @@ def test_a_question_leaves_its_line_when_it_is_asked_and_returns_when_it_is_refu
     page.wait(FREE, "Stopped?", visitor)
     page.stop(visitor)
     assert lines() == ["Stopped?"]
+
+
+@needs_gradio
+def test_a_question_is_about_the_image_that_was_open_when_it_was_asked(tmp_path):
+    """Not about one that its client opened while it waited for another's answer."""
+    from gradio_client import Client, handle_file
+
+    other = tmp_path / "other.png"
+    Image.new("RGB", (90, 50)).save(other)
+    with page(seconds_per_token=0.2) as address:
+        one, busy = (Client(address, verbose=False) for _ in range(2))
+        for client in (one, busy):
+            client.predict(handle_file(str(IMAGE)), api_name="/open")
+        first = busy.submit("Where is the dog?", "question", api_name="/ask")
+        wait_for(lambda: first.outputs())
+        waiting = one.submit("Where is the dog?", "question", api_name="/ask")
+        wait_for(lambda: waiting.status().rank is not None)
+        assert not first.done() and one.predict(handle_file(str(other)), api_name="/open")["width"] == 90
+        with pytest.raises(Exception, match="Stopped: the conversation is as if this had not been asked"):
+            waiting.result(timeout=60)
+        with pytest.raises(Exception, match="no kind of question 'colours'; have: question, phrases, classes"):
+            one.predict("Where?", "colours", api_name="/ask")
 
 
 @needs_gradio

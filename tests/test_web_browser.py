@@ -157,6 +157,7 @@ def test_what_goes_wrong_is_said_in_a_sentence(browser, address, tmp_path):
     browser.type("#words textarea", "Where?")
     browser.click("#ask")
     browser.wait("return document.querySelector('#chat').innerText.includes('There is no image yet')")
+    browser.wait("return document.querySelector('#words textarea').value === 'Where?'")
     upload(browser, bad, "The image cannot be opened: cannot read image bad.png: damaged")
     upload(browser, bomb, "cannot read image bomb.png")
     upload(browser, huge, "exceed the maximum allowed size of 1.0 Mb")
@@ -180,8 +181,11 @@ def test_words_stream_and_can_be_stopped(browser, address):
     browser.type("#words textarea", "And now, slowly, the cat?")
     browser.click("#ask")
     browser.wait("return document.querySelector('#chat').innerText.includes('slowly')")
+    browser.type("#words textarea", "Typed meanwhile?")
     browser.click("#stop")
     browser.wait("return document.querySelector('#chat').innerText.includes('Stopped: ')")
+    time.sleep(0.5)
+    assert browser.run("return document.querySelector('#words textarea').value") == "Typed meanwhile?"
     assert before == 1 and browser.run("return document.querySelectorAll('#viewer select').length") == 0
 
 

@@ -30,6 +30,8 @@ STYLE = """
 #title h1 { margin: .2rem 0 0; } #title p { margin: .1rem 0 .3rem; color: var(--body-text-color-subdued); }
 @media (max-width: 640px) { .gradio-container > main { padding: .6rem !important; } }
 """
+# In the browser, which alone knows what was typed meanwhile: a refused question returns to its line if that is empty.
+GIVE_BACK = "(returned, words) => ['', returned && !words.trim() ? returned : words]"
 Update = tuple[Any, ...]  # a value for each of the outputs of an event
 
 
@@ -93,6 +95,7 @@ def build(visits: Visits, name: str, samples: Sequence[Sample], note: str = "") 
                     ask = gr.Button("Ask", variant="primary", size="md", elem_id="ask", min_width=80, scale=2)
                     stop = gr.Button("Stop", size="md", elem_id="stop", min_width=60)
                     new = gr.Button("Start over", size="md", elem_id="new", min_width=120)
+                returned = gr.Textbox(visible="hidden", elem_id="returned")  # the words of a question that was refused
         _add_api(page)  # first: its names are those of the functions, which the page's own events have, too
         everything = [chat, viewer, *files]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -100,7 +103,10 @@ def build(visits: Visits, name: str, samples: Sequence[Sample], note: str = "") 
         examples.click(page.sample(samples), None, [kind, words, *everything], **quiet)
         kind.change(lambda kind: gr.update(placeholder=HINTS.get(kind, "")), kind, words, queue=False, **quiet)
         waiting = gr.on([ask.click, words.submit], page.wait, [kind, words], [words, chat], queue=False, **quiet)
-        waiting.then(page.ask, None, [words, *everything], concurrency_id=MODEL, concurrency_limit=1, **quiet)
+        asked = waiting.then(
+            page.ask, None, [returned, *everything], concurrency_id=MODEL, concurrency_limit=1, **quiet
+        )
+        asked.then(None, [returned, words], [returned, words], js=GIVE_BACK, queue=False, **quiet)
         stop.click(page.stop, None, None, queue=False, **quiet)
         new.click(page.forget, None, everything, queue=False, **quiet)
         blocks.unload(page.leave)
@@ -116,7 +122,16 @@ def _add_api(page: _Page) -> None:
     answer = gr.JSON(visible=False, label="answer")
     button = gr.Button(visible=False)
     button.click(page.api_open, image, answer, api_name="open")
-    button.click(page.api_ask, [words, kind], answer, api_name="ask", concurrency_id=MODEL, concurrency_limit=1)
+    button.click(
+        page.api_ask,
+        [words, kind],
+        answer,
+        api_name="ask",
+        validator=page.api_asked,  # Gradio calls it when the question arrives
+        preprocess=False,  # it would refuse a wrong kind there, and the client would not get the sentence
+        concurrency_id=MODEL,
+        concurrency_limit=1,
+    )
     button.click(page.api_forget, None, answer, api_name="forget")
 
 
@@ -153,7 +168,7 @@ class _Page:
         return "", said(visit.talk, *_asked(words), (NOTE, "Waiting for the model ...")) if words.strip() else gr.skip()
 
     def ask(self, request: gr.Request) -> Generator[Update]:
-        """Answers the question that waits; one that is refused returns to the line."""
+        """Answers the question that waits. Of one that is refused, the words come first: they return to the line."""
         visit = self._visit(request)
         same = [gr.skip()] * 4
         question = visit.turn()
@@ -195,6 +210,11 @@ class _Page:
             raise gr.Error(str(error), print_exception=False) from None
         return {"image": talk.image.name, "width": talk.size[1], "height": talk.size[0]}
 
+    def api_asked(self, words: str, kind: str, request: gr.Request) -> tuple[None, None]:
+        """Notes which conversation a question is about when it is asked: until its turn comes, that may be another."""
+        request.state.talk = self._visit(request).talk if request.session_hash else None
+        return None, None
+
     def api_ask(self, words: str, kind: str, request: gr.Request) -> Generator[dict[str, Any]]:
         """Asks about the image. kind: question, phrases, or classes (names with commas between them).
 
@@ -202,7 +222,7 @@ class _Page:
         unmentioned, coco (COCO results).
         """
         visit = self._visit(request)
-        answers = visit.ask(Question(kind, words, visit.talk))
+        answers = visit.ask(Question(str(kind), str(words), request.state.talk))
         try:
             while True:
                 yield {"text": next(answers)}
