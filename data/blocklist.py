@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ REFER_FAMILY = tuple(
 REFER_TRAINING = re.compile(r"(R-|fp|g)?refcoco[+g]?")  # the training sets that such a split can leak into
 COCO_NAME = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12})")
 COCO_NUMBER = re.compile(r"(\d{12})")  # the name of an image in COCO's own folders from 2017 on
+TWELVE_DIGITS = re.compile(r"(?:COCO_\w+_)?(\d{12})")  # a name as COCO's, wherever the image lies
 COCO_FOLDER = re.compile(r"(?:train|val|test|unlabeled)20(?:14|15|17)")
 
 
@@ -59,12 +62,36 @@ RULES = {
 }
 
 
+class ImageSet:
+    """A set of images. An image is in it by its `picture_key`, or as a copy: people copy some of COCO's images, with
+    their names, to folders of their own, where an equal number alone does not tell (their own images are numbered, too)
+    but the bytes of the file do.
+    """
+
+    def __init__(self, paths: Iterable[str] = ()) -> None:
+        self.keys: set[str] = set()
+        self._numbered: dict[str, set[str]] = defaultdict(set)  # twelve digits -> files that have them in their name
+        for path in paths:
+            self.keys.add(picture_key(path))
+            if digits := TWELVE_DIGITS.fullmatch(Path(path).stem):
+                self._numbered[digits[1]].add(path)
+
+    def __contains__(self, path: str) -> bool:
+        if picture_key(path) in self.keys:
+            return True
+        digits = TWELVE_DIGITS.fullmatch(Path(path).stem)
+        return digits is not None and any(_same_file(path, other) for other in self._numbered.get(digits[1], ()))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
 @dataclass(frozen=True)
 class Blocklist:
-    """Images that are evaluated on, by `picture_key`; `splits` names the sources that they come from."""
+    """Images that are evaluated on; `splits` names the sources that they come from."""
 
     rule: str = "off"
-    keys: frozenset[str] = frozenset()
+    images: ImageSet = field(default_factory=ImageSet)
     splits: tuple[str, ...] = ()
 
     @classmethod
@@ -88,14 +115,14 @@ class Blocklist:
             raise FileNotFoundError(f"data.exclude_val {rule}: {root} has none of {', '.join(missing)}")
         if missing:
             log.warning("exclude_val %s goes without %s: not below %s", rule, ", ".join(missing), root)
-        keys = frozenset(picture_key(path) for _, source in sources for path in image_paths(source))
-        return cls(rule, keys, tuple(name for name, _ in sources))
+        images = ImageSet(path for _, source in sources for path in image_paths(source))
+        return cls(rule, images, tuple(name for name, _ in sources))
 
     def usable(self, name: str, source: Source) -> np.ndarray | range:
         """Indices of the records of the training source `name` whose image is not blocked."""
-        if not self.keys or not RULES[self.rule].applies(name.split("|")[0]):
+        if not self.images or not RULES[self.rule].applies(name.split("|")[0]):
             return range(len(source))
-        blocked = np.fromiter((picture_key(path) in self.keys for path in image_paths(source)), bool, len(source))
+        blocked = np.fromiter((path in self.images for path in image_paths(source)), bool, len(source))
         usable = np.flatnonzero(~blocked)
         log.info("exclude_val %s: %s trains without %d of %d images", self.rule, name, blocked.sum(), len(source))
         return usable if blocked.any() else range(len(source))
@@ -117,8 +144,23 @@ def picture_key(path: str | Path) -> str:
     So "COCO_train2014_000000000009.jpg" of RefCOCO and "train2017/000000000009.jpg" of COCO-Stuff have one key. Twelve
     digits in a folder that is not COCO's are a name like any other. Links are followed.
     """
-    path = Path(path)
-    number = COCO_NAME.fullmatch(path.stem)
-    if not number and COCO_FOLDER.fullmatch(path.parent.name):
-        number = COCO_NUMBER.fullmatch(path.stem)
-    return f"coco {number[1]}" if number else os.path.realpath(path)
+    if number := _coco_number(Path(path)):  # without a look at the disk
+        return f"coco {number}"
+    real = os.path.realpath(path)
+    number = _coco_number(Path(real))
+    return f"coco {number}" if number else real
+
+
+def _coco_number(path: Path) -> str | None:
+    """The twelve digits of an image that is COCO's by its name, or by that of its folder."""
+    found = COCO_NAME.fullmatch(path.stem)
+    if not found and COCO_FOLDER.fullmatch(path.parent.name):
+        found = COCO_NUMBER.fullmatch(path.stem)
+    return found[1] if found else None
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:  # missing images are reported where they are read
+        return False

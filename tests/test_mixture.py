@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.blocklist import Blocklist, picture_key
+from data.blocklist import Blocklist, ImageSet, picture_key
 from data.collate import NothingToAsk, SampleBuilder
 from data.encode import Encoder, SequenceTooLong
 from data.mixture import MAX_TRIES, Mixture, Part, Stream
@@ -325,6 +325,21 @@ def test_links_to_one_picture_are_one_picture(tmp_path):
     assert len({picture_key(tmp_path / name) for name in names}) == 1
 
 
+def test_copies_of_coco_s_images_in_other_folders_are_found_by_their_bytes(tmp_path):
+    """Not by their number alone: images of one's own may be numbered, too."""
+    places = ("train2014/COCO_train2014_000000000009.jpg", "train2017/000000000009.jpg", "mine/000000000009.jpg")
+    other = "own/000000000009.jpg"
+    for name in (*places, other):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"a" if name != other else b"b")
+    (tmp_path / "linked.jpg").symlink_to(tmp_path / places[1])
+    for held in places:
+        images = ImageSet([str(tmp_path / held)])
+        assert all(str(tmp_path / name) in images for name in places)
+        assert str(tmp_path / other) not in images and str(tmp_path / "lost/000000000009.jpg") not in images
+    assert str(tmp_path / "linked.jpg") in ImageSet([str(tmp_path / places[0])]), "a link with another name"
+
+
 @pytest.fixture
 def refer_world(tmp_path):
     """RefCOCO, RefCOCOg and LLaVA-Instruct on one set of images: 1 is evaluated on in RefCOCO, 2 in RefCOCOg."""
@@ -368,7 +383,7 @@ def test_rules_of_the_referring_sets(refer_world, caplog, rule, usable):
     found = {name: len(blocklist.usable(name, build_source(name, refer_world))) for name in usable}
     assert found == usable
     if rule != "off":
-        assert blocklist.keys == {"coco 000000000001", "coco 000000000002"}
+        assert blocklist.images.keys == {"coco 000000000001", "coco 000000000002"}
         assert blocklist.splits == ("refcoco|unc|testA", "refcocog|umd|val")
         assert "grefcoco|unc|val" in caplog.text, "what is not there is said"
 
@@ -377,7 +392,7 @@ def test_a_cleaned_file_stands_in_for_the_released_one(refer_world):
     folder = refer_world / "refer_seg/refcoco"
     (folder / "refs(unc).p").rename(folder / "refs(unc_exclude_unified).p")
     found = Blocklist.build("refer_family", refer_world)
-    assert found.splits == ("refcoco|unc_exclude_unified|testA", "refcocog|umd|val") and len(found.keys) == 2
+    assert found.splits == ("refcoco|unc_exclude_unified|testA", "refcocog|umd|val") and len(found.images) == 2
 
 
 def test_a_rule_without_any_of_its_sets_is_an_error(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.blocklist import Blocklist, picture_key
+from data.blocklist import Blocklist, ImageSet
 from data.readers.index import keeping_faults
 from tools.doctor.examine import FAULT, WARNING, Report
 from tools.doctor.plan import EVAL, TRAIN
@@ -17,7 +17,7 @@ def check_overlap(reports: list[Report], recipe: Recipe, root: Path) -> None:
     evaluated = [report for report in readable if report.need.role == EVAL]
     trained = [report for report in readable if report.need.role == TRAIN]
     suites = [DatasetConfig(report.need.source, options=report.need.options) for report in evaluated]
-    held_out = {report.need.label: {picture_key(path) for path in report.images} for report in evaluated}
+    held_out = {report.need.label: ImageSet(report.images) for report in evaluated}
     try:
         with keeping_faults(recipe.data.on_bad_sample == "skip"):
             blocklist = Blocklist.build(recipe.data.exclude_val, root, suites)
@@ -29,8 +29,8 @@ def check_overlap(reports: list[Report], recipe: Recipe, root: Path) -> None:
         usable = blocklist.usable(report.need.source, report.opened)
         if not len(usable):
             report.note(FAULT, "nothing left", f"exclude_val {blocklist.rule} leaves no image of it")
-        keys = [picture_key(report.images[index]) for index in usable]
-        for name, held_out_keys in held_out.items():
-            if count := sum(key in held_out_keys for key in keys):
-                text = f"{count} of {len(keys)} training images are in {name}; see data.exclude_val"
+        images = [report.images[index] for index in usable]
+        for name, evaluated_images in held_out.items():
+            if count := sum(image in evaluated_images for image in images):
+                text = f"{count} of {len(images)} training images are in {name}; see data.exclude_val"
                 report.note(WARNING, f"trained and evaluated on ({name})", text, count)
