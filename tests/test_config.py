@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from systems.base import systems_accepting
 from utils import renamed
 from utils.config import Recipe, TrainConfig, from_dict, load_recipe, load_yaml, merge, override, save_recipe, to_dict
+from utils.flags import resolve
 from utils.reference import reference, sections
 from utils.renamed import MOVED, RENAMED, find_config, with_new_names
 
@@ -191,3 +193,53 @@ def test_one_way_to_give_the_length_replaces_the_other_below_it(tmp_path):
     recipe = load_recipe(tmp_path / "mine.yaml")
     assert recipe.train.total_steps == 1000
     assert load_recipe(save_recipe(recipe, tmp_path)) == recipe == from_dict(Recipe, to_dict(recipe))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {lrr: 1}", "no field in train 'lrr' (did you mean 'lr'?)"),
+        ("off: 1", "no field in the recipe 'False'; have: data, "),
+        ("model: {lora: {3: 1}}", "no field in model.lora '3'"),
+        ("base:", "base must be the name of a recipe file, got None"),
+        ("base: ''", "base must be the name of a recipe file, got ''"),
+        ("train: {time_limit_minutes: 11:30:00}", "train.time_limit_minutes: expected float, got '11:30:00'"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path, text, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    for read in (load_recipe, lambda path: resolve(["--config", str(path)], systems_accepting)):
+        with pytest.raises(ValueError) as error:
+            read(file)
+        assert str(error.value).startswith(f"{file}: {said}")
+
+
+def test_a_folder_in_place_of_a_recipe_says_where_the_recipe_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no recipe {tmp_path}; it is a folder; a run's is .*recipe.yaml"):
+        load_yaml(tmp_path)
+
+
+def test_numbers_are_those_that_people_mean(tmp_path):
+    """YAML 1.1 reads 010 as 8 and 5e8 as text."""
+    (tmp_path / "mine.yaml").write_text("train: {batch_size: 010, zero_options: {a: 5e8, b: {c: -1E-3}, d: e5}}")
+    train = load_recipe(tmp_path / "mine.yaml").train
+    assert train.batch_size == 10 and train.zero_options == {"a": 5e8, "b": {"c": -1e-3}, "d": "e5"}
+
+
+def test_the_home_folder_may_be_a_tilde_in_every_field_that_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base.yaml").write_text("data: {dataset_dir: ~/data, index_dir: ~/index}")
+    (tmp_path / "mine.yaml").write_text("base: ~/base.yaml\nmodel: {embedding_cache: {folder: ~/cache}}")
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    folders = (recipe.data.dataset_dir, recipe.data.index_dir, recipe.model.embedding_cache.folder)
+    assert folders == tuple(str(tmp_path / name) for name in ("data", "index", "cache"))
+    assert from_dict(Recipe, {"train": {"resume": "~/run"}}).train.resume == str(tmp_path / "run")
+
+
+def test_a_section_that_is_set_keeps_the_fields_that_are_not_named():
+    values = {"model": {"lora": {"r": 4, "target_modules": ["o_proj"]}}, "train": {"epochs": 3, "lr": 1.0}}
+    assert override(values, "model.lora={r: 16}")["model"] == {"lora": {"r": 16, "target_modules": ["o_proj"]}}
+    assert override(values, "model.embedding_cache={folder: a}")["model"]["embedding_cache"] == {"folder": "a"}
+    assert override(values, "train={steps: 7}")["train"] == {"lr": 1.0, "steps": 7}
+    assert override({"options": {"a": 1}}, "options={b: 2}") == {"options": {"b": 2}}

@@ -274,3 +274,21 @@ def test_table_lists_every_flag():
     table = markdown()
     assert all(f"`--{flag.name}`" in table for flag in FLAGS)
     assert all(line.replace("\\|", "").count("|") == 5 for line in table.splitlines())
+
+
+@pytest.mark.parametrize("name", ["config", "system", "dataset", "sem_seg_data"])
+def test_an_empty_value_as_of_a_shell_variable_that_is_not_set_is_refused(name):
+    with pytest.raises(ValueError, match=f"--{name} is empty"):
+        recipe(f"--{name}=''")
+
+
+def test_the_home_folder_after_an_equals_sign_is_found(monkeypatch):
+    """Where a shell leaves the ~ as it is."""
+    monkeypatch.setenv("HOME", "/home/me")
+    found = recipe("--dataset-dir=~/data --vision_pretrained=~/sam.pth")
+    assert (found.data.dataset_dir, found.model.vision_pretrained) == ("/home/me/data", "/home/me/sam.pth")
+
+
+def test_a_switch_with_a_value_says_how_switches_are_written():
+    with pytest.raises(SystemExit, match="unknown argument 'False'; switches are written --name or --no_name"):
+        recipe("--auto_resume False")

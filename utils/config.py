@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -54,12 +56,14 @@ __all__ = [
     "load_yaml",
     "merge",
     "override",
+    "recipe_of",
     "save_recipe",
     "to_dict",
     "with_overrides",
     "without_none",
 ]
 LENGTHS = (("steps",), ("epochs", "steps_per_epoch"))  # of `train`: the two ways to say how long
+EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 
 
 def from_dict(cls: Any, values: dict[str, Any], where: str = "") -> Any:
@@ -75,11 +79,15 @@ def from_dict(cls: Any, values: dict[str, Any], where: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise ValueError(unknown(f"field in {where or 'the recipe'}", key, hints))
+            raise ValueError(unknown(f"field in {where or 'the recipe'}", str(key), hints))
     needed = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [name for name in needed if name not in values]:
         raise ValueError(f"{where}: needs {', '.join(missing)}; its fields are {', '.join(hints)}")
-    made = cls(**{key: _cast(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()})
+    cast = {key: _cast(value, hints[key], f"{where}.{key}".lstrip(".")) for key, value in values.items()}
+    for entry in dataclasses.fields(cls):
+        if entry.metadata.get("path") and isinstance(path := cast.get(entry.name), str):
+            cast[entry.name] = os.path.expanduser(path)
+    made = cls(**cast)
     for entry in dataclasses.fields(cls):
         if "range" in entry.metadata and isinstance(value := getattr(made, entry.name), (int, float)):
             _check_range(value, *entry.metadata["range"], f"{where}.{entry.name}".lstrip("."))
@@ -125,7 +133,9 @@ def _cast(value: Any, kind: Any, where: str) -> Any:
         return tuple(_cast(item, args[0], f"{where}[{index}]") for index, item in enumerate(value))
     if origin is dict and not isinstance(value, dict):
         raise ValueError(f"{where}: expected a mapping, got {value!r}")
-    if origin is dict or kind is Any:
+    if origin is dict:
+        return _with_numbers(value)
+    if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
         if kind is DatasetConfig and isinstance(value, str):  # `- ade20k` is short for `- {source: ade20k}`
@@ -142,6 +152,14 @@ def _cast(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
     return value
+
+
+def _with_numbers(value: Any) -> Any:
+    """The values of a mapping whose fields are known to others alone (options; DeepSpeed's), with numbers such as 5e8,
+    which are text in YAML 1.1, as numbers."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 def _choice_of(value: Any, choices: tuple[Any, ...], where: str) -> Any:
@@ -201,16 +219,22 @@ def load_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     path = find_config(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no recipe {path}; see configs/ for the ones shipped")
+        hint = (
+            f"it is a folder; a run's is {path / 'recipe.yaml'}"
+            if path.is_dir()
+            else "see configs/ for the ones shipped"
+        )
+        raise FileNotFoundError(f"no recipe {path}; {hint}")
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping at the top, got {type(values).__name__}")
-    base = values.pop("base", None)
-    values = with_new_names(values, complete=not base)
-    if not base:
-        return values
-    if not isinstance(base, str):
+    if "base" not in values:
+        return with_new_names(values, complete=True)
+    base = values.pop("base")
+    if not isinstance(base, str) or not base.strip():
         raise ValueError(f"{path}: base must be the name of a recipe file, got {base!r}")
+    values = with_new_names(values)
+    base = os.path.expanduser(base)
     above = (*above, path.resolve())
     if find_config(path.parent / base).resolve() in above:
         raise ValueError(f"{path}: its base {base} leads back to it")
@@ -220,12 +244,19 @@ def load_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def load_recipe(path: str | Path) -> Recipe:
     """The recipe of a YAML file or of a run folder (its `recipe.yaml`)."""
     path = Path(path)
-    if not path.is_dir():
-        return from_dict(Recipe, load_yaml(path))
-    path = path / "recipe.yaml"
-    if path.is_file() and "base" in (read_yaml(path) or {}):
-        raise ValueError(f"{path}: the recipe in a folder of weights is a whole one, without a base")
-    return from_dict(Recipe, load_yaml(path))
+    if path.is_dir():
+        path = path / "recipe.yaml"
+        if path.is_file() and "base" in (read_yaml(path) or {}):
+            raise ValueError(f"{path}: the recipe in a folder of weights is a whole one, without a base")
+    return recipe_of(load_yaml(path), path)
+
+
+def recipe_of(values: dict[str, Any], path: str | Path) -> Recipe:
+    """The recipe of what a file holds; errors name it."""
+    try:
+        return from_dict(Recipe, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def save_recipe(recipe: Recipe, folder: str | Path) -> Path:
@@ -241,13 +272,16 @@ def override(values: dict[str, Any], assignment: str) -> dict[str, Any]:
         raise ValueError(f"--set takes a.b=value, got {assignment!r}")
     dotted, text = assignment.split("=", 1)
     value = _value(text, dotted)
+    keys = dotted.split(".")
+    if isinstance(value, dict) and _is_section(keys):  # as in a file: fields that are not named stay
+        return merge(values, with_new_names(_put({}, keys, value, dotted)))
     if new_name(dotted) == dotted:
         section, _, name = dotted.partition(".")
         if section == "train" and isinstance(values.get("train"), dict):
             values = {**values, "train": _without_other_length(values["train"], {name: value})}
-        return _put(values, dotted.split("."), value, dotted)
+        return _put(values, keys, value, dotted)
     # The value is translated in a recipe of its own, and replaces what the field of today holds.
-    translated: Any = with_new_names(_put({}, dotted.split("."), value, dotted))
+    translated: Any = with_new_names(_put({}, keys, value, dotted))
     keys = new_name(dotted).split(".")
     for key in keys:
         translated = translated[key]
@@ -259,6 +293,14 @@ def with_overrides(values: dict[str, Any], assignments: Iterable[str]) -> dict[s
     for assignment in assignments:
         values = override(values, assignment)
     return values
+
+
+def _is_section(keys: list[str]) -> bool:
+    """Whether a field is a section of the recipe, with fields of its own."""
+    kind: Any = Recipe
+    for key in keys:
+        kind = without_none(typing.get_type_hints(kind).get(key)) if dataclasses.is_dataclass(kind) else None
+    return dataclasses.is_dataclass(kind)
 
 
 def _value(text: str, dotted: str) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.config import Recipe, from_dict, load_yaml, merge, to_dict, with_overrides
+from utils.config import Recipe, from_dict, load_yaml, merge, recipe_of, to_dict, with_overrides
 from utils.flag_table import FLAGS, MIXTURE, SWAPS, TASK_DATA, WITHOUT_MEANING, Flag, page
 from utils.reference import reference
 from utils.registry import unknown
@@ -25,6 +26,9 @@ def resolve(argv: list[str], takes: Callable[..., list[str]], say: Callable = pr
     `configs/released/<system>.yaml` is the base.
     """
     arguments = vars(_parser().parse_all(underscored(argv)))
+    for name in ("config", "system", *MIXTURE):
+        if not arguments.get(name, "-").strip():  # as of a shell variable that is not set
+            raise ValueError(f"--{name} is empty: leave it out, or give a value")
     flags = set(arguments)
     config = arguments.pop("config", None)
     system = arguments.pop("system", None)
@@ -48,7 +52,12 @@ def resolve(argv: list[str], takes: Callable[..., list[str]], say: Callable = pr
         if system not in takes({}):
             raise ValueError(f"--system: {unknown('system', system, takes({}))}")
         base = _base(system)
-    values = to_dict(from_dict(Recipe, merge(base, over)))
+    try:
+        values = to_dict(from_dict(Recipe, merge(base, over)))
+    except ValueError:
+        if config:
+            recipe_of(base, config)  # where the file alone is wrong, the message names it
+        raise
     for name, swap in SWAPS.items():
         if arguments.pop(name, False):
             suites = [suite for suite in values["eval"]["suites"] if suite != swap.removes]
@@ -63,11 +72,15 @@ def check_flags(argv: Sequence[str]) -> None:
 
 
 def underscored(argv: Sequence[str]) -> list[str]:
-    """Flag names with underscores, whichever way they were written; values stay."""
+    """Flag names with underscores, whichever way they were written. Values stay, except that a `~` for the home folder,
+    which shells leave as it is after an equals sign, is replaced."""
     normal = []
     for text in argv:
         name, equals, value = text.partition("=")
-        normal.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else text)
+        if name.startswith("--"):
+            value = os.path.expanduser(value) if value.startswith("~/") else value
+            text = f"--{name[2:].replace('-', '_')}{equals}{value}"
+        normal.append(text)
     return normal
 
 
@@ -140,6 +153,8 @@ class _Parser(argparse.ArgumentParser):
             name = text.partition("=")[0]
             near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else "see --help"
+            if text.lower() in ("true", "false"):
+                hint = "switches are written --name or --no_name, without a value"
             self.error(f"unknown {'flag' if text.startswith('-') else 'argument'} {text!r}; {hint}")
         return namespace
 

@@ -43,7 +43,7 @@ class TowerConfig:
         None, "Qwen-VL: resize once, or twice as Sa2VA does in inference: first to the nearest multiples of 28 pixels"
     )
     preprocessor: str | None = setting(
-        None, "image-processor file: the size of the view, and mean and deviation where nothing is padded"
+        None, "image-processor file: the size of the view, and mean and deviation where nothing is padded", path=True
     )
     new_projector: bool = setting(
         False, "a new projector, two layers, twice as wide between: in place of a base's, or for a plain language model"
@@ -62,7 +62,7 @@ class CacheConfig:
     An evaluation keeps them only where its own command line says so.
     """
 
-    folder: str = setting(MISSING, "where they lie; processes and runs may share it")
+    folder: str = setting(MISSING, "where they lie; processes and runs may share it", path=True)
     max_gib: float = setting(20.0, "size of the folder; least recently used embeddings go first", 0, above=True)
 
 

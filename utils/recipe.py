@@ -46,7 +46,7 @@ class SuiteConfig:
 class DataConfig:
     """What is trained on, and how it is read."""
 
-    dataset_dir: str = setting("./dataset", "root of all datasets")
+    dataset_dir: str = setting("./dataset", "root of all datasets", path=True)
     mixture: tuple[TaskConfig, ...] = setting((), "the tasks and their datasets")
     on_bad_sample: Literal["raise", "skip"] = setting(
         "raise", "at a sample that cannot be used: stop, or take another one (counted and reported)"
@@ -62,7 +62,7 @@ class DataConfig:
         "off", "whose images are kept out of training"
     )
     index_dir: str | None = setting(
-        None, "where annotation indexes are kept; null: $ASSISTANT_INDEX_DIR, else inside dataset_dir"
+        None, "where annotation indexes are kept; null: $ASSISTANT_INDEX_DIR, else inside dataset_dir", path=True
     )
     sampling: Literal["rates", "epoch"] = setting(
         "rates", "rates: sample by rate, without end; epoch: every record once per epoch, whatever its rate (0: never)"
@@ -151,7 +151,7 @@ class TrainConfig:
 
     # What follows belongs to one start of the program, not to the experiment.
     auto_resume: bool = setting(True, "resume from the run folder's last checkpoint", start=True)
-    resume: str | None = setting(None, "checkpoint folder to resume from", start=True)
+    resume: str | None = setting(None, "checkpoint folder to resume from", start=True, path=True)
     time_limit_minutes: float = setting(0.0, "save and stop after this time; 0: no limit", 0, start=True)
 
     def __post_init__(self) -> None:

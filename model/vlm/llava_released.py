@@ -31,7 +31,7 @@ def released_sizes(values: dict[str, Any], config: ModelConfig, added: int) -> L
     """
     text = values.get("text_config", values)
     language = {key: text[key] for key in _LANGUAGE_KEYS if text.get(key) is not None}
-    language = language or {**_LANGUAGE["13b" if "13b" in config.version.lower() else "7b"], "vocab_size": VOCABULARY}
+    language = language or {**_LANGUAGE[size_in(config.version) or "7b"], "vocab_size": VOCABULARY}
     language["vocab_size"] += added
     place, built = _tower(values, config)
     view = tower_input(values, config.tower, TOWERS[built["model_type"]])
@@ -56,3 +56,8 @@ def _tower(values: dict[str, Any], config: ModelConfig) -> tuple[Path, dict[str,
         tower = values if "vision_config" in values else read_config(folder)
         return folder, tower_family(tower, str(folder / "config.json")).sizes(tower)
     return folder, {**_TOWER, "image_size": 336 if "336" in (config.vision_tower or config.version) else 224}
+
+
+def size_in(name: str) -> str | None:
+    """The released size of a language model that a base is called by: 7b or 13b."""
+    return next((size for size in _LANGUAGE if size in name.lower()), None)

@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
         rehearsal = Rehearsal.of(recipe)
         needs = needs_of(recipe)
     except (ValueError, KeyError, OSError) as error:
-        print(f"data_doctor.py: {args.recipe}: {error}", file=sys.stderr)
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        named = text if text.startswith(str(args.recipe)) else f"{args.recipe}: {text}"
+        print(f"data_doctor.py: {named}", file=sys.stderr)
         return 2
     root = Path(recipe.data.dataset_dir)
     set_index_folder(recipe.data.index_dir)

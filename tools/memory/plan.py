@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,12 +20,13 @@ from model.finetune.trainable import prepare_training
 from model.runtime import training_options
 from model.seg_model import SegModel
 from model.vlm import VLMS
+from model.vlm.llava_released import size_in
 from model.vlm.prefix_packing import can_pack
 from systems.assistant import system_of
 from tools.memory.activation_memory import Footprint, footprint
-from tools.memory.released_sizes import released_architecture
+from tools.memory.released_sizes import base_config, released_architecture
 from tools.memory.zero_memory import DeviceMemory, ParameterCounts, count_parameters, device_memory
-from utils.config import Recipe, from_dict, load_yaml, to_dict, with_overrides
+from utils.config import Recipe, from_dict, load_recipe, to_dict, with_overrides
 from utils.log import log
 
 GIB = 2**30
@@ -68,16 +70,25 @@ class StepMemory:
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Prints the plan and what to change; returns the exit status."""
+    """Prints the plan and what to change; returns the exit status: 2 where the recipe cannot be read."""
     log.setLevel(logging.WARNING)
-    values = with_overrides(load_yaml(args.recipe), args.set)
-    recipe = from_dict(Recipe, values)
+    try:
+        recipe = from_dict(Recipe, with_overrides(to_dict(load_recipe(args.recipe)), args.set))
+        system_of(recipe)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"plan_memory.py: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 2
     if recipe.model.precision == "auto":  # on the GPU that is planned for, not on the device that plans
         recipe = replace(recipe, model=replace(recipe.model, precision="bf16"))
     load = workload(recipe, args)
     memory = measure_step(recipe, load)
     room = int((args.gpu_memory - args.reserve) * GIB)
     print(heading(recipe, memory, load, args))
+    if not base_config(recipe.model.version) and not size_in(recipe.model.version):
+        print(
+            f"model.version {recipe.model.version!r} is no folder with a config.json, nor the name of a released base: "
+            "planned with the sizes of LLaVA 7B\n"
+        )
     print(memory_table(recipe, memory, args.gpus, room))
     if fits(recipe, memory, args.gpus, room):
         print(f"\nfits as it is: ZeRO {recipe.train.zero_stage}, {recipe.train.batch_size} images per GPU")

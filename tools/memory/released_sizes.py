@@ -26,8 +26,7 @@ def released_architecture(
     head, tokens: the system's; head is a name in HEADS. A mask head's file that is not named after a released size is
     read where it is at hand.
     """
-    folder = Path(config.version)
-    values = read_config(folder) if (folder / "config.json").is_file() else released_config(config.version)
+    values = base_config(config.version)
     backbone = vlm_class(values, config.version)
     head = choose_head(values, config, head)
     head_class = HEADS[head]
@@ -48,6 +47,12 @@ def released_architecture(
         saved_config = _promptable(head_class, config.vision_pretrained, options, context)
     head_config = head_class.config_for({}, options, replace(context, saved_config=saved_config))
     return Architecture(backbone.NAME, vlm_config, head, head_config, projection), view
+
+
+def base_config(version: str) -> dict[str, Any]:
+    """The `config.json` of a local folder, else what is known of a released base of that name."""
+    folder = Path(version).expanduser()
+    return read_config(folder) if (folder / "config.json").is_file() else released_config(version)
 
 
 def released_config(name: str) -> dict[str, Any]:
