@@ -130,6 +130,51 @@ def test_the_environment_of_the_shell_is_kept_where_it_has_the_packages(tmp_path
     assert done.stdout == said
 
 
+PYTHON = """#!/bin/sh
+case "$1 $2" in
+  "-m venv") mkdir -p .venv/bin; [ -L .venv/bin/python ] || cp "$0" .venv/bin/python; touch .venv/pip
+    echo "VIRTUAL_ENV='$PWD/.venv'" >.venv/bin/activate;;
+  "-c import pip") test -e .venv/pip;;
+  "-m pip") test -e .venv/pip && touch installed;;
+esac
+"""
+
+
+@pytest.mark.parametrize("before", ["nothing", "a python that is gone", "no pip", "another place"])
+def test_an_environment_that_does_not_work_is_made_again_or_refused(tmp_path, before):
+    """A set-up that was interrupted, a Python that was replaced, a folder that was moved."""
+    root = tmp_path / "a folder"
+    (root / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "setup.sh", root / "scripts")
+    (root / "requirements.txt").touch()
+    python, venv = root / "python", root / ".venv"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    if before != "nothing":
+        (venv / "bin").mkdir(parents=True)
+        (venv / "bin" / "activate").write_text("VIRTUAL_ENV=/gone/.venv\n")
+    if before == "a python that is gone":
+        (venv / "bin" / "python").symlink_to("/gone/python3")
+    elif before != "nothing":
+        shutil.copy(python, venv / "bin")
+    if before == "another place":
+        (venv / "pip").touch()
+    words = ["bash", "-c", "set -euo pipefail; source 'a folder/scripts/setup.sh' requirements.txt; echo done"]
+    environment = os.environ | {"PYTHON": str(python)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if before == "another place":
+        assert done.returncode == 1 and "was made at /gone/.venv, and works only there" in done.stderr
+    else:
+        assert done.stdout.endswith("done\n") and (root / "installed").exists(), done.stderr
+
+
+def test_a_machine_without_python_says_so(tmp_path):
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname"))
+    words = [shutil.which("bash"), "-c", f"set -euo pipefail; source '{ROOT}/scripts/setup.sh'"]
+    done = subprocess.run(words, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "Python 3.11 or newer is needed, and there is no python3" in done.stderr
+
+
 @pytest.mark.parametrize("script", ["train_multi_node.sh", "train_slurm.sbatch"])
 def test_missing_words_stop_at_the_door(run, tmp_path, script):
     done = run(script, SLURM_SUBMIT_DIR=str(ROOT))
