@@ -5,10 +5,12 @@
 # usage: bash scripts/eval_gsva.sh CHECKPOINT DATASET [test_sem.py flags]
 # GSVA's published bare file: bash scripts/eval_gsva.sh LLAVA DATASET --system gsva --weight gsva-7b-ft-gres.bin
 set -euo pipefail
-cd "$(dirname "$0")/.."
-checkpoint=${1:?usage: eval_gsva.sh CHECKPOINT DATASET [flags]}
-dataset=${2:?usage: eval_gsva.sh CHECKPOINT DATASET [flags]}
+# shellcheck source=scripts/paths.sh
+source "$(dirname "$0")/paths.sh"
+checkpoint=$(here "${1:?usage: eval_gsva.sh CHECKPOINT DATASET [flags]}")
+dataset=$(here "${2:?usage: eval_gsva.sh CHECKPOINT DATASET [flags]}")
 shift 2
+cd "$(dirname "$0")/.."
 source scripts/activate.sh
 python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol teacher_forced \
   --suites 'grefcoco|unc|*' 'refzom|final|test' 'refcoco|unc|*' 'refcoco+|unc|*' 'refcocog|umd|*' "$@"

@@ -3,10 +3,12 @@
 # with the answers given; MUSE with generated ones, masks alone (the paper's judge of texts was not released).
 # usage: bash scripts/eval_pixellm.sh CHECKPOINT DATASET [test_sem.py flags]
 set -euo pipefail
-cd "$(dirname "$0")/.."
-checkpoint=${1:?usage: eval_pixellm.sh CHECKPOINT DATASET [flags]}
-dataset=${2:?usage: eval_pixellm.sh CHECKPOINT DATASET [flags]}
+# shellcheck source=scripts/paths.sh
+source "$(dirname "$0")/paths.sh"
+checkpoint=$(here "${1:?usage: eval_pixellm.sh CHECKPOINT DATASET [flags]}")
+dataset=$(here "${2:?usage: eval_pixellm.sh CHECKPOINT DATASET [flags]}")
 shift 2
+cd "$(dirname "$0")/.."
 source scripts/activate.sh
 python test_sem.py --version "$checkpoint" --dataset_dir "$dataset" --protocol teacher_forced \
   --suites 'refcoco|unc|*' 'refcoco+|unc|*' 'refcocog|umd|*' 'ReasonSeg|val' "$@"

@@ -27,7 +27,7 @@ fi
 # shellcheck source=/dev/null
 source .venv/bin/activate
 [[ $VIRTUAL_ENV -ef .venv ]] || {
-  echo "$PWD/.venv was made at $VIRTUAL_ENV, and works only there: remove it (rm -r .venv) and start again" >&2
+  echo "$PWD/.venv was made at $VIRTUAL_ENV, and works only there: remove it and start again" >&2
   exit 1
 }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} TOKENIZERS_PARALLELISM=false

@@ -130,6 +130,36 @@ def test_the_environment_of_the_shell_is_kept_where_it_has_the_packages(tmp_path
     assert done.stdout == said
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "found"),
+    [
+        ("eval_lisa.sh", ["weights", "data"], ["--version {here}/weights", "--dataset_dir {here}/data"]),
+        ("eval_sesame.sh", ["me/weights", "/data"], ["--version me/weights", "--dataset_dir /data"]),
+        (
+            "train_lisa.sh",
+            ["me/llava", "weights", "data"],
+            ["--version me/llava", "--vision_pretrained {here}/weights"],
+        ),
+        ("train_pixellm.sh", ["configs", "data"], ["--version configs", "--dataset_dir {here}/data"]),
+    ],
+)
+def test_paths_are_those_of_the_folder_that_a_script_is_called_from(tmp_path, script, words, found):
+    here = tmp_path / "a folder"
+    for name in ("weights", "data", "bin"):
+        (here / name).mkdir(parents=True)
+    for name in ("python", "deepspeed"):
+        (here / "bin" / name).write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$@"\n')
+        (here / "bin" / name).chmod(0o755)
+    command = ["bash", str(ROOT / "scripts" / script), *words]
+    environment = os.environ | {"PATH": f"{here / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=True)
+    assert all(text.format(here=here) in done.stdout for text in found), done.stdout
+    done = subprocess.run(
+        ["bash", f"scripts/{script}", *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert f"--dataset_dir {words[-1]} " in f"{done.stdout} ".replace("\n", " ")
+
+
 PYTHON = """#!/bin/sh
 case "$1 $2" in
   "-m venv") mkdir -p .venv/bin; [ -L .venv/bin/python ] || cp "$0" .venv/bin/python; touch .venv/pip
