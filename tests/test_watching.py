@@ -377,3 +377,9 @@ class TestCurves:
             plot_run.main([str(run), "--keys", "los", "--out", str(tmp_path / "x.png")])
         with pytest.raises(SystemExit, match=r"gone.*log\.jsonl"):
             plot_run.main([str(tmp_path / "gone"), "--out", str(tmp_path / "x.png")])
+        with pytest.raises(SystemExit, match=r"plot_run: Format 'xyz' is not supported"):
+            plot_run.main([str(run), "--out", str(tmp_path / "x.xyz")])
+        (tmp_path / "begun").mkdir()
+        (tmp_path / "begun" / "log.jsonl").touch()
+        with pytest.raises(SystemExit, match="nothing to plot yet: begun logged none"):
+            plot_run.main([str(tmp_path / "begun"), "--out", str(tmp_path / "x.png")])

@@ -35,9 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         runs = {name: read_curves(path) for name, path in label_runs(args.runs).items()}
         keys = select_keys(args.keys, list(dict.fromkeys(key for curves in runs.values() for key in curves)))
+        if not keys:
+            raise ValueError(
+                f"nothing to plot yet: {', '.join(runs)} logged none of the usual numbers (--keys has others)"
+            )
+        plot_curves(runs, keys, args.smooth, args.out)
     except (OSError, ValueError) as error:
         raise SystemExit(f"plot_run: {error}") from None
-    plot_curves(runs, keys, args.smooth, args.out)
     print(f"{len(keys)} plots of {len(runs)} runs: {args.out}")
     return 0
 
