@@ -197,10 +197,14 @@ def test_eval_only_scores_and_trains_nothing(world, finished):
 
 def test_missing_data_and_unknown_figures_stop_at_the_door(world, tmp_path):
     _, recipe = world
-    with pytest.raises(FileNotFoundError, match=r"ade20k|ADE"):
+    with pytest.raises(SystemExit, match=r"train_ds\.py: .*(ade20k|ADE)"):
         train_ds.main(["--config", str(recipe), "--val_dataset", "ade20k|val"])
-    with pytest.raises(ValueError, match=r"eval\.best_by: no figure of ReasonSeg.val 'mIoU'"):
+    with pytest.raises(SystemExit, match=r"train_ds\.py: eval\.best_by: no figure of ReasonSeg.val 'mIoU'"):
         train_ds.main(["--config", str(recipe), "--set", "eval.best_by=mIoU"])
+    with pytest.raises(SystemExit, match=r"train_ds\.py: no system 'lissa' \(did you mean 'lisa'\?\)"):
+        train_ds.main(["--config", str(recipe), "--set", "system=lissa"])
+    with pytest.raises(SystemExit, match=r"train_ds\.py: no field in options 'nope'"):
+        train_ds.main(["--config", str(recipe), "--set", "options.nope=1"])
     with pytest.raises(SystemExit, match=r"train\.offload=all needs train\.zero_stage 3"):
         train_ds.main(["--config", str(recipe), "--set", "train.offload=all"])
     with pytest.raises(SystemExit, match=r"no train\.on_bad_loss 'ignore'; have: .*skip"):
