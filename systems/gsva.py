@@ -17,7 +17,16 @@ from systems.base import SYSTEMS, Released, ReleasedTruth, System, make_options,
 from systems.reading import read_claims
 from systems.single import FIELDS, SingleTarget
 from systems.targets import ABSENT, REASONING, label_set, random_name, sample_items
-from systems.wording import Wording, about_image, fill_template, load_wording, merge_text, pattern_before_mask
+from systems.wording import (
+    Wording,
+    about_image,
+    check_names,
+    fill_template,
+    load_wording,
+    merge_text,
+    pattern_after_masks,
+    pattern_before_mask,
+)
 
 TOKENS = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
 # By options.blanks: what the published program writes, and the same with a blank after every comma and word.
@@ -59,6 +68,7 @@ def gsva(**values: Any) -> System:
     wording = load_wording(options.wording, {**FIELDS, "list": "list", "start": "", "part": "phrase mask"})
     if len(wording.lists["start"]) != len(wording.lists["part"]):
         raise ValueError(f"wording {options.wording}: start and part belong together, they must be equally many")
+    check_names(wording, "phrase", "part")
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
     task = GsvaTask(single, PhraseList(options, wording))
     released = Released(
@@ -170,7 +180,8 @@ def answer_of(start: str, part: str, separator: str, names: Sequence[str], holes
 def read_phrase_list(answer: str, wording: Wording, tokens: TokenSpec = TOKENS) -> list[Claim]:
     """Each mask and refusal with the name before it, without the words that the templates put around names."""
     starts = sorted({*wording.lists["start"], LIST_STARTS["released"]}, key=len, reverse=True)
-    lead = re.compile(r"\s*(?:" + "|".join(map(re.escape, starts)) + r")?\s*")
+    before = pattern_after_masks(wording.lists["part"])
+    lead = re.compile(rf"\s*{before}(?:" + "|".join(map(re.escape, starts)) + r")?\s*")
     around = sorted(map(pattern_before_mask, wording.lists["part"]), key=len, reverse=True)  # the most specific first
     return [replace(claim, phrase=_name(claim.phrase, lead, around)) for claim in read_claims(answer, tokens)]
 

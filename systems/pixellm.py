@@ -17,7 +17,16 @@ from systems.base import SYSTEMS, Released, System, make_options, one_of
 from systems.reading import read_claims
 from systems.single import FIELDS, PHRASE_PROMPT, SENTENCE_PROMPT, SingleTarget, class_queries
 from systems.targets import REASONING, evaluation_phrase, random_name, sample_items, shuffled
-from systems.wording import Wording, about_image, fill_template, load_wording, merge_text, pattern_before_mask
+from systems.wording import (
+    Wording,
+    about_image,
+    check_names,
+    fill_template,
+    load_wording,
+    merge_text,
+    pattern_after_masks,
+    pattern_before_mask,
+)
 
 RENAMED = 0.9  # share of the targets of shipped questions that go by the name that the dataset rephrased
 EXPANSIONS = {  # how often `*_more` joins its list; released: sem_seg, refer_seg and multi_reason_seg do it once each
@@ -63,6 +72,8 @@ class Options:
 def pixellm(**values: Any) -> System:
     options = make_options(Options, values)
     wording = load_wording(options.wording, LISTS)
+    check_names(wording, "phrase", "each", "each_named")
+    check_names(wording, "phrases", "together", "together_named")
     if options.use_expand_question_list:
         lists = dict(wording.lists)
         for name, times in EXPANSIONS[options.expanded_lists].items():
@@ -246,8 +257,10 @@ def read(answer: str, tokens: TokenSpec, wording: Wording) -> list[Claim]:
 
 def _patterns(wording: Wording, key: str, name_field: str) -> list[str]:
     """Patterns of the words before a mask, from those templates of a list that have a name there, the longest first."""
-    clauses = {pattern_before_mask(template) for name in (key, f"{key}_named") for template in wording.lists[name]}
-    return [f"(?:and )?{clause}" for clause in sorted(clauses, key=len, reverse=True) if f"<{name_field}>" in clause]
+    templates = [template for name in (key, f"{key}_named") for template in wording.lists[name]]
+    clauses, before = set(map(pattern_before_mask, templates)), pattern_after_masks(templates)
+    named = sorted((clause for clause in clauses if f"<{name_field}>" in clause), key=len, reverse=True)
+    return [f"{before}(?:and )?{clause}" for clause in named]
 
 
 def _first_match(words: str, patterns: Sequence[str]) -> str | None:

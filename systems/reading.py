@@ -7,6 +7,8 @@ import re
 from data.tokens import WRAPS, TokenSpec
 from data.types import Claim
 
+MARKS = " ,.;:"  # around the words before a mask or refusal, no part of a name
+
 
 def read_claims(answer: str, tokens: TokenSpec) -> list[Claim]:
     """Every mask and refusal of an answer, in order, with the words that stand directly before it.
@@ -28,7 +30,7 @@ def read_claims(answer: str, tokens: TokenSpec) -> list[Claim]:
     masks = 0
     start = 0  # of the words before the next token
     for match in re.finditer(f"(?P<mask>{group})|(?P<refuse>{refuse})|{other}", answer):
-        phrase = " ".join(answer[start : match.start()].split()).strip(" ,.;:")
+        phrase = " ".join(answer[start : match.start()].split()).strip(MARKS)
         start = match.end()
         if match["mask"]:
             claims.append(Claim(phrase, masks))

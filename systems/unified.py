@@ -17,9 +17,10 @@ from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, Query, Record
 from systems import gsva, lasagna, pixellm, sesame
 from systems.base import SYSTEMS, SegTask, System, make_options
+from systems.reading import MARKS
 from systems.single import FIELDS, SingleTarget, explanation_of
 from systems.targets import REASONING
-from systems.wording import Wording, load_wording, pattern_before_mask
+from systems.wording import Wording, check_names, load_wording, pattern_before_mask, wording_file
 
 TOKENS = TokenSpec(("[SEG]", "[REJ]", "<semantic>", "<cat_start>", "<cat_end>"), ("[SEG]",), "[REJ]")
 CLASSES = lasagna.Format(
@@ -70,6 +71,14 @@ class Options(lasagna.ListOptions):
 def unified(**values: Any) -> System:
     options = lasagna.with_preset(make_options(Options, values))
     wording = load_wording(options.wording, LISTS)
+    check_names(wording, "phrase", "part", "each_named")
+    check_names(wording, "instead", "correct_and_mask")
+    for template in wording.lists["correct_and_mask"]:
+        if template.partition("{refuse}")[0].strip(MARKS):
+            raise ValueError(
+                f"{wording_file(options.wording)}: correct_and_mask: {template!r} must begin with {{refuse}}: only "
+                "after an opening refusal is a mask read as that of what is there instead"
+            )
     task = UnifiedTask(
         options,
         classes=lasagna.ClassList(options, CLASSES, wording),

@@ -7,12 +7,13 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data.types import IMAGE_PLACEHOLDER, Mask, Refuse, Script
+from systems.reading import MARKS
 from utils.plain import read_yaml
+from utils.text import preview
 
 WORDING = Path(__file__).parent / "wording"
 ONCE = ("mask", "masks", "refuse")  # fields that stand for tokens; fields of words may occur several times
@@ -52,12 +53,17 @@ def load_wording(name: str, fields: dict[str, str]) -> Wording:
     for key, names in fields.items():
         if not lists[key]:
             raise ValueError(f"{path}: the list {key!r} is empty")
+        if not isinstance(lists[key], list):
+            raise ValueError(f"{path}: {key} must be a list, one template a line after `- `; got {preview(lists[key])}")
         for template in lists[key]:
+            if not isinstance(template, str):  # YAML reads {phrase} without quotes as a mapping
+                raise ValueError(f"{path}: {key}: a template is text in quotes; got {preview(template)}")
             if not _has_fields(template, names):
                 needed = sorted(name for name in names.split() if not name.endswith("?"))
                 wanted = [f"{{{name}}} once{'' if name in ONCE else ' or more'}" for name in needed]
                 raise ValueError(f"{path}: {key}: {template!r} must hold {' and '.join(wanted) or 'no field'}")
-    return Wording(name, {key: tuple(templates) for key, templates in lists.items()})
+    # without fields a template is never filled in, so that its doubled braces are made single here
+    return Wording(name, {key: tuple(t if fields[key] else t.format() for t in lists[key]) for key in lists})
 
 
 def wording_file(name: str) -> Path:
@@ -69,11 +75,11 @@ def wording_file(name: str) -> Path:
     return path
 
 
-def _has_fields(template: Any, names: str) -> bool:
+def _has_fields(template: str, names: str) -> bool:
     """Whether a template has these fields, with all of the optional ones or none."""
     try:
         parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
-    except (TypeError, ValueError):  # not a text, or a brace that is not closed
+    except ValueError:  # a brace that is not closed
         return False
     # A template may come from a stranger's file: {phrase:>1000000000} would fill the memory, {phrase!r} quote.
     if any(form or conversion for _, form, conversion in parts):
@@ -91,8 +97,7 @@ def about_image(text: str) -> str:
 
 def fill_answer(template: str, hole: Mask | Refuse) -> Script:
     """`It is {mask}.` -> ("It is ", hole, "."), without empty text."""
-    before, after = template.split("{mask}")
-    return tuple(part for part in (before, hole, after) if part != "")
+    return fill_template(template, mask=(hole,))
 
 
 def fill_template(template: str, **values: str | Sequence[str | Mask | Refuse]) -> Script:
@@ -121,13 +126,33 @@ def merge_text(parts: Iterable[str | Mask | Refuse]) -> Script:
     return tuple(script)
 
 
+def check_names(wording: Wording, field: str, *keys: str) -> None:
+    """ValueError for a template of these lists that has the name `field` only after its mask: answers are read as masks
+    with the words before them, so that it would be the name of the next mask."""
+    for key in keys:
+        for template in wording.lists[key]:
+            before, after = _around_mask(template)
+            if f"{{{field}}}" in after and f"{{{field}}}" not in before:
+                raise ValueError(
+                    f"{wording_file(wording.name)}: {key}: {template!r} names a mask after it; put {{{field}}} before "
+                    "the mask, since an answer is read as masks with the words before them"
+                )
+
+
+def _around_mask(template: str) -> tuple[str, str]:
+    """What stands before and after the field `mask` or `masks`, written as `read_claims` writes words."""
+    before, _, after = template.partition("{mask")
+    before, after = (" ".join(part.split()).strip(MARKS) for part in (before, after.partition("}")[2]))
+    return before, after
+
+
 def pattern_before_mask(template: str) -> str:
-    """A regular expression for the words before a template's mask, its fields as named groups.
+    """A regular expression for the words before a template's mask, as `read_claims` gives them, with fields as groups.
 
     A field that the template repeats must read the same each time: `{phrase}, yes, {phrase} is {mask}` becomes
     `(?P<phrase>.+?), yes, (?P=phrase) is` and does not match "red cat, yes, a dog is".
     """
-    clause = template.partition("{mask")[0].strip(" :")
+    clause, _ = _around_mask(template)
     pattern = ""
     names: set[str] = set()
     for text, name, _, _ in string.Formatter().parse(clause):
@@ -136,3 +161,10 @@ def pattern_before_mask(template: str) -> str:
             pattern += f"(?P={name})" if name in names else f"(?P<{name}>.+?)"
             names.add(name)
     return pattern
+
+
+def pattern_after_masks(templates: Iterable[str]) -> str:
+    """A regular expression for what such templates say after a mask: it stands before the name of the next one."""
+    endings = {_around_mask(template)[1] for template in templates}
+    words = sorted((ending for ending in endings if ending and "{" not in ending), key=len, reverse=True)
+    return f"(?:(?:{'|'.join(map(re.escape, words))})[{MARKS}]+)?" if words else ""

@@ -14,7 +14,7 @@ import yaml
 from data.types import Mask, Record, Refuse, Target, Turn
 from systems.base import SYSTEMS, build_system
 from systems.gsva import answer_of
-from systems.pixellm import LISTS
+from systems.pixellm import one_by_one
 from systems.single import FIELDS
 from systems.wording import WORDING, Wording, load_wording, pattern_before_mask
 
@@ -167,7 +167,10 @@ def test_words_may_be_filled_in_several_times(tmp_path):
         ({"phrase": ["{phrase} {other}"]}, "must hold {phrase} once or more"),
         ({"phrase": ["{}"]}, "must hold {phrase}"),
         ({"phrase": ["{phrase"]}, "'{phrase' must hold {phrase}"),
-        ({"phrase": [7]}, "phrase: 7 must hold {phrase}"),
+        ({"phrase": [7]}, "phrase: a template is text in quotes; got 7"),
+        ({"answer": [{"mask": None}]}, "answer: a template is text in quotes; got {'mask': None}"),  # - {mask}
+        ({"phrase": "Mark {phrase}."}, "phrase must be a list, one template a line after `- `; got 'Mark {phrase}.'"),
+        ({"phrase": 7}, "phrase must be a list"),
         ({"explain": ["{phrase}"]}, "must hold no field"),
     ],
 )
@@ -183,12 +186,55 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
         load_wording(str(tmp_path / "words.yaml"), FIELDS)
 
 
+def changed(tmp_path: Path, system: str, **lists) -> dict[str, str]:
+    """The option for a wording with other lists than the system's own."""
+    words = yaml.safe_load((WORDING / f"{system}.yaml").read_text())
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump({**words, **lists}))
+    return {"wording": str(tmp_path / "words.yaml")}
+
+
+@pytest.mark.parametrize("part", ["{phrase} is here, {mask}", "{phrase}  is; {mask}", "{phrase}: {mask} (found)"])
+def test_names_are_read_whatever_marks_and_words_stand_around_a_mask(tmp_path, part):
+    """Marks before a mask are stripped from the words, before they are compared with the template."""
+    system = build_system("gsva", changed(tmp_path, "gsva", start=["Sure,"], part=[part]))
+    script = answer_of("Sure, ", part, ", ", ["cat", "hereford cow"], [Mask(0), Refuse(1)])
+    claims = system.read("".join(p if isinstance(p, str) else "[SEG]" if p == Mask(0) else "[REJ]" for p in script))
+    assert [(claim.phrase, claim.mask) for claim in claims] == [("cat", 0), ("hereford cow", None)]
+    each = f"{part.replace('(found)', 'I think')}."
+    system = build_system("pixellm", changed(tmp_path, "pixellm", each_named=[each]))
+    script = one_by_one(each, ["cat", "hereford cow"], [Mask(0), Mask(1)])
+    claims = system.read("".join(p if isinstance(p, str) else "".join(system.tokens.mask) for p in script))
+    assert [(claim.phrase, claim.mask) for claim in claims] == [("cat", 0), ("hereford cow", 1)]
+
+
+@pytest.mark.parametrize(
+    ("system", "key", "template", "message"),
+    [
+        ("gsva", "part", "{mask} is {phrase}", "part: '{mask} is {phrase}' names a mask after it; put {phrase} before"),
+        ("pixellm", "each", "{mask} is {phrase}.", "put {phrase} before the mask"),
+        ("pixellm", "together_named", "{masks} are {phrases}.", "put {phrases} before the mask"),
+        ("unified", "each_named", "{mask} {phrase}", "put {phrase} before the mask"),
+        ("unified", "correct_and_mask", "{refuse}. {mask} is {instead}, no {phrase}.", "put {instead} before the mask"),
+        ("unified", "correct_and_mask", "No {phrase} {refuse}, but {instead}: {mask}.", "must begin with {refuse}"),
+    ],
+)
+def test_templates_whose_masks_would_get_another_name_are_refused(tmp_path, system, key, template, message):
+    """The words before a mask are read as its name, and after an opening refusal as what is there instead."""
+    options = changed(tmp_path, system, **{key: [template], **({"start": ["Sure,"]} if key == "part" else {})})
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        build_system(system, options)
+    assert "words.yaml" in str(caught.value)
+
+
+def test_doubled_braces_are_one_brace_in_every_list(tmp_path):
+    path = written(tmp_path, phrase=["{{a}} {phrase}"], explain=["{{b}}"], answer=["{{c}} {mask}."])
+    (turn,) = turns("lisa", record("refer", "cat"), 1, wording=path)
+    assert (turn.question, text(turn)) == ("<image>\n{a} cat", "{c} *.")
+    assert load_wording(path, FIELDS).lists["explain"] == ("{b}",)
+
+
 def test_answers_that_name_a_thing_twice_are_read_back(tmp_path):
-    wording = load_wording("pixellm", LISTS)
-    lists = {name: list(templates) for name, templates in wording.lists.items()}
-    lists["each"] = ["{phrase}, yes, {phrase} is {mask}."]
-    (tmp_path / "words.yaml").write_text(yaml.safe_dump(lists))
-    system = build_system("pixellm", {"wording": str(tmp_path / "words.yaml")})
+    system = build_system("pixellm", changed(tmp_path, "pixellm", each=["{phrase}, yes, {phrase} is {mask}."]))
     group = "".join(system.tokens.mask)
     claims = system.read(f"red cat, yes, red cat is {group} and dog, yes, dog is {group}.")
     assert [(claim.phrase, claim.mask) for claim in claims] == [("red cat", 0), ("dog", 1)]

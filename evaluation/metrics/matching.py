@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.types import Claim
+from systems.reading import MARKS
 
-MARKS = " ,.;:"  # what the reading of an answer strips from the words before a mask
 TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>|<\|[a-z_]+\|>")  # tokens that systems add: [SEG0], <ins>, </p>, <|seg|>
 
 
