@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +26,15 @@ from systems.targets import (
     random_name,
     sample_items,
 )
-from systems.wording import Wording, about_image, fill_answer, fill_template, load_wording
+from systems.wording import (
+    Wording,
+    about_image,
+    check_names,
+    fill_answer,
+    fill_template,
+    load_wording,
+    pattern_before_mask,
+)
 
 TOKENS = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
 RELEASED_BATCH = 5  # questions about an image that the released evaluation answers together
@@ -70,13 +80,18 @@ class Options:
 def sesame(**values: Any) -> System:
     options = make_options(Options, values)
     task = SesameTask(options, load_wording(options.wording, LISTS))
+    corrections: list[str] = []
+    if options.segment_correction:
+        check_names(task.wording, "instead", "correct_and_mask")
+        corrections = [pattern_before_mask(template) for template in task.wording.lists["correct_and_mask"]]
+    reader = partial(read, only_first=options.masks == "first", corrections=corrections)
     released = Released(
         architectures=("SESAMEForCausalLM",),
         prompt_template=options.prompt_template,
         visible_padding=RELEASED_BATCH if options.pad_compat == "released" else 0,
         truth=ReleasedTruth(parts="union", ignored="background"),
     )
-    return System("sesame", TOKENS, task, "sam", partial(read, only_first=options.masks == "first"), released)
+    return System("sesame", TOKENS, task, "sam", reader, released)
 
 
 @dataclass(frozen=True)
@@ -231,7 +246,18 @@ def substitute_name(record: Record, correction: str | None) -> int | None:
     return None
 
 
-def read(answer: str, only_first: bool = True) -> list[Claim]:
-    """The masks of an answer (or only the first), or a refusal where it has none; no words name a mask reliably."""
-    claims = [Claim("", claim.mask) for claim in read_claims(answer, TOKENS)] or [Claim("", None)]
+def read(answer: str, only_first: bool = True, corrections: Sequence[str] = ()) -> list[Claim]:
+    """The masks of an answer (or only the first), or a refusal where it has none; no words name a mask reliably.
+
+    corrections: patterns of the words before a mask that is of what is there instead (`segment_correction`):
+
+        "There is no sea here. Do you mean red car? It is [SEG]."
+        ->  [Claim("", None), Claim("red car", 0, is_substitute=True)]
+    """
+    found = read_claims(answer, TOKENS)
+    for claim in found[:1]:
+        matches = (re.fullmatch(pattern, claim.phrase) for pattern in corrections)
+        if match := next(filter(None, matches), None):
+            return [Claim("", None), Claim(match["instead"], claim.mask, is_substitute=True)]
+    claims = [Claim("", claim.mask) for claim in found] or [Claim("", None)]
     return claims[:1] if only_first else claims

@@ -83,6 +83,18 @@ def test_a_correction_may_also_segment_what_was_meant():
     assert answer(alone)[1] == [], "without a mask of what was meant, words alone"
 
 
+def test_the_mask_of_a_correction_is_not_that_of_what_was_asked():
+    one = record(TRUE, CORRECTED)
+    system = build_system("sesame", {"num_classes_per_sample": 9, "segment_correction": True})
+    for seed in range(20):
+        said = [
+            "".join(part if isinstance(part, str) else "[SEG]" for part in turn.answer)
+            for (turn,) in system.task.converse(one, np.random.default_rng(seed))
+        ]
+        assert system.read(said[0]) == [Claim("", 0)]
+        assert system.read(said[1]) == [Claim("", None), Claim("red car", 0, is_substitute=True)], said[1]
+
+
 def test_label_sets_have_the_published_shares_and_one_draw_a_picture():
     """sesame.md 3.2: 0.85 true, 0.07 denied, 0.08 corrected."""
     present = tuple(Target(name.title(), mask) for name in CLASSES[:3])
