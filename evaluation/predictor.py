@@ -33,9 +33,9 @@ from torch import Tensor
 from data.collate import Sample, make_views
 from data.types import IMAGE_PLACEHOLDER, Query, Record, Target
 from evaluation.metrics.counts import class_map
-from evaluation.metrics.matching import Names, assign_claims, read_list
-from evaluation.protocols import Reply, generate, open_prompts
-from evaluation.session import Exchange, OnText, Session, check_room
+from evaluation.metrics.matching import Names, assign_claims, bare, read_list
+from evaluation.protocols import Reply, check_numbers, generate
+from evaluation.session import Exchange, OnText, Session
 from systems.assistant import Assistant, load
 from utils.images import as_rgb, read_image
 from utils.limits import PIXELS
@@ -148,7 +148,7 @@ class Predictor:
         about each class, all by the place of the class."""
         if isinstance(names, str):
             raise ValueError(f"classes are a list of names, not one text: pass [{names!r}]")
-        if not names or any(not name.strip() for name in names):
+        if not _are_names(names):
             raise ValueError(f"classes need at least one name and no empty one, not {list(names)}")
         queries = self.class_queries(names)
         (replies,) = self.replies([image], [queries])
@@ -181,18 +181,23 @@ class Predictor:
             raise ValueError(f"{len(images)} images, but questions about {len(queries)}")
         samples = [self._sample(image) for image in images]
         with self.assistant.lock:
-            for sample, group in zip(samples, queries, strict=True):
-                for ids in open_prompts(self.assistant, sample, group):
-                    check_room(sample, ids, self.assistant.model.vlm.most_positions)
-            return generate(self.assistant, samples, queries, self.max_new_tokens)
+            replies = generate(self.assistant, samples, queries, self.max_new_tokens)
+        for sample, group in zip(samples, replies, strict=True):
+            check_numbers(self.assistant, sample, group)
+        return replies
 
     def class_queries(self, names: Sequence[str]) -> list[Query]:
-        """The system's own questions about a class list."""
+        """The system's own questions about a class list. ValueError where an answer could not tell two names apart."""
+        first: dict[str, str] = {}
+        for name in names:
+            other = first.setdefault(bare(name), name)
+            if other.lower() != name.lower():  # of the same name twice the system says so
+                raise ValueError(f"answers cannot tell the classes {other!r} and {name!r} apart: rename one of them")
         return self.assistant.system.task.queries(Record(NO_FILE, "classes", vocabulary=tuple(names)))
 
     def phrase_queries(self, phrases: Sequence[str]) -> list[Query]:
         """The system's own questions about phrases."""
-        if isinstance(phrases, str) or not phrases or any(not phrase.strip() for phrase in phrases):
+        if isinstance(phrases, str) or not _are_names(phrases):
             raise ValueError(f"phrases are a list of at least one and no empty one, not {phrases!r}")
         targets = tuple(Target(phrase, None) for phrase in phrases)
         return self.assistant.system.task.queries(Record(NO_FILE, "refer", targets))
@@ -275,6 +280,11 @@ def free_query(question: str) -> Query:
             "the question is empty" if isinstance(question, str) else f"a question is text, got {question!r}"
         )
     return Query(f"{IMAGE_PLACEHOLDER}\n{question.strip()}", ())
+
+
+def _are_names(names: Sequence[str]) -> bool:
+    """Whether there is a name, and none is empty or no text."""
+    return len(names) > 0 and all(isinstance(name, str) and name.strip() for name in names)
 
 
 def mask_score(logits: Tensor, confidence: float | None = None) -> float:

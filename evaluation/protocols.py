@@ -58,7 +58,8 @@ def protocol_named(name: str) -> Protocol:
 def generate(
     assistant: Assistant, samples: Sequence[Sample], queries: Sequence[Sequence[Query]], max_new_tokens: int = 512
 ) -> list[list[Reply]]:
-    """The model writes its own answers, greedily. `queries[b]` are about `samples[b]`.
+    """The model writes its own answers, greedily. `queries[b]` are about `samples[b]`. ValueError for a question that
+    leaves the language model no position for an answer.
 
     All rows are one batch, except for a system whose rows see each other's padding (SESAME, as released): there an
     answer depends on the rows of its batch, so the batches are those of the release, of `visible_padding` questions
@@ -79,6 +80,9 @@ def _generate_batch(
     assistant: Assistant, samples: Sequence[Sample], queries: Sequence[Sequence[Query]], max_new_tokens: int
 ) -> list[list[Reply]]:
     prompts = [open_prompts(assistant, sample, group) for sample, group in zip(samples, queries, strict=True)]
+    for sample, group in zip(samples, prompts, strict=True):
+        for ids in group:
+            check_room(sample, ids, assistant.model.vlm.most_positions)
     replies = iter(answer_prompts(assistant, samples, prompts, max_new_tokens))
     return [[next(replies) for _ in group] for group in queries]
 
@@ -130,6 +134,29 @@ def teacher_forced(
         [_read_reply(assistant, _answer_ids(row), *part, finished=True) for row, part in zip(group, parts, strict=True)]
         for group, parts in zip(rows, decoded, strict=True)
     ]
+
+
+def check_room(sample: Sample, ids: Sequence[int], most: int) -> None:
+    """ValueError if a prompt (ids) about an image leaves none of `most` positions for an answer."""
+    if (taken := positions_taken(sample, ids)) >= most:
+        raise ValueError(
+            f"{sample.name}: the question takes {taken} positions, {sample.image_tokens} of them for the image, and "
+            f"leaves none of {most} for an answer"
+        )
+
+
+def positions_taken(sample: Sample, ids: Sequence[int]) -> int:
+    """Positions of a prompt about an image: one of the ids stands for the whole image."""
+    return len(ids) - 1 + sample.image_tokens
+
+
+def check_numbers(assistant: Assistant, sample: Sample, replies: Sequence[Reply]) -> None:
+    """ValueError if masks of answers about an image hold NaN: they would be empty, as of a thing without a pixel."""
+    if any(bool(reply.masks.isnan().any()) for reply in replies):
+        raise ValueError(
+            f"{sample.name}: the masks of the answer hold NaN: the weights are broken, or {assistant.model.dtype} is "
+            "too narrow for them (--precision fp32; from Python model={'precision': 'fp32'})"
+        )
 
 
 def open_prompts(assistant: Assistant, sample: Sample, queries: Sequence[Query]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from data.collate import Sample
 from data.tokens import decode
 from data.types import Query
-from evaluation.protocols import Reply, answer_prompts
+from evaluation.protocols import Reply, answer_prompts, check_numbers, check_room, positions_taken
 from model.seg_model import Memory
 from systems.assistant import Assistant
 
@@ -79,6 +79,7 @@ class Session:
                 begin = "".join(f"{reply.text}\n" for reply in exchange.replies)
                 written = _Written(self.assistant.tokenizer, begin, on_text)
                 (reply,) = answer_prompts(self.assistant, [self.sample], [[ids]], room, self._memory, written)
+                check_numbers(self.assistant, self.sample, [reply])
                 written.finish(reply.text)
                 if not reply.finished:
                     what = "The answer" if len(queries) == 1 else f"Answer {number} of {len(queries)}"
@@ -103,7 +104,7 @@ class Session:
                 ids = encoder.continued([(past.question, past.ids) for past in kept], question)
             except ValueError as error:
                 raise ValueError(f"{self.sample.name}: {error}") from None
-            room = self.most_positions - _taken(self.sample, ids)
+            room = self.most_positions - positions_taken(self.sample, ids)
             if room >= self.max_new_tokens or not kept:
                 break
             kept = kept[1:]
@@ -115,20 +116,6 @@ class Session:
                 f"more than {self.most_positions} positions."
             )
         return kept, ids, min(room, self.max_new_tokens)
-
-
-def check_room(sample: Sample, ids: Sequence[int], most: int) -> None:
-    """ValueError if a prompt (ids) about an image leaves none of `most` positions for an answer."""
-    if (taken := _taken(sample, ids)) >= most:
-        raise ValueError(
-            f"{sample.name}: the question takes {taken} positions, {sample.image_tokens} of them for the image, and "
-            f"leaves none of {most} for an answer"
-        )
-
-
-def _taken(sample: Sample, ids: Sequence[int]) -> int:
-    """Positions of a prompt about an image: one of the ids stands for the whole image."""
-    return len(ids) - 1 + sample.image_tokens
 
 
 class _Written:

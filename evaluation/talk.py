@@ -173,6 +173,9 @@ def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: ar
         return False
     print("\n".join(entry["text"] for entry in report["answers"]))
     print_found(report)
+    if cut := sum(not reply.finished for reply in replies):
+        what = "The answer was" if len(replies) == 1 else f"{cut} of {len(replies)} answers were"
+        print(f"  {what} cut at --max_new_tokens {args.max_new_tokens}, or at the language model's last position.")
     return True
 
 

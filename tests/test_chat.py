@@ -54,7 +54,9 @@ def test_one_question_saves_every_mask_an_overlay_and_a_json(use, tmp_path, caps
         assert 0.5 < entry["score"] <= 1 if mask.any() else entry["score"] == 0
     assert np.asarray(Image.open(report["overlay"])).shape[1] == width
     (answer,) = report["answers"]
-    assert answer["text"].count("[SEG]") == len(report["masks"]) and answer["text"] in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert answer["text"].count("[SEG]") == len(report["masks"]) and answer["text"] in said
+    assert not answer["finished"] and "The answer was cut at --max_new_tokens 12" in said
 
 
 def test_a_second_answer_about_an_image_keeps_the_first(use, tmp_path):

@@ -14,6 +14,12 @@ def test_exact_matching_forgets_blanks_and_capitals_only():
     assert compact(" Traffic  Light") == "trafficlight"
 
 
+def test_a_letter_and_its_accent_are_the_composed_letter():
+    """Tokenizers of Qwen compose them, so that an answer never has the two characters that a file may have."""
+    for name in ("cafe\u0301", "caf\u00e9"):
+        assert [Names([name]).exact(said) for said in ("cafe\u0301", "CAF\u00c9 ")] == [0, 0]
+
+
 def test_fuzzy_matching_takes_the_nearest_however_far():
     assert NAMES.fuzzy("walls") == 0 and NAMES.fuzzy("trafic light") == 1
     assert NAMES.fuzzy("zzz") is not None

@@ -111,6 +111,14 @@ def test_bad_input_is_refused_with_what_is_wrong(lisa):
             lisa(IMAGE, phrases)
     with pytest.raises(ValueError, match="at least one name"):
         lisa.classes(IMAGE, [])
+    for names, phrases in ((["sky", 7], ["dog", None]), (["sky", " "], ["dog", "\n"])):
+        with pytest.raises(ValueError, match="no empty one"):
+            lisa.classes(IMAGE, names)
+        with pytest.raises(ValueError, match="no empty one"):
+            lisa(IMAGE, phrases)
+    for names in (["misc.", "misc"], ["traffic light", "TrafficLight"], ["car", " car"]):
+        with pytest.raises(ValueError, match=f"cannot tell the classes {names[0]!r} and {names[1]!r} apart"):
+            lisa.classes(IMAGE, names)
     for classes in (lisa.classes, lisa.label_map, lambda image, names: lisa.chat(image).ask(classes=names)):
         with pytest.raises(ValueError, match=r"pass \['road'\]"):
             classes(IMAGE, "road")
@@ -139,3 +147,34 @@ def test_the_mask_head_s_own_score_counts_where_it_has_one(lasagna, size, monkey
     monkeypatch.setattr(module, "generate", lambda *_: [[reply]])
     assert [segment.score for segment in lasagna.classes(IMAGE, ["sky", "dog", "cat"])] == [0.75, None, 0.0]
     assert [segment.score for segment in lasagna.ask(IMAGE, "What is here?").segments] == [0.75, None, 0.25, 0.0]
+
+
+def test_an_answer_ends_at_the_last_position_of_the_language_model(monkeypatch):
+    """Each row of a batch at its own."""
+    predictor = Predictor(tiny("lisa", eager=5), max_new_tokens=12)
+    queries = [module.free_query(question) for question in ("Where is the dog in this image?", "Where?")]
+    free = predictor.replies([IMAGE], [queries])[0]
+    prompt = len(predictor.assistant.encoder.prompt(queries[0].question)) - 1 + predictor._sample(IMAGE).image_tokens
+    monkeypatch.setattr(predictor.assistant.model.vlm.language.config, "max_position_embeddings", prompt + 3)
+    cut, other = predictor.replies([IMAGE], [queries])[0]
+    assert free[0].text.startswith(cut.text) and len(cut.text) < len(free[0].text) and not cut.finished
+    assert len(cut.masks) < len(free[0].masks)
+    assert len(cut.text) < len(other.text), "its prompt is shorter"
+    monkeypatch.setattr(predictor.assistant.model.vlm.language.config, "max_position_embeddings", prompt)
+    with pytest.raises(ValueError, match=f"leaves none of {prompt} for an answer"):
+        module.generate(predictor.assistant, [predictor._sample(IMAGE)], [queries], 12)
+
+
+def test_masks_that_are_no_numbers_are_an_error_not_an_empty_mask():
+    predictor = Predictor(tiny("lisa", eager=100), max_new_tokens=12)
+    for weights in predictor.assistant.model.project.parameters():
+        weights.data.fill_(torch.nan)
+    conversation = predictor.chat(IMAGE)
+    for ask in (
+        lambda: predictor(IMAGE, PHRASES),
+        lambda: predictor.classes(IMAGE, ["sky"]),
+        lambda: conversation.ask("Where is the dog in this image?"),
+    ):
+        with pytest.raises(ValueError, match=r"image0\.png: the masks of the answer hold NaN.*--precision fp32"):
+            ask()
+    assert conversation.session.rounds == []

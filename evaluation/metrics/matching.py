@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ TOKEN = re.compile(r"\[[A-Z]+\d*\]|</?[a-z_]+>|<\|[a-z_]+\|>")  # tokens that sy
 
 
 def compact(name: str) -> str:
-    """A name without blanks and in lower case: tokenizers differ in where they decode blanks."""
-    return "".join(name.lower().split())
+    """A name without blanks and in lower case: tokenizers differ in where they decode blanks. Some also compose letters
+    and accents, as in a `é` that a file has as two characters."""
+    return "".join(unicodedata.normalize("NFC", name).lower().split())
 
 
 def bare(name: str) -> str:

@@ -150,7 +150,9 @@ class DecoderVLM(VisionLanguageModel):
             prefix, fed, visible = self._prefill_prefix(split, fed, visible, vision)
         most = self._most_drafted(len(ids), cache, shared=prefix is not None)
         prompts = [row[real].tolist() for row, real in zip(ids, attention, strict=True)]
-        answers = [Writing(prompt, max_new_tokens, eos, most) for prompt in prompts]
+        # beyond the positions that the model was made for it writes nonsense
+        room = [max(0, min(max_new_tokens, self.most_positions - len(prompt))) for prompt in prompts]
+        answers = [Writing(prompt, limit, eos, most) for prompt, limit in zip(prompts, room, strict=True)]
         states = fed.embeds.new_zeros(len(ids), max_new_tokens, fed.embeds.shape[-1])
         rows = list(range(len(ids)))  # those in the batch, of which some may have finished
         width = 1  # at the end of what is fed, positions that may write: the last token, then what is drafted after it
