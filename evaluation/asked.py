@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from data.collate import NothingToAsk
+from data.mixture import LOGGED_SKIPS, MISTAKES, ON_BAD_SAMPLE, error_text
 from data.sources import Source
 from data.sources.base import image_size
 from data.types import IMAGE_PLACEHOLDER, Mask, Query, Record
 from evaluation.catalog import Suite
-from evaluation.runner import source_options
+from evaluation.runner import BrokenSuite, source_options
 from evaluation.suites import find_suites
 from systems.targets import label_set
 from utils.config import Recipe, SuiteConfig
 from utils.files import open_atomically
 from utils.log import log
+from utils.registry import unknown
 
 COCO_NAME = re.compile(r"(?:\w+_)?(\d{12})")  # of an image of COCO, whose number it is
 
@@ -82,16 +84,32 @@ def plain_question(question: str) -> str:
     return question.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
-def question_lines(suite: Suite, source: Source, root: Path, limit: int = 0) -> Iterator[dict[str, Any]]:
-    """The lines of a suite's questions, of its first `limit` images (0: all). Nothing in them tells the truth."""
+def question_lines(
+    suite: Suite, source: Source, root: Path, limit: int = 0, *, skip_bad: bool = False
+) -> Iterator[dict[str, Any]]:
+    """The lines of a suite's questions, of its first `limit` images (0: all). Nothing in them tells the truth.
+
+    skip_bad: a record or image that cannot be read is left out, as in an evaluation; else it raises BrokenSuite.
+    """
+    left_out = 0
     for index in range(min(limit or len(source), len(source))):
-        record = source[index]
         try:
+            record = source[index]
             questions = asked_about(record)
+            height, width = image_size(record.image)
         except NothingToAsk as error:
             log.warning("%s: not asked: %s", suite.name, error)
             continue
-        height, width = image_size(record.image)
+        except MISTAKES:
+            raise
+        except Exception as error:  # a damaged file raises what its reader happens to raise
+            reason = f"{suite.name}: record {index}: {error_text(error)}"
+            if not skip_bad:
+                raise BrokenSuite(f"{reason} (--on_bad_sample skip leaves it out)") from error
+            left_out += 1
+            if left_out <= LOGGED_SKIPS:
+                log.warning("left out: %s", reason)
+            continue
         for asked in questions:
             line = {
                 "query": query_id(suite.name, index, asked.number),
@@ -114,18 +132,23 @@ def write_questions(
     limit: int = 0,
     classes: str | None = None,
     custom: Sequence[SuiteConfig] = (),
+    on_bad_sample: str = "raise",
 ) -> int:
     """Writes the questions of suites as JSON lines and returns their number. Raises what `Suite.open` raises.
 
     limit: images per suite, 0: all. classes: a class-list file for the semantic suites, `{source}` as in `evaluate`.
+    on_bad_sample: "skip" leaves out records and images that cannot be read, with a warning.
     """
+    if on_bad_sample not in ON_BAD_SAMPLE:
+        raise ValueError(unknown("on_bad_sample", on_bad_sample, ON_BAD_SAMPLE))
+    skip_bad = on_bad_sample == "skip"
     root = Path(dataset_dir)
     count = 0
     file.parent.mkdir(parents=True, exist_ok=True)
     with open_atomically(file) as lines:
         for suite in find_suites(suites, custom):
-            source = suite.open(root, source_options(Recipe(), suite, classes))
-            for line in question_lines(suite, source, root, limit):
+            source = suite.open(root, source_options(Recipe(), suite, classes), keep_faults=skip_bad)
+            for line in question_lines(suite, source, root, limit, skip_bad=skip_bad):
                 lines.write(json.dumps(line) + "\n")
                 count += 1
     return count

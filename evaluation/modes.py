@@ -134,7 +134,15 @@ def questions_of(args: argparse.Namespace, chosen: Sequence[str], own: Sequence[
     """Writes the questions of the suites as JSON lines."""
     setup_logging()
     file = Path(args.write_questions)
-    count = write_questions(file, chosen, args.dataset_dir, limit=args.limit, classes=args.classes, custom=own)
+    count = write_questions(
+        file,
+        chosen,
+        args.dataset_dir,
+        limit=args.limit,
+        classes=args.classes,
+        custom=own,
+        on_bad_sample=args.on_bad_sample or "raise",
+    )
     print(f"{count} questions: {file}")
     return 0
 

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.collate import NothingToAsk, Sample, load_views, rasterize_ignored, rasterize_target
-from data.mixture import LOGGED_SKIPS, MISTAKES, ON_BAD_SAMPLE
+from data.mixture import LOGGED_SKIPS, MISTAKES, ON_BAD_SAMPLE, error_text
 from data.sources import Source
 from data.sources.base import first_of
 from data.types import Query, Record
@@ -125,7 +125,7 @@ def evaluate(
     assistant.model.eval()
     try:
         for suite in find_suites(suites, custom):
-            problem = ""
+            failure: Exception | None = None
             try:
                 options = source_options(assistant.recipe, suite, classes)
                 source = suite.open(root, options, keep_faults=on_bad_sample == "skip")
@@ -133,10 +133,15 @@ def evaluate(
                 answer = protocol_named(suite_protocol)
                 notes = first_of(source, partial(protocol_notes, suite, assistant.system, suite_protocol)) or []
                 settings = {**assistant_identity, **identity.of_data(suite, source, root, options)} if folder else {}
-            except (OSError, ValueError) as error:
-                problem = str(error) or type(error).__name__
+            except Exception as error:  # a damaged file raises what its reader happens to raise
+                failure = error
             # What one process cannot open none begins: they would wait for it, or gather another suite's score.
-            if problems := [found for found in dist.all_gather(problem) if found]:
+            problem = "" if failure is None else error_text(failure) or type(failure).__name__
+            gathered = dist.all_gather((problem, isinstance(failure, MISTAKES)))
+            problems = [text for text, _ in gathered if text]
+            if any(is_mistake for _, is_mistake in gathered):
+                raise failure or RuntimeError(f"{suite.name}: another process cannot open it: {problems[0]}")
+            if problems:
                 log.warning("%s cannot be evaluated: %s", suite.name, problems[0])
                 results.missing[suite.name] = problems[0]
                 continue

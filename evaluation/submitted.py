@@ -289,11 +289,12 @@ def _asks(asked: Asked, words: str) -> bool:
 def answer_from(entries: Sequence[Entry], asked: Asked, size: Size, by_phrase: bool) -> tuple[Reply, list[float]]:
     """The answer that entries about a question stand for, and the score of each of its masks, 1 where none is given.
 
-    The last whole answer counts, with all masks that are entries of their own. by_phrase: of several masks of a phrase
-    the one of the highest score counts, the first of equal ones. Where masks of classes overlap, a higher score wins.
+    The last whole answer counts, with all masks that are entries of their own and are not refused later. by_phrase: of
+    several masks of a phrase the one of the highest score counts, the first of equal ones. Where masks of classes
+    overlap, a higher score wins.
     """
     whole = [entry for entry in entries if _is_whole(entry.values, asked)][-1:]
-    parts = [entry for entry in entries if not _is_whole(entry.values, asked)]
+    parts = _parts_of(entries, asked)
     found: list[tuple[str, float, torch.Tensor]] = []
     best: dict[str, int] = {}
     for entry, values, where in _masks_of([*whole, *parts]):
@@ -323,6 +324,17 @@ def answer_from(entries: Sequence[Entry], asked: Asked, size: Size, by_phrase: b
     text = next((entry.values["text"] for entry in reversed(entries) if "text" in entry.values), "")
     claims = tuple(Claim(name, place) for place, (name, _, _) in enumerate(found))
     return Reply(text, claims, masks), scores
+
+
+def _parts_of(entries: Sequence[Entry], asked: Asked) -> list[Entry]:
+    """The masks that are entries of their own, without those that a later entry refuses by their phrase."""
+    parts: list[Entry] = []
+    for entry in entries:
+        if entry.values.get("refused"):
+            parts = [part for part in parts if _key(part.phrase, asked) != _key(entry.phrase, asked)]
+        elif not _is_whole(entry.values, asked):
+            parts.append(entry)
+    return parts
 
 
 def _masks_of(entries: Sequence[Entry]) -> Iterator[tuple[Entry, dict[str, Any], str]]:

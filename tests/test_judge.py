@@ -368,11 +368,19 @@ def test_the_last_answer_counts_whatever_its_form(world, tmp_path):
         masks = [{**name, **called, "segmentation": mask["segmentation"]} for mask in first["masks"] * 2]
         found, (note,) = score(REFER, [*masks, *rest])
         assert found == 1 and first["query"] in note
+    (mask,) = coco([first])
+    refusal = {**name, "refused": True}
+    for entries, expected in (([mask, refusal], 1 - part), ([refusal, mask], 1), ([mask, refusal, mask], 1)):
+        found, (note,) = score(REFER, [*entries, *rest])
+        assert found == pytest.approx(expected) and first["query"] in note
     together = true_answers(TOGETHER, world)
     several = next(answer for answer in together if len(answer["masks"]) > 1)
     refusal = {"query": several["query"], "phrase": several["masks"][0]["phrase"], "refused": True}
     found, (note,) = score(TOGETHER, [*together, refusal])
     assert found == 1 and several["query"] in note
+    masks = coco(together)
+    assert score(TOGETHER, masks)[0] == 1 and score(TOGETHER, [refusal, *masks])[0] == 1
+    assert score(TOGETHER, [*masks, refusal])[0] == pytest.approx(1 - 1 / len(masks))
 
 
 def test_the_program_judges_reports_and_exports(world, tmp_path, capsys):
@@ -397,3 +405,12 @@ def test_a_bad_line_of_the_data_is_left_out_where_asked_for(tmp_path):
     assert "q.jsonl" in judge([answers], ["mine"], root, custom=[own]).missing["mine"]
     result = judge([answers], ["mine"], root, custom=[own], on_bad_sample="skip").suites["mine"]
     assert result.images == 1 and any("1" in note and "left out" in note for note in result.notes)
+    suite_file, asked = tmp_path / "own.yaml", tmp_path / "asked.jsonl"
+    suite_file.write_text("- {name: mine, source: jsonl, metric: generalised, options: {file: q.jsonl}}\n")
+    words = ["--write_questions", str(asked), "--suites", "mine", "--suite_file", str(suite_file)]
+    words += ["--dataset_dir", str(root)]
+    with pytest.raises(SystemExit, match=r"q\.jsonl"):
+        test_sem.main(words)
+    assert test_sem.main([*words, "--on_bad_sample", "skip"]) == 0
+    (line,) = asked.read_text().splitlines()
+    assert json.loads(line)["query"] == "mine/1/0"

@@ -16,6 +16,7 @@ import yaml
 
 import test_sem
 from data.types import Claim, Mask, Query, Record, Target
+from evaluation.catalog import Suite
 from evaluation.metrics import SCORERS, Figure
 from evaluation.metrics.base import RELEASED, STANDARD
 from evaluation.metrics.overlap import OverlapScorer
@@ -29,6 +30,7 @@ from evaluation.score import SuiteScore
 from evaluation.suites import find_suites
 from tests.records import OWN
 from tests.tiny_assistant import CLASSES, tiny, toy_world
+from utils import dist
 from utils.config import Recipe, from_dict
 from utils.log import log
 from utils.masks import rle_to_mask
@@ -141,6 +143,32 @@ def test_missing_data_are_named_and_the_others_are_evaluated(world, assistant):
     results = evaluate(assistant, ["cityscapes", "ReasonSeg|val"], world, FORCED, 1)
     assert list(results.suites) == ["ReasonSeg|val"] and "cityscapes" in results.missing["cityscapes|val"]
     assert str(world) in as_table(results)
+
+
+def test_whatever_one_process_cannot_open_all_learn_of(world, assistant, monkeypatch):
+    """Each of them must gather, whatever was raised, or the others would wait."""
+    opened = Suite.open
+
+    def damaged(self, *args, **options):
+        if self.group == "refer":
+            raise error
+        return opened(self, *args, **options)
+
+    monkeypatch.setattr(Suite, "open", damaged)
+    chosen = ["refcoco|unc|val", "ReasonSeg|val"]
+    error: Exception = RuntimeError("half a file")
+    results = evaluate(assistant, chosen, world, FORCED, 1)
+    assert results.missing == {"refcoco|unc|val": "RuntimeError: half a file"}
+    assert list(results.suites) == ["ReasonSeg|val"]
+    error = NameError("a slip")
+    gathered: list = []
+    monkeypatch.setattr(dist, "all_gather", lambda value: [gathered.append(value) or value])
+    with pytest.raises(NameError, match="a slip"):
+        evaluate(assistant, chosen, world, FORCED, 1)
+    assert gathered == [("NameError: a slip", True)]
+    monkeypatch.setattr(dist, "all_gather", lambda value: [value, ("NameError: a slip", True)])
+    with pytest.raises(RuntimeError, match="another process cannot open it: NameError: a slip"):
+        evaluate(assistant, ["ReasonSeg|val"], world, FORCED, 1)
 
 
 def test_training_mode_comes_back(world, assistant):
