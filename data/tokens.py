@@ -115,13 +115,15 @@ def mask_ids(tokenizer: PreTrainedTokenizerBase, spec: TokenSpec) -> tuple[int, 
     return tuple(token_id(tokenizer, token) for token in spec.mask)
 
 
-def decode(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def decode(ids: list[int], tokenizer: PreTrainedTokenizerBase, *, apart: str = "") -> str:
     """Text of generated ids: added tokens verbatim, the pieces between them decoded on their own; BOS, EOS and pad
     dropped, and ids without a token (rows that only pad the vocabulary matrix).
 
     Versions of the library differ in the blanks that they put around LLaMA's added tokens; here there are none, and
     what lies between two tokens is stripped: `sky<ins>traffic light<no_ins>wall<ins>`. A family whose tokens strip
     nothing keeps the blanks there, without those at both ends of the text.
+
+    apart: put into words that spell an added token letter by letter, which no reader then takes for the token.
     """
     added = {index: name for name, index in tokenizer.get_added_vocab().items()}
     drop = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -131,6 +133,8 @@ def decode(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
     def flush() -> None:
         if run:
             words = cast(str, tokenizer.decode(run, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+            for name in added.values() if apart else ():
+                words = words.replace(name, name[0] + apart + name[1:])
             text.append(words if tokenizer.family.verbatim else words.strip())
             run.clear()
 

@@ -13,9 +13,11 @@ from data.encode import Encoded
 from data.tokens import decode, mask_ids, token_id
 from data.types import IGNORE_ID, Batch, Claim, Mask, Query, Refuse, Script, Turn
 from evaluation.names import FORCED, GENERATED, TWO_PASS
-from model.seg_model import Memory, SegOutput
+from model.seg_model import Memory, SegOutput, find_groups
 from systems.assistant import Assistant
 from utils.registry import unknown
+
+WORD_JOINER = "\u2060"  # has no width and stands in no vocabulary's words
 
 
 @dataclass(frozen=True)
@@ -283,8 +285,18 @@ def _place(batch: Batch, assistant: Assistant) -> Batch:
 def _read_reply(
     assistant: Assistant, ids: list[int], masks: Tensor, scores: Tensor | None = None, *, finished: bool
 ) -> Reply:
-    """Reads an answer. Text can spell a mask token letter by letter; such a claim has no mask and is dropped."""
-    text = decode(ids, assistant.tokenizer)
-    claims = assistant.system.read(text)
+    """Reads an answer: its k-th claim of a mask is of the k-th mask that the model has decoded. A claim beyond these,
+    whose state is missing at the token limit, is dropped."""
+    tokenizer = assistant.tokenizer
+    text = decode(ids, tokenizer)
+    to_read = decode(_complete(ids, mask_ids(tokenizer, assistant.system.tokens)), tokenizer, apart=WORD_JOINER)
+    claims = [replace(claim, phrase=claim.phrase.replace(WORD_JOINER, "")) for claim in assistant.system.read(to_read)]
     readable = tuple(claim for claim in claims if claim.mask is None or claim.mask < len(masks))
     return Reply(text, readable, masks, finished, len(claims) - len(readable), scores=scores)
+
+
+def _complete(ids: list[int], group: Sequence[int]) -> list[int]:
+    """An answer to be read. Its text forgets blanks, but a group of mask tokens with one inside is none: tokens outside
+    of a complete group become the group's first, of which alone no text makes a group."""
+    inside = {start + place for start in find_groups(ids, group) for place in range(len(group))}
+    return [group[0] if token in group and index not in inside else token for index, token in enumerate(ids)]

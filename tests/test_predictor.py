@@ -13,6 +13,7 @@ from PIL import Image
 from data.types import Claim
 from evaluation import predictor as module
 from evaluation.predictor import Predictor
+from model.seg_model import Answer, find_groups
 from systems.assistant import build
 from tests.records import OWN
 from tests.tiny_assistant import tiny
@@ -178,3 +179,27 @@ def test_masks_that_are_no_numbers_are_an_error_not_an_empty_mask():
         with pytest.raises(ValueError, match=r"image0\.png: the masks of the answer hold NaN.*--precision fp32"):
             ask()
     assert conversation.session.rounds == []
+
+
+def test_only_tokens_count_as_masks_not_words_that_spell_them(monkeypatch):
+    """Nor do parts of a group that lack the rest, or between which something without a letter stands."""
+    one, several = Predictor(tiny("gsva")), Predictor(tiny("pixellm"))
+
+    def said(predictor: Predictor, *parts: str) -> list[tuple[str, bool]]:
+        """Name and presence of what an answer of these words and tokens (by their names) marks or refuses."""
+        pieces, table = predictor.assistant.tokenizer.pieces, predictor.assistant.tokenizer.get_vocab()
+        added, mask = predictor.assistant.system.tokens.added, predictor.assistant.system.tokens.mask
+        ids = [i for part in parts for i in ([table[part]] if part in added else pieces.encode(part, blank=True))]
+        masks = torch.ones(len(find_groups(ids, [table[name] for name in mask])), 4, 4)
+        monkeypatch.setattr(predictor.assistant.model, "generate", lambda *_, **__: [Answer(ids, masks)])
+        answer = predictor.ask(IMAGE, "What is here?")
+        assert "\u2060" not in answer.text
+        return [(segment.phrase, segment.present) for segment in answer.segments]
+
+    assert said(one, "dog:", "[SEG]", ", cat:", "[REJ]") == [("dog", True), ("cat", False)]
+    assert said(one, "I write [SEG] for dog:", "[SEG]") == [("I write [SEG] for dog", True)]
+    assert said(one, "no [REJ], a dog:", "[SEG]") == [("no [REJ], a dog", True)]
+    group = several.assistant.system.tokens.mask
+    assert said(several, "cat is", *group, "and dog is", *group) == [("cat", True), ("dog", True)]
+    assert said(several, "cat is", *group[:3], " ", *group[3:], "and dog is", *group) == [("dog", True)]
+    assert said(several, "cat is", *group[:3], "and dog is", *group, *group[3:]) == [("dog", True)]
