@@ -14,7 +14,7 @@ from data.pieces import KEEP
 from data.tokens import TokenSpec
 from data.types import Claim, Dialogue, EmptyMask, Mask, MaskFn, Query, Record, Refuse, Script, Turn
 from systems.base import SYSTEMS, Released, ReleasedTruth, System, make_options, one_of
-from systems.reading import read_claims
+from systems.reading import MARKS, read_claims
 from systems.single import FIELDS, SingleTarget
 from systems.targets import ABSENT, REASONING, label_set, random_name, sample_items
 from systems.wording import (
@@ -179,9 +179,10 @@ def answer_of(start: str, part: str, separator: str, names: Sequence[str], holes
 
 def read_phrase_list(answer: str, wording: Wording, tokens: TokenSpec = TOKENS) -> list[Claim]:
     """Each mask and refusal with the name before it, without the words that the templates put around names."""
-    starts = sorted({*wording.lists["start"], LIST_STARTS["released"]}, key=len, reverse=True)
-    before = pattern_after_masks(wording.lists["part"])
-    lead = re.compile(rf"\s*{before}(?:" + "|".join(map(re.escape, starts)) + r")?\s*")
+    starts = {" ".join(start.split()) for start in (*wording.lists["start"], LIST_STARTS["released"])}
+    opening = "|".join(map(re.escape, sorted(starts, key=len, reverse=True)))
+    alone = "|".join(re.escape(start.strip(MARKS)) for start in starts)  # where no name follows
+    lead = re.compile(rf"{pattern_after_masks(wording.lists['part'])}(?:(?:{alone})$|(?:{opening})\s*)?")
     around = sorted(map(pattern_before_mask, wording.lists["part"]), key=len, reverse=True)  # the most specific first
     return [replace(claim, phrase=_name(claim.phrase, lead, around)) for claim in read_claims(answer, tokens)]
 

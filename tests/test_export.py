@@ -9,16 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import chat
+from data.types import Claim, Query
+from evaluation.export.answers import export_answers
 from evaluation.export.coco import box_of, coco_result, coco_results
 from evaluation.export.label_maps import panoptic_image, read_panoptic, read_semantic, semantic_image
 from evaluation.export.suites import export
 from evaluation.predictor import Predictor, Segment
-from evaluation.protocols import FORCED
+from evaluation.protocols import FORCED, Reply
 from evaluation.runner import evaluate
 from systems.assistant import build
 from tests.records import OWN
@@ -161,3 +164,13 @@ def test_chat_exports_next_to_its_answers_without_colliding(tmp_path, monkeypatc
     assert {s["id"] for s in info["segments_info"]} == set(np.unique(ids).tolist()) - {0}
     with pytest.raises(SystemExit, match="of a class list"):
         chat.main([*words, "--prompt", "Where?", "--export", "semantic"])
+
+
+def test_a_class_has_the_number_of_its_place_however_the_answer_spells_it(tmp_path):
+    """The reading of an answer strips the full stop of `misc.`."""
+    query = Query("Segment.", (), phrases=("sky", "misc.", "traffic light"))
+    claims = tuple(Claim(name, place) for place, name in enumerate(("misc", "Trafficlight", "sky", "bus")))
+    reply = Reply("", claims, torch.ones(4, 2, 2))
+    (file,) = export_answers(tmp_path / "a", [query], [reply], ["coco"])
+    entries = [(entry["category"], entry["category_id"]) for entry in json.loads(file.read_text())]
+    assert entries == [("misc.", 1), ("traffic light", 2), ("sky", 0), ("bus", 3)]

@@ -256,6 +256,6 @@ def test_masks_are_named_by_what_was_asked_and_silence_is_noticed():
     assert unmentioned(one, reply()) == ["the dog"] and unmentioned(one, reply(Claim("", None))) == []
     classes = Query("Segment.", (), phrases=("sky", "car", "dog"))
     said = reply(Claim("Sky", 0), Claim("", None), Claim("bus", 1))
-    assert claim_names(classes, said) == ["Sky", "car", "bus"] and unmentioned(classes, said) == ["dog"]
+    assert claim_names(classes, said) == ["sky", "car", "bus"] and unmentioned(classes, said) == ["dog"]
     free = Query("Where?", ())
     assert claim_names(free, reply(Claim("It is", 0))) == ["It is"] and unmentioned(free, reply(Claim("", 0))) == []

@@ -207,6 +207,14 @@ def test_names_are_read_whatever_marks_and_words_stand_around_a_mask(tmp_path, p
     assert [(claim.phrase, claim.mask) for claim in claims] == [("cat", 0), ("hereford cow", 1)]
 
 
+def test_the_start_of_an_answer_is_no_name(tmp_path):
+    options = changed(tmp_path, "gsva", start=["Well,  this is it:"], part=["{phrase} {mask}"])
+    for system in (build_system("gsva"), build_system("gsva", options)):
+        assert [claim.phrase for claim in system.read("Sure, [SEG], cat[REJ].")] == ["", "cat"]
+    assert [claim.phrase for claim in system.read("Well,  this is it: [SEG], cat [REJ].")] == ["", "cat"]
+    assert [claim.phrase for claim in system.read("Well, this is it: dog [SEG].")] == ["dog"]
+
+
 @pytest.mark.parametrize(
     ("system", "key", "template", "message"),
     [

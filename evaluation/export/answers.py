@@ -70,12 +70,18 @@ def save_answer(
 
 def claim_names(query: Query, reply: Reply) -> list[str]:
     """What each claim of an answer is called: the answer to a question about one phrase is about that phrase, whatever
-    it says; else its own name, or that of the phrase to which it belongs. "" where there is neither."""
+    it says; else its own name, spelled as in the question, or that of the phrase to which it belongs. "" where there is
+    neither."""
     if len(query.phrases) == 1:
         return [claim.phrase if claim.is_substitute else query.phrases[0] for claim in reply.claims]
     assigned = zip(query.phrases, assign_claims(reply.claims, query.phrases), strict=True)
     phrases = {id(claim): phrase for phrase, claim in assigned if claim is not None}
-    return [claim.phrase or phrases.get(id(claim), "") for claim in reply.claims]
+    names = Names(query.phrases)
+    places = [names.exact(claim.phrase) for claim in reply.claims]
+    return [
+        claim.phrase or phrases.get(id(claim), "") if place is None else query.phrases[place]
+        for place, claim in zip(places, reply.claims, strict=True)
+    ]
 
 
 def unmentioned(query: Query, reply: Reply) -> list[str]:
