@@ -344,7 +344,8 @@ def _check_placeholder(questions: list[str]) -> None:
     counts = [question.count(IMAGE_PLACEHOLDER) for question in questions]
     if counts[0] != 1 or any(counts[1:]):
         raise ValueError(
-            f"{IMAGE_PLACEHOLDER} must stand once in the first question and in no other: {_quote(questions[0])}"
+            f"{IMAGE_PLACEHOLDER} must stand once in the first question and in no other; it stands for the image, and "
+            f"no phrase, class or question of one's own may hold it: {_quote(questions[0])}"
         )
 
 

@@ -85,7 +85,7 @@ def _generate_batch(
     for sample, group in zip(samples, prompts, strict=True):
         for ids in group:
             check_room(sample, ids, assistant.model.vlm.most_positions)
-    replies = iter(answer_prompts(assistant, samples, prompts, max_new_tokens))
+    replies = iter(answer_prompts(assistant, samples, prompts, max_new_tokens) if any(prompts) else ())
     return [[next(replies) for _ in group] for group in queries]
 
 

@@ -135,6 +135,10 @@ def test_bad_input_is_refused_with_what_is_wrong(lisa):
             lisa.ask(other, "Where is it?")
     with pytest.raises(ValueError, match="2 images, but questions about 1"):
         lisa.batch([IMAGE, IMAGE], [PHRASES])
+    for ask in (lambda: lisa(IMAGE, ["an <IMAGE>"]), lambda: lisa.ask(IMAGE, "Where is <image>?")):
+        with pytest.raises(ValueError, match=r"<image> .*stands for the image, and no phrase, class or question"):
+            ask()
+    assert lisa.batch([], []) == [] and lisa.replies([IMAGE], [[]]) == [[]], "nothing is asked"
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         lisa("none.png", PHRASES)
 
