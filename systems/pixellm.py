@@ -64,8 +64,8 @@ class Options:
         for name in ("seg_token_num", "num_classes_per_sample", "num_classes_per_question"):
             if getattr(self, name) < 1:
                 raise ValueError(f"options.{name} must be 1 or more, got {getattr(self, name)}")
-        if self.questions_per_picture < 0 or min(self.eval_targets, default=1) < 1:
-            raise ValueError("options: questions_per_picture must be 0 (all) or more, eval_targets numbers from 1 on")
+        if min(self.eval_targets, default=1) < 1:
+            raise ValueError(f"options.eval_targets must be numbers from 1 on, got {self.eval_targets}")
 
 
 @SYSTEMS.register("pixellm")
@@ -168,6 +168,10 @@ class DatasetQuestions:
     questions: str = "sentence"
     prompt: str = SENTENCE_PROMPT.lstrip(" ")
     phrase_prompt: str = PHRASE_PROMPT
+
+    def __post_init__(self) -> None:
+        if self.at_most < 0:
+            raise ValueError(f"options.questions_per_picture must be 0 (all) or more, got {self.at_most}")
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         dialogues = sample_items(record.dialogues, self.at_most or len(record.dialogues), rng)

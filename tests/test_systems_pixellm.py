@@ -203,6 +203,9 @@ def test_tokens_and_ranges():
     ):
         with pytest.raises(ValueError, match=message):
             build_system("pixellm", options)
+    for name in ("pixellm", "sa2va", "unipixel", "unified"):
+        with pytest.raises(ValueError, match=r"options\.questions_per_picture must be 0 \(all\) or more, got -1"):
+            build_system(name, {"questions_per_picture": -1})
 
 
 def test_the_published_command_line():
