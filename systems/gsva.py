@@ -26,6 +26,7 @@ from systems.wording import (
     merge_text,
     pattern_after_masks,
     pattern_before_mask,
+    wording_file,
 )
 
 TOKENS = TokenSpec(added=("[SEG]", "[REJ]"), mask=("[SEG]",), refuse="[REJ]")
@@ -66,9 +67,6 @@ class Options:
 def gsva(**values: Any) -> System:
     options = make_options(Options, values)
     wording = load_wording(options.wording, {**FIELDS, "list": "list", "start": "", "part": "phrase mask"})
-    if len(wording.lists["start"]) != len(wording.lists["part"]):
-        raise ValueError(f"wording {options.wording}: start and part belong together, they must be equally many")
-    check_names(wording, "phrase", "part")
     single = SingleTarget(wording, options.num_classes_per_sample, options.explanatory)
     task = GsvaTask(single, PhraseList(options, wording))
     released = Released(
@@ -104,6 +102,15 @@ class PhraseList:
 
     options: Options
     wording: Wording
+
+    def __post_init__(self) -> None:
+        starts, parts = (len(self.wording.lists[key]) for key in ("start", "part"))
+        if starts != parts:
+            raise ValueError(
+                f"{wording_file(self.wording.name)}: start and part belong together, they must be equally many, not "
+                f"{starts} and {parts}"
+            )
+        check_names(self.wording, "phrase", "part")
 
     def converse(self, record: Record, rng: np.random.Generator) -> list[Dialogue]:
         """One dialogue about a sample of the targets. None where all of them are absent, unless they are to train."""

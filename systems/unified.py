@@ -71,7 +71,7 @@ class Options(lasagna.ListOptions):
 def unified(**values: Any) -> System:
     options = lasagna.with_preset(make_options(Options, values))
     wording = load_wording(options.wording, LISTS)
-    check_names(wording, "phrase", "part", "each_named")
+    check_names(wording, "phrase", "each_named")
     check_names(wording, "instead", "correct_and_mask")
     for template in wording.lists["correct_and_mask"]:
         if template.partition("{refuse}")[0].strip(MARKS):

@@ -47,9 +47,10 @@ def load_wording(name: str, fields: dict[str, str]) -> Wording:
     path = wording_file(name)
     lists = read_yaml(path) or {}
     if not isinstance(lists, dict) or set(lists) != set(fields):
-        raise ValueError(
-            f"{path}: expected the lists {', '.join(sorted(fields))}; got {', '.join(sorted(map(str, lists)))}"
-        )
+        have = sorted(map(str, lists)) if isinstance(lists, dict) else []
+        wrong = [f"{name} is missing" for name in sorted(set(fields) - set(have))]
+        wrong += [f"{name} is unknown" for name in have if name not in fields]
+        raise ValueError(f"{path}: expected the lists {', '.join(sorted(fields))}; {', '.join(wrong)}")
     for key, names in fields.items():
         if not lists[key]:
             raise ValueError(f"{path}: the list {key!r} is empty")

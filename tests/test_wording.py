@@ -143,6 +143,14 @@ def test_no_template_is_given_twice(system):
     assert all(len(set(templates)) == len(templates) for templates in lists.values())
 
 
+def changed(tmp_path: Path, system: str, *, without: str = "", **lists) -> dict[str, str]:
+    """The option for a wording with other lists than the system's own, and without one of these."""
+    words = yaml.safe_load((WORDING / f"{system}.yaml").read_text())
+    words.pop(without, None)
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump({**words, **lists}))
+    return {"wording": str(tmp_path / "words.yaml")}
+
+
 def written(tmp_path: Path, **lists) -> str:
     usual = {"phrase": ["{phrase}"], "sentence": ["{sentence}"], "explain": ["why"], "answer": ["{mask}"]}
     (tmp_path / "words.yaml").write_text(yaml.safe_dump({**usual, **lists}))
@@ -182,15 +190,17 @@ def test_tokens_stand_once_and_broken_templates_are_named(tmp_path, lists, messa
 
 def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "words.yaml").write_text("- a\n- b\n")
-    with pytest.raises(ValueError, match=r"words.yaml: expected the lists"):
+    with pytest.raises(ValueError, match=r"words.yaml: expected the lists .*; answer is missing"):
         load_wording(str(tmp_path / "words.yaml"), FIELDS)
+    with pytest.raises(ValueError, match=r"words.yaml: expected the lists .*; explain is missing, explian is unknown$"):
+        load_wording(changed(tmp_path, "lisa", without="explain", explian=["why"])["wording"], FIELDS)
 
 
-def changed(tmp_path: Path, system: str, **lists) -> dict[str, str]:
-    """The option for a wording with other lists than the system's own."""
-    words = yaml.safe_load((WORDING / f"{system}.yaml").read_text())
-    (tmp_path / "words.yaml").write_text(yaml.safe_dump({**words, **lists}))
-    return {"wording": str(tmp_path / "words.yaml")}
+@pytest.mark.parametrize("system", ["gsva", "unified"])
+def test_every_start_of_an_answer_has_its_part(tmp_path, system):
+    options = changed(tmp_path, system, start=["Sure,", "Well,"], part=["{phrase}: {mask}"])
+    with pytest.raises(ValueError, match=r"words\.yaml: start and part belong together, .* not 2 and 1"):
+        build_system(system, options)
 
 
 @pytest.mark.parametrize("part", ["{phrase} is here, {mask}", "{phrase}  is; {mask}", "{phrase}: {mask} (found)"])
