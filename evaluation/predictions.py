@@ -45,7 +45,8 @@ class PredictionFile:
     def begin(
         self, settings: dict[str, Any], batches: Sequence[Sequence[int]], *, resume: bool
     ) -> tuple[list[Prediction], list[Sequence[int]]]:
-        """Opens the file of this process; must be called on all processes, as one of them reads for all.
+        """Opens the file of this process; must be called on all processes, as one of them reads for all. What that one
+        raises, all do.
 
         batches: the indices of all images, in batches. Returns the lines of an earlier run with the same settings (on
         the main process only), and the batches still to do. A batch is done if all its images are: the other images of
@@ -53,14 +54,18 @@ class PredictionFile:
         """
         if self.folder is None:
             return [], list(batches)
+        folder = self.folder
         earlier: dict[int, Prediction] = {}
         settings = json.loads(json.dumps(settings, default=str))  # as they will be read back
-        if dist.is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            earlier = self._recover(self.folder, settings, batches) if resume else {}
-            self._rewrite(self.folder, earlier, settings)
-        done = dist.broadcast(set(earlier))
-        self._file = self._part(self.folder, dist.rank()).open("a", encoding="utf-8")
+
+        def prepare() -> set[int]:
+            folder.mkdir(parents=True, exist_ok=True)
+            earlier.update(self._recover(folder, settings, batches) if resume else {})
+            self._rewrite(folder, earlier, settings)
+            return set(earlier)
+
+        done = dist.on_main(prepare)
+        self._file = self._part(folder, dist.rank()).open("a", encoding="utf-8")
         return list(earlier.values()), [batch for batch in batches if batch[0] not in done]
 
     def __enter__(self) -> PredictionFile:

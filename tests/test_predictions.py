@@ -19,6 +19,7 @@ from model.embedding_cache import fingerprint
 from tests.records import OWN
 from tests.tiny_assistant import CLASSES, tiny, toy_world
 from tests.tiny_run import environment
+from utils import dist
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = ["ade20k|val", "refcoco|unc|val", "ReasonSeg|val"]
@@ -183,6 +184,16 @@ def test_damaged_files_are_refused_by_line(assistant, world, tmp_path):
     (tmp_path / "other.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1: not a prediction of this program"):
         rescore([tmp_path])
+
+
+def test_what_the_main_process_cannot_read_the_others_learn_of(tmp_path, monkeypatch):
+    """They would wait for it."""
+    (tmp_path / "mine.jsonl").write_text("no line\n")
+    sent: list = []
+    monkeypatch.setattr(dist, "broadcast", lambda value: sent.append(value) or value)
+    with pytest.raises(ValueError, match=r"mine\.jsonl, line 1: not a prediction"):
+        PredictionFile(tmp_path, "mine").begin({}, [[0]], resume=True)
+    assert [isinstance(error, ValueError) for _, error in sent] == [True]
 
 
 def test_without_a_folder_nothing_is_written():
