@@ -234,16 +234,23 @@ class SuiteEvaluation:
                 if isinstance(result, LeftOut) and len(self.score.left_out) <= LOGGED_SKIPS:
                     log.warning("%s: left out: %s", self.suite.name, result.reason)
 
+            failure: Exception | None = None
+            # Nothing is raised here: the other processes wait in `all_gather` below, and learn of it there.
             try:
                 run_in_background(finish, self._answers(remaining[dist.rank() :: dist.world_size()]))
             except (OSError, ValueError) as error:
-                # Not raised here: the other processes wait in `all_gather` below, and learn of it from the score.
                 self.score.broken = str(error)
-        return self._merged_score(count).result(self.protocol, len(self.source))
+            except Exception as error:
+                failure = error
+        return self._merged_score(count, failure).result(self.protocol, len(self.source))
 
-    def _merged_score(self, count: int) -> SuiteScore:
-        """The score of all processes, on each of them. Raises BrokenSuite where nothing can be made of it."""
-        score, *others = dist.all_gather(self.score)
+    def _merged_score(self, count: int, failure: Exception | None) -> SuiteScore:
+        """The score of all processes, on each of them. Raises BrokenSuite where nothing can be made of it, and another
+        error where one of them has a failure that is no fault of the data (a full memory, NaN)."""
+        gathered = dist.all_gather((self.score, "" if failure is None else error_text(failure)))
+        if failures := [text for _, text in gathered if text]:
+            raise failure or RuntimeError(f"{self.suite.name}: another process failed: {failures[0]}")
+        score, *others = [score for score, _ in gathered]
         for other in others:
             score.merge(other)
         if score.broken:

@@ -22,7 +22,7 @@ from evaluation.metrics.base import RELEASED, STANDARD
 from evaluation.metrics.overlap import OverlapScorer
 from evaluation.metrics.semantic import SemanticScorer
 from evaluation.prefetch import run_in_background
-from evaluation.protocols import FORCED, GENERATED, TWO_PASS, Reply
+from evaluation.protocols import FORCED, GENERATED, PROTOCOLS, TWO_PASS, Reply
 from evaluation.report.markdown import as_table
 from evaluation.results import EvaluationResults
 from evaluation.runner import evaluate, source_options
@@ -168,6 +168,25 @@ def test_whatever_one_process_cannot_open_all_learn_of(world, assistant, monkeyp
     assert gathered == [("NameError: a slip", True)]
     monkeypatch.setattr(dist, "all_gather", lambda value: [value, ("NameError: a slip", True)])
     with pytest.raises(RuntimeError, match="another process cannot open it: NameError: a slip"):
+        evaluate(assistant, ["ReasonSeg|val"], world, FORCED, 1)
+
+
+def test_whatever_ends_the_answers_of_one_process_ends_those_of_all(world, assistant, monkeypatch):
+
+    def full_memory(*_):
+        raise RuntimeError("out of memory")
+
+    gathered: list = []
+    monkeypatch.setattr(dist, "all_gather", lambda value: [gathered.append(value) or value])
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setitem(PROTOCOLS, FORCED, full_memory)
+        evaluate(assistant, ["ReasonSeg|val"], world, FORCED, 1)
+    assert [text for _, text in gathered] == [False, "RuntimeError: out of memory"]
+    other = (SuiteScore("overlap"), "RuntimeError: out of memory")
+    monkeypatch.setattr(
+        dist, "all_gather", lambda value: [value, other] if isinstance(value[0], SuiteScore) else [value]
+    )
+    with pytest.raises(RuntimeError, match=r"ReasonSeg\|val: another process failed: RuntimeError: out of memory"):
         evaluate(assistant, ["ReasonSeg|val"], world, FORCED, 1)
 
 
