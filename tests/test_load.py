@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from data.tokens import TokenSpec, load_tokenizer
 from model.checkpoints.architecture import Architecture
-from model.checkpoints.files import read_tensors
+from model.checkpoints.config_file import read_config
+from model.checkpoints.files import read_tensors, write_tensors
 from model.checkpoints.layouts import published_table
 from model.checkpoints.load import assemble, build_model, dtype_of, fetch, load_folder, resolve_attention, views_for
 from model.checkpoints.save import save_folder, save_original
@@ -112,6 +114,55 @@ def test_pickled_and_sharded_bases(published, golden, sam, tmp_path, monkeypatch
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=shard.name):
         build(folder, sam)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_newer_file_of_a_folder_counts_as_in_transformers(sharded, tmp_path, monkeypatch):
+    """`save_pretrained` leaves earlier pickles, and the index of earlier shards, where they are."""
+    monkeypatch.setattr("model.checkpoints.files.SHARD_SIZE", "1KB" if sharded else "1GB")
+    old = {f"weight{index}": torch.zeros(200) for index in range(3)}
+    for safe in (False, True):
+        folder = tmp_path / f"Größe {safe}"
+        write_tensors(old, folder, safe=safe)
+        assert len(list(folder.glob("*.index.json"))) == sharded
+        save_file({name: torch.ones(200) for name in old}, folder / "model.safetensors")
+        assert all(tensor.min() == 1 for tensor in read_tensors(folder).values())
+
+
+def test_files_of_other_programs_say_how_they_become_weights(tmp_path):
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 13476839316\n")
+        with pytest.raises(ValueError, match=rf"{name} is a pointer of Git LFS.*git lfs pull"):
+            read_tensors(tmp_path / name)
+    torch.save({"model": {"a": torch.ones(2), "epoch": 3, "_extra_state": None}}, tmp_path / "more.pth")
+    with pytest.raises(ValueError, match=r"more\.pth: expected .*; no tensors are epoch, _extra_state"):
+        read_tensors(tmp_path / "more.pth")
+    for name, says in (
+        ("adapter_config.json", "merge_and_unload"),
+        ("zero_to_fp32.py", "zero_to_fp32.py there writes"),
+    ):
+        (folder := tmp_path / name.partition(".")[0]).mkdir()
+        (folder / name).write_text("{}")
+        for read in (read_tensors, read_config):
+            with pytest.raises(FileNotFoundError, match=rf"{name}: .*{says}"):
+                read(folder)
+
+
+def test_the_hub_is_asked_for_the_pickles_of_folders_without_safetensors(tmp_path, monkeypatch):
+    """A released assistant keeps a vision tower that the hub does not have in a subfolder, as safetensors."""
+    files = ["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "vision_tower/model.safetensors"]
+    files += ["vision_tower/pytorch_model.bin", "extra/model.safetensors.index.json", "extra/pytorch_model.bin"]
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("model.checkpoints.hub.list_repo_files", lambda name: files)
+    monkeypatch.setattr(
+        "model.checkpoints.hub.snapshot_download", lambda name, **words: asked.update(words) or tmp_path
+    )
+    assert fetch("someone/assistant") == tmp_path
+    fetched = filter_repo_objects(
+        files, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
+    )
+    assert set(files) - set(fetched) == {"vision_tower/pytorch_model.bin", "extra/pytorch_model.bin"}
 
 
 @pytest.fixture(scope="module")
@@ -424,6 +475,8 @@ def test_places_that_are_not_there(tmp_path, monkeypatch):
         fetch("")
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         fetch(tmp_path / "nothing" / "here")
+    with pytest.raises(FileNotFoundError, match=r"^no file or folder weights/sam2\.1_hiera_tiny\.pt$"):
+        fetch("weights/sam2.1_hiera_tiny.pt")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(FileNotFoundError, match=r"no config\.json, only notes\.txt"):
         build_model(replace(CONFIG, version=str(tmp_path)), SPEC, load_tokenizer(GOLDEN, SPEC))

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from model.checkpoints.files import whole_model_hint
 from utils.plain import read_mapping
 from utils.renamed import find_config
 
@@ -28,7 +29,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         have = ", ".join(sorted(item.name for item in folder.iterdir())[:12]) or "nothing"
-        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json, only {have}")
+        raise FileNotFoundError(
+            f"{folder} is no model folder: it has no config.json, only {have}{whole_model_hint(folder)}"
+        )
     values = read_mapping(file)
     for key in (SECTION, "text_config", "vision_config"):
         if not isinstance(values.get(key, {}), dict):

@@ -20,9 +20,18 @@ from utils.plain import read_mapping
 from utils.safe_pickle import DAMAGE
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+# A folder may hold several, e.g. the old pickles next to what was saved later: the first counts, as in transformers.
+WEIGHT_FILES = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1])
 WRAPPERS = ("state_dict", "module", "model")  # keys under which training programs put the tensors
 SHARD_SIZE = "5GB"
+LFS = b"version https://git-lfs"  # the first bytes of the text that stands for a file that Git did not fetch
+PARTS = {  # a file in the folders of other libraries -> how its weights become a model's
+    "adapter_config.json": (
+        ": adapters of peft without the weights that they change; merge them into these (merge_and_unload) and save "
+        "the whole model"
+    ),
+    "zero_to_fp32.py": ": shards of DeepSpeed; the program zero_to_fp32.py there writes their weights as one file",
+}
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -40,19 +49,23 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights."""
-    for index in INDEXES:
-        if (folder / index).is_file():
-            names = _shards(folder / index)
-            if gone := [name for name in names if not (folder / name).is_file()]:
-                raise FileNotFoundError(f"{folder}: {index} names {', '.join(gone)}, which are not there")
-            return [folder / name for name in names]
-    for name in SINGLE_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
-    have = ", ".join(sorted(file.name for file in folder.iterdir())[:12]) or "nothing"
-    raise FileNotFoundError(
-        f"{folder} has no weights: expected {', '.join((*SINGLE_FILES, *INDEXES))}; there is {have}"
-    )
+    found = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if found is None:
+        have = ", ".join(sorted(file.name for file in folder.iterdir())[:12]) or "nothing"
+        raise FileNotFoundError(
+            f"{folder} has no weights: expected {', '.join(WEIGHT_FILES)}; there is {have}{whole_model_hint(folder)}"
+        )
+    if found not in INDEXES:
+        return [folder / found]
+    names = _shards(folder / found)
+    if gone := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder}: {found} names {', '.join(gone)}, which are not there")
+    return [folder / name for name in names]
+
+
+def whole_model_hint(folder: Path) -> str:
+    """What to do with a folder in which another library keeps a part of a model; nothing for others."""
+    return next((hint for name, hint in PARTS.items() if (folder / name).exists()), "")
 
 
 def _shards(index: Path) -> list[str]:
@@ -97,6 +110,9 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 def _read_file(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(f"no weight file {file}")
+    with file.open("rb") as stream:
+        if stream.read(len(LFS)) == LFS:
+            raise ValueError(f"{file} is a pointer of Git LFS, not the weights: `git lfs pull` there fetches them")
     if file.suffix == ".safetensors":
         try:
             return load_file(file)
@@ -105,8 +121,10 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     tensors = _unpickle(file)
     while isinstance(tensors, dict) and (inner := next((key for key in WRAPPERS if key in tensors), None)):
         tensors = tensors[inner]
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{file}: expected a mapping of names to tensors")
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{file}: expected a mapping of names to tensors, got {type(tensors).__name__}")
+    if others := [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{file}: expected a mapping of names to tensors; no tensors are {', '.join(others[:5])}")
     if strange := [str(name) for name, tensor in tensors.items() if not isinstance(name, str) or not _is_plain(tensor)]:
         raise ValueError(f"{file}: not weights as they are saved, complete and dense: {', '.join(strange[:5])}")
     return tensors

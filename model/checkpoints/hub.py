@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from glob import escape
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import constants, list_repo_files, snapshot_download
+
+from model.checkpoints.files import WEIGHT_FILES
 
 # Weights, tokenizer and settings. No code is ever fetched.
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "recipe.yaml", "wording.yaml"]
@@ -21,7 +24,7 @@ def fetch(name: str | Path, **where: Any) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if len(path.parts) != 2 or path.suffix in (".pth", ".bin", ".safetensors"):
+    if len(path.parts) != 2 or path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
         raise FileNotFoundError(f"no file or folder {name}")
     try:
         return _download(str(name), where)
@@ -30,10 +33,12 @@ def fetch(name: str | Path, **where: Any) -> Path:
 
 
 def _download(name: str, where: dict[str, Any]) -> Path:
-    """A repository often holds its weights twice: pickles are fetched only where there are no safetensors. Offline the
-    cache's copy is taken as it is, because the list of files cannot be asked for."""
+    """A folder of a repository often holds its weights twice: its pickles are fetched only where it has no safetensors.
+    Offline the cache's copy is taken as it is, because the list of files cannot be asked for."""
     offline = constants.HF_HUB_OFFLINE or where.get("local_files_only")
     asked = {key: value for key, value in where.items() if key in ("revision", "token")}
-    files = [] if offline else list_repo_files(name, **asked)
-    duplicates = ["*.bin"] if any(file.endswith(".safetensors") for file in files) else None
-    return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=duplicates, **where))
+    files = [] if offline else [PurePosixPath(file) for file in list_repo_files(name, **asked)]
+    # folder by folder: a released assistant in pickles may have its vision tower in a subfolder as safetensors
+    safe = {file.parent for file in files if ".safetensors" in file.suffixes and file.name in WEIGHT_FILES}
+    twice = [escape(str(file)) for file in files if file.suffix == ".bin" and file.parent in safe]
+    return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=twice, **where))
