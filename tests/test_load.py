@@ -24,9 +24,10 @@ from model.checkpoints.load import assemble, build_model, dtype_of, fetch, load_
 from model.checkpoints.save import save_folder, save_original
 from model.heads import HEADS
 from model.vlm.base import Vision
+from model.vlm.llava_checkpoint import language_sizes
 from tests.tiny_base import GOLDEN, PIECES, base_tensors, write_base, write_sam
 from tests.tiny_model import LANGUAGE, TOWER, llava_of, sam_of
-from utils.config import ModelConfig
+from utils.config import ModelConfig, TowerConfig
 
 TOY = Path(__file__).parents[1] / "assets" / "toy"
 SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
@@ -222,6 +223,16 @@ def test_hugging_face_llava(hugging_face, sam, tmp_path, layout):
     torch.testing.assert_close(model.vlm.logits(hidden)[..., :PIECES], expected[..., :PIECES], atol=1e-5, rtol=1e-4)
 
 
+def test_a_projector_with_another_activation_is_refused(hugging_face, sam, tmp_path):
+    """No weight shows it, and the answers would be others than in transformers."""
+    folder = shutil.copytree(hugging_face[0], tmp_path / "llava")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"projector_hidden_act": "quick_gelu"}))
+    with pytest.raises(ValueError, match=r"config\.json: no projector_hidden_act 'quick_gelu'.*have: gelu"):
+        build(folder, sam)
+    build(folder, sam, tower=TowerConfig(new_projector=True))
+
+
 def test_our_folder_opens_in_transformers(hugging_face, sam, tmp_path):
     folder, theirs = hugging_face
     model, tokenizer = build(folder, sam), load_tokenizer(folder, SPEC)
@@ -277,6 +288,38 @@ def test_published_names_are_written_back(golden, published, tmp_path):
     assert {key: config[key] for key in told} == {key: original[key] for key in told}
     files = ("added_tokens.json", "special_tokens_map.json")
     assert all(json.loads((tmp_path / f).read_text()) == json.loads((GOLDEN / f).read_text()) for f in files)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_trained_tower_is_written_next_to_a_released_checkpoint(published, sam, tmp_path, trains):
+    """The hub has the tower from before the training: only the name of that one says all."""
+    folder = write_base(tmp_path / "llava", base_tensors(published, tower=True))
+    values = json.loads((folder / "config.json").read_text())
+    name = "openai/clip-vit-large-patch14"
+    (folder / "config.json").write_text(json.dumps(values | {"mm_vision_tower": name, "vision_tower": name}))
+    model = build(folder, sam, vision_tower=str(GOLDEN / "clip"), tower=TowerConfig(train=trains))
+    save_original(model, tmp_path / "out", load_tokenizer(folder, SPEC))
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["mm_vision_tower"] == ("vision_tower" if trains else name)
+    assert (tmp_path / "out" / "vision_tower" / "model.safetensors").is_file() == trains
+    save_folder(model, tmp_path / "ours", load_tokenizer(folder, SPEC))
+    again = load_folder(tmp_path / "ours", SPEC, load_tokenizer(folder, SPEC), config=CONFIG)
+    assert again.architecture.vlm_config["tower_name"] == (None if trains else name)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3"])
+def test_scaled_rotations_are_written_back_whole(published, sam, tmp_path, kind):
+    scaling = {"factor": 4.0, "original_max_position_embeddings": 128}
+    scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    scaling = {"type": kind, **({"factor": 4.0} if kind == "linear" else scaling)}
+    folder = write_base(tmp_path / "llava", base_tensors(published))
+    values = json.loads((folder / "config.json").read_text()) | {"rope_scaling": scaling, "rope_theta": 5000.0}
+    (folder / "config.json").write_text(json.dumps(values))
+    tokenizer = load_tokenizer(folder, SPEC)
+    save_original(build(folder, sam), tmp_path / "out", tokenizer)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["rope_scaling"], written["rope_theta"]) == (scaling, 5000.0)
+    assert language_sizes(written, tokenizer, "") == language_sizes(values, tokenizer, "")
 
 
 def test_published_7b_names_and_shapes():
@@ -536,6 +579,19 @@ def test_faults_of_a_weight_file_name_that_file(published, golden, sam, tmp_path
     with pytest.raises(ValueError, match=rf"^{file} \(model\.checkpoint_file.*another system"):
         torch.save(published, file)
         build(folder, checkpoint_file=str(file), spec=OTHER)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("lenient", [False, True])
+def test_quantised_weights_are_refused(published, tmp_path, kind, lenient):
+    """They would be read as numbers: int8 rows, packed nibbles, and fp8 without its scales."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    folder = write_base(tmp_path / "small", {**published, name: published[name].mul(50).to(kind)})
+    shutil.copy(GOLDEN / "added_tokens.json", folder)
+    with pytest.raises(
+        ValueError, match=rf"^{folder}: 1 weights are quantised \(vlm.*q_proj\.weight is .*load_in_4bit"
+    ):
+        build(folder, allow_missing=lenient)
 
 
 def test_a_tower_of_another_machine_says_how_to_name_one(published, sam, tmp_path):

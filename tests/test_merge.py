@@ -100,6 +100,14 @@ def test_one_file_of_whole_weights(run, truth, tmp_path, wrapped):
     torch.testing.assert_close(answers(place(load(tmp_path / "merged"), run)), truth, rtol=1e-5, atol=1e-5)
 
 
+def test_a_file_of_another_base_is_refused(run, tmp_path):
+    """One published program trains with a random projector of its own, which stays frozen."""
+    weights = load_file(run / "checkpoints" / "step_4" / "trainable.safetensors")
+    torch.save({**weights, "model.mm_projector.weight": torch.randn(48, 32)}, tmp_path / "whole.bin")
+    with pytest.raises(ValueError, match=r"whole\.bin: 1 frozen weights .*model\.mm_projector\.weight"):
+        merge("--weight", tmp_path / "whole.bin", "--config", run / "recipe.yaml", "--save_path", tmp_path / "x")
+
+
 def test_precision_of_the_written_weights(run, tmp_path):
     merge("--run", run, "--save_path", tmp_path / "half", "--precision", "bf16", "--tag", "step_4")
     kinds = {value.dtype for value in load_file(tmp_path / "half" / "model.safetensors").values()}

@@ -49,6 +49,13 @@ def test_a_run_in_four_bits_trains_and_merges_into_plain_weights(tmp_path):
     merging.main(["--run", str(run), "--save_path", str(tmp_path / "merged")])
     weights = load_file(tmp_path / "merged" / "model.safetensors")
     assert all(weight.is_floating_point() for weight in weights.values())
+    file = run / "checkpoints" / "step_3" / "trainable.safetensors"
+    words = ("--config", str(run / "recipe.yaml"), "--save_path", str(tmp_path / "of_file"))
+    merging.main(["--weight", str(file), *words])
+    of_file = load_file(tmp_path / "of_file" / "model.safetensors")
+    assert of_file.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(of_file[name], weight, rtol=1e-5, atol=1e-6)
     merged = load(tmp_path / "merged")
     assert not merged.recipe.model.load_in_4bit
     answering = load(run)  # as the run's recipe says: the merged layers in 4 bits again

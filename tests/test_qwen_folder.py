@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from data.tokens import load_tokenizer
@@ -71,3 +73,19 @@ def test_a_tied_and_padded_base_becomes_a_folder_with_two_matrices(base, sam, tm
     other = build_system("lisa").tokens
     with pytest.raises(ValueError, match=r"checkpoint of another system.*has no \[SEG\]"):
         load_folder(tmp_path / "out", other, load_tokenizer(tmp_path / "out", other), config=CONFIG)
+
+
+def test_a_training_file_of_a_tied_base_gives_the_output_layer_too(base, sam, tmp_path):
+    """safetensors keeps the shared matrix once; the base's, from before the training, is not what it predicts with."""
+    folder = shutil.copytree(base[0], tmp_path / "base")
+    tokenizer = load_tokenizer(folder, SYSTEM.tokens)
+    config = replace(CONFIG, version=str(folder), vision_pretrained=str(sam))
+    trained = build_model(config, SYSTEM.tokens, tokenizer).state_dict()
+    tokenizer.save_pretrained(folder)
+    lm_head, embedding = "vlm.language.lm_head.weight", "vlm.language.model.embed_tokens.weight"
+    trained[embedding] = trained[embedding] + 1
+    save_file({name: trained[name] for name in trained if name != lm_head}, tmp_path / "trained.safetensors")
+    changes = {"vision_pretrained": None, "checkpoint_file": str(tmp_path / "trained.safetensors")}
+    model = build_model(replace(config, **changes), SYSTEM.tokens, load_tokenizer(folder, SYSTEM.tokens))
+    state = model.state_dict()
+    assert torch.equal(state[embedding], trained[embedding]) and torch.equal(state[lm_head], trained[embedding])

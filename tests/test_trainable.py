@@ -10,6 +10,7 @@ import torch
 
 from model.finetune.trainable import (
     apply_lora,
+    check_frozen,
     describe,
     from_training_file,
     load_merged,
@@ -224,6 +225,35 @@ def test_whole_model_files_of_the_original_programs():
     assert len(found) == 4
     assert all(torch.equal(found[name], wanted[name]) for name in found)
     assert from_training_file(model, model.state_dict()).keys() == wanted.keys()
+
+
+@pytest.mark.parametrize("extra", ["k_proj.lora_A.default.weight", "q_proj.lora_magnitude_vector.default.weight"])
+def test_adapters_that_a_recipe_has_not_are_never_left_out(extra):
+    """A file of other target modules, or of DoRA, would merge into another model than was trained."""
+    model = prepare_training(tiny_model(), CONFIG)
+    name = f"base_model.model.model.layers.0.self_attn.{extra}"
+    with pytest.raises(ValueError, match=rf"1 weights of adapters .* e\.g\. {name}: .*target_modules.*no DoRA"):
+        from_training_file(model, {**model.state_dict(), name: torch.ones(16)})
+
+
+@pytest.mark.parametrize("vocabulary", ["full", "new_tokens"])
+def test_frozen_weights_of_a_training_file_are_the_bases(vocabulary):
+    """Else its adapters would be merged into another base than they were trained on."""
+    model = tiny_model()
+    model.added_ids = [37, 38]
+    prepare_training(model, replace(CONFIG, train_mask_decoder=False, train_vocabulary=vocabulary))
+    names = set(trainable_names(model))
+    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    check_frozen(model, rounded)
+    assert any(name.endswith("q_proj.base_layer.weight") for name in rounded.keys() - names)
+    layer = "vlm.language.model.layers.1.mlp.up_proj.weight"
+    trained = {"head.decoder.iou_token.weight": 1.02, layer: 1.02, "vlm.projector.0.weight": -1.0}
+    for name, factor in trained.items():
+        with pytest.raises(
+            ValueError, match=rf"^1 frozen weights .* e\.g\. {name}: .*another base.*tools.convert_weights"
+        ):
+            check_frozen(model, {**rounded, name: factor * rounded[name]})
+    check_frozen(model, {**rounded, layer: torch.zeros(3, 1, dtype=torch.uint8)})  # of 4 bits: nothing to compare
 
 
 def test_unknown_target_lists_the_choices():

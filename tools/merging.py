@@ -10,7 +10,13 @@ from pathlib import Path
 from model.checkpoints.files import read_tensors
 from model.checkpoints.load import dtype_of
 from model.checkpoints.save import check_target, read_from, save_folder, save_original
-from model.finetune.trainable import from_training_file, load_frozen_head, load_trainable, merge_lora
+from model.finetune.trainable import (
+    check_frozen,
+    from_training_file,
+    load_frozen_head,
+    load_trainable,
+    merge_lora,
+)
 from systems.assistant import Assistant, build, load
 from systems.base import systems_accepting
 from tools.portable.card import read_results, results_of_run
@@ -61,11 +67,19 @@ def load_run(run: str, tag: str) -> Assistant:
 
 
 def load_file(weight: str, recipe: Recipe) -> Assistant:
-    """The assistant of a single file of full weights and the recipe of their training, adapters merged, in fp32."""
+    """The assistant of a single file of full weights and the recipe of their training, adapters merged, in fp32.
+
+    As of a run, adapters trained on 4-bit layers are merged into the base's original weights.
+    """
+    recipe = replace(recipe, model=replace(recipe.model, load_in_4bit=False, load_in_8bit=False))
     assistant = build(with_precision(recipe, "fp32"), device="cpu")
     tensors = read_tensors(weight)
-    load_trainable(assistant.model, from_training_file(assistant.model, tensors))
-    load_frozen_head(assistant.model, tensors, assistant.recipe.model.head_options)
+    try:
+        load_trainable(assistant.model, from_training_file(assistant.model, tensors))
+        load_frozen_head(assistant.model, tensors, assistant.recipe.model.head_options)
+        check_frozen(assistant.model, tensors)
+    except ValueError as error:
+        raise ValueError(f"{weight}: {error}") from None
     merge_lora(assistant.model)
     assistant.model.requires_grad_(False).eval()
     return replace(assistant, recipe=recipe)

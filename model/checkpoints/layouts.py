@@ -33,6 +33,15 @@ class Report:
         counts |= {"missing": len(self.missing), "unexpected": len(self.unexpected)}
         return ", ".join(f"{count} weights {name}" for name, count in counts.items() if count)
 
+    def complaint(self, blamed: str) -> str:
+        """Of weights that are missing or have no place. blamed: whose they are."""
+        parts = [f"{blamed}: the weights do not fit the model"]
+        if self.missing:
+            parts.append(f"missing: {_shortened(self.missing)}")
+        if self.unexpected:
+            parts.append(f"unexpected: {_shortened(self.unexpected)}")
+        return "; ".join(parts) + " (with model.allow_missing=true, --allow_missing, the missing ones are initialised)"
+
 
 def reading_table(vlm: Iterable[Pair], head: Iterable[Pair]) -> NameTable:
     """Every layout that can be read. vlm, head: `WEIGHT_NAMES` of the backbone and of the mask head."""
@@ -79,3 +88,8 @@ def to_layout_names(tensors: dict[str, Tensor], table: NameTable) -> dict[str, T
             raise ValueError(f"this layout has no name for the weight {name}")
         renamed[theirs] = tensor
     return renamed
+
+
+def _shortened(names: list[str]) -> str:
+    rest = len(names) - 20
+    return ", ".join(names[:20]) + (f" and {rest} more" if rest > 0 else "")

@@ -26,7 +26,7 @@ from model.checkpoints.hub import fetch
 from model.checkpoints.layouts import LORA_WRAPPER, Report, reading_table, to_model_names
 from model.checkpoints.lora_file import merge_factors
 from model.checkpoints.name_table import NameTable
-from model.checkpoints.weight_source import WeightSource
+from model.checkpoints.weight_source import WeightSource, untie
 from model.heads import HEADS, HeadContext, MaskHead
 from model.projection import Projection, new_weight
 from model.seg_model import SegModel
@@ -74,7 +74,8 @@ def build_model(
             _check_head(folder, _published_head(source.report.unexpected), head)
         options = _add_head(source, config, head_class)
         if config.checkpoint_file:
-            _add_weight(source, fetch(config.checkpoint_file), table, head_class, config.lora.alpha)
+            _add_weight(source, fetch(config.checkpoint_file), table, backbone, head_class, config.lora.alpha)
+        source.check_numbers()
         _check_language(source, backbone)
         _fit_vocabulary(source, backbone, spec, tokenizer, generator, config.allow_missing)
         vlm_config, view = backbone.config_for(source, config, tokenizer)
@@ -205,11 +206,7 @@ def _read(
 ) -> WeightSource:
     report = Report()
     tensors = to_model_names(read_tensors(folder), table, report, head.IGNORED)
-    embedding, lm_head = backbone.EMBEDDING, backbone.LM_HEAD
-    # a Hugging Face folder of two parts may say it for the whole or for the language model
-    tied = any(part.get("tie_word_embeddings") for part in (values, values.get("text_config") or {}))
-    if tied and embedding in tensors and lm_head not in tensors:
-        tensors[lm_head] = tensors[embedding].clone()  # ours are separate: new rows train apart
+    untie(tensors, values, backbone.EMBEDDING, backbone.LM_HEAD)
     finished = any(name.startswith("head.") for name in tensors)
     return WeightSource(folder, values, tensors, report, finished)
 
@@ -257,13 +254,23 @@ def _add_head(source: WeightSource, config: ModelConfig, head: type[MaskHead]) -
     return options
 
 
-def _add_weight(source: WeightSource, file: Path, table: NameTable, head: type[MaskHead], alpha: float) -> None:
+def _add_weight(
+    source: WeightSource,
+    file: Path,
+    table: NameTable,
+    backbone: type[VisionLanguageModel],
+    head: type[MaskHead],
+    alpha: float,
+) -> None:
     """A training program's file counts before everything else; what it lacks (frozen parts) stays the folder's."""
     try:
         merged = merge_factors(read_tensors(file), alpha)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    source.tensors.update(to_model_names(merged, table, source.report, head.IGNORED))
+    tensors = to_model_names(merged, table, source.report, head.IGNORED)
+    # else the output layer of the base, from before the training, would stay
+    untie(tensors, source.values, backbone.EMBEDDING, backbone.LM_HEAD)
+    source.tensors.update(tensors)
     source.finished = True
     source.weight = file
 
@@ -370,7 +377,7 @@ def _fill(model: SegModel, source: WeightSource, dtype: torch.dtype, generator: 
     report.fresh = [name for name in wanted if name in source.fresh]
     report.missing = [name for name in absent if name not in source.fresh]
     if (report.missing or report.unexpected) and not lenient:
-        raise ValueError(_complaint(source.blamed, report))
+        raise ValueError(report.complaint(source.blamed))
     state = {name: source.tensors[name] for name in wanted if name in source.tensors}
     report.mapped = len(state.keys() - set(source.fresh))
     wrong = [
@@ -398,17 +405,3 @@ def _init_weight(name: str, shape: tuple[int, ...], width: int, generator: torch
     if len(shape) == 1:
         return torch.ones(shape) if "norm" in name and name.endswith("weight") else torch.zeros(shape)
     return torch.randn(shape, generator=generator) * NEW_ROW_STD
-
-
-def _complaint(blamed: str, report: Report) -> str:
-    parts = [f"{blamed}: the weights do not fit the model"]
-    if report.missing:
-        parts.append(f"missing: {_shortened(report.missing)}")
-    if report.unexpected:
-        parts.append(f"unexpected: {_shortened(report.unexpected)}")
-    return "; ".join(parts) + " (with model.allow_missing=true, --allow_missing, the missing ones are initialised)"
-
-
-def _shortened(names: list[str]) -> str:
-    rest = len(names) - 20
-    return ", ".join(names[:20]) + (f" and {rest} more" if rest > 0 else "")

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from model.checkpoints.layouts import Report
+
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that are the numbers they stand for
 
 
 @dataclass
@@ -33,3 +36,21 @@ class WeightSource:
     def blamed(self) -> str:
         """Whose weights they are, for messages."""
         return f"{self.weight} (model.checkpoint_file, over {self.folder})" if self.weight else str(self.folder)
+
+    def check_numbers(self) -> None:
+        """Raises for quantised weights: without their scales they would be taken for other numbers."""
+        packed = {name: tensor.dtype for name, tensor in self.tensors.items() if tensor.dtype not in PLAIN}
+        if packed:
+            name, kind = next(iter(packed.items()))
+            raise ValueError(
+                f"{self.blamed}: {len(packed)} weights are quantised ({name} is {kind}); take the model in 16 or 32 "
+                "bits: model.load_in_4bit and load_in_8bit quantise it here"
+            )
+
+
+def untie(tensors: dict[str, Tensor], values: dict[str, Any], embedding: str, lm_head: str) -> None:
+    """Makes two matrices of the one that files of a tied model hold. values: the folder's `config.json`."""
+    # a Hugging Face folder of two parts may say it for the whole or for the language model
+    tied = any(part.get("tie_word_embeddings") for part in (values, values.get("text_config") or {}))
+    if tied and embedding in tensors and lm_head not in tensors:
+        tensors[lm_head] = tensors[embedding].clone()  # ours are separate: new rows train apart

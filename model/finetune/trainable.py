@@ -21,6 +21,7 @@ from utils.log import log
 from utils.registry import unknown
 
 ADAPTER = "default"
+ROUNDING = 2**-7  # of a weight's norm: bf16 moves each number by at most 2**-9, training by more
 
 
 class Adapters(NamedTuple):
@@ -232,11 +233,42 @@ def from_training_file(model: SegModel, tensors: Mapping[str, Tensor]) -> dict[s
     """The trained part of a full-model file (`pytorch_model.bin` of `zero_to_fp32`) under this model's names.
 
     Both our names and the original programs' (`base_model.model.*`, LoRA as `lora_A.default`) are read. The frozen
-    rest is left out: it is the base's.
+    rest is left out: it is the base's (`check_frozen`). Adapters that this model has not raise a ValueError.
     """
-    table = reading_table(model.vlm.WEIGHT_NAMES, model.head.WEIGHT_NAMES)
-    renamed = {table.to_model(name.removeprefix(LORA_WRAPPER)): tensor for name, tensor in tensors.items()}
-    return {name: renamed[name] for name in trainable_names(model) if name in renamed}
+    ours = _model_names(model, tensors)
+    wanted = set(trainable_names(model))
+    if lora := [name for name in tensors if ".lora_" in name and ours[name] not in wanted]:
+        raise ValueError(
+            f"{len(lora)} weights of adapters have no place in a model of this recipe, e.g. {lora[0]}: give the "
+            "model.lora of its training (target_modules, r); of adapters only plain LoRA can be merged, no DoRA"
+        )
+    return {str(ours[name]): tensor for name, tensor in tensors.items() if ours[name] in wanted}
+
+
+def check_frozen(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
+    """Raises where frozen weights in a full-model file are not this model's, up to rounding: its training had another
+    base, or trained more than this model's recipe. What the file lacks, or holds in 4 bits, cannot be compared."""
+    trained = set(trainable_names(model))
+    # of vocabulary rows that train separately, the table holds the values before training
+    frozen = {
+        name.replace(BASE, "."): weight
+        for name, weight in model.named_parameters()
+        if name not in trained and name.rpartition(".")[0] + ".new_rows" not in trained
+    }
+    other = []
+    for name, ours in _model_names(model, tensors).items():
+        tensor, weight = tensors[name], frozen.get(str(ours).replace(BASE, "."))
+        if weight is None or tensor.shape != weight.shape or not tensor.is_floating_point():
+            continue
+        if not (tensor.float() - weight).norm() <= ROUNDING * weight.norm():
+            other.append(name)
+    if other:
+        raise ValueError(
+            f"{len(other)} frozen weights are not those of this recipe's model, e.g. {', '.join(other[:3])}: the file "
+            "is of another base (model.version, model.vision_pretrained), or its training changed these, too (e.g. "
+            "model.train_mask_decoder, model.tower.train_projector). python -m tools.convert_weights --weight takes "
+            "all weights of the file as they are"
+        )
 
 
 def load_frozen_head(model: SegModel, tensors: Mapping[str, Tensor], options: dict[str, Any]) -> None:
@@ -244,12 +276,16 @@ def load_frozen_head(model: SegModel, tensors: Mapping[str, Tensor], options: di
     recipe's `model.head_options`."""
     if not model.head.starts_random(options):
         return
-    table = reading_table(model.vlm.WEIGHT_NAMES, model.head.WEIGHT_NAMES)
     state = model.head.state_dict(prefix="head.")
-    for name, tensor in tensors.items():
-        ours = table.to_model(name.removeprefix(LORA_WRAPPER))
+    for name, ours in _model_names(model, tensors).items():
         if ours in state:
-            state[ours].copy_(tensor)
+            state[ours].copy_(tensors[name])
+
+
+def _model_names(model: SegModel, names: Iterable[str]) -> dict[str, str | None]:
+    """Names in a full-model file -> this model's; None where it has no such weight."""
+    table = reading_table(model.vlm.WEIGHT_NAMES, model.head.WEIGHT_NAMES)
+    return {name: table.to_model(name.removeprefix(LORA_WRAPPER)) for name in names}
 
 
 def describe(model: SegModel) -> str:

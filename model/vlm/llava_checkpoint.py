@@ -42,6 +42,7 @@ from utils.plain import leaves
 from utils.registry import unknown
 
 NEW_DEPTH, NEW_GROWTH = 2, 2  # of a new projector: layers, and the width between them in widths of the language model
+ACTIVATION = "gelu"  # between the projector's layers
 OWN_TOWER = "vision_tower"  # subfolder of a published folder for a tower that the hub does not have
 HUB_TOWER = "model.vision_tower.vision_tower."  # what the published layout puts before a CLIP's own names
 TOWER = "vlm.tower.*"
@@ -166,6 +167,8 @@ class LlavaFiles(VisionLanguageModel):
         new_projector = config.tower.new_projector and not source.finished
         if new_projector:
             _drop_projector(source)
+        else:
+            _check_activation(source)
         layer = config.tower.feature_layer
         sizes = LlavaSizes(
             language=language_sizes(source.values, tokenizer, source.where),
@@ -174,7 +177,7 @@ class LlavaFiles(VisionLanguageModel):
             feature_layer=_feature_layer(source.values, source.where, family) if layer is None else layer,
             projector_width=NEW_GROWTH * width if new_projector else len(source.tensors["vlm.projector.0.weight"]),
             tower_input=asdict(shown),
-            tower_name=name,
+            tower_name=None if config.tower.train else name,  # a trained one is nowhere else
         )
         return asdict(sizes), view
 
@@ -206,7 +209,7 @@ class LlavaFiles(VisionLanguageModel):
             "vision_config": {"model_type": family.NAME, **sizes.tower},
             "vision_feature_layer": sizes.feature_layer,
             "vision_feature_select_strategy": family.SELECT[0],
-            "projector_hidden_act": "gelu",
+            "projector_hidden_act": ACTIVATION,
             "tie_word_embeddings": False,
         }
         own = {
@@ -246,14 +249,14 @@ class LlavaFiles(VisionLanguageModel):
         """The flat `config.json` of lisa.md 7.3, as far as sizes go."""
         sizes = LlavaSizes(**config)
         language = dict(sizes.language)
-        rope = language.pop("rope_parameters", {})
-        scaled = rope.get("rope_type", "default") != "default"
+        rope = dict(language.pop("rope_parameters", {}))
+        base, kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
         depth = sizes.projector_depth
         return {
             "model_type": cls.NAME,
             **language,
-            "rope_theta": rope.get("rope_theta", 10000.0),
-            "rope_scaling": {"type": rope["rope_type"], "factor": rope["factor"]} if scaled else None,
+            "rope_theta": base,
+            "rope_scaling": None if kind == "default" else {**rope, "type": kind},
             "tie_word_embeddings": False,
             "use_cache": False,
             "mm_hidden_size": sizes.tower["hidden_size"],
@@ -339,6 +342,14 @@ def _projector_depth(tensors: dict[str, Tensor], where: str) -> int:
             "model.tower.new_projector=true puts a new one between a language model and a tower"
         )
     return depth
+
+
+def _check_activation(source: WeightSource) -> None:
+    """Raises where a Hugging Face `config.json` names another activation than LLaVA's between the projector's layers:
+    no weight shows it."""
+    activation = source.values.get("projector_hidden_act") or ACTIVATION
+    if activation != ACTIVATION:
+        raise ValueError(f"{source.where}: " + unknown("projector_hidden_act", str(activation), [ACTIVATION]))
 
 
 def _drop_projector(source: WeightSource) -> None:
