@@ -16,7 +16,7 @@ from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
 from model.checkpoints.config_file import class_names, read_config
 from model.checkpoints.files import read_tensors
-from model.checkpoints.hub import fetch
+from model.checkpoints.hub import fetch_folder
 from model.checkpoints.load import build_model, load_folder, views_for
 from model.finetune.quantize import quantize
 from model.runtime import inference_options, training_options
@@ -90,7 +90,7 @@ def load(
     checkpoint: of a run folder: best (last where there is no best), last, or a name like step_500.
     """
     device = torch.device(device) if device is not None else dist.device()
-    folder = fetch(path)
+    folder = fetch_folder(path)
     model = with_new_names({"model": dict(model or {})})["model"]
     if is_run(folder):
         recipe = _with_overrides(_checked(recipe_in(folder), folder, system), options, model, device)
@@ -217,7 +217,7 @@ def system_of(recipe: Recipe) -> System:
 def _parts(recipe: Recipe) -> tuple[System, PreTrainedTokenizerBase, SegModel]:
     """System, tokenizer and untrained model of a recipe, on the CPU."""
     system = system_of(recipe)
-    tokenizer = _tokenizer(fetch(recipe.model.version), system, recipe)
+    tokenizer = _tokenizer(fetch_folder(recipe.model.version), system, recipe)
     model = build_model(recipe.model, system.tokens, tokenizer, system.head, seed=recipe.train.seed)
     return system, tokenizer, model
 

@@ -5,6 +5,7 @@ import math
 import os
 import resource
 import shutil
+import stat
 import subprocess
 from dataclasses import replace
 from typing import Any
@@ -240,6 +241,16 @@ def test_few_are_kept_and_the_best_one(stored):
     assert (stored.folder / "best").read_text().strip() == "step_1"
 
 
+def test_a_checkpoint_has_the_permissions_of_any_new_file(tmp_path):
+    """safetensors makes files for their owner alone; colleagues and other services read a run, too."""
+    before = os.umask(0o022)
+    try:
+        saved = Checkpoints(tmp_path).save(engine(recipe(0)), TrainState(step=1))
+    finally:
+        os.umask(before)
+    assert {oct(stat.S_IMODE(file.stat().st_mode)) for file in saved.iterdir()} == {"0o644"}
+
+
 def test_half_written_ones_are_never_picked_and_cleared(stored):
     (stored.folder / ".unfinished_step_9" / "engine").mkdir(parents=True)
     (stored.folder / "step_8").mkdir()  # somebody's copy, without state
@@ -256,7 +267,7 @@ def test_death_while_saving_leaves_the_last_one(stored, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.checkpoint.save_file", die)
+    monkeypatch.setattr("training.checkpoint.save_safetensors", die)
     with pytest.raises(KeyboardInterrupt):
         stored.save(engine(recipe(0)), TrainState(step=5))
     assert stored.last().name == "step_4"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,11 @@ from model.checkpoints.save import save_folder, save_original
 from model.heads import HEADS
 from model.vlm.base import Vision
 from model.vlm.llava_checkpoint import language_sizes
+from systems.assistant import build as create
+from systems.assistant import load
 from tests.tiny_base import GOLDEN, PIECES, base_tensors, write_base, write_sam
 from tests.tiny_model import LANGUAGE, TOWER, llava_of, sam_of
-from utils.config import ModelConfig, TowerConfig
+from utils.config import ModelConfig, Recipe, TowerConfig
 
 TOY = Path(__file__).parents[1] / "assets" / "toy"
 SPEC = TokenSpec(added=("[SEG]",), mask=("[SEG]",))
@@ -258,6 +262,19 @@ def test_folders_come_back_equal(golden, tmp_path, write):
     assert_same(model, golden, skip=())
     assert model.vlm.view == golden.vlm.view
     assert not any(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_weights_have_the_permissions_of_any_new_file(tmp_path, mask):
+    """safetensors makes files for their owner alone."""
+    before = os.umask(mask)
+    try:
+        for safe in (True, False):
+            write_tensors({"a": torch.ones(2)}, tmp_path / str(safe), safe=safe)
+    finally:
+        os.umask(before)
+    modes = {oct(stat.S_IMODE(file.stat().st_mode)) for file in tmp_path.glob("*/*")}
+    assert modes == {oct(0o666 & ~mask)}
 
 
 def test_our_folder_stands_by_itself(golden, tmp_path):
@@ -520,6 +537,13 @@ def test_places_that_are_not_there(tmp_path, monkeypatch):
         fetch(tmp_path / "nothing" / "here")
     with pytest.raises(FileNotFoundError, match=r"^no file or folder weights/sam2\.1_hiera_tiny\.pt$"):
         fetch("weights/sam2.1_hiera_tiny.pt")
+    for name in ("model.safetensors", "whole.bin"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(NotADirectoryError, match=rf"{name} is a file; a model is a folder.*--weight"):
+            load(tmp_path / name)
+        with pytest.raises(NotADirectoryError, match=rf"{name} is a file"):
+            create(Recipe(system="lisa", model=replace(CONFIG, version=str(tmp_path / name))))
+        (tmp_path / name).unlink()
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(FileNotFoundError, match=r"no config\.json, only notes\.txt"):
         build_model(replace(CONFIG, version=str(tmp_path)), SPEC, load_tokenizer(GOLDEN, SPEC))

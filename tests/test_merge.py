@@ -17,6 +17,7 @@ from data.sources import build_source
 from evaluation.metrics.base import Figure
 from evaluation.results import EvaluationResults, SuiteResult, write_results
 from model.checkpoints.layouts import published_table
+from model.checkpoints.save import check_target
 from model.heads import HEADS
 from model.vlm import VLMS
 from systems.assistant import Assistant, load
@@ -155,6 +156,12 @@ def test_what_is_read_or_was_not_written_here_is_never_replaced(run, tmp_path):
     (mine / "notes.txt").write_text("added later")
     with pytest.raises(FileExistsError, match=r"notes\.txt"):
         merge("--run", run, "--save_path", mine)
+
+
+def test_the_root_of_a_disk_is_refused(tmp_path):
+    """A folder is replaced by a rename, which no mounted disk takes: a volume of a container, for one."""
+    with pytest.raises(ValueError, match=r"is where a disk is mounted.*choose a folder in it"):
+        check_target(tmp_path.anchor, overwrite=True)
 
 
 def test_upload_and_card_from_the_command_line(run, tmp_path, monkeypatch, capsys):

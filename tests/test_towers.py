@@ -39,6 +39,7 @@ from model.checkpoints.load import build_model, load_folder
 from model.checkpoints.save import save_folder, save_original
 from model.finetune.trainable import mark_trainable
 from model.seg_model import SegModel
+from model.vlm import VLMS
 from model.vlm.tower import write_view
 from model.vlm.towers import TOWERS
 from tests.tiny_base import GOLDEN, base_tensors, write_base, write_sam
@@ -410,6 +411,18 @@ def test_sizes_are_planned_without_weights(name, material):
     values = json.loads((material / "llama" / "config.json").read_text())
     view = type(model.vlm).view_of(values, recipe)
     assert view == model.vlm.view and view.most_tokens == model.vlm.view.most_tokens == 36
+
+
+def test_sizes_are_planned_of_a_tower_below_the_home_folder(material, monkeypatch):
+    """Not those of the CLIP that stands in for a tower which is not here."""
+    monkeypatch.setenv("HOME", str(material))
+    recipe = ModelConfig(version=str(material / "llama"), vision_tower="~/siglip")
+    values = json.loads((material / "llama" / "config.json").read_text())
+    own = json.loads((material / "siglip" / "config.json").read_text())
+    plan = released_architecture(recipe, "sam", SPEC)[0].vlm_config
+    assert plan["tower"]["hidden_size"] == own.get("vision_config", own)["hidden_size"]
+    whole = replace(recipe, vision_tower=str(material / "siglip"))
+    assert VLMS["llava"].view_of(values, recipe) == VLMS["llava"].view_of(values, whole)
 
 
 # --- a real tower

@@ -72,8 +72,8 @@ def load_file(weight: str, recipe: Recipe) -> Assistant:
     As of a run, adapters trained on 4-bit layers are merged into the base's original weights.
     """
     recipe = replace(recipe, model=replace(recipe.model, load_in_4bit=False, load_in_8bit=False))
+    tensors = read_tensors(weight)  # what is wrong with a file is known before a model is built
     assistant = build(with_precision(recipe, "fp32"), device="cpu")
-    tensors = read_tensors(weight)
     try:
         load_trainable(assistant.model, from_training_file(assistant.model, tensors))
         load_frozen_head(assistant.model, tensors, assistant.recipe.model.head_options)

@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from model.checkpoints.files import save_safetensors
 from training.engine import Engine
 from training.optimizer_state import MOMENTS, WEIGHT
 from utils import dist
@@ -312,7 +312,7 @@ def _store(tensors: dict[str, Tensor], file: Path, before: Path | None) -> None:
             "longer train.warmup_steps or model.precision=bf16 instead of fp16 may help"
         )
     try:
-        save_file(tensors, file)
+        save_safetensors(tensors, file)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{file} cannot be written: {error} ({free_space(file)})") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,22 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path, *, safe: bool = True
     for file, names in plan.filename_to_tensors.items():
         shard = {name: plain[name] for name in names}
         try:
-            save_file(shard, folder / file, {"format": "pt"}) if safe else torch.save(shard, folder / file)
+            save_safetensors(shard, folder / file) if safe else torch.save(shard, folder / file)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise OSError(f"{folder / file} cannot be written: {reason} ({free_space(folder)})") from None
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEXES[0 if safe else 1]).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def save_safetensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """A file with the permissions of any new one: the library's own is its owner's alone, in a folder for many."""
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    save_file(tensors, file, {"format": "pt"})
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        file.chmod(mode)
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:

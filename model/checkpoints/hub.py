@@ -32,6 +32,17 @@ def fetch(name: str | Path, **where: Any) -> Path:
         raise FileNotFoundError(f"no folder {name} here, and the hub did not give it: {error}") from error
 
 
+def fetch_folder(name: str | Path) -> Path:
+    """The same of a model, which is a folder: a file raises a NotADirectoryError."""
+    folder = fetch(name)
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f"{name} is a file; a model is a folder with config.json, tokenizer and weights (a training program's file "
+            "of weights goes over such a folder: --weight)"
+        )
+    return folder
+
+
 def _download(name: str, where: dict[str, Any]) -> Path:
     """A folder of a repository often holds its weights twice: its pickles are fetched only where it has no safetensors.
     Offline the cache's copy is taken as it is, because the list of files cannot be asked for."""

@@ -22,7 +22,7 @@ from model.checkpoints.architecture import Architecture
 from model.checkpoints.bounds import check_sizes, naming_size_errors
 from model.checkpoints.config_file import SECTION, read_config, saved_head
 from model.checkpoints.files import read_tensors
-from model.checkpoints.hub import fetch
+from model.checkpoints.hub import fetch, fetch_folder
 from model.checkpoints.layouts import LORA_WRAPPER, Report, reading_table, to_model_names
 from model.checkpoints.lora_file import merge_factors
 from model.checkpoints.name_table import NameTable
@@ -55,7 +55,7 @@ def build_model(
     head: the mask head of the system. The one that a finished folder names in its `config.json` overrides it, and
     `config.mask_head` overrides both.
     """
-    folder = fetch(config.version)
+    folder = fetch_folder(config.version)
     generator = torch.Generator().manual_seed(seed)
     where = str(folder / "config.json")
     # Weights before sizes: what `config.json` asks for is bounded by the weights that are there, and a part that lies

@@ -32,6 +32,8 @@ def check_target(folder: str | Path, sources: Iterable[str | Path | None] = (), 
             raise ValueError(f"{folder} is, or holds, {source}, which is read: choose another --save_path")
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{folder} is a file: choose another --save_path")
+    if target.is_mount():
+        raise ValueError(f"{folder} is where a disk is mounted, and cannot be replaced: choose a folder in it")
     strange = [] if overwrite else _strange(target)
     if strange:
         some = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")

@@ -221,7 +221,7 @@ class LlavaFiles(VisionLanguageModel):
 
     @classmethod
     def view_of(cls, values: dict[str, Any], config: ModelConfig) -> OwnView | PaddedView:
-        folder = Path(config.version if "vision_config" in values else config.vision_tower or "")
+        folder = Path(config.version if "vision_config" in values else config.vision_tower or "").expanduser()
         tower = values if "vision_config" in values else read_config(folder)
         family = tower_family(tower, str(folder / "config.json"))
         shown, sizes = tower_input(values, config.tower, family), family.sizes(tower)

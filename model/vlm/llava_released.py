@@ -51,7 +51,7 @@ def released_sizes(values: dict[str, Any], config: ModelConfig, added: int) -> L
 
 def _tower(values: dict[str, Any], config: ModelConfig) -> tuple[Path, dict[str, Any]]:
     """The folder, and sizes from it or of CLIP ViT-L/14 at the resolution in its name: the base's, or the tower's."""
-    folder = Path(config.version if "vision_config" in values else config.vision_tower or "")
+    folder = Path(config.version if "vision_config" in values else config.vision_tower or "").expanduser()
     if "vision_config" in values or (folder / "config.json").is_file():
         tower = values if "vision_config" in values else read_config(folder)
         return folder, tower_family(tower, str(folder / "config.json")).sizes(tower)
