@@ -77,3 +77,15 @@ def test_every_published_weight_has_a_home(name):
     assert {key: value.shape for key, value in found.items()} == own
     assert not report.unexpected and len(report.ignored) == layers  # the rotary tables
     assert model.vlm.view.most_tokens == (pixels // 14) ** 2
+
+
+@pytest.mark.parametrize("kind", ["lora_A.weight", "lora_A.other.weight", "lora_magnitude_vector.default.weight"])
+def test_adapters_that_cannot_be_merged_say_who_merges_them(kind):
+    """peft's own file of adapters, another adapter's name, DoRA."""
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    file = {f"{layer}.weight": torch.ones(4, 4), f"{layer}.{kind}": torch.ones(4)}
+    file |= {f"{layer}.lora_A.default.weight": torch.ones(2, 4), f"{layer}.lora_B.default.weight": torch.ones(4, 2)}
+    with pytest.raises(
+        ValueError, match=rf"^{layer}\.{kind}: expected plain LoRA, {layer}\.weight with .*merge_and_unload"
+    ):
+        merge_factors(file, alpha=16)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from model.checkpoints.name_table import NameTable, Pair, under
@@ -14,6 +15,7 @@ from model.projection import PUBLISHED, WEIGHT_NAMES
 LORA_WRAPPER = "base_model.model."  # in files of the original programs before merging
 IGNORED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|position_ids)")  # tables that are computed
 OURS = ("vlm", "head", "project")
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that are the numbers they stand for
 
 _SAME: list[Pair] = [(f"{part}.*", f"{part}.*") for part in OURS]
 
@@ -78,9 +80,14 @@ def to_model_names(
 
 
 def to_layout_names(tensors: dict[str, Tensor], table: NameTable) -> dict[str, Tensor]:
-    """Renames for writing. LoRA must be merged: no published layout has a place for it."""
+    """Renames for writing. LoRA must be merged, and no layer quantised: no layout has a place for either."""
     if lora := [name for name in tensors if ".lora_" in name or ".base_layer." in name]:
         raise ValueError(f"merge LoRA before writing a folder: {lora[0]} and {len(lora) - 1} more are not merged")
+    if packed := [name for name, tensor in tensors.items() if tensor.dtype not in PLAIN]:
+        raise ValueError(
+            f"quantised weights are not written, e.g. {packed[0]}: load the model with model.load_in_4bit=false and "
+            "load_in_8bit=false"
+        )
     renamed = {}
     for name, tensor in tensors.items():
         theirs = table.to_layout(name)

@@ -17,9 +17,13 @@ def merge_factors(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]
     """
     plain = {name.replace(BASE, "."): value for name, value in tensors.items() if ".lora_" not in name}
     for name in [name for name in tensors if ".lora_" in name]:
-        layer = name.removesuffix(A).removesuffix(B)
-        if not {layer + A, layer + B} <= tensors.keys() or f"{layer}.weight" not in plain:
-            raise ValueError(f"{name}: expected {layer}.weight with lora_A.default and lora_B.default next to it")
+        layer = name.partition(".lora_")[0]
+        factors = {layer + A, layer + B}
+        if name not in factors or not factors <= tensors.keys() or f"{layer}.weight" not in plain:
+            raise ValueError(
+                f"{name}: expected plain LoRA, {layer}.weight with lora_A.default and lora_B.default next to it; "
+                "adapters alone, or of other kinds, are merged by the library that made them (peft's merge_and_unload)"
+            )
         if name.endswith(A):
             weight, down, up = plain[f"{layer}.weight"], tensors[layer + A], tensors[layer + B]
             plain[f"{layer}.weight"] = (weight.float() + change(down, up, alpha)).to(weight.dtype)

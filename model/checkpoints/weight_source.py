@@ -6,12 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from model.checkpoints.layouts import Report
-
-PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights that are the numbers they stand for
+from model.checkpoints.layouts import PLAIN, Report
 
 
 @dataclass
