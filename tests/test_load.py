@@ -452,6 +452,25 @@ def test_missing_and_unexpected_weights_are_listed(published, golden, tmp_path):
     assert model.report.unexpected == ["model.box_head.weight"]
 
 
+def test_a_weight_under_two_names_is_not_chosen_by_chance(published, golden, sam, tmp_path):
+    tensors = base_tensors(published)
+    twice = {"language_model.lm_head.weight": tensors["lm_head.weight"].clone()}
+    assert_same(build(write_base(tmp_path / "equal", tensors | twice), sam), golden)
+    twice["language_model.lm_head.weight"] += 1
+    with pytest.raises(ValueError, match=r"other: the weights do not fit.*unexpected: .*lm_head\.weight"):
+        build(write_base(tmp_path / "other", tensors | twice), sam)
+
+
+def test_names_that_no_layout_has_are_shown_with_their_file(published, sam, tmp_path):
+    """As a model in DistributedDataParallel saves itself."""
+    tensors = {f"module.{name}": tensor for name, tensor in base_tensors(published).items()}
+    with pytest.raises(ValueError, match=r"wrapped has no language model: .* missing; strange names there: module\."):
+        build(write_base(tmp_path / "wrapped", tensors), sam)
+    torch.save({f"module.{name}": tensor for name, tensor in read_tensors(sam).items()}, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"^model\.vision_pretrained=.*odd\.pth: not SAM weights: .* module\."):
+        build(write_base(tmp_path / "llava", base_tensors(published)), tmp_path / "odd.pth")
+
+
 def test_checkpoint_of_another_system():
     with pytest.raises(ValueError, match=r"another system.*603 rows has no <ins>, <no_ins>"):
         load_folder(GOLDEN, OTHER, load_tokenizer(GOLDEN, OTHER), config=CONFIG)

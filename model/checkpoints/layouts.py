@@ -68,9 +68,11 @@ def to_model_names(
     unused = NameTable((pattern, pattern) for pattern in ignored)
     for name, tensor in tensors.items():
         plain = name.removeprefix(LORA_WRAPPER)
+        ours = table.to_model(plain)
         if IGNORED.fullmatch(plain):
             report.ignored.append(name)
-        elif ours := table.to_model(plain):
+        # a file may hold a weight twice, under the names of two layouts: other numbers have no place
+        elif ours and (ours not in renamed or torch.equal(renamed[ours], tensor)):
             renamed[ours] = tensor
         elif unused.to_model(plain):
             report.ignored.append(name)

@@ -244,7 +244,10 @@ def _add_head(source: WeightSource, config: ModelConfig, head: type[MaskHead]) -
     if source.finished or random:
         return options
     if config.vision_pretrained:
-        tensors, options = head.read_weights(fetch(config.vision_pretrained), options)
+        try:
+            tensors, options = head.read_weights(fetch(config.vision_pretrained), options)
+        except ValueError as error:
+            raise ValueError(f"model.vision_pretrained={config.vision_pretrained}: {error}") from None
         source.tensors.update({f"head.{name}": tensor for name, tensor in tensors.items()})
     elif not config.checkpoint_file:
         raise ValueError(
@@ -278,7 +281,9 @@ def _add_weight(
 def _check_language(source: WeightSource, backbone: type[VisionLanguageModel]) -> None:
     absent = [name for name in (backbone.EMBEDDING, backbone.LM_HEAD) if name not in source.tensors]
     if absent:
-        raise ValueError(f"{source.blamed} has no language model: {', '.join(absent)} missing")
+        strange = f"; strange names there: {', '.join(source.report.unexpected[:3])}, ..."
+        hint = strange if source.report.unexpected else ""
+        raise ValueError(f"{source.blamed} has no language model: {', '.join(absent)} missing{hint}")
 
 
 def _fit_vocabulary(
