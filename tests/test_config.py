@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from systems.base import systems_accepting
+from training.engine import engine_settings
 from utils import renamed
 from utils.config import Recipe, TrainConfig, from_dict, load_recipe, load_yaml, merge, override, save_recipe, to_dict
 from utils.flags import resolve
@@ -221,10 +223,15 @@ def test_a_folder_in_place_of_a_recipe_says_where_the_recipe_is(tmp_path):
 
 
 def test_numbers_are_those_that_people_mean(tmp_path):
-    """YAML 1.1 reads 010 as 8 and 5e8 as text."""
-    (tmp_path / "mine.yaml").write_text("train: {batch_size: 010, zero_options: {a: 5e8, b: {c: -1E-3}, d: e5}}")
-    train = load_recipe(tmp_path / "mine.yaml").train
-    assert train.batch_size == 10 and train.zero_options == {"a": 5e8, "b": {"c": -1e-3}, "d": "e5"}
+    """YAML 1.1 reads 010 as 8 and 5e8 as text. Only where a number is due: a folder may be called 5e8."""
+    zero = "zero_options: {a: 5e8, b: {c: -1E-3}, d: e5}"
+    (tmp_path / "mine.yaml").write_text(
+        f"options: {{folder: '5e8'}}\ntrain: {{steps: 100, batch_size: 010, lr: 5e-4, {zero}}}"
+    )
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert recipe.train.batch_size == 10 and recipe.train.lr == 5e-4 and recipe.options == {"folder": "5e8"}
+    settings = engine_settings(recipe, 10, torch.device("cpu"))["zero_optimization"]
+    assert (settings["a"], settings["b"], settings["d"]) == (5e8, {"c": -1e-3}, "e5")
 
 
 def test_the_home_folder_may_be_a_tilde_in_every_field_that_is_a_path(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import defaultdict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from utils.config import Recipe, TrainConfig
 from utils.log import log
 
 PUBLISHED_BUCKET = 500_000_000  # elements; buffers are allocated at full size, so never larger than what trains
+EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 OFFLOADS = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "all": (3,)}  # with which ZeRO stages
 
 
@@ -151,13 +153,21 @@ def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[
             "allgather_bucket_size": bucket,
             **({"offload_optimizer": place} if train.offload != "none" else {}),
             **({"offload_param": place} if train.offload == "all" else {}),
-            **train.zero_options,
+            **_with_numbers(train.zero_options),
         },
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW needs no compiler
         "scheduler": _schedule(train),
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+
+
+def _with_numbers(value: Any) -> Any:
+    """Options with numbers such as 5e8, which are text in YAML 1.1, as numbers: of fields that it alone knows DeepSpeed
+    refuses text."""
+    if isinstance(value, Mapping):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 def check_settings(train: TrainConfig) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 import types
 import typing
 from collections.abc import Iterable
@@ -63,7 +62,6 @@ __all__ = [
     "without_none",
 ]
 LENGTHS = (("steps",), ("epochs", "steps_per_epoch"))  # of `train`: the two ways to say how long
-EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 
 
 def from_dict(cls: Any, values: dict[str, Any], where: str = "") -> Any:
@@ -133,9 +131,7 @@ def _cast(value: Any, kind: Any, where: str) -> Any:
         return tuple(_cast(item, args[0], f"{where}[{index}]") for index, item in enumerate(value))
     if origin is dict and not isinstance(value, dict):
         raise ValueError(f"{where}: expected a mapping, got {value!r}")
-    if origin is dict:
-        return _with_numbers(value)
-    if kind is Any:
+    if origin is dict or kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
         if kind is DatasetConfig and isinstance(value, str):  # `- ade20k` is short for `- {source: ade20k}`
@@ -152,14 +148,6 @@ def _cast(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
     return value
-
-
-def _with_numbers(value: Any) -> Any:
-    """The values of a mapping whose fields are known to others alone (options; DeepSpeed's), with numbers such as 5e8,
-    which are text in YAML 1.1, as numbers."""
-    if isinstance(value, dict):
-        return {key: _with_numbers(item) for key, item in value.items()}
-    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 def _choice_of(value: Any, choices: tuple[Any, ...], where: str) -> Any:
