@@ -77,7 +77,11 @@ class ImageSet:
                 self._numbered[digits[1]].add(path)
 
     def __contains__(self, path: str) -> bool:
-        if picture_key(path) in self.keys:
+        return self.has(path, picture_key(path))
+
+    def has(self, path: str, key: str) -> bool:
+        """The same where the image's key is known: it may take a look at the disk, and many sets may be asked."""
+        if key in self.keys:
             return True
         digits = TWELVE_DIGITS.fullmatch(Path(path).stem)
         return digits is not None and any(_same_file(path, other) for other in self._numbered.get(digits[1], ()))

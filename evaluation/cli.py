@@ -77,8 +77,7 @@ def load_assistant(args: argparse.Namespace) -> Assistant:
         fields = overrides(args)
         return load(args.version, system=args.system, checkpoint=args.checkpoint, device=dist.device(), **fields)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        raise SystemExit(f"cannot load {args.version}: {message}") from None
+        raise SystemExit(f"cannot load {args.version}: {error}") from None
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from data.mixture import Mixture, Stream
 from data.readers.index import set_index_folder
 from model.losses import objective
 from systems.assistant import Assistant, build
-from systems.base import SYSTEMS, build_system, systems_accepting
+from systems.base import build_system, systems_accepting
 from training.checkpoint import TrainState, restore
 from training.engine import Engine, check_settings
 from training.loss_guard import LossGuard
@@ -23,7 +23,7 @@ from utils import dist
 from utils.config import Recipe
 from utils.flags import resolve
 from utils.log import log, setup_logging
-from utils.registry import unknown
+from utils.registry import UnknownName
 from utils.run_log import RunLog, import_wandb
 
 
@@ -33,13 +33,11 @@ def run(argv: list[str]) -> None:
         # A command line without a system means the first one that accepts its options and flags.
         recipe = resolve(argv, systems_accepting)
         check_settings(recipe.train)
-        if recipe.system not in SYSTEMS:
-            raise ValueError(unknown("system", recipe.system, SYSTEMS))
         build_system(recipe.system, recipe.options)  # its options are checked before anything slow
         setup_logging(dist.is_main())
         set_index_folder(recipe.data.index_dir)
         check_suites(recipe)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, UnknownName) as error:
         raise SystemExit(f"train_ds.py: {error}") from None
     if recipe.run.wandb:
         import_wandb()  # fails now rather than after the model is built

@@ -10,6 +10,13 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
+class UnknownName(KeyError):
+    """A name that a registry has not; its text is the message, where that of a KeyError is a quotation of it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class Registry(Generic[Factory]):
     """A small table of factories, e.g. `SOURCES = Registry("source")`; `@SOURCES.register("ade20k")` adds one."""
 
@@ -33,7 +40,7 @@ class Registry(Generic[Factory]):
         try:
             return self._factories[name]
         except KeyError:
-            raise KeyError(unknown(self.kind, name, self._factories)) from None
+            raise UnknownName(unknown(self.kind, name, self._factories)) from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._factories

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         rehearsal = Rehearsal.of(recipe)
         needs = needs_of(recipe)
     except (ValueError, KeyError, OSError) as error:
-        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        text = str(error)
         named = text if text.startswith(str(args.recipe)) else f"{args.recipe}: {text}"
         print(f"data_doctor.py: {named}", file=sys.stderr)
         return 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.blocklist import Blocklist, ImageSet
+from data.blocklist import Blocklist, ImageSet, picture_key
 from data.readers.index import keeping_faults
 from tools.doctor.examine import FAULT, WARNING, Report
 from tools.doctor.plan import EVAL, TRAIN
@@ -30,7 +30,8 @@ def check_overlap(reports: list[Report], recipe: Recipe, root: Path) -> None:
         if not len(usable):
             report.note(FAULT, "nothing left", f"exclude_val {blocklist.rule} leaves no image of it")
         images = [report.images[index] for index in usable]
+        keys = [picture_key(image) for image in images]
         for name, evaluated_images in held_out.items():
-            if count := sum(image in evaluated_images for image in images):
+            if count := sum(map(evaluated_images.has, images, keys)):
                 text = f"{count} of {len(images)} training images are in {name}; see data.exclude_val"
                 report.note(WARNING, f"trained and evaluated on ({name})", text, count)

@@ -76,7 +76,7 @@ def plan(args: argparse.Namespace) -> int:
         recipe = from_dict(Recipe, with_overrides(to_dict(load_recipe(args.recipe)), args.set))
         system_of(recipe)
     except (OSError, ValueError, KeyError) as error:
-        print(f"plan_memory.py: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        print(f"plan_memory.py: {error}", file=sys.stderr)
         return 2
     if recipe.model.precision == "auto":  # on the GPU that is planned for, not on the device that plans
         recipe = replace(recipe, model=replace(recipe.model, precision="bf16"))
