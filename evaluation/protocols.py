@@ -17,6 +17,9 @@ from model.seg_model import Memory, SegOutput, find_groups
 from systems.assistant import Assistant
 from utils.registry import unknown
 
+MOST_QUESTIONS = (
+    256  # about an image in one batch: of a 7B model each keeps some 25 MB of keys and values while it lasts
+)
 WORD_JOINER = "\u2060"  # has no width and stands in no vocabulary's words
 
 
@@ -63,13 +66,15 @@ def generate(
     """The model writes its own answers, greedily. `queries[b]` are about `samples[b]`. ValueError for a question that
     leaves the language model no position for an answer.
 
-    All rows are one batch, except for a system whose rows see each other's padding (SESAME, as released): there an
-    answer depends on the rows of its batch, so the batches are those of the release, of `visible_padding` questions
-    about one image.
+    All rows are one batch, with two exceptions. Where an image has more than MOST_QUESTIONS (a system that asks class
+    by class, and a list of a thousand), they are asked in batches of so many. And where rows see each other's padding
+    (SESAME, as released), an answer depends on the rows of its batch, so the batches are those of the release, of
+    `visible_padding` questions about one image.
     """
-    rows = assistant.system.released.visible_padding
-    if not rows:
+    seen = assistant.system.released.visible_padding
+    if not seen and all(len(group) <= MOST_QUESTIONS for group in queries):
         return _generate_batch(assistant, samples, queries, max_new_tokens)
+    rows = seen or MOST_QUESTIONS
     replies: list[list[Reply]] = []
     for sample, group in zip(samples, queries, strict=True):
         batches = [group[start : start + rows] for start in range(0, len(group), rows)]

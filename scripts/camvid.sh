@@ -4,10 +4,13 @@
 # usage: bash scripts/camvid.sh DATASET [OUT] [TOWER]   (OUT: default runs/camvid; TOWER: default facebook/dinov2-small)
 set -euo pipefail
 usage="usage: bash scripts/camvid.sh DATASET [OUT] [TOWER]   (DATASET/camvid holds images, masks and classes.txt)"
-data=$(realpath "${1:?$usage}")
+# shellcheck source=scripts/paths.sh
+source "$(dirname "$0")/paths.sh"
+data=$(here "${1:?$usage}")
+out=${2:+$(here_new "$2")}
+tower=$(here "${3:-facebook/dinov2-small}")
 cd "$(dirname "$0")/.."
-out=${2:-runs/camvid}
-tower=${3:-facebook/dinov2-small}
+out=${out:-runs/camvid}
 source scripts/fresh.sh
 fresh "$out/train" "$out/language" "$out/generate"
 source scripts/setup.sh requirements.txt

@@ -2,8 +2,11 @@
 # The main job end to end on the embedded toy world: set-up, data, training with LoRA, merge, evaluation, images.
 # 5 minutes on two CPU cores with bf16 instructions, 10 to 15 without (by counting). usage: bash scripts/demo.sh [OUT]   (default runs/demo; a second run starts afresh)
 set -euo pipefail
+# shellcheck source=scripts/paths.sh
+source "$(dirname "$0")/paths.sh"
+out=${1:+$(here_new "$1")}
 cd "$(dirname "$0")/.."
-out=${1:-runs/demo}
+out=${out:-runs/demo}
 source scripts/fresh.sh
 fresh "$out/train"
 source scripts/setup.sh requirements.txt

@@ -5,6 +5,9 @@
 # usage: bash scripts/miniature.sh [OUT] [flags of `python -m toy.study`]
 # (default runs/miniature; an interrupted run resumes)
 set -euo pipefail
+# shellcheck source=scripts/paths.sh
+source "$(dirname "$0")/paths.sh"
+[[ -z ${1:-} || $1 == -* ]] || set -- "$(here_new "$1")" "${@:2}"
 # shellcheck source=scripts/setup.sh
 source "$(dirname "$0")/setup.sh" requirements-dev.txt
 python -m toy.study "${@:-runs/miniature}"

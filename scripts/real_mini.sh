@@ -5,9 +5,12 @@
 # usage: bash scripts/real_mini.sh DATASET [OUT] [BACKBONE]   (OUT: default runs/real_mini)
 set -euo pipefail
 usage='usage: bash scripts/real_mini.sh DATASET [OUT] [llava|qwen3_vl]'
-data=$(realpath "${1:?$usage}")
+# shellcheck source=scripts/paths.sh
+source "$(dirname "$0")/paths.sh"
+data=$(here "${1:?$usage}")
+out=${2:+$(here_new "$2")}
 cd "$(dirname "$0")/.."
-out=${2:-runs/real_mini}
+out=${out:-runs/real_mini}
 backbone=${3:-llava}
 case $backbone in
   llava) recipe=real_mini head=sam_vit_toy.safetensors ;;

@@ -250,3 +250,11 @@ def test_a_section_that_is_set_keeps_the_fields_that_are_not_named():
     assert override(values, "model.embedding_cache={folder: a}")["model"]["embedding_cache"] == {"folder": "a"}
     assert override(values, "train={steps: 7}")["train"] == {"lr": 1.0, "steps": 7}
     assert override({"options": {"a": 1}}, "options={b: 2}") == {"options": {"b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("/data/llava #2", "/data/llava #2"), ("'a #b'", "a #b"), ("3e-4", "3e-4"), ("null", None), ("a#b", "a#b")],
+)
+def test_a_value_that_is_set_has_no_comments(text, value):
+    assert override({}, f"model.version={text}")["model"]["version"] == value

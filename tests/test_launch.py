@@ -88,6 +88,15 @@ def test_what_a_script_did_not_make_it_does_not_remove(run, tmp_path, script, wo
     assert sorted(out.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("script", "words"), [("demo.sh", ()), ("real_mini.sh", (".",)), ("camvid.sh", (".",))])
+def test_a_new_folder_is_made_where_the_script_is_called(tmp_path, script, words):
+    theirs = tmp_path / "a folder" / "out" / "train"
+    (theirs / "checkpoints").mkdir(parents=True)
+    command = ["bash", str(ROOT / "scripts" / script), *words, "out"]
+    done = subprocess.run(command, cwd=theirs.parents[1], capture_output=True, text=True)
+    assert done.returncode == 1 and f"{script}: {theirs} holds what this script did not make" in done.stderr
+
+
 def test_folders_of_an_earlier_start_are_emptied(tmp_path):
     program = f'source {ROOT}/scripts/fresh.sh; cd {tmp_path}; fresh "one two" three'
     for _ in range(2):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data.types import Claim
 from evaluation import predictor as module
+from evaluation import protocols
 from evaluation.predictor import Predictor
 from model.seg_model import Answer, find_groups
 from systems.assistant import build
@@ -75,6 +76,18 @@ def test_a_class_list_is_asked_in_the_words_of_the_system(lisa, lasagna):
     for predictor, questions in ((lisa, 2), (lasagna, 1)):
         assert len(predictor.class_queries(["sky", "dog"])) == questions
         assert [segment.phrase for segment in predictor.classes(IMAGE, ["sky", "dog"])] == ["sky", "dog"]
+
+
+def test_many_questions_about_an_image_are_asked_in_several_batches(lisa, monkeypatch):
+    names = ["sky", "dog", "cat", "road", "tree"]
+    together = lisa.classes(IMAGE, names)
+    monkeypatch.setattr(protocols, "MOST_QUESTIONS", 2)
+    batches, answer = [], protocols.answer_prompts
+    monkeypatch.setattr(protocols, "answer_prompts", lambda *args: batches.append(len(args[2][0])) or answer(*args))
+    for one, other in zip(together, lisa.classes(IMAGE, names), strict=True):
+        assert (one.phrase, one.text, one.present) == (other.phrase, other.text, other.present)
+        assert not one.present or (one.mask != other.mask).mean() < 0.01  # sums of batches of other sizes
+    assert batches == [2, 2, 1] and any(one.present for one in together)
 
 
 def test_questions_in_free_words(lisa):

@@ -293,9 +293,12 @@ def _is_section(keys: list[str]) -> bool:
 
 def _value(text: str, dotted: str) -> Any:
     try:
-        return parse_yaml(text)
+        value = parse_yaml(text)
     except ValueError as error:
         raise ValueError(f"--set {dotted}: {error}") from None
+    text = text.strip()
+    # A path or a name, of which YAML takes " #2" for a comment: there are none on a command line.
+    return text if isinstance(value, str) and text.startswith(f"{value} ") else value
 
 
 def _put(values: Any, keys: list[str], value: Any, dotted: str) -> Any:
