@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -242,6 +243,21 @@ def test_the_home_folder_may_be_a_tilde_in_every_field_that_is_a_path(tmp_path, 
     folders = (recipe.data.dataset_dir, recipe.data.index_dir, recipe.model.embedding_cache.folder)
     assert folders == tuple(str(tmp_path / name) for name in ("data", "index", "cache"))
     assert from_dict(Recipe, {"train": {"resume": "~/run"}}).train.resume == str(tmp_path / "run")
+
+
+def test_an_error_names_the_file_that_has_it(tmp_path):
+    for low, middle, mine, error in (
+        ("train: {lr: fast}", "", "loss: {dice: 1.0}", "low.yaml: train.lr: expected float, got 'fast'"),
+        ("train: {lr: 1.0}", "loss: {dice: heavy}", "", "middle.yaml: loss.dice: expected float, got 'heavy'"),
+        ("train: {lr: 1.0}", "", "loss: {dice: light}", "mine.yaml: loss.dice: expected float, got 'light'"),
+    ):
+        (tmp_path / "low.yaml").write_text(low)
+        (tmp_path / "middle.yaml").write_text(f"base: low.yaml\n{middle}")
+        (tmp_path / "mine.yaml").write_text(f"base: middle.yaml\n{mine}")
+        with pytest.raises(ValueError, match=rf"^{re.escape(f'{tmp_path}/{error}')}"):
+            load_recipe(tmp_path / "mine.yaml")
+        with pytest.raises(ValueError, match=rf"^{re.escape(f'{tmp_path}/{error}')}"):
+            resolve(["--config", str(tmp_path / "mine.yaml")], systems_accepting)
 
 
 def test_a_section_that_is_set_keeps_the_fields_that_are_not_named():

@@ -205,6 +205,18 @@ def load_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     above: the files whose `base` led here.
     """
+    path, values = _read(path)
+    base = _base_of(path, values)
+    if base is None:
+        return with_new_names(values, complete=True)
+    above = (*above, path.resolve())
+    if find_config(base).resolve() in above:
+        raise ValueError(f"{path}: its base {values['base']} leads back to it")
+    return merge(load_yaml(base, above), with_new_names({key: values[key] for key in values if key != "base"}))
+
+
+def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A recipe file, where it is today, and what it holds."""
     path = find_config(path)
     if not path.is_file():
         hint = (
@@ -216,17 +228,16 @@ def load_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping at the top, got {type(values).__name__}")
+    return path, values
+
+
+def _base_of(path: Path, values: dict[str, Any]) -> Path | None:
     if "base" not in values:
-        return with_new_names(values, complete=True)
-    base = values.pop("base")
+        return None
+    base = values["base"]
     if not isinstance(base, str) or not base.strip():
         raise ValueError(f"{path}: base must be the name of a recipe file, got {base!r}")
-    values = with_new_names(values)
-    base = os.path.expanduser(base)
-    above = (*above, path.resolve())
-    if find_config(path.parent / base).resolve() in above:
-        raise ValueError(f"{path}: its base {base} leads back to it")
-    return merge(load_yaml(path.parent / base, above), values)
+    return path.parent / os.path.expanduser(base)
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -240,11 +251,23 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def recipe_of(values: dict[str, Any], path: str | Path) -> Recipe:
-    """The recipe of what a file holds; errors name it."""
+    """The recipe of what a file and its bases hold; errors name the one that is wrong."""
     try:
         return from_dict(Recipe, values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{_file_at_fault(path, str(error))}: {error}") from None
+
+
+def _file_at_fault(path: str | Path, message: str) -> Path:
+    """The base that gives this error without the files above it; `path` where none does."""
+    base = _base_of(*_read(path))
+    if base is not None:
+        try:
+            from_dict(Recipe, load_yaml(base))
+        except ValueError as error:
+            if str(error) == message:
+                return _file_at_fault(base, message)
+    return Path(path)
 
 
 def save_recipe(recipe: Recipe, folder: str | Path) -> Path:
