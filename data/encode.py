@@ -120,7 +120,9 @@ class Encoder:
         self._verdicts = set(self._mask_ids)  # ids of the tokens that say present or absent
         if spec.refuse:
             self._verdicts.add(token_id(tokenizer, spec.refuse))
-        self._special = {token.content: (index, token) for index, token in tokenizer.added_tokens_decoder.items()}
+        # A llava-hf folder has the placeholder among its tokens. Here it stands for the image, and is no id.
+        added = {token.content: (index, token) for index, token in tokenizer.added_tokens_decoder.items()}
+        self._special = {text: entry for text, entry in added.items() if text != IMAGE_PLACEHOLDER}
         # Longest first: an alternation takes the first branch that matches, which may be a prefix of the right one.
         longest_first = sorted((*self._special, IMAGE_PLACEHOLDER), key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")

@@ -108,7 +108,7 @@ GROUP_SIZES = (6, 5, 4)  # expressions per question of multi-RefCOCO (pixellm.md
 
 ENTRIES = (
     Suite("ade20k|val", "semantic", "semantic", "ade20k: images and annotations of validation"),
-    Suite("cocostuff|val", "semantic", "semantic", "cocostuff/val2017, coco/val2017"),
+    Suite("cocostuff|val", "semantic", "semantic", "cocostuff/val2017, coco/val2017", {"table": "171"}),
     Suite("cityscapes|val", "semantic", "semantic", "cityscapes: gtFine/val, leftImg8bit/val"),
     Suite(
         "mapillary|val",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics import SCORERS
-from evaluation.metrics.base import STANDARD, Interval
+from evaluation.metrics.base import STANDARD, Interval, released_truth
 from evaluation.prediction_schema import LEFT_OUT, Prediction, reading
 from evaluation.predictions import place_of, predictions, settings_of
 from evaluation.report.examples import query_ious
@@ -70,6 +70,7 @@ class SuiteComparison:
     only_second: int
     settings: dict[str, Any]
     differing: list[QueryDifference]  # the largest difference first
+    notes: list[str]  # what there is to know about one of the two, such as missing answers
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def comparison_table(comparison: Comparison) -> str:
                 f"{_number(figure.first):>8}{_number(figure.second):>8}{_number(figure.value, sign='+'):>9}  "
                 f"{len(suite.first):<8}{suite.queries:<9}{low_high}{mark}".rstrip()
             )
+        lines += [f"  {suite.name}: {note}" for note in suite.notes]
         if suite.only_first or suite.only_second:
             lines.append(
                 f"  {suite.name}: images that only one has answered do not count: {suite.only_first} of A, "
@@ -138,7 +140,10 @@ def _compare_suite(
     for key in ("protocol", "metric"):
         values = {line[key] for lines in pair for line in lines.values()}
         if len(values) > 1:
-            raise ValueError(f"{name}: {key}s differ ({', '.join(sorted(values))}), so the figures cannot be compared")
+            hint = f'; entries of other programs name theirs with "{key}"' if key == "protocol" else ""
+            raise ValueError(
+                f"{name}: {key}s differ ({', '.join(sorted(values))}), so the figures cannot be compared{hint}"
+            )
     differ = [key for key in SAME if all(settings) and settings[0].get(key) != settings[1].get(key)]
     if differ:
         raise ValueError(f"{name}: made on other {', '.join(differ)}, so the figures cannot be compared")
@@ -164,6 +169,10 @@ def _compare_suite(
     for one, other in product(scorers[0].statistics(), scorers[1].statistics()):
         intervals |= one.differences(other)
     values = [{(figure.metric, figure.variant): figure.value for figure in scorer.figures()} for scorer in scorers]
+    notes = _notes(scored)
+    if len({released_truth(own.get("system")) for own in settings}) > 1:
+        values = [{key: value for key, value in side.items() if key[1] == STANDARD} for side in values]
+        notes.append("as-released figures are left out: those of A and B follow different rules")
     figures = []
     for metric, variant in {**values[0], **values[1]}:
         ours, theirs = (side.get((metric, variant)) for side in values)
@@ -182,7 +191,22 @@ def _compare_suite(
         only_second=len(scored[1]) - len(common),
         settings=settings[0] or settings[1],
         differing=differing,
+        notes=notes,
     )
+
+
+def _notes(scored: Sequence[dict[int, Prediction]]) -> list[str]:
+    """What the predictions of only one of the two say of themselves, but where they are from."""
+    notes = [
+        list(dict.fromkeys(note for line in lines.values() for note in line["notes"] if not note.startswith("judged")))
+        for lines in scored
+    ]
+    return [
+        f"{side}: {note}"
+        for side, own, other in zip("AB", notes, notes[::-1], strict=True)
+        for note in own
+        if note not in other
+    ]
 
 
 def _differing(first: dict[int, Prediction], second: dict[int, Prediction]) -> list[QueryDifference]:

@@ -26,7 +26,8 @@ from evaluation.asked import Asked, asked_about, query_id
 from evaluation.catalog import Suite
 from evaluation.entries import Found, entries_of, printable
 from evaluation.metrics import SCORERS
-from evaluation.metrics.base import AS_LISA
+from evaluation.metrics.base import released_truth
+from evaluation.metrics.matching import bare
 from evaluation.names import ON_MISSING
 from evaluation.prediction_schema import LEFT_OUT, Answer, Prediction
 from evaluation.predictions import (
@@ -44,7 +45,7 @@ from evaluation.runner import BrokenSuite, source_options
 from evaluation.score import SuiteScore
 from evaluation.submitted import BadEntry, Catalogue, Gaps, Size, Submission, answer_from
 from evaluation.suites import find_suites
-from systems.base import ReleasedTruth, build_system
+from systems.base import ReleasedTruth
 from utils.config import Recipe, SuiteConfig
 from utils.limits import MASK_PIXELS, MASKS
 from utils.log import log
@@ -130,11 +131,12 @@ def judge(
             catalogue=catalogue,
             own=own.get(name),
             submission=submission,
-            truth=_released_truth(system or settings.get(name, {}).get("system")),
+            truth=released_truth(system or settings.get(name, {}).get("system")),
             skip_bad=skip_bad,
             strict=on_missing == "error",
         )
         made_by = settings.get(name, {}) if name in own else {"weights": _digest(other_files)}
+        made_by |= {"system": system} if system else {}
         try:
             data = identity.of_data(suite, source, root, options) if out_dir else {}
             results.suites[name] = judged(limit, PredictionFile(folder, name), {**made_by, **data})
@@ -180,7 +182,7 @@ class SuiteJudge:
         if self.own:
             protocols = {line["protocol"] for _, line in self.own.lines.values()}
         else:
-            protocols = self.submission.protocols or {EXTERNAL}
+            protocols = self.submission.protocols.get(self.suite.name) or {EXTERNAL}
         if len(protocols) > 1:
             raise ValueError(f"{self.suite.name}: predictions of several protocols: {', '.join(sorted(protocols))}")
         return next(iter(protocols))
@@ -365,16 +367,18 @@ def _check_targets(record: Record, answers: Sequence[Answer], where: str) -> Non
             if target in seen:
                 raise BadEntry(f"{place}: asks about target {target} again")
             seen.add(target)
+        if record.kind == "refer":
+            for target, phrase in zip(answer["targets"], answer["asked"], strict=False):
+                if bare(phrase) != bare(now := record.targets[target].phrase):
+                    raise BadEntry(
+                        f"{place}: asks for {phrase!r}, but target {target} is {now!r}: the annotations have changed"
+                    )
         if record.kind != "classes" and len(answer["targets"]) != len(answer["asked"]):
             raise BadEntry(f"{place}: asks {len(answer['asked'])} phrases of {len(answer['targets'])} targets")
 
 
 def _silence(size: Size) -> Reply:
     return Reply("", (), torch.zeros(0, *size))
-
-
-def _released_truth(system: str | None) -> ReleasedTruth:
-    return build_system(system).released.truth if system else AS_LISA
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -163,12 +163,13 @@ def read_lines(path: Path) -> Iterator[Prediction]:
 
 def predictions(paths: Iterable[str | Path]) -> dict[str, list[Prediction]]:
     """Suite -> lines of these files, and of all `*.jsonl` in these folders; of an image that occurs twice the last one.
+    A file `x.jsonl` comes with `x.1.jsonl`, ..., which other processes of the same evaluation have written.
 
     Raises ValueError for files of different protocols, weights or data, whose figures must not be mixed.
     """
     lines_of: dict[str, dict[int, Prediction]] = {}
     for path in map(Path, paths):
-        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path, *_other_parts(path)]
         if not files:
             raise FileNotFoundError(f"{path} holds no predictions (*.jsonl)")
         for file in files:
@@ -181,6 +182,14 @@ def predictions(paths: Iterable[str | Path]) -> dict[str, list[Prediction]]:
                 lines[line["index"]] = line
     settings_of(paths)  # raises where weights or data differ
     return {suite: list(lines.values()) for suite, lines in lines_of.items()}
+
+
+def _other_parts(path: Path) -> list[Path]:
+    """The files of other processes next to that of the first."""
+    if path.suffix != ".jsonl" or not path.is_file() or re.search(r"\.\d+\.jsonl$", path.name):
+        return []
+    part = re.compile(re.escape(path.stem) + r"\.\d+\.jsonl")
+    return sorted(file for file in path.parent.glob("*.jsonl") if part.fullmatch(file.name))
 
 
 def answers_of(record: Record, queries: Sequence[Query], replies: Sequence[Reply]) -> list[Answer]:

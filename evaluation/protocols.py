@@ -67,9 +67,9 @@ def generate(
     leaves the language model no position for an answer.
 
     All rows are one batch, with two exceptions. Where an image has more than MOST_QUESTIONS (a system that asks class
-    by class, and a list of a thousand), they are asked in batches of so many. And where rows see each other's padding
-    (SESAME, as released), an answer depends on the rows of its batch, so the batches are those of the release, of
-    `visible_padding` questions about one image.
+    by class, and a list of a thousand), they are asked in batches of that number. And where rows see each other's
+    padding (SESAME, as released), an answer depends on the rows of its batch, so the batches are those of the release,
+    of `visible_padding` questions about one image.
     """
     seen = assistant.system.released.visible_padding
     if not seen and all(len(group) <= MOST_QUESTIONS for group in queries):

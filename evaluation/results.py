@@ -11,6 +11,7 @@ from typing import Any
 from evaluation.metrics.base import STANDARD, Figure
 from evaluation.report.markdown import as_markdown
 from utils.files import write_atomically
+from utils.log import log
 
 
 @dataclass
@@ -118,8 +119,22 @@ class EvaluationResults:
         )
 
 
+def _suites_in(file: Path) -> set[str]:
+    """The suites of a results.json; none where there is no file, or one that cannot be read."""
+    try:
+        return set(json.loads(file.read_text(encoding="utf-8"))["suites"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def write_results(results: EvaluationResults, folder: Path) -> None:
-    """Writes results.json, which holds everything, and results.md for readers."""
+    """Writes results.json, which holds everything, and results.md for readers. Logs which suites of an earlier
+    evaluation are in neither from now on."""
     folder.mkdir(parents=True, exist_ok=True)
+    if dropped := _suites_in(folder / "results.json") - results.suites.keys():
+        log.warning(
+            "%s: results.json and the report no longer hold %s; their predictions stay, and --from %s scores all",
+            *(folder, ", ".join(sorted(dropped)), folder / "predictions"),
+        )
     write_atomically(folder / "results.md", as_markdown(results), errors="backslashreplace")
     write_atomically(folder / "results.json", json.dumps(results.to_json(), indent=1) + "\n")

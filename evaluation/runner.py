@@ -174,14 +174,15 @@ def evaluate(
 
 def source_options(recipe: Recipe, suite: Suite, classes: str | None = None) -> dict[str, Any]:
     """Options of the suite's source that training and scoring must share, such as the class list, from the recipe's
-    datasets of that source. classes: replaces the class list. Raises ValueError where the recipe's datasets disagree.
+    datasets of that source, without those that the suite states itself. classes: replaces the class list. Raises
+    ValueError where the recipe's datasets disagree.
     """
     tasks = () if suite.own else recipe.data.mixture  # an own suite states its options itself
     datasets = [entry for task in tasks for entry in task.sets if entry.source.split("|")[0] == suite.base]
     options: dict[str, Any] = {}
     for dataset in datasets:
         for key, value in dataset.options.items():
-            if key not in SHARED_OPTIONS:
+            if key not in SHARED_OPTIONS or key in suite.options:
                 continue
             if options.setdefault(key, value) != value and not (classes and key == "classes"):
                 raise ValueError(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -96,23 +97,26 @@ class Catalogue:
         """(index, number, phrase) of the question of an entry. Unknown where there is none, ValueError where what the
         entry says fits several."""
         if "query" in values:
-            index, number, phrase = self._by_id(values["query"])
+            index, number, phrase = self._by_id(values)
         else:
             index, phrase = self._by_image(values), ""
             number = self._by_words(self.asked[index], values)
         return index, number, mask_phrase(values, self.asked[index][number]) or phrase
 
-    def _by_id(self, name: str) -> tuple[int, int, str]:
+    def _by_id(self, values: Mapping[str, Any]) -> tuple[int, int, str]:
+        name = values["query"]
         suite, _, rest = name.partition("/")
         index, _, number = rest.partition("/")
         if suite != self.name or not (index.isdecimal() and number.isdecimal()) or len(rest) > 20:
             raise Unknown(f"no query {name!r}")
         wanted = int(number)
         for first, asked in self.asked.get(int(index), {}).items():
-            if wanted == first:
-                return int(index), first, ""
-            if wanted in asked.query.targets:  # any target of a question about several stands for it
-                return int(index), first, asked.query.phrases[asked.query.targets.index(wanted)]
+            if wanted != first and wanted not in asked.query.targets:  # any target of a question stands for it
+                continue
+            # The number of a whole answer is that of its first target; that of a single mask is its own.
+            several = len(asked.phrases) > 1 and not asked.is_list
+            whole = wanted == first and (_is_whole(values, asked) or not several)
+            return int(index), first, "" if whole else asked.query.phrases[asked.query.targets.index(wanted)]
         raise Unknown(f"no query {name!r}")
 
     def _by_image(self, values: Mapping[str, Any]) -> int:
@@ -153,7 +157,7 @@ class Submission:
         self.catalogues = catalogues
         self.unknown = Found()
         self.others = Found()  # of suites that are not judged now
-        self.protocols: set[str] = set()
+        self.protocols: dict[str, set[str]] = defaultdict(set)  # by suite
         self.worded: set[str] = set()  # suites with an answer in words
         self.files: list[str] = []
         self._places: dict[tuple[str, int], list[int]] = defaultdict(list)  # (suite, index) -> offsets
@@ -180,7 +184,7 @@ class Submission:
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             if "protocol" in values:
-                self.protocols.add(values["protocol"])
+                self.protocols[suite].add(values["protocol"])
             if values.get("text", "").strip():
                 self.worded.add(suite)
             self._count(suite, index, number, phrase, values, where)
@@ -206,7 +210,8 @@ class Submission:
         for index in indices:
             for number, asked in self.catalogues[suite].asked.get(index, {}).items():
                 key = suite, index, number
-                several = by_phrase and any(self._masks[*key, _key(name, asked)] > 1 for name in asked.query.phrases)
+                names = [_key(name, asked) for name in asked.query.phrases]
+                several = by_phrase and any(self._masks[*key, name] > _room(name, asked) for name in names)
                 if not self._entries[key]:
                     gaps.add_missing(self.catalogues[suite], index, number)
                 elif several or self._answers[key] > 1:
@@ -269,6 +274,21 @@ def _key(name: str, asked: Asked) -> str:
     return compact(name) if len(asked.query.phrases) > 1 else ""
 
 
+def _room(key: str, asked: Asked) -> int:
+    """How many masks of this key an answer may have: a question may ask for two things by one name."""
+    return max(1, sum(_key(phrase, asked) == key for phrase in asked.query.phrases)) if key else 1
+
+
+def _place(entry: Entry, asked: Asked) -> int | None:
+    """Of a single mask without a name that has the number of one of several targets: the target's place among them."""
+    number = str(entry.values.get("query", "")).rpartition("/")[2]
+    named = _is_whole(entry.values, asked) or phrase_of(entry.values)
+    if named or len(asked.phrases) < 2 or not number.isdecimal():
+        return None
+    targets = asked.query.targets
+    return targets.index(int(number)) if int(number) in targets else None
+
+
 def _is_whole(values: Mapping[str, Any], asked: Asked) -> bool:
     """Whether an entry is the whole answer to its question, not one mask of it or the refusal of one of its phrases."""
     if values.get("refused") and len(asked.query.phrases) == 1:
@@ -295,34 +315,39 @@ def answer_from(entries: Sequence[Entry], asked: Asked, size: Size, by_phrase: b
     """
     whole = [entry for entry in entries if _is_whole(entry.values, asked)][-1:]
     parts = _parts_of(entries, asked)
-    found: list[tuple[str, float, torch.Tensor]] = []
-    best: dict[str, int] = {}
+    found: list[tuple[str, float, torch.Tensor, int]] = []
+    taken: dict[str | int, list[int]] = defaultdict(list)  # what masks are of -> their places in `found`
     for entry, values, where in _masks_of([*whole, *parts]):
         try:
             name = mask_phrase(values, asked) or entry.phrase
         except Unknown:  # counted when the file was read
             continue
         score = float(values.get("score", 1.0))
-        key = _key(name, asked)
+        key, place = _key(name, asked), _place(entry, asked)
         once = by_phrase and (key or len(asked.query.phrases) == 1)
-        if once and key in best and found[best[key]][1] >= score:
+        slots = taken[key if place is None else place]
+        full = once and len(slots) >= (1 if place is not None else _room(key, asked))
+        lowest = min(slots, key=lambda slot: found[slot][1], default=0)
+        if full and found[lowest][1] >= score:
             continue
         try:
             mask = torch.from_numpy(segmentation_to_mask(values["segmentation"], size))
         except ValueError as error:
             raise BadEntry(f"{where}: {error}") from None
-        if once and key in best:
-            found[best[key]] = name, score, mask
+        one = name, score, mask, len(asked.query.phrases) if place is None else place
+        if full:
+            found[lowest] = one
         else:
-            best[key] = len(found)
-            found.append((name, score, mask))
-    scores = [score for _, score, _ in found]
+            slots.append(len(found))
+            found.append(one)
+    found.sort(key=itemgetter(3))  # of phrases with the same words, the first one has the first mask
+    scores = [score for _, score, *_ in found]
     ranks = {score: place for place, score in enumerate(sorted(set(scores)), 1)}
     masks = torch.full((len(found), *size), -1.0)
-    for place, (_, score, mask) in enumerate(found):
+    for place, (_, score, mask, _) in enumerate(found):
         masks[place][mask] = ranks[score] / len(ranks) if asked.is_list else 1.0
     text = next((entry.values["text"] for entry in reversed(entries) if "text" in entry.values), "")
-    claims = tuple(Claim(name, place) for place, (name, _, _) in enumerate(found))
+    claims = tuple(Claim(name, place) for place, (name, *_) in enumerate(found))
     return Reply(text, claims, masks), scores
 
 

@@ -44,7 +44,7 @@ RELEASED: dict[str, Any] = {
         "resample": "pil_bicubic",
     },
 }
-MASK = re.compile(r"(?:<p>(?P<phrase>(?:(?!<p>).)*?)</p>\s*)?\[SEG\]", re.DOTALL)
+MASK = re.compile(r"(?:<p>(?P<phrase>(?:(?!</?p>|\[SEG\]).)*)</p>\s*)?\[SEG\]", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -146,19 +146,18 @@ class UnifiedTask:
 def read(answer: str, wording: Wording) -> list[Claim]:
     """Each `[SEG]` and `[REJ]` with the name before it.
 
-    An answer that opens with a refusal is about the one thing of the question; what follows is there instead of it:
+    An answer that opens with a refusal is about the one thing of the question; the one mask that follows is of what is
+    there instead of it:
 
         "[REJ]. There is no sea here, but there is red car: [SEG]."
         ->  [Claim("", None), Claim("red car", 0, is_substitute=True)]
     """
     claims = gsva.read_phrase_list(answer, wording, TOKENS)
     claims = [replace(claim, phrase=claim.phrase.removeprefix("and ")) for claim in claims]
-    if not claims or claims[0].phrase or claims[0].mask is not None:
+    if len(claims) != 2 or claims[0].phrase or claims[0].mask is not None:
         return claims
-    substitutes = [
-        replace(claim, phrase=_substitute_name(claim.phrase, wording), is_substitute=True) for claim in claims[1:]
-    ]
-    return [claims[0], *substitutes]
+    refusal, other = claims
+    return [refusal, replace(other, phrase=_substitute_name(other.phrase, wording), is_substitute=True)]
 
 
 def _substitute_name(words: str, wording: Wording) -> str:

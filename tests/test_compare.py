@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import test_sem
-from evaluation.compare import compare
+from evaluation.compare import compare, comparison_table
 from evaluation.judge import judge
 from evaluation.metrics.intervals import of_ratios
 from evaluation.protocols import FORCED, GENERATED
@@ -117,6 +117,28 @@ def test_what_does_not_compare_is_refused(world, results, tmp_path):
         compare(results[0], other)
     with pytest.raises(SystemExit, match=r"test_sem\.py: .*made on other annotations"):
         test_sem.main(["--compare", str(results[0]), str(other)])
+
+
+def test_as_released_figures_of_other_rules_and_missing_answers_are_said(world, tmp_path):
+    answers = true_answers(REFER, world)
+    places = []
+    for name, entries, system in (("all", answers, None), ("half", answers[::2], "gsva")):
+        places.append(tmp_path / name)
+        judge([write(tmp_path / f"{name}.jsonl", entries)], [REFER], world, out_dir=places[-1], system=system)
+    (suite,) = compare(*places).suites
+    assert {figure.variant for figure in suite.figures} == {"standard"}
+    assert [note[:12] for note in suite.notes] == ["B: missing, ", "as-released "]
+    assert suite.notes[0] in comparison_table(compare(*places))
+    assert {figure.variant for figure in compare(places[0], places[0]).suites[0].figures} == {"standard", "as_released"}
+
+
+def test_a_file_comes_with_those_of_other_processes(results, tmp_path):
+    file = results[0] / "predictions" / "refcoco_unc_val.jsonl"
+    first, *others = file.read_text().splitlines(keepends=True)
+    (tmp_path / file.name).write_text(first)
+    (tmp_path / "refcoco_unc_val.1.jsonl").write_text("".join(others))
+    (suite,) = compare(file, tmp_path / file.name).suites
+    assert len(suite.first) == 3 and not suite.only_first
 
 
 def _only(results: Path, folder: Path, stem: str) -> Path:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from data.encode import Encoder, SequenceTooLong
 from data.templates import template
@@ -169,6 +170,22 @@ def test_without_the_wrap_the_picture_stands_alone():
     ids = Encoder(tokenizer, spec).prompt("<image>\nHi")
     text = template("llava_v1").prefix("<image>\nHi", first=True)
     assert ids == whole_text_ids(tokenizer, text) and 601 not in ids
+
+
+def test_a_placeholder_among_the_tokens_still_stands_for_the_image(tmp_path):
+    """llava-hf folders have it in their vocabulary, at an id of its own."""
+    tokenizer = AutoTokenizer.from_pretrained(OWN / "lisa")
+    tokenizer.add_tokens(["<image>", "<pad>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = Encoder(load_tokenizer(tmp_path, SPECS["lisa"]), SPECS["lisa"])
+    dialogue = (Turn("<image>\nWhere is the cat?", ("It is ", Mask(0), ".")), Turn("And the dog?", ("There.",)))
+    assert encoder(dialogue).mask_positions == encoder_of("lisa")(dialogue).mask_positions
+    words = [token for token in encoder(dialogue).ids if token < 259]
+    assert words == [token for token in encoder_of("lisa")(dialogue).ids if token < 259]
+    assert encoder.prompt("<image>\nWhere is the cat?") == encoder_of("lisa").prompt("<image>\nWhere is the cat?")
+    for text in ("<image>\nIs <image> here?", "<image>\nIs <pad> here?"):
+        with pytest.raises(ValueError):
+            encoder.prompt(text)
 
 
 def test_a_row_fits_exactly_or_is_refused_with_its_text():

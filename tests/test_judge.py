@@ -12,15 +12,17 @@ import pytest
 import test_sem
 from data.collate import rasterize_target
 from data.sources.base import image_size
-from data.types import Mask, Record
-from evaluation.asked import asked_about, query_id
+from data.types import Mask, Query, Record
+from evaluation.asked import Asked, asked_about, query_id
 from evaluation.catalog import ENTRIES
 from evaluation.export.suites import export
 from evaluation.judge import EXTERNAL, judge
 from evaluation.metrics.base import RELEASED, STANDARD
+from evaluation.metrics.matching import assign
 from evaluation.protocols import FORCED, GENERATED
 from evaluation.runner import evaluate, source_options
 from evaluation.score import rescore
+from evaluation.submitted import Catalogue, Entry, answer_from
 from evaluation.suites import GROUPS, SUITES
 from tests import messy
 from tests.tiny_assistant import CLASSES, tiny, toy_world
@@ -318,6 +320,46 @@ def test_predictions_are_judged_by_the_released_scoring_of_their_system(world, t
     )
     assert own == sesame and own["Segment", STANDARD] == lisa["Segment", STANDARD]
     assert own["Segment", RELEASED] < lisa["Segment", RELEASED]
+
+
+def test_own_predictions_of_annotations_that_have_changed_are_refused(world, tmp_path):
+    file = own_lines(REFER, true_answers(REFER, world), world, tmp_path / "out")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0]["answers"][0]["asked"] = ["something else"]
+    with pytest.raises(ValueError, match=r"asks for 'something else', but target 0 is '.*': the annotations have"):
+        judge([write(file, lines)], [REFER], world)
+
+
+def test_a_suite_has_the_protocol_of_its_own_entries(world, tmp_path):
+    ways = {REFER: {}, ABSENT: {"protocol": "two_pass"}, PREMISE: {"protocol": "generate"}}
+    entries = [{**answer, **way} for name, way in ways.items() for answer in true_answers(name, world)]
+    judged = judge([write(tmp_path / "a.jsonl", entries)], list(ways), world).suites
+    assert [judged[name].protocol for name in ways] == [EXTERNAL, "two_pass", "generate"]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_single_masks_belong_to_the_target_whose_number_they_have(order):
+    """Also where two targets of a question have the same name, and where only a later one is answered."""
+    masks = [np.zeros((4, 4), bool), np.zeros((4, 4), bool)]
+    masks[0][:2], masks[1][2:] = True, True
+    for names in (("man", "man"), ("man", "cup")):
+        asked = Asked(0, Query("q", (), (0, 1), names), names)
+        catalogue = Catalogue("s", [], Path())
+        catalogue.asked = {0: {0: asked}}
+        entries = []
+        for number in (*order, order[0]):  # the last one again, with a low score
+            values = {
+                "query": f"s/0/{number}",
+                "segmentation": encode_rle(masks[number]),
+                "score": 0.9 - 0.1 * len(entries),
+            }
+            entries.append(Entry("here", values, *catalogue.find(values)[1:]))
+        reply, _ = answer_from(entries, asked, (4, 4), by_phrase=True)
+        found = [reply.masks[mask] > 0 for mask in assign(reply.claims, names)]
+        assert all(np.array_equal(one, other) for one, other in zip(found, masks, strict=True))
+    several = {"query": "s/0/0", "masks": [{"phrase": "man", "segmentation": encode_rle(mask)} for mask in masks]}
+    asked = Asked(0, Query("q", (), (0, 1), ("man", "man")), ("man", "man"))
+    assert len(answer_from([Entry("here", several, 0, "")], asked, (4, 4), by_phrase=True)[0].masks) == 2
 
 
 def test_an_image_that_own_predictions_lack_is_asked_all_its_questions(world, tmp_path):

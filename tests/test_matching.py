@@ -46,6 +46,14 @@ def test_the_answer_to_one_class_is_about_that_class():
     assert read_list([], ["sky"], NAMES).masks == ()
 
 
+def test_a_mask_with_another_name_is_not_that_of_the_one_thing_that_was_refused():
+    claims = [Claim("sky", None), Claim("wall", 0)]
+    reading = read_list(claims, ["sky"], NAMES)
+    assert reading.masks == () and reading.unmatched == 1
+    assert assign(claims, ["sky"]) == [None] and assign(claims[::-1], ["sky"]) == [None]
+    assert assign([Claim("wall", 0), Claim("sky.", 1)], ["sky"]) == [1], "the one with the name"
+
+
 def test_a_single_phrase_takes_the_first_mask():
     assert assign([Claim("a", None), Claim("b", 0), Claim("c", 1)], ["cup"]) == [0]
     assert assign([Claim("cup", None)], ["cup"]) == [None] and assign([], ["cup"]) == [None]

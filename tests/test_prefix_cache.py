@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from data.types import IMAGE_ID, Geometry
 from model.checkpoints.architecture import Architecture
 from model.heads import HEADS, HeadContext
-from model.vlm.prefix_cache import split_prefix
+from model.vlm.prefix_cache import PrefixCache, attend, split_prefix
 from tests.tiny_model import EOS, LANGUAGE, LLAVA, PLAN, SEG, SIDE, TOWER, tiny_batch, tiny_model
 
 IMAGE = [IMAGE_ID] * 4
@@ -96,6 +98,25 @@ def test_so_they_are_with_the_pixel_head():
     model = talkative(replace(PLAN, head="pixel", head_config=config))
     model.vlm.language.lm_head.weight[SEG] *= 2  # two in a row make a mask
     compare(model, many(), mask_ids=(SEG, SEG))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_large_scores_of_half_precision_are_not_rounded_before_the_softmax(dtype):
+    """Qwen2.5's keys have biases that make all scores thousands; only their differences, of a few units, count."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, 2, 40, 64, generator=generator) for _ in range(3))
+    query, key = query[:, :, -1:], key.clone()
+    query[..., :4] += 8
+    key[..., :4] += 100
+    query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
+    shared = slice(0, 30)  # of the first row: the prefix of all
+    key[:, :, shared], value[:, :, shared] = key[:1, :, shared], value[:1, :, shared]
+    expected = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    prefix = PrefixCache([key[:1, :, shared]], [value[:1, :, shared]], torch.zeros(3, dtype=torch.long), [3])
+    mask = torch.ones(3, 1, 1, 40, dtype=torch.bool)
+    own = key[:, :, 30:], value[:, :, 30:]
+    got, _ = attend(SimpleNamespace(layer_idx=0), query, *own, mask, scaling=1 / 8, prefix=prefix)
+    assert (got.transpose(1, 2).float() - expected).abs().max() < 0.05
 
 
 def compare(model, batch, mask_ids=(SEG,)):

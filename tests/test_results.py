@@ -64,3 +64,9 @@ def test_results_are_read_as_they_were_written():
 def test_the_summary_holds_the_standard_figures():
     assert EvaluationResults({"a|val": SUITE}).summary() == {"a|val": {"mIoU": 0.5}}
     assert SUITE.class_iou == {"sky": 0.5, "sea": None}
+
+
+def test_suites_of_an_earlier_evaluation_that_are_dropped_are_named(tmp_path, caplog):
+    write_results(EvaluationResults(suites={"ade20k|val": SUITE, "muse|val": SUITE}), tmp_path)
+    write_results(EvaluationResults(suites={"muse|val": SUITE}), tmp_path)
+    assert "no longer hold ade20k|val;" in caplog.text and len(caplog.records) == 1

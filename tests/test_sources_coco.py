@@ -62,6 +62,28 @@ def test_class_lists_join_the_objects_of_a_category(tmp_path):
     assert source[1].targets == () and source[1].vocabulary == record.vocabulary
 
 
+def test_a_group_of_others_without_annotations_is_no_class(tmp_path, caplog):
+    """Roboflow's first category is the name of the export."""
+
+    def edit(data):
+        for category in data["categories"]:
+            category["supercategory"] = "animals"
+        data["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none"})
+
+    instances(tmp_path, edit)
+    assert build_source("coco", tmp_path, **OPTIONS).vocabulary == ("cat", "dog", "person", "sky")
+    assert "animals: nothing is annotated as it" in caplog.text
+    named = build_source("coco", tmp_path, **OPTIONS, classes=["animals", "cat"])
+    assert named.vocabulary == ("animals", "cat")
+
+
+def test_two_images_of_one_file_contradict_each_other_about_what_is_absent(tmp_path):
+    instances(tmp_path, lambda data: data["images"][1].update(file_name="./7 é.jpg"))
+    with pytest.raises(ValueError, match=r"image 8: has the file name of image 7, \./7 é\.jpg: merge"):
+        build_source("coco", tmp_path, **OPTIONS)
+    assert len(build_source("coco", tmp_path, **OPTIONS, serve="refer")) == 1, "of what is there both may speak"
+
+
 def test_paths_may_be_absolute(tmp_path):
     instances(tmp_path)
     options = {key: str(tmp_path / value) for key, value in OPTIONS.items()}
@@ -218,6 +240,10 @@ def test_panoptic_crowds_and_chosen_classes(tmp_path):
             "image 7: names category 9, which is",
         ),
         (lambda d: d["annotations"].append(d["annotations"][0]), "is given twice"),
+        (
+            lambda d: d["images"].append({"id": 8, "file_name": "8.jpg", "height": 10, "width": 12}),
+            "image 8: has no entry among the annotations",
+        ),
     ],
 )
 def test_bad_panoptic_files_say_where(tmp_path, edit, says):

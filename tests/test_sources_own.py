@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from data.readers.index import keeping_faults
 from data.sources import build_source
+from data.sources.semantic import read_label_map
+from data.types import Claim, Query
+from evaluation.metrics import SCORERS
+from evaluation.protocols import Reply
 from evaluation.suites import find_suites
+from systems.base import build_system
 from utils.config import Recipe, from_dict
 from utils.images import read_image
 from utils.masks import encode_rle
@@ -64,7 +71,26 @@ def test_a_folder_of_label_maps(tmp_path, lines, values, named):
     masks = {target.phrase: target.mask() for target in record.targets}
     assert masks.keys() == named.keys()
     assert all(np.array_equal(masks[name], labels == value) for name, value in named.items())
-    assert np.array_equal(record.ignore(), ~np.isin(labels, list(named.values())))
+    known = [*named.values(), *(() if len(named) > 1 else (0,))]  # with a single class, 0 is background
+    assert np.array_equal(record.ignore(), ~np.isin(labels, known))
+
+
+def test_background_is_known_to_be_no_class(tmp_path):
+    """What a mask covers of it is wrong, and a map without anything else says that nothing is there."""
+    labels = a_folder(tmp_path, "1: cup\n2: plate", (0, 1, 2, 255))
+    options = {"folder": "mine", "classes": ["cup"], "background": 0}
+    record = build_source("folder", tmp_path, **options)[0]
+    assert np.array_equal(record.ignore(), np.isin(labels, (2, 255))), "other classes are void, as ever"
+    whole = Reply("cup", (Claim("cup", 0),), torch.ones(1, *labels.shape))
+    scorer = SCORERS["semantic"]()
+    scorer.add(SCORERS["semantic"].count(record, [Query("q", (), (0,), ("cup",))], [whole], "generate"))
+    figures = {figure.metric: figure.value for figure in scorer.figures() if figure.variant == "standard"}
+    assert figures["mIoU"] == pytest.approx((labels == 1).sum() / np.isin(labels, (0, 1)).sum())
+    put_map(tmp_path / "mine/masks/photo 1 ü.png", (0,))
+    empty = build_source("folder", tmp_path, **options)[0]
+    assert not empty.targets and not empty.ignore().any() and build_system("lasagna").task.queries(empty)
+    with pytest.raises(ValueError, match=r"background: .*classes\.txt gives the value 2 a name, 'plate'"):
+        build_source("folder", tmp_path, folder="mine", background=2)
 
 
 def test_splits_of_a_folder_and_the_dataset_folder_itself(tmp_path):
@@ -89,7 +115,83 @@ def test_bad_folders_say_what(tmp_path, lines, says):
         build_source("folder", tmp_path, folder="mine")[0]
 
 
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("__ignore__\n_background_\ncup", "labelme counts '__ignore__' as -1"),
+        ("cup 1\nplate 2", "'cup 1' ends with a number; write `value: name`"),
+    ],
+)
+def test_class_lists_of_other_programs_are_no_names_in_order(tmp_path, lines, says):
+    a_folder(tmp_path, lines, (0, 1))
+    with pytest.raises(ValueError, match=says):
+        build_source("folder", tmp_path, folder="mine")
+
+
+def test_names_may_end_with_numbers(tmp_path):
+    a_folder(tmp_path, "zone 1\nzone 2", (0, 1))
+    assert build_source("folder", tmp_path, folder="mine").vocabulary == ("zone 1", "zone 2")
+
+
+# Label maps that were stored as images
+
+
+def test_a_palette_that_renumbers_greys_is_refused_and_colours_are_not(tmp_path):
+    grey = np.resize(np.array((0, 3, 7), np.uint8), (6, 6))
+    Image.fromarray(grey).save(tmp_path / "grey.gif")  # Pillow numbers the greys that occur
+    black = np.zeros((6, 6, 3), np.uint8)
+    black[1:3, 1:3] = 255
+    Image.fromarray(black).quantize(2).save(tmp_path / "inverted.png")
+    for name in ("grey.gif", "inverted.png"):
+        with pytest.raises(ValueError, match=rf"{name}: a palette of greys numbers them otherwise"):
+            read_label_map(tmp_path / name)
+    for name, colours in (
+        ("voc.png", [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 128]),
+        ("black_first.png", [0] * 3 + [255] * 3),
+    ):
+        image = Image.fromarray(np.resize(np.array((0, 1), np.uint8), (6, 6)), "P")
+        image.putpalette(colours)
+        image.save(tmp_path / name)
+        assert set(np.unique(read_label_map(tmp_path / name))) == {0, 1}
+
+
+def test_a_tiff_in_which_0_is_white_keeps_its_values(tmp_path):
+    labels = np.resize(np.array((0, 1, 255), np.uint8), (6, 6))
+    Image.fromarray(labels).save(tmp_path / "a.tif")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    at = data.find(b"\x06\x01\x03\x00\x01\x00\x00\x00")  # tag 262, one short
+    data[at + 8] = 0
+    (tmp_path / "a.tif").write_bytes(data)
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "a.tif")), labels), "Pillow shows shades"
+    assert np.array_equal(read_label_map(tmp_path / "a.tif"), labels)
+
+
 # --- jsonl
+
+
+def test_lines_that_ask_the_same_are_one_target(tmp_path):
+    lines(
+        tmp_path,
+        {**PHRASE, "phrase": "Red  cup", "polygons": [BOX]},
+        {**PHRASE, "phrase": "red cup", "polygons": [OTHER]},
+        {**PHRASE, "image": "./a b é.jpg", "phrase": "the sky", "polygons": [BOX]},
+    )
+    (record,) = opened(tmp_path)
+    assert len(record.targets) == 2 and record.targets[0].mask().sum() == 9 + 16 == sums(record)["Red  cup"]
+    lines(
+        tmp_path, {**PHRASE, "polygons": [BOX]}, {**PHRASE, "image": "./a b é.jpg", "phrase": "The cup", "mask": None}
+    )
+    with pytest.raises(ValueError, match=r"line 2 says that 'the cup' is not in a b é\.jpg .*line 1 says where"):
+        opened(tmp_path)
+    lines(tmp_path, json.dumps([PHRASE]))
+    with pytest.raises(ValueError, match=r"queries\.jsonl: holds a JSON list; write one object per line"):
+        opened(tmp_path)
+
+
+def test_a_name_in_another_unicode_form_is_pointed_out(tmp_path):
+    lines(tmp_path, {**PHRASE, "image": unicodedata.normalize("NFD", "a b é.jpg"), "polygons": [BOX]})
+    with pytest.raises(FileNotFoundError, match="one of the same letters in another Unicode form is there"):
+        opened(tmp_path)[0]
 
 
 def lines(root: Path, *entries) -> Path:

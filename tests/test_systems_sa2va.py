@@ -138,6 +138,7 @@ def test_sa2va_asks_its_published_prompt():
         ("<p> two men </p> [SEG] [SEG]", [("two men", 0), ("", 1)]),
         ("<p> a dog </p> sleeps: [SEG]", [("", 0)]),
         ("<p> broken <p> cat </p> [SEG]", [("cat", 0)]),
+        ("<p> a boy </p> runs to [SEG] and a girl </p> [SEG]", [("", 0), ("", 1)]),
         ("There is none.", []),
         ("", []),
     ],

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.types import Claim, Mask, Query, Record, Refuse, Target, Turn
-from evaluation.metrics.matching import Names, assign_claims, read_list
+from evaluation.metrics.matching import Names, assign, assign_claims, read_list
 from systems.base import build_system
 from systems.unified import LISTS, TOKENS
 from systems.wording import load_wording
@@ -112,6 +112,12 @@ def test_a_correction_segments_what_was_meant():
         "what is offered is no answer to what was asked"
     )
     assert read_list([refused, offered], ["sea"], Names(["sea", "red car"])).masks == ()
+
+
+def test_a_nameless_refusal_before_several_answers_is_no_correction():
+    phrases = ["unicorn", "cat", "dog"]
+    claims = SYSTEM.read("[REJ], cat: [SEG], dog: [SEG].")
+    assert assign(claims, phrases) == [None, 0, 1] and not any(claim.is_substitute for claim in claims)
 
 
 @pytest.mark.parametrize("number", [2, 5])

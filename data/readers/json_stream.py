@@ -76,6 +76,8 @@ class _Reader:
         self.decode = json.JSONDecoder(parse_constant=not_finite if limit else None).raw_decode
 
     def entries(self) -> Iterator[tuple[str, Any]]:
+        if self.peek() == "[":
+            raise ValueError(f"{self.path}: holds a JSON list; expected an object, with its lists under their names")
         self.take("{")
         if self.peek() != "}":
             while True:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
@@ -28,6 +30,7 @@ IMAGE_SUFFIXES = (
 )
 TIFF_SIZE = (256, 257)  # tags of the width and height that a TIFF stores
 NO_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})  # what file managers leave next to data
+MOST_KEYS = 12  # that an error shows
 BOOLEANS = {"true": True, "false": False}
 
 
@@ -112,7 +115,8 @@ def field(entry: Any, key: str, where: str, kind: type | None = None) -> Any:
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected a mapping with {key!r}, got {type(entry).__name__}")
     if key not in entry:
-        raise ValueError(f"{where}: no {key!r}; it has {', '.join(map(str, entry)) or 'no keys'}")
+        have = [*map(str, islice(entry, MOST_KEYS)), *(["..."] if len(entry) > MOST_KEYS else [])]
+        raise ValueError(f"{where}: no {key!r}; it has {', '.join(have) or 'no keys'}")
     return entry[key] if kind is None else of_kind(entry[key], kind, key, where)
 
 
@@ -207,7 +211,10 @@ def file_below(folder: Path, name: Any, where: str, what: str = "image") -> Path
     """The existing file that an annotation names; see `path_below`. where: the annotation file and the entry."""
     path = path_below(folder, name, where, what)
     if not path.is_file():
-        raise FileNotFoundError(f"{where}: names the {what} {name!r}, but there is no file {path}")
+        # Letters with accents have two spellings in Unicode, and an export may have changed one into the other.
+        spelled = [path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD")]
+        hint = "; one of the same letters in another Unicode form is there" if any(p.is_file() for p in spelled) else ""
+        raise FileNotFoundError(f"{where}: names the {what} {name!r}, but there is no file {path}{hint}")
     return path
 
 

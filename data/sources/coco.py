@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from data.readers.coco_file import (
 )
 from data.sources.base import (
     SOURCES,
+    Fault,
     attempt,
     choice,
     existing_file,
@@ -36,6 +40,7 @@ from data.sources.base import (
 from data.sources.semantic import Classes, class_names
 from data.types import MaskFn, Record, Target
 from utils.images import open_image, upright
+from utils.log import log
 from utils.masks import CachedMask, Size
 from utils.registry import unknown
 
@@ -88,8 +93,15 @@ class Coco:
         self.files = (existing_file(root, annotations, "annotations of coco"),)
         self._folder = existing_file(root, images, "images of coco")
         self._png = root / panoptic if panoptic else self.files[0].with_suffix("")
+        names = list(indexed_rows(root, categories, self.files))
+        if groups := [name for name, group in names if group and classes is None]:
+            log.warning(
+                "%s: %s: nothing is annotated as it, and it is the supercategory of others, so it is not asked for; "
+                "the option classes can name it",
+                *(self.files[0], ", ".join(groups)),
+            )
         self.vocabulary = select_categories(
-            tuple(dict.fromkeys(indexed_rows(root, categories, self.files))), classes, root
+            tuple(dict.fromkeys(name for name, _ in names if name not in groups)), classes, root
         )
         empty_too = serve == "classes" or absent > 0
         options = list(self.vocabulary), empty_too, boxes
@@ -168,11 +180,32 @@ def parse(path: Path, names: list[str], empty_too: bool, boxes: str) -> Iterator
     names: the categories to keep. empty_too: keep images without any of them. boxes: see `Coco`.
     """
     coco = read_coco(path, _trim_annotation)
+    panoptic = _is_panoptic(coco)
+    first: dict[str, Any] = {}  # file name -> the first image that has it
     for number, image in coco.images.items():
         row = attempt(partial(_row, coco, number, image, names, boxes), image.get("file_name"))
+        if empty_too and isinstance(row, dict):  # then what the row does not name is said not to be in the image
+            other = first.setdefault(posixpath.normpath(row["file_name"]), number)
+            where = coco.place("image", number)
+            if other != number:
+                row = Fault(
+                    f"{where}: has the file name of image {other}, {row['file_name']}: merge their annotations, or "
+                    "give the files different names",
+                    row["file_name"],
+                )
+            elif panoptic and not coco.is_annotated(number):
+                row = Fault(f"{where}: has no entry among the annotations, as a panoptic file needs", row["file_name"])
         if empty_too or not isinstance(row, dict) or row["shapes"]:
             yield row
     yield from coco.strays
+
+
+def _is_panoptic(coco: CocoFile) -> bool:
+    """Whether the first sound annotation is of a segment map."""
+    for number in filter(coco.is_annotated, coco.images):
+        with suppress(ValueError):
+            return any("segments" in entry for entry in coco.annotations(number))
+    return False
 
 
 def _row(coco: CocoFile, number: Any, image: dict[str, Any], names: list[str], boxes: str) -> dict[str, Any]:
@@ -192,16 +225,26 @@ def _row(coco: CocoFile, number: Any, image: dict[str, Any], names: list[str], b
     return {"image_id": number, "file_name": name, "size": size, "png": png, "shapes": shapes}
 
 
-def categories(path: Path) -> Iterator[str]:
-    """Category names in the order of the file, as `parse` spells them."""
+def categories(path: Path) -> Iterator[Any]:
+    """[name, whether it is only a group of others] of each category, in the order of the file and as `parse` spells it.
+
+    A group has no annotations and is the supercategory of others, such as the first entry of Roboflow's exports.
+    """
     entries = []
     panoptic = False
+    used = set()  # ids, as text: a file may spell them in two ways
     for key, entry in read_entries(path):
         if key == "categories":
             entries.append(entry)
-        elif key == "annotations" and isinstance(entry, dict) and "segments_info" in entry:
-            panoptic = True
-    yield from (_name(entry, path, panoptic) for entry in entries)
+        elif key == "annotations" and isinstance(entry, dict):
+            panoptic |= "segments_info" in entry
+            shapes = entry.get("segments_info", [entry])
+            used |= {str(shape.get("category_id")) for shape in shapes if isinstance(shape, dict)}
+    names = [_name(entry, path, panoptic) for entry in entries]
+    members = Counter(str(entry.get("supercategory")) for entry in entries)
+    for entry, name in zip(entries, names, strict=True):
+        others = members[str(entry["name"])] - (entry.get("supercategory") == entry["name"])
+        yield [name, others > 0 and str(entry.get("id")) not in used]
 
 
 def read_segments(path: Path, size: Size) -> np.ndarray:

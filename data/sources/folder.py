@@ -31,17 +31,30 @@ SAMPLE = 8  # label maps that are read when the folder is opened, to find 0/255 
 
 @SOURCES.register("folder")
 def folder(
-    root: Path, folder: str = ".", split: str = "", classes: Classes = None, ignore_unknown: bool = False
+    root: Path,
+    folder: str = ".",
+    split: str = "",
+    classes: Classes = None,
+    ignore_unknown: bool = False,
+    background: int | None = None,
 ) -> LabelMaps:
     """`<folder>/images[/<split>]/x.jpg` with `<folder>/masks[/<split>]/x.png` and `<folder>/classes.txt`.
 
     classes: use only these names. ignore_unknown: count values without a name as unlabelled, instead of refusing a map.
+    background: the value of pixels that are known to be of no class; None: 0 where the only class of the list is
+    another value, since unlabelled pixels next to a single class would leave nothing that can be wrong.
     """
     base = Path(folder)
     places = [str(base / kind / split) for kind in ("images", "masks")]
     images, maps, names = locate(root, f"folder {folder}", (*places, str(base / "classes.txt")))
     entries, numbered = read_classes(names)
-    void = UNLABELLED - {value for value, _ in entries}
+    named = dict(entries)
+    if background is None and len(named) == 1 and 0 not in named:
+        background = 0
+    if background in named:
+        raise ValueError(f"background: {names} gives the value {background} a name, {named[background]!r}")
+    outside = frozenset(() if background is None else (background,))
+    void = UNLABELLED - named.keys() - outside
     pairs = pair_files(images, maps)
     hint = ""
     if not numbered:
@@ -52,7 +65,7 @@ def folder(
         _refuse_binary(
             pairs, maps, f" ({names}): {_two_ways(entries)}; the option ignore_unknown takes them as they are"
         )
-    table = select_classes(Table.of(entries, void), classes, root)
+    table = select_classes(Table.of(entries, void, outside), classes, root)
     return LabelMaps(pairs, (images, maps), table, ignore_unknown, hint)
 
 
@@ -96,18 +109,37 @@ def _no_plain_names(lines: list[tuple[int, str]]) -> str:
     lines: number and text of those that are not blank.
     """
     texts = [text for _, text in lines]
+    if texts[0] == "__ignore__":
+        return (
+            "labelme counts '__ignore__' as -1, so the next line is the value 0; remove it, or write `value: name` for "
+            "the classes, with the option `background: 0`"
+        )
     if marked := [text for text in texts if text.startswith(("#", "- "))]:
         return f"{marked[0]!r} is no plain name; write names alone, one per line, or `value: name`"
     if all(map(ALMOST.match, texts)):
         return f"{texts[0]!r} begins with a number; write `value: name`, with a colon"
     if len(texts) > 1 and all(map(ALMOST.match, texts[1:])):
         return f"{texts[1]!r} begins with a number, as all lines but {texts[0]!r}; write `value: name`, with a colon"
-    if all(map(NUMBER_LAST.fullmatch, texts)):
+    if all(map(NUMBER_LAST.fullmatch, texts)) or _count_up(texts):
         return f"{texts[0]!r} ends with a number; write `value: name`, the value first"
     for (before, _), (number, text) in pairwise(lines):
         if number > before + 1:
             return f"a blank line stands before {text!r}, so its value is not clear; write `value: name`"
     return ""
+
+
+def _count_up(texts: list[str]) -> bool:
+    """Whether different names count from 0 or 1: `cup 1`, `plate 2`; `zone 1`, `zone 2` are names."""
+    matches = [re.fullmatch(r"(.*\S)\s+(\d+)", text) for text in texts]
+    found = [(match[1], int(match[2])) for match in matches if match]
+    numbers = [number for _, number in found]
+    first = numbers[0] if numbers else 0
+    return (
+        len(found) == len(texts) > 1
+        and len({name for name, _ in found}) == len(found)
+        and first in (0, 1)
+        and numbers == list(range(first, first + len(found)))
+    )
 
 
 def _refuse_binary(pairs: Pairs, maps: Path, hint: str) -> None:

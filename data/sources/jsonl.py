@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,7 +103,10 @@ def parse(path: Path) -> Iterator[Any]:
     """
     lines: list[Line] = []
     faulty: set[tuple[str, str] | None] = set()  # images and texts of bad lines
-    for number, text in enumerate(read_text(path).split("\n"), start=1):
+    content = read_text(path)
+    if content.lstrip().startswith("["):
+        raise ValueError(f"{path}: holds a JSON list; write one object per line, with nothing around them")
+    for number, text in enumerate(content.split("\n"), start=1):
         if not text.strip():
             continue
         line = attempt(partial(read_line, text, number, f"{path}: line {number}"))
@@ -115,8 +119,8 @@ def parse(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: holds no line")
     about: dict[tuple[str, str], list[Line]] = {}  # image and text -> its lines
     for line in lines:
-        about.setdefault((line.image, line.text), []).append(line)
-    groups: dict[tuple[str, str, str | None, str | None], dict[tuple[str, str | None], list[Any]]] = {}
+        about.setdefault(line.about, []).append(line)
+    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Any]]] = {}
     for key, same in about.items():
         if key in faulty:  # without that line, the union would lack a shape
             yield Fault(f"{path}: line {same[0].number}: another line about {same[0].text!r} is bad", same[0].image)
@@ -126,21 +130,25 @@ def parse(path: Path) -> Iterator[Any]:
             yield _contradiction(path, same)
             continue
         for line in same:
-            explained = line.text if line.explanation else None
+            explained = line.about if line.explanation else None
             queries = groups.setdefault((line.image, line.kind, line.explanation, explained), {})
-            queries.setdefault((line.text, line.correction), [line.number, line.text, shapes, line.correction])
+            queries.setdefault((line.about, line.correction), [line.number, line.text, shapes, line.correction])
     for (image, kind, explanation, _), queries in groups.items():
         yield {"image": image, "kind": kind, "explanation": explanation, "queries": list(queries.values())}
 
 
 @dataclass(frozen=True)
 class Line:
-    """A query. shape is None for what is not in the image; then `correction`, not `explanation`, is the answer."""
+    """A query. shape is None for what is not in the image; then `correction`, not `explanation`, is the answer.
+
+    about: image and text, equal for two lines that a system asks the same of.
+    """
 
     number: int
     image: str
     kind: str  # of its record
     text: str
+    about: tuple[str, str]
     shape_key: str
     shape: Any
     explanation: str | None
@@ -152,10 +160,17 @@ def _about(line: str) -> tuple[str, str] | None:
     with suppress(ValueError):
         entry = parse_json(line)
         if isinstance(entry, dict):
-            image, text = entry.get("image"), entry.get("phrase", entry.get("question"))
-            if isinstance(image, str) and isinstance(text, str):
-                return with_slashes(image), text.strip()
+            image = entry.get("image")
+            for key in TEXTS:
+                if isinstance(image, str) and isinstance(text := entry.get(key), str):
+                    return _subject(image, text, key)
     return None
+
+
+def _subject(image: str, text: str, key: str) -> tuple[str, str]:
+    """`Line.about`: a phrase is asked in lower case, a question as it stands."""
+    words = " ".join(text.lower().split()) if key == "phrase" else text.strip()
+    return posixpath.normpath(with_slashes(image)), words
 
 
 def _contradiction(path: Path, lines: list[Line]) -> Fault:
@@ -194,8 +209,8 @@ def read_line(line: str, number: int, where: str) -> Line:
         kind = "reason"
     if shape is not None and shape_key != "polygons":
         shape = [shape] if shape_key == "rle" else with_slashes(shape)
-    image = with_slashes(entry["image"])
-    return Line(number, image, kind, text.strip(), shape_key, shape, explanation, correction)
+    about = _subject(entry["image"], text, text_key)
+    return Line(number, about[0], kind, text.strip(), about, shape_key, shape, explanation, correction)
 
 
 def _check_shape(key: str, shape: Any, where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,16 +25,18 @@ MAPS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")  # formats that keep la
 
 @dataclass(frozen=True)
 class Table:
-    """Class names with their label values, in dataset order, and the values that stand for no class (void).
+    """Class names with their label values, in dataset order; the values of unlabelled pixels (void), and those of
+    pixels that are known to be of no class (background).
 
     Several values with one name are one class.
     """
 
     values: dict[str, tuple[int, ...]]
     void: frozenset[int]
+    background: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, entries: Iterable[tuple[int, str]], void: Iterable[int] = ()) -> Table:
+    def of(cls, entries: Iterable[tuple[int, str]], void: Iterable[int] = (), background: Iterable[int] = ()) -> Table:
         """The table of (label value, name) entries; names become lower case."""
         values: dict[str, tuple[int, ...]] = {}
         for value, name in entries:
@@ -42,7 +44,7 @@ class Table:
             if not name:
                 raise ValueError(f"the label value {value} has an empty name")
             values[name] = (*values.get(name, ()), value)
-        return cls(values, frozenset(void))
+        return cls(values, frozenset(void), frozenset(background))
 
     def keep(self, names: list[str]) -> Table:
         """Only these classes, still in dataset order; the others become void."""
@@ -50,12 +52,12 @@ class Table:
             if name not in self.values:
                 raise ValueError(unknown("class", name, self.values))
         values = {name: values for name, values in self.values.items() if name in set(names)}
-        return Table(values, self.known.difference(*values.values()))
+        return Table(values, self.known.difference(self.background, *values.values()), self.background)
 
     @property
     def known(self) -> frozenset[int]:
         """All label values that the dataset defines."""
-        return self.void.union(*self.values.values())
+        return self.void.union(self.background, *self.values.values())
 
 
 class LabelMaps:
@@ -103,7 +105,8 @@ class LabelMaps:
             for name, values in self._table.values.items()
             if not present.isdisjoint(values)
         )
-        ignore = partial(_other_pixels, labels, tuple(v for values in self._table.values.values() for v in values))
+        labelled = (*(value for values in self._table.values.values() for value in values), *self._table.background)
+        ignore = partial(_other_pixels, labels, labelled)
         return Record(self._images / image, "classes", targets, self.vocabulary, ignore=ignore)
 
 
@@ -196,19 +199,26 @@ def pair_files(images: Path, maps: Path, image_end: str = "", map_end: str = "")
 def read_label_map(path: Path) -> np.ndarray:
     """(H, W) uint8 or uint16 label values; of a palette PNG the indices, not the colours.
 
-    ValueError for several channels or frames, and for values that are not whole numbers from 0 to 65535. OSError for a
-    JPEG, whatever the file's name.
+    ValueError for several channels or frames, for values that are not whole numbers from 0 to 65535, and for a palette
+    of greys that may be the labels. OSError for a JPEG, whatever the file's name.
     """
     with open_image(path, "label map") as image:
         if image.format in LOSSY:
             raise ValueError(f"it is a {image.format}, which changes label values; make it again and save it as PNG")
-        largest = _largest_value(next(iter(getattr(image, "tile", ())), None))
+        tile = next(iter(getattr(image, "tile", ())), None)
+        largest = _largest_value(tile)
+        inverted = tile is not None and "L;I" in (tile.args if isinstance(tile.args, tuple) else (tile.args,))
+        palette = image.getpalette("RGB") if image.mode == "P" else None
         mode, labels, frames = image.mode, np.asarray(upright(image)), getattr(image, "n_frames", 1)
     if labels.ndim != 2 or frames > 1:
         have = f"{frames} frames" if frames > 1 else f"{mode} of shape {labels.shape}"
         raise ValueError(f"{path}: a label map has one channel, this one is {have}")
     if labels.dtype == bool:
         return labels.astype(np.uint8)
+    if inverted:  # a TIFF in which 0 is white: Pillow turns its values into shades
+        return np.iinfo(np.uint8).max - labels
+    if palette is not None:
+        _check_palette(path, labels, palette)
     if largest is not None:
         whole = np.iinfo(np.uint8 if mode == "L" else np.uint16).max
         labels = (labels.astype(np.int64) * largest + whole // 2) // whole  # rounds to the value of the file
@@ -231,6 +241,23 @@ def _largest_value(tile: Any) -> int | None:
     if tile.codec_name.startswith("ppm") and len(arguments) > 1:
         return arguments[-1]
     return {"L;2": 3, "L;4": 15}.get(str(arguments[0])[:3])
+
+
+def _check_palette(path: Path, labels: np.ndarray, palette: Sequence[int]) -> None:
+    """ValueError where the indices of a grey label map are not its greys, as after a conversion to a palette or to GIF,
+    which number the greys that occur. With colours an index is a label; so are 0 and 1 of black and another grey."""
+    colours = [tuple(palette[start : start + 3]) for start in range(0, len(palette), 3)]
+    if any(len(set(colour)) > 1 for colour in colours):
+        return
+    greys = {index: colours[index][0] for index in sorted(values_in(labels)) if index < len(colours)}
+    is_binary = greys.keys() <= {0, 1} and greys.get(0, 0) == 0
+    odd = [(index, grey) for index, grey in greys.items() if index != grey]
+    if odd and not is_binary and len(set(greys.values())) == len(greys):
+        index, grey = odd[0]
+        raise ValueError(
+            f"{path}: a palette of greys numbers them otherwise ({index} is the grey {grey}), so it is not clear which "
+            "is the label; save the map as an 8-bit grey PNG"
+        )
 
 
 def values_in(labels: np.ndarray) -> set[int]:

@@ -17,7 +17,7 @@ from data.types import Query
 from evaluation.export.coco import coco_results
 from evaluation.export.label_maps import panoptic_image, save_png, semantic_image
 from evaluation.export.suites import COCO, PANOPTIC, SEMANTIC
-from evaluation.metrics.matching import Names, assign_claims
+from evaluation.metrics.matching import Names, about_one, assign_claims, without_substitutes
 from evaluation.metrics.semantic import read_masks, standard_map
 from evaluation.predictor import mask_score, segments_of
 from evaluation.protocols import Reply
@@ -69,11 +69,12 @@ def save_answer(
 
 
 def claim_names(query: Query, reply: Reply) -> list[str]:
-    """What each claim of an answer is called: the answer to a question about one phrase is about that phrase, whatever
-    it says; else its own name, spelled as in the question, or that of the phrase to which it belongs. "" where there is
-    neither."""
+    """What each claim of an answer is called: the phrase of a question about one thing, where it answers that
+    (`about_one`); else its own name, spelled as in the question, or that of the phrase to which it belongs. "" where
+    there is neither."""
     if len(query.phrases) == 1:
-        return [claim.phrase if claim.is_substitute else query.phrases[0] for claim in reply.claims]
+        answers = set(map(id, about_one(without_substitutes(reply.claims), query.phrases[0])))
+        return [query.phrases[0] if id(claim) in answers else claim.phrase for claim in reply.claims]
     assigned = zip(query.phrases, assign_claims(reply.claims, query.phrases), strict=True)
     phrases = {id(claim): phrase for phrase, claim in assigned if claim is not None}
     names = Names(query.phrases)

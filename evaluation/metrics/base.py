@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from data.types import Query, Record
 from evaluation.protocols import Reply
-from systems.base import ReleasedTruth
+from systems.base import ReleasedTruth, build_system
 from utils.registry import Registry
 
 if TYPE_CHECKING:  # intervals.py needs the type of an interval
@@ -19,6 +19,11 @@ AS_LISA = ReleasedTruth()
 
 Interval = tuple[float, float]
 Counts = dict[str, Any]  # of one image, as `json.dumps` and `json.loads` leave it unchanged
+
+
+def released_truth(system: str | None) -> ReleasedTruth:
+    """What the as-released figures of a system's predictions go by; None: the first paper's."""
+    return build_system(system).released.truth if system else AS_LISA
 
 
 @dataclass(frozen=True)

@@ -126,11 +126,12 @@ class Overlaps:
 
 
 class Confusion:
-    """(K, K + 1) pixels by true class (row) and predicted class (column); the last column is "none"."""
+    """(K + 1, K + 1) pixels by true class (row) and predicted class (column); the last of each is "none": what is
+    predicted there is wrong, and pixels of it are no share of any figure."""
 
     def __init__(self, classes: int):
         self.classes = classes
-        self.counts = np.zeros((classes, classes + 1), dtype=np.int64)
+        self.counts = np.zeros((classes + 1, classes + 1), dtype=np.int64)
 
     def add(self, cells: np.ndarray) -> None:
         """`cells`: (n, 3) of true class, predicted class, number of pixels, as `confusion_cells` gives them."""
@@ -143,8 +144,8 @@ class Confusion:
 
     def iou(self) -> np.ndarray:
         """(K,) IoU per class, NaN where the class is neither in the truth nor predicted."""
-        right = np.diagonal(self.counts).astype(np.float64)
-        union = self.counts.sum(axis=1) + self.counts[:, :-1].sum(axis=0) - right
+        right = np.diagonal(self.counts)[:-1].astype(np.float64)
+        union = self.counts[:-1].sum(axis=1) + self.counts[:, :-1].sum(axis=0) - right
         return np.divide(right, union, out=np.full(self.classes, np.nan), where=union > 0)
 
     def miou(self) -> float | None:
@@ -152,18 +153,19 @@ class Confusion:
         return mean([value for value in self.iou().tolist() if not math.isnan(value)])
 
     def pixel_accuracy(self) -> float | None:
-        return ratio(int(np.diagonal(self.counts).sum()), int(self.counts.sum()))
+        """Share of the pixels of all classes that are right."""
+        return ratio(int(np.diagonal(self.counts)[:-1].sum()), int(self.counts[:-1].sum()))
 
     def weighted_iou(self) -> float | None:
         """Mean IoU of the classes weighted by their share of the true pixels."""
-        pixels, iou = self.counts.sum(axis=1), np.nan_to_num(self.iou())
+        pixels, iou = self.counts[:-1].sum(axis=1), np.nan_to_num(self.iou())
         return ratio(math.fsum((pixels * iou).tolist()), int(pixels.sum()))
 
 
 def confusion_cells(truth: Tensor, predicted: Tensor, classes: int) -> np.ndarray:
     """The cells of one image that are not zero: (n, 3) int64 of true class, predicted class, number of pixels.
 
-    truth: (H, W) in 0..classes-1 or IGNORE. predicted: (H, W) in 0..classes, where `classes` stands for "none".
+    truth: (H, W) in 0..classes or IGNORE. predicted: (H, W) in 0..classes. `classes` stands for "none" in both.
 
     Every pixel becomes one number, true * (classes + 1) + predicted, so that one bincount fills the flat matrix. For
     2 classes, pixels of (true, predicted) = (0, 0), (0, 2), (0, 2), (1, 1) become 0, 2, 2, 4, and the cells are
@@ -172,7 +174,7 @@ def confusion_cells(truth: Tensor, predicted: Tensor, classes: int) -> np.ndarra
     if truth.shape != predicted.shape:
         raise ValueError(f"predicted map {tuple(predicted.shape)} and true map {tuple(truth.shape)} differ in shape")
     keep = truth != IGNORE
-    flat = torch.bincount((truth[keep].long() * (classes + 1) + predicted[keep]), minlength=classes * (classes + 1))
+    flat = torch.bincount((truth[keep].long() * (classes + 1) + predicted[keep]), minlength=(classes + 1) ** 2)
     cells = flat.nonzero().squeeze(1)
     return torch.stack([cells // (classes + 1), cells % (classes + 1), flat[cells]], dim=1).cpu().numpy()
 

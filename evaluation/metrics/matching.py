@@ -71,11 +71,14 @@ class ListReading:
 
 
 def read_list(claims: Sequence[Claim], phrases: Sequence[str], names: Names, *, fuzzy: bool = False) -> ListReading:
-    """Matches claims with classes of `names`. The answer to a question about a single class is about that class,
-    whatever it calls it."""
+    """Matches claims with classes of `names`; for a question about a single class see `about_one`."""
     find = names.fuzzy if fuzzy else names.exact
     masks, unmatched = [], 0
-    for claim in without_substitutes(claims):
+    claims = without_substitutes(claims)
+    if len(phrases) == 1:
+        whole, claims = len(claims), about_one(claims, phrases[0])
+        unmatched = whole - len(claims)
+    for claim in claims:
         index = names.exact(phrases[0]) if len(phrases) == 1 else find(claim.phrase)
         if index is None:
             unmatched += 1
@@ -92,12 +95,14 @@ def assign(claims: Sequence[Claim], phrases: Sequence[str]) -> list[int | None]:
 def assign_claims(claims: Sequence[Claim], phrases: Sequence[str]) -> list[Claim | None]:
     """The claim about each phrase of a question, None where there is none.
 
-    One phrase: the first claim with a mask, else the first refusal. Several: claims with a phrase's name belong to that
-    phrase, each claim used once; claims with another name or none take the remaining phrases, in order. Asked for
-    "cup", "plate", "fork", an answer that claims "plate", "it", "cup" gives "fork" the claim "it".
+    One phrase: of the claims `about_one`, the first with a mask, else the first refusal. Several: claims with a
+    phrase's name belong to that phrase, each claim used once; claims with another name or none take the remaining
+    phrases, in order. Asked for "cup", "plate", "fork", an answer that claims "plate", "it", "cup" gives "fork" the
+    claim "it".
     """
     claims = without_substitutes(claims)
     if len(phrases) == 1:
+        claims = about_one(claims, phrases[0])
         return [next((claim for claim in claims if claim.mask is not None), claims[0] if claims else None)]
     claim_of: dict[int, Claim] = {}
     unnamed = []
@@ -113,6 +118,14 @@ def assign_claims(claims: Sequence[Claim], phrases: Sequence[str]) -> list[Claim
     remaining = [index for index in range(len(phrases)) if index not in claim_of]
     claim_of.update(zip(remaining, unnamed, strict=False))
     return [claim_of.get(index) for index in range(len(phrases))]
+
+
+def about_one(claims: Sequence[Claim], phrase: str) -> list[Claim]:
+    """The claims that answer a question about a single thing: those that have its name. Where none has it, all of them,
+    since such an answer is about that thing whatever it calls it ("sky [REJ], road [SEG]" says nothing of a mask of the
+    sky; "It is [SEG]" and "the heavens [SEG]" do)."""
+    named = [claim for claim in claims if bare(claim.phrase) and bare(claim.phrase) == bare(phrase)]
+    return named or list(claims)
 
 
 def without_substitutes(claims: Sequence[Claim]) -> list[Claim]:

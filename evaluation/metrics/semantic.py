@@ -31,7 +31,7 @@ from evaluation.protocols import FORCED, Reply
 from systems.base import ReleasedTruth
 
 MAX_CLASSES = 5000  # of a confusion matrix
-NONE = -1  # predicted class of a pixel without an answer, in the cells that a scorer keeps
+NONE = -1  # class of a pixel without an answer, or that no class covers, in the cells that a scorer keeps
 
 
 @SCORERS.register("semantic")
@@ -39,8 +39,9 @@ class SemanticScorer:
     """mIoU, pixel accuracy and frequency-weighted IoU of class lists in two variants, and present/absent accuracy.
 
     standard: names match exactly; of two masks of a class the higher logit counts; ignored pixels do not count; pixels
-    without an answer are wrong. as_released (lasagna.md 7.2): names match the most similar class; a class's last mask
-    replaces earlier ones; ignored or unanswered pixels are class 0.
+    without an answer are wrong, and so is a mask on pixels that are known to be of no class. as_released (lasagna.md
+    7.2): names match the most similar class; a class's last mask replaces earlier ones; ignored and unanswered pixels,
+    and those of no class, are class 0.
 
     Counts: `classes` (names), `standard` and `as_released` (cells of the confusion matrix: true class, predicted class,
     pixels), `presence` (see `presence_cells`; None of teacher-forced answers) and `unmatched`.
@@ -73,10 +74,11 @@ class SemanticScorer:
         exact, unmatched = read_masks(replies, queries, names, fuzzy=False)
         fuzzy, _ = read_masks(replies, queries, names, fuzzy=True)
         size = len(names.names)
+        labelled = truth.masked_fill(truth == size, IGNORE)
         counts: Counts = {
             "classes": names.names,
             STANDARD: confusion_cells(truth, standard_map(exact, shape, size, device), size).tolist(),
-            RELEASED: confusion_cells(released_truth(truth), released_map(fuzzy, shape, device), size).tolist(),
+            RELEASED: confusion_cells(released_truth(labelled), released_map(fuzzy, shape, device), size).tolist(),
             "unmatched": unmatched,
             "presence": None,
         }
@@ -148,7 +150,7 @@ class SemanticScorer:
     def _confusion(self, variant: str) -> Confusion:
         confusion = Confusion(len(self.names))
         if self.cells[variant]:
-            # NONE is -1 and so indexes the last entry of `places`: the column after all classes.
+            # NONE is -1 and so indexes the last entry of `places`: the row or column after all classes.
             places = np.arange(len(self.names) + 1)
             confusion.add(_renumber(np.concatenate(self.cells[variant]), places))
         return confusion
@@ -170,7 +172,7 @@ class SemanticScorer:
         right = cells[:, 0] == cells[:, 1]
         np.add.at(columns[0], (image[right], cells[right, 0]), cells[right, 2])
         np.add.at(columns[1], (image, cells[:, 0]), cells[:, 2])
-        np.add.at(columns[2], (image, cells[:, 1]), cells[:, 2])  # NONE goes to the last column, which is cut off below
+        np.add.at(columns[2], (image, cells[:, 1]), cells[:, 2])  # NONE goes to the last column, cut off below
         names = ("mIoU", "pixel_accuracy", "fwIoU")
         numbers = np.concatenate(columns[:, :, :size], axis=1)
         statistics = [Statistics(names, numbers, partial(_class_figures, classes=size))]
@@ -182,8 +184,9 @@ class SemanticScorer:
 
 
 def true_map(record: Record, names: Names, shape: tuple[int, int]) -> Tensor:
-    """(H, W) long class indices, IGNORE where no class is; where masks overlap the lower index wins."""
-    truth = torch.full(shape, IGNORE, dtype=torch.long)
+    """(H, W) long class indices, the number of classes where none is, IGNORE at ignored pixels; where masks overlap the
+    lower index wins."""
+    truth = torch.full(shape, len(names.names), dtype=torch.long)
     targets = targets_by_class(record, names)
     for index in sorted(targets, reverse=True):  # lower indices are written last
         truth[true_mask(record, targets[index], shape)] = index
@@ -210,7 +213,7 @@ def released_map(
 
 
 def released_truth(truth: Tensor) -> Tensor:
-    """As released, unlabelled pixels are class 0."""
+    """As released, pixels without a class (IGNORE) are class 0."""
     return truth.clamp(min=0)
 
 

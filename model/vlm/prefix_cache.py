@@ -123,7 +123,10 @@ def attend(
     query = query.reshape(rows, key.shape[1], -1, query.shape[-1])  # (R, h, H / h * L, d)
     layer = cast(int, module.layer_idx)
     prefix_keys, prefix_values = prefix.keys[layer], prefix.values[layer]
-    scores = torch.cat([prefix.times(query, prefix_keys.mT), query @ key.mT], dim=-1).float() * scaling
+    # In fp32, as fused attention does: in half precision scores of thousands, which the key biases of Qwen2.5 cause,
+    # would be rounded before the softmax, or overflow.
+    wide = query.float()
+    scores = torch.cat([prefix.times(wide, prefix_keys.float().mT), wide @ key.float().mT], dim=-1) * scaling
     scores = scores.view(rows, heads, length, -1).masked_fill(~attention_mask, torch.finfo(torch.float32).min)
     weights = scores.softmax(-1).to(query.dtype).view(*query.shape[:3], -1)
     on_prefix, on_suffix = weights.split([prefix_keys.shape[2], key.shape[2]], dim=-1)

@@ -142,10 +142,10 @@ def check_repeats(report: Report) -> None:
     """Notes images that are in several records.
 
     Sources put all that is asked about an image into one record, so that it is encoded once. Dialogues without masks
-    are an exception: their files have an entry per dialogue.
+    are an exception: their files have an entry per dialogue. So are files of queries: each kind has its own record.
     """
     repeated = [path for path, count in Counter(map(os.path.normpath, report.images)).items() if count > 1]
-    if repeated and report.kinds != {"vqa"}:
+    if repeated and report.kinds != {"vqa"} and report.need.base != "jsonl":
         report.note(WARNING, "images in several records", repeated[0], len(repeated))
 
 
@@ -177,8 +177,7 @@ def check_record(report: Report, index: int, rehearsal: Rehearsal) -> None:
         if report.need.role == TRAIN:
             check_training(report, record, index, rehearsal)
         else:
-            for query in questions(record, rehearsal.system):
-                rehearsal.maker.encoder.prompt(query.question)
+            check_questions(report, record, rehearsal)
     except Exception as error:
         # `check_files` has counted missing images; a path that ends in / stands for a record without a file of its own
         missing = isinstance(error, FileNotFoundError) and not os.path.isfile(report.images[index])
@@ -192,6 +191,15 @@ def check_record(report: Report, index: int, rehearsal: Rehearsal) -> None:
         present = {target.phrase for target in record.targets if target.mask is not None}
         for name in record.vocabulary:
             report.vocabulary[name] = report.vocabulary.get(name, False) or name in present
+
+
+def check_questions(report: Report, record: Record, rehearsal: Rehearsal) -> None:
+    """Makes the prompts of a record as evaluation does; one that it leaves out and counts is no fault."""
+    try:
+        for query in questions(record, rehearsal.system):
+            rehearsal.maker.encoder.prompt(query.question)
+    except NothingToAsk as error:
+        report.note(WARNING, "nothing to ask", str(error))
 
 
 def check_training(report: Report, record: Record, index: int, rehearsal: Rehearsal) -> None:
