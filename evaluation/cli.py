@@ -68,14 +68,16 @@ def add_model_flags(parser: Parser) -> None:
     )
 
 
-def load_assistant(args: argparse.Namespace) -> Assistant:
-    """The assistant of `--version`, ready to answer. Ends the program with a message where it cannot be loaded."""
+def load_assistant(args: argparse.Namespace, device: str | None = None) -> Assistant:
+    """The assistant of `--version`, ready to answer. Ends the program with a message where it cannot be loaded. device:
+    None for the fastest there is."""
     from systems.assistant import load
     from utils import dist
 
     try:
         fields = overrides(args)
-        return load(args.version, system=args.system, checkpoint=args.checkpoint, device=dist.device(), **fields)
+        where = device or dist.device()
+        return load(args.version, system=args.system, checkpoint=args.checkpoint, device=where, **fields)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SystemExit(f"cannot load {args.version}: {error}") from None
 

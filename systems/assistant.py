@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,6 +17,7 @@ from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
 from model.checkpoints.config_file import class_names, read_config
 from model.checkpoints.files import read_tensors
+from model.checkpoints.fingerprint import contents
 from model.checkpoints.hub import fetch_folder
 from model.checkpoints.load import build_model, load_folder, views_for
 from model.finetune.quantize import quantize
@@ -26,10 +28,13 @@ from systems.base import SYSTEMS, System, build_system
 from systems.weights_recipe import CHECKPOINTS, RECIPE, check_options, is_run, recipe_in
 from utils import dist
 from utils.config import ModelConfig, Recipe, from_dict, merge, to_dict
+from utils.log import log
+from utils.plain import parse_json
 from utils.registry import unknown
-from utils.renamed import with_new_names
+from utils.renamed import new_name, with_new_names
 
 WEIGHTS = "trainable.safetensors"
+META = "meta.json"  # the history of a run
 POINTERS = ("best", "last")
 UNLIMITED = 10**9  # tokenizers warn beyond their own length; only the encoder limits rows
 
@@ -93,6 +98,11 @@ def load(
     folder = fetch_folder(path)
     model = with_new_names({"model": dict(model or {})})["model"]
     if is_run(folder):
+        if model.get("checkpoint_file"):
+            raise ValueError(
+                f"{folder} is a run, which has trained weights of its own: model.checkpoint_file (--weight) goes over "
+                "a base or a finished folder"
+            )
         recipe = _with_overrides(_checked(recipe_in(folder), folder, system), options, model, device)
         return _load_run(folder, recipe, device, checkpoint)
     if (folder / RECIPE).is_file():
@@ -118,7 +128,14 @@ def _load_run(folder: Path, recipe: Recipe, device: torch.device, checkpoint: st
     from model.finetune.trainable import load_merged
 
     file = find_checkpoint(folder, checkpoint) / WEIGHTS
-    system, tokenizer, model = _parts(recipe)
+    _compare_base(folder, recipe)
+    try:
+        system, tokenizer, model = _parts(recipe)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error} (the run's {folder / RECIPE} names it; of a base that was moved, --set model.version=FOLDER says "
+            "where it is)"
+        ) from None
     try:
         load_merged(model, read_tensors(file), recipe.model)
     except ValueError as error:
@@ -127,6 +144,25 @@ def _load_run(folder: Path, recipe: Recipe, device: torch.device, checkpoint: st
     if recipe.model.load_in_4bit or recipe.model.load_in_8bit:
         quantize(model, bits=4 if recipe.model.load_in_4bit else 8)
     return _assemble(system, tokenizer, model, recipe, device)
+
+
+def _compare_base(run: Path, recipe: Recipe) -> None:
+    """Warns where the weights that the recipe names are not those that the run was trained on, as its `meta.json` has
+    them: what it learned may mean little on others."""
+    try:
+        *_, start = parse_json((run / META).read_text(encoding="utf-8"))
+        trained_on = {new_name(name): digest for name, digest in start["content"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return  # a run without a history that can be read
+    for name, digest in contents(recipe.model).items():
+        before = trained_on.get(name)
+        if digest and before and digest != before:
+            place = reduce(getattr, name.split("."), recipe)
+            log.warning(
+                "%s: %s=%s does not hold what the run was trained on (digest %s, now %s): answers are wrong, unless "
+                "the same weights only lie in other files",
+                *(run, name, place, before, digest),
+            )
 
 
 def find_checkpoint(run: Path, name: str = "best") -> Path:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from data.collate import collate, collate_prompts, load_views
 from data.tokens import mask_ids
 from data.types import Turn
+from model.checkpoints.fingerprint import contents
 from model.checkpoints.save import save_folder
 from model.finetune.trainable import trainable_state
 from systems.assistant import Assistant, build, find_checkpoint, load
@@ -92,6 +93,36 @@ def test_a_run_folder_gives_the_trained_model_with_its_adapters_merged(run):
     assert not torch.allclose(logits(loaded), expected, atol=1e-3), "training changed something"
     trained.model.float().eval()
     assert torch.allclose(logits(loaded), logits(trained), atol=1e-4)
+
+
+def test_another_base_than_a_run_was_trained_on_is_warned_of(run, tmp_path, caplog):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    (folder / "meta.json").write_text(json.dumps([{"content": contents(recipe().model)}]))
+    load(folder, device="cpu")
+    assert not caplog.records
+    base = shutil.copytree(OWN / "lasagna", tmp_path / "base")
+    load(folder, model={"version": str(base)}, device="cpu")
+    assert not caplog.records, "a folder that was moved is the same"
+    file = base / "pytorch_model.bin"
+    weights = torch.load(file, weights_only=True)
+    torch.save({name: value * 1.5 for name, value in weights.items()}, file)
+    load(folder, model={"version": str(base)}, device="cpu")
+    assert f"model.version={base} does not hold what the run was trained on" in caplog.text
+
+
+def test_a_base_that_was_moved_can_be_named(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    moved = recipe()
+    save_recipe(replace(moved, model=replace(moved.model, version=str(tmp_path / "gone"))), folder)
+    with pytest.raises(
+        FileNotFoundError, match=r"gone.*run/recipe\.yaml names it; .*--set model\.version=FOLDER says where"
+    ):
+        load(folder, device="cpu")
+
+
+def test_a_training_file_does_not_go_over_a_run(run, tmp_path):
+    with pytest.raises(ValueError, match=r"is a run, .*--weight"):
+        load(run[0], model={"checkpoint_file": str(tmp_path / "x.bin")}, device="cpu")
 
 
 def test_a_merged_folder_stands_alone(run, tmp_path):

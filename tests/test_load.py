@@ -24,6 +24,7 @@ from model.checkpoints.files import read_tensors, write_tensors
 from model.checkpoints.layouts import published_table
 from model.checkpoints.load import assemble, build_model, dtype_of, fetch, load_folder, resolve_attention, views_for
 from model.checkpoints.save import save_folder, save_original
+from model.checkpoints.weight_source import untie
 from model.heads import HEADS
 from model.vlm.base import Vision
 from model.vlm.llava_checkpoint import language_sizes
@@ -151,6 +152,10 @@ def test_files_of_other_programs_say_how_they_become_weights(tmp_path):
         for read in (read_tensors, read_config):
             with pytest.raises(FileNotFoundError, match=rf"{name}: .*{says}"):
                 read(folder)
+    save_file({"a": torch.ones(2)}, (both := tmp_path / "adapter_config") / "model.safetensors")
+    save_file({"a": torch.ones(2)}, both / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors next to model\.safetensors changes those"):
+        read_tensors(both)
 
 
 def test_the_hub_is_asked_for_the_pickles_of_folders_without_safetensors(tmp_path, monkeypatch):
@@ -430,6 +435,18 @@ def test_tied_embeddings_become_two(published, sam, tmp_path):
     assert language.lm_head.weight.data_ptr() != language.model.embed_tokens.weight.data_ptr()
 
 
+def test_one_storage_under_both_names_becomes_two(published, tmp_path):
+    """As `torch.save` writes the state of a tied model."""
+    tensors = base_tensors(published)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    torch.save(tensors, tmp_path / "tied.bin")
+    read = read_tensors(tmp_path / "tied.bin")
+    assert read["lm_head.weight"].data_ptr() == read["model.embed_tokens.weight"].data_ptr(), "they share it"
+    untie(read, {}, "model.embed_tokens.weight", "lm_head.weight")
+    assert read["lm_head.weight"].data_ptr() != read["model.embed_tokens.weight"].data_ptr()
+    assert torch.equal(read["lm_head.weight"], read["model.embed_tokens.weight"])
+
+
 def test_finished_weights_are_never_initialised_again(golden, sam):
     """Training continues from a finished assistant; a SAM file in addition changes nothing."""
     model = build(GOLDEN, sam)
@@ -524,6 +541,11 @@ def test_damaged_files_are_named(tmp_path):
         read_tensors(tmp_path)
     torch.save({"state_dict": {"x": torch.ones(2)}}, tmp_path / "d.pth")
     assert read_tensors(tmp_path / "d.pth")["x"].sum() == 2
+    itself: dict = {"x": torch.ones(2)}
+    itself["model"] = itself
+    torch.save(itself, tmp_path / "e.pth")
+    with pytest.raises(ValueError, match=r"e\.pth: expected a mapping of names to tensors; no tensors are model"):
+        read_tensors(tmp_path / "e.pth")
 
 
 def test_wrong_sizes_and_choices_are_named(published, sam, tmp_path):

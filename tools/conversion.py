@@ -23,19 +23,20 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.save_path)
     try:
         check_target(folder, (args.version, args.weight, args.vision_tower), overwrite=args.overwrite)
-        assistant = load_assistant(args)
+        args.precision = args.precision or "fp32"  # of a GPU machine, too: what is written depends on no device
+        assistant = load_assistant(args, device="cpu")
         check_target(folder, read_from(assistant.recipe.model), overwrite=args.overwrite)
+        weights = conversion_report(assistant.model.report)
+        how = {"notes": {"conversion.json": weights}, "overwrite": args.overwrite}
+        if args.format == "original":
+            published = assistant.system.released.architectures
+            class_name = published[0] if published else "LlavaLlamaForCausalLM"
+            save_original(assistant.model, folder, assistant.tokenizer, class_name, **how)
+        else:
+            more = partial(complete, assistant=assistant, name=folder.name)
+            save_folder(assistant.model, folder, assistant.tokenizer, assistant.recipe, more=more, **how)
     except (OSError, ValueError) as error:
         raise SystemExit(f"convert_weights.py: {error}") from None
-    weights = conversion_report(assistant.model.report)
-    how = {"notes": {"conversion.json": weights}, "overwrite": args.overwrite}
-    if args.format == "original":
-        published = assistant.system.released.architectures
-        class_name = published[0] if published else "LlavaLlamaForCausalLM"
-        save_original(assistant.model, folder, assistant.tokenizer, class_name, **how)
-    else:
-        more = partial(complete, assistant=assistant, name=folder.name)
-        save_folder(assistant.model, folder, assistant.tokenizer, assistant.recipe, more=more, **how)
     print(f"{folder}: a {assistant.system.name} assistant; {assistant.model.report}")
     for name, reason in weights["ignored"].items():
         print(f"  ignored {name}: {reason}")

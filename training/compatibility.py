@@ -7,13 +7,12 @@ first kind unless COMPUTED lists it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data.tokens import FAMILIES
+from model.checkpoints.fingerprint import PATHS, contents, digest_of
 from systems.base import build_system
 from utils.config import Recipe, to_dict
 from utils.renamed import new_name
@@ -31,17 +30,11 @@ COMPUTED = (  # fields of `model` that change how it is computed, not what
     ),
     *("lora.dropout", "model_max_length"),
 )
-PATHS = (  # compared by file content
-    *("version", "vision_tower", "checkpoint_file", "vision_pretrained", "tower.preprocessor"),
-)
 # A run's template fits its tokenizer, so the default of any family is in a run what no template at all means there.
 DEFAULT_TEMPLATES = tuple(family.template for family in FAMILIES)
 SEED = "train.seed"  # initialises the new tokens' rows, and a mask head that starts from no file
 OF_A_START = ("train.auto_resume", "train.resume", "eval.eval_only")  # actions of one start, not settings of a run
 BEST_BY = ("eval.suites", "eval.best_by", "eval.protocol", "eval.limit", "eval.custom")  # what a best score depends on
-# The digest of a weight file takes SAMPLES pieces of SAMPLE bytes: reading 14 GB at each start would take a minute.
-SAMPLE, SAMPLES = 1 << 16, 8
-CONTENT = (".safetensors", ".bin", ".pth", ".pt", ".json", ".model")
 
 
 @dataclass(frozen=True)
@@ -68,9 +61,9 @@ def differences(before: Recipe, now: Recipe, content: Mapping[str, str | None]) 
         section, _, name = change.field.partition(".")
         if section == "run" or change.field in OF_A_START:
             continue
-        if section == "model" and name in PATHS:
-            digest_now = _content(change.now)
-            digest_before = content.get(change.field) or _content(change.before)
+        if section == "model" and name in PATHS:  # compared by content
+            digest_now = digest_of(change.now)
+            digest_before = content.get(change.field) or digest_of(change.before)
             harmless = digest_now is not None and digest_now == digest_before
         elif change.field == "model.conv_type":
             harmless = None in (change.before, change.now) and {change.before, change.now} <= {None, *DEFAULT_TEMPLATES}
@@ -81,7 +74,7 @@ def differences(before: Recipe, now: Recipe, content: Mapping[str, str | None]) 
         else:
             harmless = change.field not in ("system", SEED)
         (others if harmless else meaning).append(change)
-    for field, digest in contents(now).items():
+    for field, digest in contents(now.model).items():
         recorded = content.get(field)
         if recorded and digest and recorded != digest and all(change.field != field for change in meaning):
             meaning.append(Change(f"what {field} holds", recorded, digest))
@@ -95,29 +88,6 @@ def changes(before: Recipe, now: Recipe) -> list[Change]:
     return [
         Change(field, old.get(field), new.get(field)) for field in {**old, **new} if old.get(field) != new.get(field)
     ]
-
-
-def contents(recipe: Recipe) -> dict[str, str | None]:
-    """Field -> digest of the weights and settings at the path that it names; None where nothing is there."""
-    fields = _leaves(to_dict(recipe.model), "model.")
-    return {f"model.{name}": _content(fields.get(f"model.{name}")) for name in PATHS}
-
-
-def _content(value: Any) -> str | None:
-    """A digest of a file, or of a folder's weights, sizes and tokenizer: all of small files, samples of large ones."""
-    path = Path(str(value)).expanduser()
-    if not value or not path.exists():
-        return None  # None, or a name on the hub, which identifies its content itself
-    files = sorted(file for file in path.iterdir() if file.suffix in CONTENT) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name if path.is_dir() else ''} {size}\n".encode())
-        with file.open("rb") as stream:
-            for start in range(0, size, max(SAMPLE, size // SAMPLES)):
-                stream.seek(start)
-                digest.update(stream.read(SAMPLE))
-    return digest.hexdigest()[:16]
 
 
 def _is_computed(name: str) -> bool:

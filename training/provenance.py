@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from data.mixture import Part
+from systems.assistant import META
 from utils import dist
 from utils.files import write_atomically
 from utils.log import log
 
-META = "meta.json"
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from torch import nn
 
 from data.mixture import Part
+from model.checkpoints.fingerprint import contents
 from training.checkpoint import Checkpoints, TrainState, check_writable, global_batch_size, step_of, store_state
-from training.compatibility import BEST_BY, Change, contents, differences
+from training.compatibility import BEST_BY, Change, differences
 from training.lock import Lock
 from training.provenance import describe_data, describe_start, last_start
 from utils import dist
@@ -177,7 +178,7 @@ class Run:
     def _begin(self, recipe: Recipe, checkpoints: Checkpoints, state: TrainState, parts: Sequence[Part]) -> TrainState:
         folder = recipe.run.folder
         changed: list[Change] = []
-        more: dict[str, Any] = {"content": contents(recipe), "step": state.step}
+        more: dict[str, Any] = {"content": contents(recipe.model), "step": state.step}
         if self.resume is not None:
             run = self.resume.absolute().parents[1]
             more["from"] = str(self.resume)

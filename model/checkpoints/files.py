@@ -26,6 +26,7 @@ WEIGHT_FILES = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1]
 WRAPPERS = ("state_dict", "module", "model")  # keys under which training programs put the tensors
 SHARD_SIZE = "5GB"
 LFS = b"version https://git-lfs"  # the first bytes of the text that stands for a file that Git did not fetch
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # of peft
 PARTS = {  # a file in the folders of other libraries -> how its weights become a model's
     "adapter_config.json": (
         ": adapters of peft without the weights that they change; merge them into these (merge_and_unload) and save "
@@ -55,6 +56,11 @@ def weight_files(folder: Path) -> list[Path]:
         have = ", ".join(sorted(file.name for file in folder.iterdir())[:12]) or "nothing"
         raise FileNotFoundError(
             f"{folder} has no weights: expected {', '.join(WEIGHT_FILES)}; there is {have}{whole_model_hint(folder)}"
+        )
+    if adapters := next((name for name in ADAPTERS if (folder / name).is_file()), None):
+        raise ValueError(
+            f"{folder}: {adapters} next to {found} changes those weights, and is not read; merge it into them "
+            "(merge_and_unload) or move it away"
         )
     if found not in INDEXES:
         return [folder / found]
@@ -95,7 +101,7 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path, *, safe: bool = True
         try:
             save_safetensors(shard, folder / file) if safe else torch.save(shard, folder / file)
         except (OSError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise OSError(f"{folder / file} cannot be written: {reason} ({free_space(folder)})") from None
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
@@ -129,8 +135,9 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged: {error}") from None
     tensors = _unpickle(file)
-    while isinstance(tensors, dict) and (inner := next((key for key in WRAPPERS if key in tensors), None)):
-        tensors = tensors[inner]
+    for _ in WRAPPERS:  # not for ever: a dictionary in a pickle may hold itself
+        inner = next((key for key in WRAPPERS if key in tensors), None) if isinstance(tensors, dict) else None
+        tensors = tensors if inner is None else tensors[inner]
     if not isinstance(tensors, dict):
         raise ValueError(f"{file}: expected a mapping of names to tensors, got {type(tensors).__name__}")
     if others := [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]:

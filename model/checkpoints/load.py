@@ -24,7 +24,7 @@ from model.checkpoints.config_file import SECTION, read_config, saved_head
 from model.checkpoints.files import read_tensors
 from model.checkpoints.hub import fetch, fetch_folder
 from model.checkpoints.layouts import LORA_WRAPPER, Report, reading_table, to_model_names
-from model.checkpoints.lora_file import merge_factors
+from model.checkpoints.lora_file import merge_factors, ranks_of
 from model.checkpoints.name_table import NameTable
 from model.checkpoints.weight_source import WeightSource, untie
 from model.heads import HEADS, HeadContext, MaskHead
@@ -267,9 +267,12 @@ def _add_weight(
 ) -> None:
     """A training program's file counts before everything else; what it lacks (frozen parts) stays the folder's."""
     try:
-        merged = merge_factors(read_tensors(file), alpha)
+        read = read_tensors(file)
+        merged = merge_factors(read, alpha)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    if ranks := ranks_of(read):
+        log.info("%s: its LoRA, of rank %s, is merged with lora.alpha %g", file, ", ".join(map(str, ranks)), alpha)
     tensors = to_model_names(merged, table, source.report, head.IGNORED)
     # else the output layer of the base, from before the training, would stay
     untie(tensors, source.values, backbone.EMBEDDING, backbone.LM_HEAD)

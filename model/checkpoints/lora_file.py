@@ -30,6 +30,11 @@ def merge_factors(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]
     return plain
 
 
+def ranks_of(tensors: dict[str, Tensor]) -> list[int]:
+    """The ranks of the factors in a file; [] without factors."""
+    return sorted({len(tensor) for name, tensor in tensors.items() if name.endswith(A)})
+
+
 def change(down: Tensor, up: Tensor, alpha: float) -> Tensor:
     """(out, in) float32: what the factors A (r, in) and B (out, r) add to the weight of their layer."""
     return alpha / len(down) * (up.float() @ down.float())

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from data.pieces import STRIP
 from model.checkpoints.files import write_json, write_tensors
 from model.checkpoints.layouts import folder_table, published_table, to_layout_names
+from model.projection import Projection
 from model.seg_model import SegModel
 from utils.config import ModelConfig, Recipe, save_recipe
 from utils.files import atomic_folder
@@ -122,6 +123,10 @@ def save_original(
     class_name: of the model, for `architectures` in the config. The folder appears complete, as with `save_folder`.
     """
     model.vlm.check_published(model.architecture.vlm_config)
+    if model.architecture.projection != Projection():
+        raise ValueError(
+            f"the published layout has no fields for this model's text projection: {model.architecture.projection}"
+        )
     with _writing(folder, notes, overwrite) as draft:
         _write_original(model, draft, tokenizer, class_name)
 

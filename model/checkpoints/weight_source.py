@@ -46,8 +46,11 @@ class WeightSource:
 
 
 def untie(tensors: dict[str, Tensor], values: dict[str, Any], embedding: str, lm_head: str) -> None:
-    """Makes two matrices of the one that files of a tied model hold. values: the folder's `config.json`."""
+    """Makes two matrices of the one that files of a tied model hold, under one name or, in a pickle, under both.
+    values: the folder's `config.json`."""
     # a Hugging Face folder of two parts may say it for the whole or for the language model
     tied = any(part.get("tie_word_embeddings") for part in (values, values.get("text_config") or {}))
     if tied and embedding in tensors and lm_head not in tensors:
         tensors[lm_head] = tensors[embedding].clone()  # ours are separate: new rows train apart
+    elif {embedding, lm_head} <= tensors.keys() and tensors[embedding].data_ptr() == tensors[lm_head].data_ptr():
+        tensors[lm_head] = tensors[lm_head].clone()

@@ -21,7 +21,8 @@ from utils.log import log
 from utils.registry import unknown
 
 ADAPTER = "default"
-ROUNDING = 2**-7  # of a weight's norm: bf16 moves each number by at most 2**-9, training by more
+ROUNDING = 2**-7  # of each number: bf16 moves it by at most 2**-8, training moves some by more
+SMALLEST = 2**-24  # of the numbers of fp16, where rounding is no share
 
 
 class Adapters(NamedTuple):
@@ -260,7 +261,7 @@ def check_frozen(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
         tensor, weight = tensors[name], frozen.get(str(ours).replace(BASE, "."))
         if weight is None or tensor.shape != weight.shape or not tensor.is_floating_point():
             continue
-        if not (tensor.float() - weight).norm() <= ROUNDING * weight.norm():
+        if not ((tensor.float() - weight).abs() <= ROUNDING * weight.abs() + SMALLEST).all():
             other.append(name)
     if other:
         raise ValueError(
@@ -272,14 +273,23 @@ def check_frozen(model: SegModel, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_frozen_head(model: SegModel, tensors: Mapping[str, Tensor], options: dict[str, Any]) -> None:
-    """The frozen part of a mask head that started from no file: no base has it, so a full-model file must. options: the
-    recipe's `model.head_options`."""
+    """The frozen part of a mask head that started from no file: no base has it, so a full-model file must, else
+    ValueError. options: the recipe's `model.head_options`."""
     if not model.head.starts_random(options):
         return
     state = model.head.state_dict(prefix="head.")
+    absent = state.keys() - set(trainable_names(model))
     for name, ours in _model_names(model, tensors).items():
         if ours in state:
+            if tensors[name].shape != state[ours].shape:
+                raise ValueError(f"{name} is {tuple(tensors[name].shape)}, here {tuple(state[ours].shape)}")
             state[ours].copy_(tensors[name])
+            absent.discard(ours)
+    if absent:
+        raise ValueError(
+            f"the file lacks {len(absent)} frozen weights of a mask head that started from random ones, e.g. "
+            f"{', '.join(sorted(absent)[:3])}: write all weights, the frozen ones, too"
+        )
 
 
 def _model_names(model: SegModel, names: Iterable[str]) -> dict[str, str | None]:
