@@ -135,7 +135,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged: {error}") from None
     tensors = _unpickle(file)
-    for _ in WRAPPERS:  # not for ever: a dictionary in a pickle may hold itself
+    for _ in WRAPPERS:  # no more often: a dictionary in a pickle may hold itself
         inner = next((key for key in WRAPPERS if key in tensors), None) if isinstance(tensors, dict) else None
         tensors = tensors if inner is None else tensors[inner]
     if not isinstance(tensors, dict):
