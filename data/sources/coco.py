@@ -182,22 +182,23 @@ def parse(path: Path, names: list[str], empty_too: bool, boxes: str) -> Iterator
     coco = read_coco(path, _trim_annotation)
     panoptic = _is_panoptic(coco)
     first: dict[str, Any] = {}  # file name -> the first image that has it
+    unclear: list[Fault] = []  # images of which it is not known what they lack
     for number, image in coco.images.items():
         row = attempt(partial(_row, coco, number, image, names, boxes), image.get("file_name"))
         if empty_too and isinstance(row, dict):  # then what the row does not name is said not to be in the image
-            other = first.setdefault(posixpath.normpath(row["file_name"]), number)
-            where = coco.place("image", number)
+            name = row["file_name"]
+            other = first.setdefault(posixpath.normpath(name), number)
+            reason = ""
             if other != number:
-                row = Fault(
-                    f"{where}: has the file name of image {other}, {row['file_name']}: merge their annotations, or "
-                    "give the files different names",
-                    row["file_name"],
-                )
+                reason = f"has the file name of image {other}, {name}: merge their annotations, or name the files apart"
             elif panoptic and not coco.is_annotated(number):
-                row = Fault(f"{where}: has no entry among the annotations, as a panoptic file needs", row["file_name"])
+                reason = "has no entry among the annotations, as a panoptic file needs"
+            if reason:
+                unclear.append(Fault(f"{coco.place('image', number)}: {reason}", name))
+                continue
         if empty_too or not isinstance(row, dict) or row["shapes"]:
             yield row
-    yield from coco.strays
+    yield from (*coco.strays, *unclear)
 
 
 def _is_panoptic(coco: CocoFile) -> bool:

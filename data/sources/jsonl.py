@@ -104,7 +104,7 @@ def parse(path: Path) -> Iterator[Any]:
     lines: list[Line] = []
     faulty: set[tuple[str, str] | None] = set()  # images and texts of bad lines
     content = read_text(path)
-    if content.lstrip().startswith("["):
+    if content.strip()[:1] == "[" and content.strip()[-1] == "]":
         raise ValueError(f"{path}: holds a JSON list; write one object per line, with nothing around them")
     for number, text in enumerate(content.split("\n"), start=1):
         if not text.strip():

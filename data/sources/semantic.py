@@ -208,8 +208,8 @@ def read_label_map(path: Path) -> np.ndarray:
         tile = next(iter(getattr(image, "tile", ())), None)
         largest = _largest_value(tile)
         inverted = tile is not None and "L;I" in (tile.args if isinstance(tile.args, tuple) else (tile.args,))
-        palette = image.getpalette("RGB") if image.mode == "P" else None
         mode, labels, frames = image.mode, np.asarray(upright(image)), getattr(image, "n_frames", 1)
+        palette = image.getpalette("RGB") if mode == "P" else None  # decodes, which turns a TIFF: not before `upright`
     if labels.ndim != 2 or frames > 1:
         have = f"{frames} frames" if frames > 1 else f"{mode} of shape {labels.shape}"
         raise ValueError(f"{path}: a label map has one channel, this one is {have}")
