@@ -155,6 +155,20 @@ def test_a_bare_file_beside_a_base(assistant, folder, settings, tmp_path, factor
     assert found.tokenizer.get_added_vocab() == assistant.tokenizer.get_added_vocab()
 
 
+def test_the_file_of_another_stage_has_an_alpha_of_its_own(folder, settings, tmp_path, caplog):
+    base, file = write_release(tmp_path, folder)
+    lora = {"r": 4 * RANK, "alpha": 8 * ALPHA}
+    stage = {**settings, "checkpoint_file": str(file), "lora": lora}
+    wrong = load(base, system="gsva", model=stage, device="cpu").model.state_dict()
+    assert f"its LoRA is of rank {RANK}, model.lora of rank {4 * RANK}" in caplog.text
+    caplog.clear()
+    right = load(base, system="gsva", model={**stage, "checkpoint_alpha": ALPHA}, device="cpu").model.state_dict()
+    assert "model.checkpoint_alpha" not in caplog.text
+    same = load(base, system="gsva", model={**settings, "checkpoint_file": str(file)}, device="cpu").model.state_dict()
+    assert all(torch.equal(tensor, same[name]) for name, tensor in right.items())
+    assert any(not torch.equal(tensor, same[name]) for name, tensor in wrong.items())
+
+
 def test_the_published_file_has_the_ids_of_its_stack(folder, settings, tmp_path):
     """A bare --weight is how GSVA was published; its figures were made with transformers 4.44 (gsva.md 2)."""
     base, file = write_release(tmp_path, folder)

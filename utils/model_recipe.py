@@ -80,7 +80,10 @@ class ModelConfig:
     )
     checkpoint_file: str | None = setting(
         None,
-        "a training program's file of all weights (a bare .bin) over those of `version`; its LoRA has `lora.alpha`",
+        "a training program's file of all weights (a bare .bin) over those of `version`",
+    )
+    checkpoint_alpha: float | None = setting(
+        None, "alpha of the LoRA in `checkpoint_file`, which no file holds; null: `lora.alpha`", 0, above=True
     )
     mask_head: str | None = setting(
         None, "mask head under any system: sam, sam2, sam3 or pixel; null: the finished folder's, else the system's"

@@ -24,7 +24,7 @@ from model.checkpoints.config_file import SECTION, read_config, saved_head
 from model.checkpoints.files import read_tensors
 from model.checkpoints.hub import fetch, fetch_folder
 from model.checkpoints.layouts import LORA_WRAPPER, Report, reading_table, to_model_names
-from model.checkpoints.lora_file import merge_factors, ranks_of
+from model.checkpoints.lora_file import merge_factors, note_scale
 from model.checkpoints.name_table import NameTable
 from model.checkpoints.weight_source import WeightSource, untie
 from model.heads import HEADS, HeadContext, MaskHead
@@ -74,7 +74,7 @@ def build_model(
             _check_head(folder, _published_head(source.report.unexpected), head)
         options = _add_head(source, config, head_class)
         if config.checkpoint_file:
-            _add_weight(source, fetch(config.checkpoint_file), table, backbone, head_class, config.lora.alpha)
+            _add_weight(source, fetch(config.checkpoint_file), table, backbone, head_class, config)
         source.check_numbers()
         _check_language(source, backbone)
         _fit_vocabulary(source, backbone, spec, tokenizer, generator, config.allow_missing)
@@ -263,16 +263,16 @@ def _add_weight(
     table: NameTable,
     backbone: type[VisionLanguageModel],
     head: type[MaskHead],
-    alpha: float,
+    config: ModelConfig,
 ) -> None:
     """A training program's file counts before everything else; what it lacks (frozen parts) stays the folder's."""
+    alpha = config.lora.alpha if config.checkpoint_alpha is None else config.checkpoint_alpha
     try:
         read = read_tensors(file)
         merged = merge_factors(read, alpha)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    if ranks := ranks_of(read):
-        log.info("%s: its LoRA, of rank %s, is merged with lora.alpha %g", file, ", ".join(map(str, ranks)), alpha)
+    note_scale(file, read, alpha, rank=config.lora.r if config.checkpoint_alpha is None else None)
     tensors = to_model_names(merged, table, source.report, head.IGNORED)
     # else the output layer of the base, from before the training, would stay
     untie(tensors, source.values, backbone.EMBEDDING, backbone.LM_HEAD)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
+
+from utils.log import log
 
 A, B = ".lora_A.default.weight", ".lora_B.default.weight"
 BASE = ".base_layer."  # newer peft writes the weight of an adapted layer as q_proj.base_layer.weight
@@ -11,9 +15,9 @@ BASE = ".base_layer."  # newer peft writes the weight of an adapted layer as q_p
 def merge_factors(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """The plain weights of a file with adapters: W + alpha / r * B A (gsva.md 7).
 
-    The rank r is the number of rows of A; alpha is in no file and comes from the recipe. peft's old (`q_proj.weight`)
-    and new (`q_proj.base_layer.weight`) names are read. A file without factors is returned as it is; a factor without
-    its partner or weight raises a ValueError.
+    The rank r is the number of rows of A; alpha is in no file: `model.checkpoint_alpha`, else `model.lora.alpha`. peft's
+    old (`q_proj.weight`) and new (`q_proj.base_layer.weight`) names are read. A file without factors is returned as it
+    is; a factor without its partner or weight raises a ValueError.
     """
     plain = {name.replace(BASE, "."): value for name, value in tensors.items() if ".lora_" not in name}
     for name in [name for name in tensors if ".lora_" in name]:
@@ -30,9 +34,18 @@ def merge_factors(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]
     return plain
 
 
-def ranks_of(tensors: dict[str, Tensor]) -> list[int]:
-    """The ranks of the factors in a file; [] without factors."""
-    return sorted({len(tensor) for name, tensor in tensors.items() if name.endswith(A)})
+def note_scale(file: Path, tensors: dict[str, Tensor], alpha: float, rank: int | None) -> None:
+    """Logs with which alpha the factors of a file are merged. rank: of the recipe's LoRA, where alpha is its own; a
+    file of another rank, as of the stage before, may have been trained with another alpha."""
+    ranks = sorted({len(tensor) for name, tensor in tensors.items() if name.endswith(A)})
+    if ranks and rank not in (None, *ranks):
+        log.warning(
+            "%s: its LoRA is of rank %s, model.lora of rank %d: it is merged with the alpha %g of the latter, and "
+            "model.checkpoint_alpha says where it was trained with another",
+            *(file, ", ".join(map(str, ranks)), rank, alpha),
+        )
+    elif ranks:
+        log.info("%s: its LoRA, of rank %s, is merged with alpha %g", file, ", ".join(map(str, ranks)), alpha)
 
 
 def change(down: Tensor, up: Tensor, alpha: float) -> Tensor:
