@@ -15,9 +15,9 @@ BASE = ".base_layer."  # newer peft writes the weight of an adapted layer as q_p
 def merge_factors(tensors: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """The plain weights of a file with adapters: W + alpha / r * B A (gsva.md 7).
 
-    The rank r is the number of rows of A; alpha is in no file: `model.checkpoint_alpha`, else `model.lora.alpha`. peft's
-    old (`q_proj.weight`) and new (`q_proj.base_layer.weight`) names are read. A file without factors is returned as it
-    is; a factor without its partner or weight raises a ValueError.
+    The rank r is the number of rows of A; alpha is in no file: `model.checkpoint_alpha`, else `model.lora.alpha`.
+    peft's old (`q_proj.weight`) and new (`q_proj.base_layer.weight`) names are read. A file without factors is returned
+    as it is; a factor without its partner or weight raises a ValueError.
     """
     plain = {name.replace(BASE, "."): value for name, value in tensors.items() if ".lora_" not in name}
     for name in [name for name in tensors if ".lora_" in name]:
