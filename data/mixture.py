@@ -157,6 +157,11 @@ class Mixture(Dataset):
             blocklist = Blocklist.build(data.exclude_val, root, held_out)
         for family, mix in enumerate(data.mixture):
             total = sum(entry.rate for entry in mix.sets)
+            if mix.rate > 0 and total == 0:
+                raise ValueError(
+                    f"data.mixture: {mix.task} has the rate {mix.rate:g} and no set with a rate above 0; with rate: 0 "
+                    "it is left out"
+                )
             for entry in mix.sets:
                 if mix.rate > 0 and entry.rate > 0:  # datasets without a rate need not be there
                     with keeping_faults(skip):

@@ -19,7 +19,7 @@ from training.checkpoint import TENSORS, Checkpoints, TrainState, check_writable
 from training.engine import Engine, check_settings, engine_settings
 from training.validation import validate
 from utils import dist
-from utils.config import EvalConfig, ModelConfig, Recipe, TrainConfig
+from utils.config import DataConfig, EvalConfig, ModelConfig, Recipe, TrainConfig
 from utils.files import write_atomically
 
 
@@ -280,6 +280,13 @@ def test_a_later_best_score_is_stored(stored):
     assert [path.name for path in stored.complete()] == ["step_3", "step_4"]
 
 
+def test_the_score_of_another_run_s_weights_is_not_the_best_of_this_one(stored):
+    before = tree(stored.folder)
+    state = TrainState(step=9, best=0.9, no_better=2)
+    stored.note(state, best=True)
+    assert state.best is None and state.no_better == 0 and tree(stored.folder) == before
+
+
 def test_without_validation_the_newest_is_best_until_one_has_a_score(stored):
     """A start with --no_eval neither takes the place of a validated checkpoint nor inherits its score."""
     settings: Any = replace(recipe(0, epochs=4, steps_per_epoch=1), eval=EvalConfig(validate=False))
@@ -312,6 +319,20 @@ def test_a_run_that_explodes_stops_at_its_next_save(tmp_path):
     assert all(bool(weight.isfinite().all()) for weight in wild.module.parameters())
     with pytest.raises(FloatingPointError, match=r"diverged.*have weights up to"):
         Checkpoints(tmp_path).save(wild, TrainState(step=3))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_update_that_is_dropped_is_known(precision):
+    """The loss is finite, its gradient is not: DeepSpeed leaves the weights as they are, and says nothing."""
+    trained = engine(recipe(2, precision))
+    run(trained, range(1))
+    assert trained.updated and trained.grad_norm is not None
+    before = trained.gather("weight")
+    for _ in range(2):
+        trained.backward((trained(torch.randn(4, 8)) * 0).sqrt())
+        trained.step()
+    assert not trained.updated and trained.grad_norm is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained.gather("weight").items())
 
 
 def test_moments_that_are_no_numbers_are_not_saved_either(tmp_path):
@@ -417,6 +438,10 @@ def test_another_number_of_pictures_a_step_is_told(stored, caplog):
     state = restore(engine(recipe(2)), stored.last(), recipe(2))
     assert "24 images per step, now it is 8" in caplog.text
     assert (state.processes, state.pictures) == (1, 8)
+    by_records = replace(recipe(2), data=DataConfig(sampling="epoch"))
+    by_records = replace(by_records, train=replace(by_records.train, steps=None, epochs=2, steps_per_epoch=None))
+    with pytest.raises(ValueError, match=r"its 4 steps had 24 images each; with 8 an epoch .*as before"):
+        restore(engine(recipe(2)), stored.last(), by_records)
 
 
 def test_unusable_run_folder_is_reported(tmp_path):

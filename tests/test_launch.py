@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,23 @@ def test_slurm_starts_a_launcher_a_node_that_meet_at_the_first(run):
         "--rdzv_endpoint n07:29500 train_ds.py --config a.yaml --epochs 3\n"
     )
     assert "--nproc_per_node 3 " in run("train_slurm.sbatch", "a.yaml", **job, PROCESSES="3").stdout
+
+
+def test_a_slurm_job_whose_time_ends_saves_and_is_queued_again(tmp_path):
+    """The stand-in for srun saves when it gets the signal, after a while, as processes do."""
+    for name, text in (
+        ("srun", "trap 'sleep 1; echo saved; exit 143' TERM; echo started; while :; do sleep 0.1; done"),
+        ("scontrol", '[ "$1" = requeue ] && echo "queued $2 again" || echo n07'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "n07", "SLURM_NNODES": "1", "SLURM_JOB_ID": "99"}
+    given = os.environ | job | {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "scripts" / "train_slurm.sbatch"), "a.yaml"]
+    with subprocess.Popen(command, env=given, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "saved\nqueued 99 again\n"
 
 
 @pytest.mark.parametrize(

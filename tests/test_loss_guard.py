@@ -35,6 +35,21 @@ def test_or_goes_on_and_counts(caplog):
     assert "left out: step 8: the loss is nan" in caplog.text and "a.jpg" in caplog.text
 
 
+def test_updates_that_were_dropped_stop_the_run_or_are_counted(caplog):
+    guard, state = LossGuard("stop"), TrainState(step=7)
+    guard.note_update(True, state, expected=False)
+    guard.note_update(False, state, expected=True)
+    assert state.lost_updates == 1, "fp16 finds its loss scale that way"
+    with pytest.raises(FloatingPointError, match=r"step 8: the loss is finite and its gradient is not.*skip goes on"):
+        guard.note_update(False, state, expected=False)
+    guard = LossGuard("skip")
+    for done in (*[False] * (IN_A_ROW - 1), True, *[False] * (IN_A_ROW - 1)):
+        guard.note_update(done, state, expected=False)
+    assert state.lost_updates == 2 * IN_A_ROW and "nothing was updated" in caplog.text
+    with pytest.raises(FloatingPointError, match=r"the 10th in a row"):
+        guard.note_update(False, state, expected=False)
+
+
 def test_but_not_for_ever():
     guard, state = LossGuard("skip"), TrainState()
     for _ in range(2):  # a good one between starts the count again

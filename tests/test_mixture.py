@@ -511,5 +511,8 @@ def test_a_missing_or_empty_dataset_is_named_with_its_folder(tmp_path, maker):
         Mixture.build(data, maker)
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         Mixture.build(replace(data, mixture=(TaskConfig("x", (DatasetConfig("ade20k"),)),)), maker)
+    none = TaskConfig("y", (DatasetConfig("counted", 0.0),), rate=3.0)
+    with pytest.raises(ValueError, match=r"data\.mixture: y has the rate 3 and no set with a rate above 0"):
+        Mixture.build(replace(data, mixture=(none,)), maker)
     with pytest.raises(KeyError, match="no source 'ade20'"):
         Mixture.build(replace(data, mixture=(TaskConfig("x", (DatasetConfig("ade20"),)),)), maker)

@@ -19,7 +19,7 @@ from training.compatibility import differences
 from training.lock import Lock
 from training.run import find_resume, open_run
 from utils import dist
-from utils.config import Recipe, from_dict, load_recipe, merge, to_dict
+from utils.config import Recipe, from_dict, load_recipe, merge, save_recipe, to_dict
 
 HOLD = (
     "import sys, time; from pathlib import Path; from training.lock import Lock; lock = Lock(Path(sys.argv[1])); "
@@ -99,6 +99,15 @@ def test_a_checkpoint_of_another_run_is_compared_too(world, finished):
     with pytest.raises(ValueError, match=r"done/checkpoints/step_2 belongs to another recipe.*\n.*lora\.alpha: 4"):
         train_ds.main([*words, "--lora_alpha", "8"])
     assert not (world[0] / "runs" / "from" / "recipe.yaml").exists()
+
+
+def test_a_run_that_began_elsewhere_does_not_take_the_weights_that_are_named(world, run, finished):
+    copy, recipe = run
+    other = replace(recipe, train=replace(recipe.train, resume=str(finished / "checkpoints" / "step_2")))
+    with pytest.raises(FileExistsError, match=r"copy already holds a run up to step_2, which did not begin at .*done"):
+        find_resume(other)
+    save_recipe(other, copy)  # as a start that began there has written
+    assert find_resume(other) == copy / "checkpoints" / "step_2"
 
 
 def test_what_merely_differs_is_said_and_recorded(world, run, capsys):

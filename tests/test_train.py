@@ -190,6 +190,8 @@ def test_eval_only_scores_and_trains_nothing(world, finished):
         train_ds.main(["--config", str(recipe), "--exp_name", "scored", "--eval_only", *words])
         results.append(json.loads((folder / "runs" / "scored" / "eval" / "results.json").read_text()))
     assert not (folder / "runs" / "scored" / "checkpoints").exists()
+    with pytest.raises(ValueError, match=r"runs/whole holds a run up to step_4: --resume .*--no_auto_resume"):
+        train_ds.main(["--config", str(recipe), "--exp_name", "whole", "--eval_only"])
     (line,) = (folder / "runs" / "scored" / "eval" / "predictions").glob("*.jsonl")
     assert len(line.read_text().splitlines()) == 1  # eval.limit
     assert all(result["suites"]["ReasonSeg|val"]["pictures"] == 1 for result in results)
@@ -253,7 +255,7 @@ def test_sigterm_and_time_limit_ask_to_stop():
         assert stop()
     finally:
         stop.close()
-    late = StopSignal(minutes=1e-9)
+    late = StopSignal(minutes=60, started=time.monotonic() - 3601)  # the start of the program counts
     late.close()
     assert late()
 

@@ -53,6 +53,7 @@ class TrainState:
     step: int = 0  # optimizer steps done
     samples: int = 0  # taken from the mixture by all processes together: its position
     skipped: int = 0  # micro-batches left out because of a loss that is not finite
+    lost_updates: int = 0  # steps whose update was dropped because of a gradient that is not finite
     validated: int = 0  # step of the last validation
     best: float | None = None  # best validation score so far
     best_step: int | None = None  # of the checkpoint that has it
@@ -148,9 +149,13 @@ class Checkpoints:
         validation, validates again and points again; the other way round, the pointer would stay wrong.
         """
         target = self.folder / f"step_{state.step}"
+        saved = dist.on_main(target.is_dir)
+        if best and not saved:  # weights of another run: a score to which nothing here belongs
+            state.forget_best()
+            best = False
         if best:
             state.best_step = state.step
-        if dist.is_main() and target.is_dir():
+        if dist.is_main() and saved:
             if best:
                 self._point("best", target.name)
             store_state(state, target)
@@ -330,16 +335,24 @@ def restore(engine: Engine, folder: Path, recipe: Recipe) -> TrainState:
     """Loads a checkpoint into the engine and returns its state. It may have been saved by another number of processes
     and another ZeRO stage.
 
-    Raises FileNotFoundError where it is incomplete, ValueError where it is of a model in which other weights train.
+    Raises FileNotFoundError where it is incomplete, ValueError where it is of a model in which other weights train, or
+    counts epochs in other steps.
     """
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder} is not a complete checkpoint: expected {', '.join(missing)} there")
     names = {field.name for field in fields(TrainState)}  # a later version may have saved more
     values = json.loads((folder / STATE).read_text(encoding="utf-8"))
     state = TrainState(**{key: value for key, value in values.items() if key in names})
+    now = TrainState.begin(recipe)
+    by_records = recipe.data.sampling == "epoch" and recipe.train.steps is None and recipe.train.steps_per_epoch is None
+    if by_records and state.pictures not in (0, now.pictures):
+        raise ValueError(
+            f"{folder}: its {state.step} steps had {state.pictures} images each; with {now.pictures} an epoch of "
+            "data.sampling epoch has another number of steps, and the run would not have train.epochs of them: choose "
+            "train.batch_size x train.grad_accumulation_steps x processes as before, or state train.steps"
+        )
     counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
     engine.restore({kind: Stored(folder / file) for kind, file in TENSORS.items()}, counters)
-    now = TrainState.begin(recipe)
     if state.pictures and state.pictures != now.pictures:
         log.warning(
             "%s was trained with %d images per step, now it is %d (batch size x accumulation x processes): "

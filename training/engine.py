@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections import defaultdict
@@ -72,9 +73,16 @@ class Engine:
 
     @property
     def grad_norm(self) -> float | None:
-        """Norm of the last step's gradient before clipping; None where DeepSpeed keeps none (fp32 without ZeRO)."""
+        """Norm of the last step's gradient before clipping; None where DeepSpeed keeps none (fp32 without ZeRO)
+        and where it is not finite."""
         norm = self.engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+        return None if norm is None or not math.isfinite(norm) else float(norm)
+
+    @property
+    def updated(self) -> bool:
+        """Whether the last step changed the weights. DeepSpeed drops an update whose gradient is not finite, on all
+        processes and without a word."""
+        return self.engine.was_step_applied()
 
     @contextmanager
     def gathered(self) -> Generator[None]:
@@ -141,7 +149,7 @@ def engine_settings(recipe: Recipe, trained: int, device: torch.device) -> dict[
         "train_micro_batch_size_per_gpu": train.batch_size,
         "gradient_accumulation_steps": train.grad_accumulation_steps,
         "gradient_clipping": train.grad_clip,
-        "bf16": {"enabled": precision == "bf16"},
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
         "fp16": {"enabled": precision == "fp16"},
         "zero_optimization": {
             # In half precision stage 0 would keep its fp32 copies where `TrainedParameters` cannot read them.

@@ -26,6 +26,8 @@ from utils.log import log, setup_logging
 from utils.registry import UnknownName
 from utils.run_log import RunLog, import_wandb
 
+COUNTS = ("skipped", "lost_updates")  # of the state, in the log where they are not 0
+
 
 def run(argv: list[str]) -> None:
     """All that a command line of train_ds.py asks for. Ends the program with a message where it cannot be done."""
@@ -59,7 +61,7 @@ def train(assistant: Assistant, run: Run) -> None:
     last_step = settings.total_steps
     checkpoints = run.checkpoints(assistant.model)
     engine = Engine(assistant.model, recipe)
-    state = restore(engine, run.resume, recipe) if run.resume else TrainState.begin(recipe)
+    state = restore(engine, run.resume, run.recipe) if run.resume else TrainState.begin(recipe)
     state = run.begin(recipe, checkpoints, state, mixture.parts)
     meters = Meters()
     meters.restore(state.meters)
@@ -70,7 +72,7 @@ def train(assistant: Assistant, run: Run) -> None:
         run_log = RunLog(recipe.run, step=state.step, again=kinds_to_log_again(state), enabled=dist.is_main())
         stack.callback(run_log.close)
         progress = stack.enter_context(closing(Progress(last_step, state.step)))
-        stop_signal = stack.enter_context(closing(StopSignal(settings.time_limit_minutes)))
+        stop_signal = stack.enter_context(closing(StopSignal(settings.time_limit_minutes, run.started)))
         stream = stack.enter_context(closing(training_stream(mixture, recipe, state)))
         validate(assistant, engine, recipe, state, checkpoints, run_log)  # if it was due when the process was killed
         for step in range(state.step, last_step):
@@ -90,6 +92,7 @@ def train(assistant: Assistant, run: Run) -> None:
                 engine.step()  # updates the weights after the last micro-batch of a step only
                 meters.add(losses.parts, weight=len(batch))
                 micro_step += 1
+            loss_guard.note_update(engine.updated, state, expected=recipe.model.precision == "fp16")
             state.step += 1
             progress.step()
 
@@ -100,8 +103,7 @@ def train(assistant: Assistant, run: Run) -> None:
                 means = meters.read()
                 progress.show(means)
                 values = {**means, "lr": lr, "grad_norm": engine.grad_norm}
-                if state.skipped:
-                    values["skipped"] = state.skipped
+                values |= {name: count for name in COUNTS if (count := getattr(state, name))}
                 run_log.write("train", state.step, values)
             save_due = settings.save_steps > 0 and state.step % settings.save_steps == 0
             if stopping or epoch_ends or save_due:

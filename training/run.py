@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,10 @@ def open_run(recipe: Recipe) -> Generator[Run]:
     trains there, it holds a run of another recipe or one that is not to be resumed, or the checkpoint to resume
     from is damaged.
     """
-    lock = Lock(recipe.run.folder)
+    lock, started = Lock(recipe.run.folder), time.monotonic()
     try:
         dist.on_main(lock.acquire)
-        yield Run(recipe, dist.on_main(lambda: find_resume(recipe)), lock)
+        yield Run(recipe, dist.on_main(lambda: find_resume(recipe)), lock, started)
     finally:
         lock.release()
 
@@ -98,6 +98,11 @@ def find_resume(recipe: Recipe) -> Path | None:
         raise FileExistsError(
             f"{recipe.run.folder} already holds a run up to {last.name}: resume it with --auto_resume, choose another "
             "--exp_name, or remove the folder"
+        )
+    if resume is not None and not is_own and last and not _resumed_before(recipe):
+        raise FileExistsError(
+            f"{recipe.run.folder} already holds a run up to {last.name}, which did not begin at {resume}: choose "
+            "another --exp_name for that, or leave out --resume to continue the one there"
         )
     checkpoint = resume if is_own or last is None else last
     if is_own and last and step_of(last) > step_of(resume) and _resumed_before(recipe):
@@ -157,11 +162,13 @@ def checkpoints_of(recipe: Recipe, size: int = 0) -> Checkpoints:
 
 @dataclass
 class Run:
-    """A locked run folder. resume: the checkpoint that the run resumes from."""
+    """A locked run folder. resume: the checkpoint that the run resumes from. started: when it was opened, before
+    anything slow."""
 
     recipe: Recipe
     resume: Path | None
     lock: Lock
+    started: float = field(default_factory=time.monotonic)
 
     def checkpoints(self, model: nn.Module) -> Checkpoints:
         """The folder's checkpoints; raises OSError where there is no room for one of the model's trained weights."""
@@ -217,8 +224,9 @@ class StopSignal:
     signal, and clocks differ, so the processes agree: one that stopped alone would leave the others waiting for it.
     """
 
-    def __init__(self, minutes: float = 0.0):
-        self.deadline = time.monotonic() + 60 * minutes if minutes > 0 else None
+    def __init__(self, minutes: float = 0.0, started: float | None = None):
+        begin = time.monotonic() if started is None else started  # weights are read and data indexed before the loop
+        self.deadline = begin + 60 * minutes if minutes > 0 else None
         self.received = False
         self._previous_handler = signal.signal(signal.SIGTERM, self._note)
 

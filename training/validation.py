@@ -73,6 +73,12 @@ def assistant_to_score(recipe: Recipe) -> Assistant:
         return load(
             checkpoint.parents[1], checkpoint=checkpoint.name, system=recipe.system, model=cache, device=dist.device()
         )
+    last = Checkpoints(recipe.run.folder / "checkpoints").last()
+    if last and recipe.train.auto_resume:
+        raise ValueError(
+            f"{recipe.run.folder} holds a run up to {last.name}: --resume {last} scores that, and --no_auto_resume the "
+            "weights of --version"
+        )
     return build(recipe, device=dist.device(), trainable=False)
 
 
