@@ -91,6 +91,11 @@ class Session:
             begun[:] = rounds  # in place: where `forget` has begun a new list meanwhile, that one stays empty
         return exchange
 
+    def take_back(self, rounds: int) -> None:
+        """Drops the last rounds, as if they had not been asked."""
+        with self.assistant.lock:
+            del self.rounds[max(0, len(self.rounds) - rounds) :]
+
     def forget(self) -> None:
         """Drops all rounds, also that of an answer that is being written; the image stays encoded and read. Waits for
         nobody's answer."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data.types import Query
 from evaluation.console import Command, Console, Typist, remembered_interrupt, typed_path
 from evaluation.export.answers import save_answer, save_conversation
@@ -60,7 +62,7 @@ class Talk:
                 break
             if not line:
                 print("The prompt is empty; type a question about an image.")
-            elif self.console.run(line):
+            elif self._command(line):
                 continue
             elif self.subject is not None:
                 self.answer(self.subject, line, "")
@@ -85,6 +87,13 @@ class Talk:
         except KeyboardInterrupt:
             print("\nStopped.")
 
+    def _command(self, line: str) -> bool:
+        try:
+            return self.console.run(line)
+        except KeyboardInterrupt:  # in the middle of a large image, or of many files
+            print("\nStopped.")
+            return True
+
     def answer(self, subject: Subject, prompt: str, classes: str) -> None:
         """Asks in the conversation, prints words as they come, saves."""
         with remembered_interrupt() as check:
@@ -95,7 +104,7 @@ class Talk:
             except KeyboardInterrupt:
                 print("\nStopped: the conversation is as if this had not been asked.")
                 return
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, torch.OutOfMemoryError) as error:
                 print(f"{typist.line_end}Cannot answer: {error}")
                 return
         print()
@@ -167,11 +176,15 @@ def answer(predictor: Predictor, image: str, prompt: str, classes: str, args: ar
     try:
         queries = make_queries(predictor, prompt, classes)
         (replies,) = predictor.replies([image], [queries])
-        report = save_answer(Path(image), queries, replies, args.vis_save_path, args.export)
     except (OSError, ValueError) as error:
         print(f"Cannot answer: {error}")
         return False
-    print("\n".join(entry["text"] for entry in report["answers"]))
+    print("\n".join(reply.text for reply in replies))
+    try:
+        report = save_answer(Path(image), queries, replies, args.vis_save_path, args.export)
+    except (OSError, ValueError) as error:
+        print(f"Cannot save the answer: {error}")
+        return False
     print_found(report)
     if cut := sum(not reply.finished for reply in replies):
         what = "The answer was" if len(replies) == 1 else f"{cut} of {len(replies)} answers were"

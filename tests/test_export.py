@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,7 @@ def test_chat_exports_next_to_its_answers_without_colliding(tmp_path, monkeypatc
         "image0_2_coco.json",
         "image0_2_semantic.png",
         "image0_2_panoptic.png",
+        "image0_2_panoptic.json",
     ]
     entries = json.loads((tmp_path / "image0_2_coco.json").read_text())
     assert len(entries) == len(report["masks"]) and {entry["category"] for entry in entries} <= {"dog", "sky"}
@@ -164,6 +166,28 @@ def test_chat_exports_next_to_its_answers_without_colliding(tmp_path, monkeypatc
     assert {s["id"] for s in info["segments_info"]} == set(np.unique(ids).tolist()) - {0}
     with pytest.raises(SystemExit, match="of a class list"):
         chat.main([*words, "--prompt", "Where?", "--export", "semantic"])
+
+
+def test_files_of_others_stay_and_a_photograph_of_coco_has_its_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "load_assistant", lambda args: tiny("lisa", eager=5))
+    image = Path(shutil.copy(IMAGE, tmp_path / "COCO_val2014_000000581857.png"))
+    mine = [tmp_path / f"{image.stem}{ending}" for ending in ("_mask_0.png", "_2_overlay.png")]
+    for file in mine:
+        file.write_text("mine")
+    words = ["--version", "any", "--vis_save_path", str(tmp_path), "--max_new_tokens", "8", "--image", str(image)]
+    assert chat.main([*words, "--classes", "dog,sky", "--export", "coco"]) == 0
+    assert [file.read_text() for file in mine] == ["mine", "mine"]
+    entries = json.loads((tmp_path / f"{image.stem}_3_coco.json").read_text())
+    assert entries and {entry["image_id"] for entry in entries} == {581857}
+
+
+def test_an_answer_that_cannot_be_saved_is_still_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(chat, "load_assistant", lambda args: tiny("lisa", eager=5))
+    (tmp_path / "file").touch()
+    words = ["--version", "any", "--vis_save_path", str(tmp_path / "file" / "x"), "--max_new_tokens", "8"]
+    assert chat.main([*words, "--image", str(IMAGE), "--classes", "dog,sky"]) == 1
+    said = capsys.readouterr().out
+    assert "[SEG]" in said and "Cannot save the answer: " in said
 
 
 def test_a_class_has_the_number_of_its_place_however_the_answer_spells_it(tmp_path):

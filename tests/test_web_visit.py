@@ -134,6 +134,29 @@ def test_an_error_of_the_program_is_a_sentence_and_a_line_for_the_log(visits, mo
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_an_answer_that_cannot_be_saved_is_a_sentence_and_no_round(visits, monkeypatch):
+    visit = visits.of("one")
+    talk = visit.open(IMAGE)
+    assert ask(visit, FREE, ASKED).text
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("web.visit.save_answer", full)
+        with pytest.raises(Refused, match=r"cannot be saved: .*No space left"):
+            ask(visit, FREE, "And the sky?")
+    assert len(talk.answers) == len(talk.conversation.session.rounds) == 1
+    assert ask(visit, FREE, "And the sky?").text and len(talk.conversation.session.rounds) == 2
+
+
+def test_a_second_enter_does_not_take_the_place_of_a_question_that_waits(visits):
+    visit = visits.of("one")
+    visit.open(IMAGE)
+    assert visit.wait(FREE, ASKED) and not visit.wait(FREE, " ")
+    assert visit.turn().words == ASKED
+
+
 def test_an_answer_can_be_stopped_left_and_overtaken(visits, request):
     layer = visits.predictor.assistant.model.vlm.language.model.layers[0]
     hook = layer.register_forward_pre_hook(lambda *_: time.sleep(0.03))  # so that it is not written before that

@@ -26,7 +26,7 @@ class LossGuard:
         self.lost_in_a_row = 0
 
     def note_update(self, done: bool, state: TrainState, *, expected: bool) -> None:
-        """Counts a step whose update was dropped since its gradient is not finite, although the loss is. The same on
+        """Counts the steps whose update was dropped since its gradient is not finite, although the loss is. The same on
         all processes. expected: fp16, whose loss scale is found that way.
 
         Raises FloatingPointError, where it is not expected, if the recipe says stop, or at the IN_A_ROW-th in
@@ -41,7 +41,7 @@ class LossGuard:
             return
         message = f"step {state.step + 1}: the loss is finite and its gradient is not, so that nothing was updated"
         if not self.skips:
-            raise FloatingPointError(f"{message} (train.on_bad_loss=skip goes on with the next step)")
+            raise FloatingPointError(f"{message} (train.on_bad_loss=skip continues with the next step)")
         if self.lost_in_a_row >= IN_A_ROW:
             raise FloatingPointError(f"{message}. It is the {IN_A_ROW}th in a row: the weights have probably diverged")
         log.warning(message)

@@ -221,8 +221,10 @@ class _Page:
         Yields {"text": ...} as the answer is written, at last the whole answer: text, finished, notes, masks, absent,
         unmentioned, coco (COCO results).
         """
+        if not isinstance(words, str):
+            raise gr.Error("The words are one text; names have commas between them.", print_exception=False)
         visit = self._visit(request)
-        answers = visit.ask(Question(str(kind), str(words), request.state.talk))
+        answers = visit.ask(Question(str(kind), words, request.state.talk))
         try:
             while True:
                 yield {"text": next(answers)}

@@ -106,8 +106,8 @@ class Visit:
 
     def wait(self, kind: str, words: str) -> bool:
         """A question about the image as it is now waits for the model, in place of one that waits already. False where
-        an answer is being written: the question is not taken."""
-        if self.answering is not None:
+        it is not taken: an answer is being written, or nothing was typed and a question waits, as at a second Enter."""
+        if self.answering is not None or (self.waiting is not None and not words.strip()):
             return False
         self.waiting = Question(kind, words, self.talk)
         return True
@@ -160,7 +160,14 @@ class Visit:
             raise Refused(FAILED) from None
         if self.talk is not talk:  # another conversation was begun just when the model had finished
             raise Refused(STOPPED)
-        report = save_answer(talk.image, exchange.queries, exchange.replies, talk.image.parent / "answers", [COCO])
+        try:
+            report = save_answer(talk.image, exchange.queries, exchange.replies, talk.image.parent / "answers", [COCO])
+        except (OSError, ValueError) as error:
+            talk.conversation.session.take_back(len(exchange.queries))  # nobody sees these rounds
+            if self.talk is None or self.talk.image != talk.image:  # opened another image while masks were written
+                shutil.rmtree(talk.image.parent, ignore_errors=True)
+                raise Refused(STOPPED) from None
+            raise Refused(f"The answer cannot be saved: {_for_visitors(error, talk.image.parent)}") from None
         silent = [name for pair in zip(exchange.queries, exchange.replies, strict=True) for name in unmentioned(*pair)]
         answer = Answer(question.words.strip(), exchange.text, exchange.notes, report, silent)
         talk.answers.append(answer)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from data.types import Query
+from evaluation.asked import image_id
 from evaluation.export.coco import coco_results
 from evaluation.export.label_maps import panoptic_image, save_png, semantic_image
 from evaluation.export.suites import COCO, PANOPTIC, SEMANTIC
@@ -34,7 +35,7 @@ def save_answer(
     """Writes masks, overlay, JSON and exports under names that are still free; returns the content of the JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = free_name(folder, image.stem)
-    exported = export_answers(folder / stem, queries, replies, forms)
+    exported = export_answers(folder / stem, queries, replies, forms, image_id(image, 0))
     pixels = read_image(image)
     report: dict[str, Any] = {"image": str(image), "answers": [], "masks": [], "absent": []}
     layers = []
@@ -92,8 +93,10 @@ def unmentioned(query: Query, reply: Reply) -> list[str]:
     return [phrase for place, phrase in enumerate(query.phrases) if place not in mentioned]
 
 
-def export_answers(stem: Path, queries: Sequence[Query], replies: Sequence[Reply], forms: Sequence[str]) -> list[Path]:
-    """Writes the answers in these forms to files that begin with `stem`; returns the files.
+def export_answers(
+    stem: Path, queries: Sequence[Query], replies: Sequence[Reply], forms: Sequence[str], number: int = 0
+) -> list[Path]:
+    """Writes the answers in these forms to files that begin with `stem`; returns the files. number: of the image.
 
     Semantic and panoptic images are of class lists: the classes are numbered as they were asked.
     """
@@ -106,7 +109,9 @@ def export_answers(stem: Path, queries: Sequence[Query], replies: Sequence[Reply
             for name, segment in zip(claim_names(query, reply), segments_of(reply), strict=True)
         ]
         written.append(stem.with_name(f"{stem.name}{ENDINGS[COCO]}"))
-        write_atomically(written[-1], json.dumps(coco_results(segments, names=names)) + "\n", errors="backslashreplace")
+        write_atomically(
+            written[-1], json.dumps(coco_results(segments, number, names)) + "\n", errors="backslashreplace"
+        )
     if not names or not set(forms) - {COCO}:
         return written
     masks, _ = read_masks(replies, queries, Names(names), fuzzy=False)
@@ -121,7 +126,8 @@ def export_answers(stem: Path, queries: Sequence[Query], replies: Sequence[Reply
         shown, info = panoptic_image(class_map)
         save_png(shown, written[-1])
         content = {"file_name": written[-1].name, "segments_info": info, "categories": categories}
-        write_atomically(written[-1].with_suffix(".json"), json.dumps(content) + "\n")
+        written.append(written[-1].with_suffix(".json"))
+        write_atomically(written[-1], json.dumps(content) + "\n")
     return written
 
 
@@ -154,5 +160,5 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 def free_name(folder: Path, stem: str) -> str:
     """`dog`, or `dog_2`, `dog_3` where the folder holds earlier answers about that image, or files of that name."""
     names = chain([stem], (f"{stem}_{number}" for number in count(2)))
-    endings = ("", ".json", *ENDINGS.values(), "_panoptic.json")
+    endings = ("", ".json", "_mask_0.png", "_overlay.png", *ENDINGS.values(), "_panoptic.json")
     return next(name for name in names if not any((folder / f"{name}{ending}").exists() for ending in endings))
