@@ -15,7 +15,9 @@ from web.visit import CLASSES, FREE, KINDS, PHRASES, Answer, Question, Refused, 
 
 MODEL = "model"  # the queue of everything that asks the model, which answers one question at a time
 WAITING = 50  # questions that may wait in it
-SWEEP, KEEP = 600, 3600  # seconds: how often uploads are looked through, and how old they get; visits have copies
+# Seconds: how often copies of uploads and downloads are looked through, and how old they get. A visit has copies of its
+# uploads, but its download buttons hold these.
+SWEEP, KEEP = 600, 24 * 3600
 LABELS = {FREE: "Question", PHRASES: "Phrases", CLASSES: "Classes"}
 DOWNLOADS = {"masks": "Masks (PNG)", "overlay": "Overlay (PNG)", "coco": "COCO JSON"}
 HINTS = {

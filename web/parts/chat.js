@@ -7,11 +7,18 @@ const show = (messages) => {
     return;
   }
   const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-  list.replaceChildren(...messages.map(({ role, text }) => {
+  // Only lines that changed are replaced: a screen reader reads out what is new in the log, and a selection elsewhere stays.
+  const lines = [...list.children];
+  messages.forEach(({ role, text }, place) => {
+    const old = lines[place];
+    if (old && old.className === role && old.dataset.text === text) return;
     const line = Object.assign(document.createElement("p"), { className: role });
+    line.dataset.text = text;
     for (const piece of text.split(/(?<=>)/)) line.append(piece, document.createElement("wbr"));  // a line may end after a token
-    return line;
-  }));
+    if (old) old.replaceWith(line);
+    else list.append(line);
+  });
+  lines.slice(messages.length).forEach((line) => line.remove());
   if (atEnd || messages[messages.length - 1].role !== "answer") list.scrollTop = list.scrollHeight;
 };
 watch("value", () => show(props.value));
