@@ -99,10 +99,10 @@ def test_another_base_than_a_run_was_trained_on_is_warned_of(run, tmp_path, capl
     folder = shutil.copytree(run[0], tmp_path / "run")
     (folder / "meta.json").write_text(json.dumps([{"content": contents(recipe().model)}]))
     load(folder, device="cpu")
-    assert not caplog.records
+    assert "does not hold" not in caplog.text
     base = shutil.copytree(OWN / "lasagna", tmp_path / "base")
     load(folder, model={"version": str(base)}, device="cpu")
-    assert not caplog.records, "a folder that was moved is the same"
+    assert "does not hold" not in caplog.text, "a folder that was moved is the same"
     file = base / "pytorch_model.bin"
     weights = torch.load(file, weights_only=True)
     torch.save({name: value * 1.5 for name, value in weights.items()}, file)

@@ -77,7 +77,7 @@ class _Reader:
 
     def entries(self) -> Iterator[tuple[str, Any]]:
         if self.peek() == "[":
-            raise ValueError(f"{self.path}: holds a JSON list; expected an object, with its lists under their names")
+            raise self.error("a list, where an object with its lists under their names is expected")
         self.take("{")
         if self.peek() != "}":
             while True:
