@@ -17,7 +17,7 @@ from data.tokens import TokenSpec, load_tokenizer
 from data.views import Views
 from model.checkpoints.config_file import class_names, read_config
 from model.checkpoints.files import read_tensors
-from model.checkpoints.fingerprint import contents
+from model.checkpoints.fingerprint import replaced
 from model.checkpoints.hub import fetch_folder
 from model.checkpoints.load import build_model, load_folder, views_for
 from model.finetune.quantize import quantize
@@ -154,15 +154,13 @@ def _compare_base(run: Path, recipe: Recipe) -> None:
         trained_on = {new_name(name): digest for name, digest in start["content"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return  # a run without a history that can be read
-    for name, digest in contents(recipe.model).items():
-        before = trained_on.get(name)
-        if digest and before and digest != before:
-            place = reduce(getattr, name.split("."), recipe)
-            log.warning(
-                "%s: %s=%s does not hold what the run was trained on (digest %s, now %s): answers are wrong, unless "
-                "the same weights only lie in other files",
-                *(run, name, place, before, digest),
-            )
+    for name, before, digest in replaced(recipe.model, trained_on):
+        place = reduce(getattr, name.split("."), recipe)
+        log.warning(
+            "%s: %s=%s does not hold what the run was trained on (digest %s, now %s): answers are wrong, unless "
+            "the same weights only lie in other files",
+            *(run, name, place, before, digest),
+        )
 
 
 def find_checkpoint(run: Path, name: str = "best") -> Path:

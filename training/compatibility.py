@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.tokens import FAMILIES
-from model.checkpoints.fingerprint import PATHS, contents, digest_of
+from model.checkpoints.fingerprint import PATHS, digest_of, replaced
 from systems.base import build_system
 from utils.config import Recipe, to_dict
 from utils.renamed import new_name
@@ -74,9 +74,8 @@ def differences(before: Recipe, now: Recipe, content: Mapping[str, str | None]) 
         else:
             harmless = change.field not in ("system", SEED)
         (others if harmless else meaning).append(change)
-    for field, digest in contents(now.model).items():
-        recorded = content.get(field)
-        if recorded and digest and recorded != digest and all(change.field != field for change in meaning):
+    for field, recorded, digest in replaced(now.model, content):
+        if all(change.field != field for change in meaning):
             meaning.append(Change(f"what {field} holds", recorded, digest))
     return meaning, others
 

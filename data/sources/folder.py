@@ -130,16 +130,10 @@ def _no_plain_names(lines: list[tuple[int, str]]) -> str:
 
 def _count_up(texts: list[str]) -> bool:
     """Whether different names count from 0 or 1: `cup 1`, `plate 2`; `zone 1`, `zone 2` are names."""
-    matches = [re.fullmatch(r"(.*\S)\s+(\d+)", text) for text in texts]
-    found = [(match[1], int(match[2])) for match in matches if match]
-    numbers = [number for _, number in found]
-    first = numbers[0] if numbers else 0
-    return (
-        len(found) == len(texts) > 1
-        and len({name for name, _ in found}) == len(found)
-        and first in (0, 1)
-        and numbers == list(range(first, first + len(found)))
-    )
+    matches = [match for text in texts if (match := re.fullmatch(r"(.*\S)\s+(\d+)", text))]
+    count, numbers = len(texts), [int(match[2]) for match in matches]
+    different = len({match[1] for match in matches}) == count > 1
+    return different and numbers in (list(range(count)), list(range(1, count + 1)))
 
 
 def _refuse_binary(pairs: Pairs, maps: Path, hint: str) -> None:

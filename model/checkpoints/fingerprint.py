@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,17 @@ CONTENT = (".safetensors", ".bin", ".pth", ".pt", ".json", ".model")
 def contents(config: ModelConfig) -> dict[str, str | None]:
     """Field -> digest of the weights and settings at the path that it names; None where nothing is there."""
     return {f"model.{name}": digest_of(reduce(getattr, name.split("."), config)) for name in PATHS}
+
+
+def replaced(config: ModelConfig, recorded: Mapping[str, str | None]) -> list[tuple[str, str, str]]:
+    """(field, digest before, digest now) of the places that do not hold what they held. recorded: an earlier result of
+    `contents`; what is not known on both sides is not compared."""
+    now = contents(config)
+    return [
+        (name, before, digest)
+        for name, digest in now.items()
+        if digest and (before := recorded.get(name)) and before != digest
+    ]
 
 
 def digest_of(place: Any) -> str | None:
