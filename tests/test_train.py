@@ -122,7 +122,7 @@ def test_workers_do_not_change_a_draw(world, finished):
 
 def test_second_run_does_not_overwrite_the_first(world, finished):
     _, recipe = world
-    with pytest.raises(FileExistsError, match=r"already holds a run up to step_4.*--auto_resume"):
+    with pytest.raises(SystemExit, match=r"already holds a run up to step_4.*--auto_resume"):
         train_ds.main(["--config", str(recipe), "--exp_name", "whole", "--no-auto_resume"])
 
 
@@ -190,7 +190,7 @@ def test_eval_only_scores_and_trains_nothing(world, finished):
         train_ds.main(["--config", str(recipe), "--exp_name", "scored", "--eval_only", *words])
         results.append(json.loads((folder / "runs" / "scored" / "eval" / "results.json").read_text()))
     assert not (folder / "runs" / "scored" / "checkpoints").exists()
-    with pytest.raises(ValueError, match=r"runs/whole holds a run up to step_4: --resume .*--no_auto_resume"):
+    with pytest.raises(SystemExit, match=r"runs/whole holds a run up to step_4: --resume .*--no_auto_resume"):
         train_ds.main(["--config", str(recipe), "--exp_name", "whole", "--eval_only"])
     (line,) = (folder / "runs" / "scored" / "eval" / "predictions").glob("*.jsonl")
     assert len(line.read_text().splitlines()) == 1  # eval.limit
@@ -211,13 +211,18 @@ def test_missing_data_and_unknown_figures_stop_at_the_door(world, tmp_path):
         train_ds.main(["--config", str(recipe), "--set", "train.offload=all"])
     with pytest.raises(SystemExit, match=r"no train\.on_bad_loss 'ignore'; have: .*skip"):
         train_ds.main(["--config", str(recipe), "--set", "train.on_bad_loss=ignore"])
-    with pytest.raises(FileNotFoundError, match="is not a complete checkpoint"):
+    with pytest.raises(SystemExit, match=r"train_ds\.py: .*nowhere"):
+        train_ds.main(["--config", str(recipe), "--exp_name", "from", "--version", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match=r"train_ds\.py: .*nothing"):
+        words = ["--dataset_dir", str(tmp_path / "nothing"), "--set", "eval.validate=false"]
+        train_ds.main(["--config", str(recipe), "--exp_name", "from", *words])
+    with pytest.raises(SystemExit, match="is not a complete checkpoint"):
         train_ds.main(["--config", str(recipe), "--exp_name", "from", "--resume", str(tmp_path)])
 
 
 def test_wandb_that_is_not_installed_stops_at_the_door(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ImportError, match=r"run\.wandb names a project"):
+    with pytest.raises(SystemExit, match=r"run\.wandb names a project"):
         train_ds.main(["--config", str(world[1]), "--exp_name", "watched", "--set", "run.wandb=mine"])
 
 

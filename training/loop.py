@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from collections.abc import Generator
+from contextlib import ExitStack, closing, contextmanager
 
 import numpy as np
 import torch
@@ -18,7 +19,15 @@ from training.engine import Engine, check_settings
 from training.loss_guard import LossGuard
 from training.meters import Meters, Progress
 from training.run import Run, StopSignal, open_run, out_of_patience, with_epochs, with_precision
-from training.validation import check_suites, evaluation_splits, score_final, score_only, validate
+from training.validation import (
+    assistant_to_score,
+    check_suites,
+    evaluation_splits,
+    score,
+    score_final,
+    suites_needed,
+    validate,
+)
 from utils import dist
 from utils.config import Recipe
 from utils.flags import resolve
@@ -31,7 +40,7 @@ COUNTS = ("skipped", "lost_updates")  # of the state, in the log where they are 
 
 def run(argv: list[str]) -> None:
     """All that a command line of train_ds.py asks for. Ends the program with a message where it cannot be done."""
-    try:
+    with message_alone():
         # A command line without a system means the first one that accepts its options and flags.
         recipe = resolve(argv, systems_accepting)
         check_settings(recipe.train)
@@ -39,23 +48,36 @@ def run(argv: list[str]) -> None:
         setup_logging(dist.is_main())
         set_index_folder(recipe.data.index_dir)
         check_suites(recipe)
-    except (ValueError, FileNotFoundError, UnknownName) as error:
-        raise SystemExit(f"train_ds.py: {error}") from None
-    if recipe.run.wandb:
-        import_wandb()  # fails now rather than after the model is built
+        if recipe.run.wandb:
+            import_wandb()  # fails now rather than after the model is built
     dist.start(recipe.train.timeout_minutes)
     recipe = with_precision(recipe)
     if recipe.eval.eval_only:
-        score_only(recipe)
+        with message_alone():
+            assistant = assistant_to_score(recipe)
+        score(assistant, recipe, suites_needed(recipe), out=recipe.run.folder / "eval")
         return
-    with open_run(recipe) as opened:  # raises before the model is built where the folder does not fit the recipe
-        train(build(recipe, device="cpu"), opened)  # the engine moves it to the device, sharded under ZeRO-3
+    with ExitStack() as stack:
+        with message_alone():
+            opened = stack.enter_context(open_run(recipe))  # before the model is built: the folder may not fit
+            assistant = build(recipe, device="cpu")  # the engine moves it to the device, sharded under ZeRO-3
+            mixture = training_mixture(assistant, recipe)
+        train(assistant, mixture, opened)
 
 
-def train(assistant: Assistant, run: Run) -> None:
+@contextmanager
+def message_alone() -> Generator[None]:
+    """Ends the program with an error's message, without a traceback: a file, folder or setting is the cause of what is
+    raised before the first step."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, UnknownName) as error:
+        raise SystemExit(f"train_ds.py: {error}") from None
+
+
+def train(assistant: Assistant, mixture: Mixture, run: Run) -> None:
     """Trains to the last step, the end of `train.patience`, the time limit or SIGTERM; validates after each epoch;
     resumes where the run stopped."""
-    mixture = training_mixture(assistant, run.recipe)
     recipe = with_epochs(run.recipe, mixture.num_records)
     settings = recipe.train
     last_step = settings.total_steps

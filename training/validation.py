@@ -60,11 +60,6 @@ def score_final(assistant: Assistant, engine: Engine, recipe: Recipe, state: Tra
             run_log.rewrite("final", state.step, score(assistant, recipe, recipe.eval.final_suites))
 
 
-def score_only(recipe: Recipe) -> None:
-    """What `eval_only` does: scores every suite of the recipe, without a training run."""
-    score(assistant_to_score(recipe), recipe, suites_needed(recipe), out=recipe.run.folder / "eval")
-
-
 def assistant_to_score(recipe: Recipe) -> Assistant:
     """For `eval_only`: the checkpoint of a run that --resume names, else the weights of --version."""
     if recipe.train.resume:
