@@ -77,6 +77,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--prompt and --classes go with --image; without them the program asks")
     if single and bool(args.prompt.strip()) == bool(args.classes.strip(" ,")):
         parser.error("--image needs a --prompt or a list of --classes, one of the two, and not an empty one")
+    if single and args.model_max_length is not None:
+        print("--model_max_length has no meaning here: it limits a conversation")
     return args
 
 
