@@ -115,7 +115,7 @@ def test_what_cannot_be_put_together_is_refused_before_weights_are_read(system, 
             shutil.copy(file, unread)
     recipe = recipe_of(system, {**model, "version": str(unread)}, world, tmp_path)
     with pytest.raises(
-        ValueError, match=rf"mask head '{head}'.*the backbone '{backbone}' does not have; choose .* sam"
+        SystemExit, match=rf"mask head '{head}'.*the backbone '{backbone}' does not have; choose .* sam"
     ):
         train_ds.main(["--config", str(recipe)])
 
